@@ -1,0 +1,57 @@
+"""Execute notebooks in this process and store their outputs, byte for byte the same each time.
+
+Usage: python tools/execute.py [NOTEBOOK ...]      (default: all of nbs/)
+Cells marked with a flag of `tst_flags` (settings.ini) are left as they are.
+"""
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ['IN_TEST'] = '1'
+
+from execnb.nbio import read_nb, write_nb
+from execnb.shell import CaptureShell
+from nbdev.config import get_config
+from nbdev.doclinks import nbglob
+from nbdev.process import NBProcessor
+
+VOLATILE = 'application/vnd.jupyter.widget-view+json'  # holds a random model id
+
+
+def execute(path: Path, skip_flags: set) -> float:
+    "Run all cells of one notebook, write the outputs back, return the seconds it took."
+    start = time.time()
+    nb = read_nb(path)
+    directives = [getattr(c, 'directives_', {}) for c in NBProcessor(path).nb.cells]
+
+    def is_skipped(cell):
+        d = directives[cell.idx_]
+        return (cell.cell_type != 'code' or 'nbdev_export(' in cell.source
+                or d.get('eval:', [''])[0] == 'false' or bool(skip_flags & d.keys()))
+
+    os.chdir(path.parent)
+    shell = CaptureShell(path, mpl_format='png')  # plain PNG: retina figures are four times as large
+    shell._run("set_matplotlib_formats('png', metadata={'Software': None})")
+    shell.run_all(nb, exc_stop=True, preproc=is_skipped)
+    for cell in nb.cells:
+        for output in cell.get('outputs', []):
+            output.get('data', {}).pop(VOLATILE, None)
+            output.get('metadata', {}).pop(VOLATILE, None)
+        if 'outputs' in cell:
+            cell['outputs'] = [o for o in cell['outputs'] if o.get('output_type') != 'stream' or o.get('name') != 'stderr']
+    nb.metadata.pop('widgets', None)
+    write_nb(nb, path)
+    return time.time() - start
+
+
+def main(paths: list):
+    cfg = get_config()
+    sys.path.insert(0, str(cfg.config_path))
+    skip_flags = set(cfg.tst_flags.split())
+    for path in [Path(p).absolute() for p in paths] or nbglob(cfg.nbs_path, as_path=True):
+        seconds = execute(Path(path).absolute(), skip_flags)
+        print(f'{Path(path).name}: {seconds:.1f} s, {Path(path).stat().st_size//1024} KB', flush=True)
+
+
+if __name__ == '__main__': main(sys.argv[1:])
