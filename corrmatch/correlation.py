@@ -3,8 +3,7 @@
 # %% auto #0
 __all__ = ['correlation_map', 'correlation_rows', 'CorrelationHead']
 
-# %% ../nbs/08_correlation.ipynb #9ac9f7cb
-import torch
+# %% ../nbs/08_correlation.ipynb #d61d5aab
 from torch import Tensor, einsum, nn
 
 # %% ../nbs/08_correlation.ipynb #8d30a2a4
@@ -12,27 +11,27 @@ def correlation_map(
     f1:Tensor, # (b,k,h,w) or (b,k,p) query side: what a position looks for
     f2:Tensor, # (b,k,h,w) or (b,k,q) key side: what a position shows
 )->Tensor:     # (b,p,q) row p is a distribution over q; columns are not
-    "Compare every position with every other: softmax over the last axis of scaled dot products."
+    "Share each position's attention among all positions, softmax over the last axis."
     scores = einsum('b k p, b k q -> b p q', f1.flatten(2), f2.flatten(2))
-    return (scores/f1.shape[1]**0.5).softmax(-1)
+    return (scores/f1.shape[1]**.5).softmax(-1)
 
 # %% ../nbs/08_correlation.ipynb #f08ccd8d
 def correlation_rows(
     f1:Tensor,    # (b,k,h,w) or (b,k,p) query side
     f2:Tensor,    # (b,k,h,w) or (b,k,q) key side
-    index:Tensor, # (m,) positions, y*w+x
-)->Tensor:        # (b,m,q) the map's rows at these positions
-    "Compute a few rows of the correlation map and none of the others."
+    index:Tensor, # (m,) int64 positions y*w+x, the same for all images
+)->Tensor:        # (b,m,q) these rows of the map
+    "Compute some rows of the correlation map and none of the others."
     return correlation_map(f1.flatten(2)[..., index], f2)
 
 # %% ../nbs/08_correlation.ipynb #5135f2e0
 class CorrelationHead(nn.Module):
-    "Two 1x1 convolutions give each position a query and a key of `n_classes` numbers."
+    "Two 1x1 convolutions that give each position a query and a key of `n_classes` numbers."
     def __init__(self,
         dim:int,        # channels of the features
-        n_classes:int): # k, channels of query and key
+        n_classes:int): # k, length of query and key
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(dim, n_classes, 1), nn.Conv2d(dim, n_classes, 1)
     def forward(self, feats):
-        "Return f1 and f2, both (b,k,h,w), of feats (b,d,h,w)."
+        "Return f1 and f2, both (b,k,h,w), of feats (b,dim,h,w)."
         return self.conv1(feats), self.conv2(feats)

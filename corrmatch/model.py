@@ -285,12 +285,12 @@ def load_backbone(
     state = _backbone_keys(weights if isinstance(weights, dict) else _read_weights(weights), source)
     own = backbone.state_dict()
     fits = {k: v for k,v in state.items() if k in own and v.shape == own[k].shape}
-    if not any(v.ndim == 4 for v in fits.values()):
-        raise ValueError(f'weights {source}: none of its {len(state)} tensors fits this backbone; give weights of the same ResNet')
+    n_fit, n_own = [sum(v.ndim == 4 for v in tensors.values()) for tensors in (fits, own)]
+    if 2*n_fit < n_own: raise ValueError(f'weights {source}: only {n_fit} of {n_own} convolutions fit this backbone; give weights of the same ResNet')
     backbone.load_state_dict(fits, strict=False)
     missing = tuple(k for k in own if k not in state and not k.endswith('num_batches_tracked'))
     mismatched = tuple(k for k in state if k in own and k not in fits)
-    return WeightReport(tuple(fits), missing, tuple(k for k in state if k not in own), mismatched, _zero_open_blocks(backbone, missing))
+    return WeightReport(tuple(fits), missing, tuple(k for k in state if k not in own), mismatched, _zero_open_blocks(backbone, missing+mismatched))
 
 # %% ../nbs/05_model.ipynb #ece79abe
 def torchvision_weights(

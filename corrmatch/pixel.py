@@ -15,10 +15,11 @@ def propagate_pixels(
     corr:Tensor,   # (b,p,q) correlation map: rows sum to 1, columns do not
     logits:Tensor, # (b,k,h,w) or (b,k,p) class scores
     transposed:bool=False, # False: send scores along rows (reference); True: fetch a weighted mean
-)->Tensor:         # like logits
+)->Tensor:         # (b,k,h,w), or (b,k,q) for flat scores
     "Send each position's scores along its row of the correlation map."
     pattern = 'b k q, b p q -> b k p' if transposed else 'b k p, b p q -> b k q'
-    return einsum(pattern, logits.flatten(2), corr).view_as(logits)
+    result = einsum(pattern, logits.flatten(2), corr)
+    return result.view_as(logits) if logits.ndim == 4 else result
 
 # %% ../nbs/09_pixel.ipynb #a06d8120
 def _spread(
@@ -78,12 +79,12 @@ class _Spread(torch.autograd.Function):
 
 # %% ../nbs/09_pixel.ipynb #5bb57887
 def spread_pixels(
-    f1:Tensor,     # (b,k,h,w) or (b,k,p) query side
-    f2:Tensor,     # (b,k,h,w) or (b,k,q) key side
-    logits:Tensor, # like f1, class scores; gets no gradient
+    f1:Tensor,     # (b,d,h,w) or (b,d,p) query side
+    f2:Tensor,     # (b,d,h,w) or (b,d,p) key side
+    logits:Tensor, # (b,k,h,w) or (b,k,p) class scores; get no gradient
     transposed:bool=False, # False: send scores along rows (reference); True: fetch a weighted mean
     rows:int=None, # rows of the map held at once; None: 4 MB of them on a CPU, 64 MB elsewhere
-)->Tensor:         # like logits
+)->Tensor:         # float32, shaped like logits
     "Give what propagate_pixels(correlation_map(f1, f2), logits) gives, in memory linear in positions."
     f1, f2, values = (t.flatten(2).float() for t in (f1, f2, logits.detach()))
     budget = 2**20 if f1.device.type == 'cpu' else 2**24
@@ -93,14 +94,14 @@ def spread_pixels(
 
 # %% ../nbs/09_pixel.ipynb #3850a479
 def propagate_logits(
-    f1:Tensor,       # (b,k,h',w') query side
-    f2:Tensor,       # (b,k,h',w') key side
-    logits:Tensor,   # (b,k,H,W) scores of the network at any size; gets no gradient
-    size:tuple=None, # (H,W) of the result; None: that of logits
+    f1:Tensor,       # (b,d,h',w') query side
+    f2:Tensor,       # (b,d,h',w') key side
+    logits:Tensor,   # (b,k,h,w) scores of the network at any size; get no gradient
+    size:tuple=None, # height and width of the result; None: those of logits
     transposed:bool=False, # see spread_pixels
     rows:int=None,   # see spread_pixels
-)->Tensor:           # (b,k,H,W)
-    "Bring the scores to feature size, propagate them, bring them back."
+)->Tensor:           # (b,k,h,w) at the wanted size
+    "Bring the scores to feature size, spread them along the map, bring them back."
     small = resize(logits.detach().float(), f1.shape[2:])
     return resize(spread_pixels(f1, f2, small, transposed, rows), size or logits.shape[2:])
 
@@ -108,13 +109,13 @@ def propagate_logits(
 class CorrMatchNet(DeepLabV3Plus):
     "DeepLabV3+ with a correlation head on its last stage."
     def __init__(self,
-        backbone,               # as DeepLabV3Plus
-        n_classes:int,          # k
-        dim:int=256,            # channels of ASPP, decoder and projection
-        *args,                  # as DeepLabV3Plus
-        norm:str='batch',       # 'batch' or 'group'
-        transposed:bool=False,  # see spread_pixels
-        **kwargs):              # as DeepLabV3Plus
+        backbone,              # gives [c1..c4]; needs `.channels` and `.stride`
+        n_classes:int,         # k
+        dim:int=256,           # channels of ASPP, decoder and projection
+        *args,                 # as DeepLabV3Plus
+        norm:str='batch',      # 'batch' or 'group'
+        transposed:bool=False, # see spread_pixels
+        **kwargs):             # as DeepLabV3Plus
         super().__init__(backbone, n_classes, dim, *args, norm=norm, **kwargs)
         self.corr, self.transposed = CorrelationHead(dim, n_classes), transposed
         project = nn.Conv2d(backbone.channels[-1], dim, 3, padding=1)

@@ -36,7 +36,7 @@ from .pseudo import confidence, mix_maps, pseudo_label
 from .region import clear_regions, draw_positions, propagate_regions, region_maps
 from .threshold import DynamicThreshold, FixedThreshold
 from .toy import TOY_CLASSES, toy_arrays
-from .views import StepBatches, cutmix, denormalize, make_loader, normalize
+from .views import StepBatches, cutmix, denormalize, jitter_options, make_loader, normalize
 from .viz import palette, show_image, show_mask
 
 # %% ../nbs/13_trainer.ipynb #85393d26
@@ -157,11 +157,9 @@ def make_batches(
     sources:Sources,  # from make_sources
 )->StepBatches:       # item `step` is that step's batch
     "The batches of a run; hidden masks come along where there are some, for measuring only."
-    j = config.jitter
-    strong = dict(brightness=.5*j, contrast=.5*j, saturation=.5*j, hue=min(.25*j, .5))
     unlabeled = sources.unlabeled if uses_unlabeled(config) else None
     return StepBatches(sources.labeled, unlabeled, config.crop, config.batch_x, config.batch_u, config.seed,
-                       (config.scale_min, config.scale_max), config.strong_views, config.cutmix, strong,
+                       (config.scale_min, config.scale_max), config.strong_views, config.cutmix, jitter_options(config.jitter),
                        with_hidden=unlabeled is not None and unlabeled.has_mask(0))
 
 def total_steps(

@@ -318,6 +318,7 @@ class StepBatches(BatchPlan, Dataset):
         if self.unlabeled is None: self.batch_u = 0
         self.positions_x = tuple(range(self.batch_x) if self.positions_x is None else self.positions_x)
         self.positions_u = tuple(range(self.batch_u) if self.positions_u is None else self.positions_u)
+        if not self.positions_x: raise ValueError(f'batch_x={self.batch_x} leaves this process without a labeled picture; raise batch_x')
         if self.partner == 'in_batch' and len(self.positions_u) == 1:
             raise ValueError("partner='in_batch' needs two unlabeled pictures a process; raise batch_u or choose another partner")
         n_x, n_u = len(self.labeled), len(self.unlabeled) if self.batch_u else 0

@@ -1,0 +1,63 @@
+# corrmatch: everything runs in a virtual environment that this file sets up.
+#   PYTHON=python3.12          the Python to make it from (needed once)
+#   VENV=.venv                 where it is
+#   TORCH_INDEX=URL            a further package index, such as that of PyTorch's small CPU wheels
+#   ARGS='--seed 1'            further arguments of `corrmatch demo`
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test lab export nbs readme clean
+
+PYTHON ?= python3
+VENV = .venv
+TORCH_INDEX ?=
+ARGS =
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-input $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+META = settings.ini setup.py pyproject.toml
+ONE_THREAD = OMP_NUM_THREADS=1
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
+
+demo: $(VENV)/installed  ## Train three times on the generated world and compare (ARGS='--seed 1')
+	$(BIN)/corrmatch demo $(ARGS)
+
+test: $(VENV)/installed-dev  ## Check that code and notebooks agree, run all notebooks and all tests
+	$(BIN)/python tools/sync.py
+	$(ONE_THREAD) timeout -k 10 900 $(BIN)/nbdev_test --n_workers 2 --do_print
+	$(ONE_THREAD) $(BIN)/python -m pytest -q tests
+
+lab: $(VENV)/installed-dev  ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+export: $(VENV)/installed-dev  ## Write corrmatch/*.py from the notebooks
+	env -u IN_TEST $(BIN)/nbdev_export
+
+nbs: export  ## Export, run all notebooks and store their outputs, write README.md
+	$(ONE_THREAD) $(BIN)/python tools/execute.py
+	$(BIN)/python tools/readme.py
+
+readme: $(VENV)/installed-dev  ## Write README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py
+
+clean:  ## Delete the virtual environment and what tests and builds left; keeps runs/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache _docs _proc
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written last, so that an interrupted or failed install is done again.
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "corrmatch needs Python 3.11 or newer, %s is %d.%d: try make PYTHON=python3.12" % (sys.executable, v[0], v[1]))'
+	@$(PYTHON) -m venv --clear $(VENV) || { echo 'cannot make $(VENV): is the venv module there (Debian, Ubuntu: the package python3-venv)?' >&2; exit 1; }
+	@touch $@
+
+$(VENV)/installed: $(VENV)/made $(META)
+	@rm -f $@
+	@echo 'Installing corrmatch into $(VENV): torch for CUDA is several GB, so the first time takes minutes.'
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/made $(META)
+	@rm -f $@ $(VENV)/installed
+	@echo 'Installing corrmatch with its notebook and test tools into $(VENV): the first time takes minutes.'
+	@$(PIP) --editable '.[dev]'
+	@touch $(VENV)/installed $@

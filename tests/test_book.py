@@ -1,0 +1,225 @@
+"The rules that every notebook keeps, so that the book stays readable: cells, prose, tests, outputs, imports."
+import ast
+import io
+import json
+import re
+import tokenize
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+NUMBERED = [p for p in NOTEBOOKS if re.match(r'\d\d_', p.name)]
+LESSONS = [p for p in NUMBERED if 2 <= int(p.name[:2]) <= 13]
+ASSERTION = re.compile(r'test_\w+|expect_fail|ExceptionExpected')
+WINDOW = 5  # cells after an export in which its assertion stands
+
+
+def names(paths): return [p.stem for p in paths]
+
+
+each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=names(NOTEBOOKS))
+each_numbered = pytest.mark.parametrize('path', NUMBERED, ids=names(NUMBERED))
+each_lesson = pytest.mark.parametrize('path', LESSONS, ids=names(LESSONS))
+
+
+class Cell:
+    "One cell: its text without directives, whether it is exported, its syntax tree."
+    def __init__(self, number, cell):
+        self.number, self.kind, self.outputs = number, cell['cell_type'], cell.get('outputs', [])
+        source = ''.join(cell['source'])
+        self.source = ''.join(l for l in source.splitlines(keepends=True) if not l.startswith('#|'))
+        self.directives = {l[2:].split()[0] for l in source.splitlines() if l.startswith('#|') and l[2:].split()}
+        self.exported = bool(self.directives & {'export', 'exports', 'exporti'})
+        python = ''.join(l for l in self.source.splitlines(keepends=True) if not l.startswith(('%', '!')))
+        self.tree = ast.parse(python) if self.kind == 'code' else ast.Module([], [])
+        self.flows, self.asserts = flows(self.tree), asserts(self.tree)
+
+    def public(self):
+        "Functions and classes that this cell adds to the package's interface."
+        if not self.exported: return []
+        return [n for n in self.tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')]
+
+
+def read(path): return [Cell(i, c) for i, c in enumerate(json.loads(path.read_text(encoding='utf-8'))['cells'])]
+
+
+def used(node): return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+
+
+def used_in(nodes): return set().union(*map(used, nodes))
+
+
+def is_patch(node):
+    "Is it a method that `patch` puts into a class?"
+    return 'patch' in used_in(node.decorator_list)
+
+
+def flows(tree):
+    "Pairs (names read, names made or changed by means of them) of a cell's statements, functions and classes."
+    pairs = []
+    for n in ast.walk(tree):
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)): pairs.append((used(n), {n.name}))
+        elif isinstance(n, ast.Assign): pairs.append((used(n.value), used_in(n.targets)))
+        elif isinstance(n, (ast.AugAssign, ast.NamedExpr)): pairs.append((used(n.value), used(n.target)))
+        elif isinstance(n, (ast.For, ast.comprehension)): pairs.append((used(n.iter), used(n.target)))
+        elif isinstance(n, ast.withitem) and n.optional_vars: pairs.append((used(n.context_expr), used(n.optional_vars)))
+        elif isinstance(n, ast.Expr) and isinstance(n.value, ast.Call): pairs.append((used(n.value.func), used(n.value)))  # for its effect
+    return pairs
+
+
+def asserts(tree):
+    "Does a cell hold a statement that fails when something is wrong?"
+    return any(isinstance(n, ast.Assert) or isinstance(n, ast.Name) and ASSERTION.fullmatch(n.id) for n in ast.walk(tree))
+
+
+def is_asserted(name, callers, near):
+    "Does a cell of `near` that makes assertions use `name`, a result of it, or a function that calls it?"
+    known, before = {name}, set()
+    while known != before:
+        before = set(known)
+        for cell in (*callers, *near): known.update(*[made for read, made in cell.flows if read & before])
+    return any(cell.asserts and used(cell.tree) & known for cell in near)
+
+
+def declares_only(node):
+    "Is it a class of named fields, or a protocol?"
+    if not isinstance(node, ast.ClassDef): return False
+    return bool(used_in(node.bases) & {'NamedTuple', 'Protocol'}) or not any(isinstance(n, ast.FunctionDef) for n in node.body)
+
+
+def faults(lines): assert not lines, '\n' + '\n'.join(lines)
+
+
+def test_book_has_its_notebooks():
+    assert (ROOT/'nbs'/'index.ipynb').is_file() and len(LESSONS) >= 12
+    modules = [d.group(1) for p in NUMBERED if (d := re.search(r'#\| *default_exp (\w+)', p.read_text(encoding='utf-8')))]
+    assert [m for m, n in Counter(modules).items() if n > 1] == [], 'two notebooks export one module'
+
+
+def test_index_lists_every_notebook():
+    text = '\n'.join(c.source for c in read(ROOT/'nbs'/'index.ipynb') if c.kind == 'markdown')
+    faults([f'index.ipynb does not name {p.name}' for p in NUMBERED if f'({p.name})' not in text])
+
+
+@each_numbered
+def test_opens_with_heading_and_promise(path):
+    cells = read(path)
+    first = json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source']
+    assert re.fullmatch(r'#\| *default_exp \w+', ''.join(first).strip()), 'the first cell is `#| default_exp NAME`'
+    opening = '\n'.join(c.source for c in cells[1:4] if c.kind == 'markdown')
+    assert re.search(r'^# \S', opening, re.M), 'a heading follows'
+    assert re.search(r'^> \S', opening, re.M), 'and a one-line promise'
+
+
+@each_lesson
+def test_length_and_prose(path):
+    cells = read(path)
+    share = sum(c.kind == 'markdown' for c in cells)/len(cells)
+    assert 35 <= len(cells) <= 110, f'{len(cells)} cells'
+    assert .25 <= share <= .6, f'{share:.0%} of the cells are prose'
+
+
+@each_lesson
+def test_closes_with_comparison_and_exercises(path):
+    headings = [c.source.strip().lower() for c in read(path) if c.kind == 'markdown' and c.source.startswith('#')]
+    for wanted in ('paper', 'exercises'): assert any(wanted in h for h in headings), f'no heading with "{wanted}"'
+
+
+@each_notebook
+def test_size_and_outputs(path):
+    assert path.stat().st_size <= 500*1024, f'{path.stat().st_size//1024} KB'
+    lines = []
+    for cell in read(path):
+        for output in cell.outputs:
+            where = f'{path.name} cell {cell.number}'
+            text = ''.join(output.get('text', [])) + ''.join(str(v) for k, v in output.get('data', {}).items() if 'image/' not in k)
+            if output['output_type'] == 'error': lines.append(f'{where}: a stored error')
+            if output.get('name') == 'stderr' or re.search(r'\w*Warning\b', text): lines.append(f'{where}: a warning')
+            if re.search(r'(?<![\w.])/(home|root|tmp|var|work|opt|usr|Users)/\w', text): lines.append(f'{where}: an absolute path')
+            if 'application/vnd.jupyter.widget-view+json' in output.get('data', {}): lines.append(f'{where}: a widget, blank on a page')
+    faults(lines)
+
+
+@each_numbered
+def test_outputs_are_stored(path):
+    shown = [c for c in read(path) if c.outputs]
+    assert shown, 'run `make nbs`: no cell has an output'
+
+
+@each_notebook
+def test_cell_ids_are_unique(path):
+    ids = Counter(c.get('id') for c in json.loads(path.read_text(encoding='utf-8'))['cells'])
+    assert None not in ids and max(ids.values()) == 1
+
+
+@each_notebook
+def test_imports(path):
+    "No star imports; a notebook imports only from those before it."
+    order = {m[1]: int(p.name[:2]) for p in NUMBERED if (m := re.search(r'#\| *default_exp (\w+)', p.read_text(encoding='utf-8')))}
+    own, lines = int(path.name[:2]) if path in NUMBERED else 100, []
+    for cell in read(path):
+        for n in ast.walk(cell.tree):
+            if not isinstance(n, (ast.Import, ast.ImportFrom)): continue
+            where, imported = f'{path.name} cell {cell.number}', [a.name for a in n.names]
+            if '*' in imported: lines.append(f'{where}: star import')
+            full = [f'{n.module}.{a}' if n.module == 'corrmatch' else n.module for a in imported] if isinstance(n, ast.ImportFrom) else imported
+            for module in {m.split('.')[1] for m in full if m and m.startswith('corrmatch.')}:
+                if order.get(module, own) >= own: lines.append(f'{where}: corrmatch.{module} does not come before this notebook')
+    faults(lines)
+
+
+@each_notebook
+def test_exported_cells_are_short(path):
+    lines = []
+    for cell in read(path):
+        length = sum(bool(l.strip()) for l in cell.source.splitlines())
+        one_class = sum(isinstance(n, ast.ClassDef) for n in cell.tree.body) == len(cell.tree.body) == 1
+        imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.tree.body)
+        if cell.exported and length > 25 and not one_class and not imports: lines.append(f'{path.name} cell {cell.number}: {length} lines')
+    faults(lines)
+
+
+@each_notebook
+def test_every_export_has_an_assertion(path):
+    cells, lines = read(path), []
+    for cell in cells:
+        end = cell.number+1+WINDOW
+        near = [c for c in cells[cell.number+1:end] if not c.exported]
+        callers = [c for c in cells[:end] if c.exported]
+        for node in cell.public():
+            if not declares_only(node) and not is_asserted(node.name, callers + near, near):
+                lines.append(f'{path.name} cell {cell.number}: {node.name} has no assertion within {WINDOW} cells')
+    faults(lines)
+
+
+@each_notebook
+def test_docstrings(path):
+    lines = []
+    for cell in read(path):
+        for node in cell.public():
+            text = ast.get_docstring(node)
+            if not text: lines.append(f'{path.name} cell {cell.number}: {node.name} has no docstring')
+            elif '\n' in text: lines.append(f'{path.name} cell {cell.number}: the docstring of {node.name} is longer than a line')
+    faults(lines)
+
+
+@each_notebook
+def test_each_argument_is_described(path):
+    "Every argument of a public function stands on a line of its own that ends in a comment."
+    lines = []
+    for cell in read(path):
+        tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline) if cell.exported else ()
+        comments = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
+        for node in cell.public():
+            if not isinstance(node, ast.FunctionDef): continue
+            a = node.args
+            arguments = [x for x in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if x is not None]
+            if is_patch(node): arguments = arguments[1:]
+            shared = [line for line, n in Counter(x.lineno for x in arguments).items() if n > 1]
+            for x in arguments:
+                if x.lineno not in comments or x.lineno in shared or (x.lineno == node.lineno):
+                    lines.append(f'{path.name} cell {cell.number}: {node.name}({x.arg}) has no line and comment of its own')
+    faults(lines)

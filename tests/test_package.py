@@ -1,0 +1,118 @@
+"What installs and imports: light imports, version, what is inside sdist and wheel, nothing of a developer's machine in git."
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = ConfigParser(delimiters=['='])
+SETTINGS.read(ROOT/'settings.ini', encoding='utf-8')
+SETTINGS = SETTINGS['DEFAULT']
+HEAVY = ('torch', 'torchvision', 'matplotlib', 'numpy', 'IPython', 'nbdev')
+
+
+def run(*command, cwd=ROOT):
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize('module', ['corrmatch', 'corrmatch.config', 'corrmatch.cli'])
+def test_import_is_light(module):
+    code = f'import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])'
+    assert run(sys.executable, '-c', code) == '[]'
+
+
+def test_version_is_written_once():
+    assert run(sys.executable, '-c', 'import corrmatch; print(corrmatch.__version__)') == SETTINGS['version']
+    citation = (ROOT/'CITATION.cff').read_text(encoding='utf-8')
+    assert f'\nversion: {SETTINGS["version"]}\n' in citation
+
+
+def test_modules_import_only_what_is_required():
+    "Third-party imports at the top of a module are requirements; development tools are none."
+    known = {re.split(r'[<>=!~\[]', r)[0].lower() for r in SETTINGS['requirements'].split()} | {'corrmatch', *sys.stdlib_module_names}
+    known = {{'pillow': 'pil'}.get(name, name) for name in known}
+    for path in sorted((ROOT/'corrmatch').glob('*.py')):
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            if isinstance(node, ast.Import): found = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0: found = [node.module]
+            else: continue
+            assert not {m.split('.')[0].lower() for m in found} - known, f'{path.name} line {node.lineno}: {found} is not in requirements'
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    "Build an sdist from a copy of the tree, and a wheel from the unpacked sdist, offline: (names in each, folder)."
+    folder = tmp_path_factory.mktemp('build')
+    copy = folder/'copy'
+    unwanted = shutil.ignore_patterns('.*', '__pycache__', 'runs', 'build', 'dist', '*.egg-info', 'nbs', 'tests')
+    shutil.copytree(ROOT, copy, ignore=unwanted)
+    build = 'import sys, setuptools.build_meta as b; getattr(b, "build_"+sys.argv[1])(sys.argv[2])'
+    run(sys.executable, '-c', build, 'sdist', str(folder), cwd=copy)
+    [sdist] = folder.glob('*.tar.gz')
+    with tarfile.open(sdist) as archive: archive.extractall(folder/'unpacked', filter='data')
+    [source] = (folder/'unpacked').iterdir()
+    run(sys.executable, '-c', build, 'wheel', str(folder), cwd=source)
+    [wheel] = folder.glob('*.whl')
+    return sdist, wheel
+
+
+def shipped():
+    "Files of the package that must reach the user."
+    paths = [*(ROOT/'corrmatch').glob('*.py'), ROOT/'corrmatch'/'py.typed', *(ROOT/'corrmatch'/'assets').glob('*')]
+    return {p.relative_to(ROOT).as_posix() for p in paths}
+
+
+def test_sdist(built):
+    with tarfile.open(built[0]) as archive: names = {name.partition('/')[2] for name in archive.getnames()}
+    assert {'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', *shipped()} <= names
+
+
+def test_wheel(built):
+    with zipfile.ZipFile(built[1]) as archive:
+        names = set(archive.namelist())
+        text = {name.rpartition('/')[2]: archive.read(name).decode() for name in names if '.dist-info/' in name}
+    assert shipped() <= names
+    assert {n.partition('/')[0] for n in names if '.dist-info/' not in n} == {'corrmatch'}, 'only the package is installed'
+    assert f'\nName: {SETTINGS["lib_name"]}\nVersion: {SETTINGS["version"]}\n' in text['METADATA']
+    assert 'corrmatch = corrmatch.cli:main' in text['entry_points.txt'].replace('corrmatch=corrmatch', 'corrmatch = corrmatch')
+
+
+def tracked():
+    "Files in git; the test is skipped where there is no git."
+    if not (ROOT/'.git').exists() or not shutil.which('git'): pytest.skip('not a git clone')
+    return [ROOT/name for name in run('git', '-c', 'safe.directory=*', 'ls-files', '-z').split('\0') if name]
+
+
+def test_no_path_of_a_machine():
+    "A path such as a home folder's tells nothing to anybody else."
+    pattern = re.compile(rb'(?<![\w.+/])/(?:home|root|tmp|Users|work|mnt|opt)/[\w.]+')
+    found = []
+    for path in tracked():
+        if not path.is_file() or path.suffix in ('.png', '.npz', '.pth') or ROOT/'tests' in path.parents: continue
+        found += [f'{path.relative_to(ROOT)}: {m.group().decode()}' for m in pattern.finditer(path.read_bytes())]
+    assert not found, '\n'.join(found)
+
+
+def test_git_stays_small():
+    sizes = {p.relative_to(ROOT).as_posix(): p.stat().st_size for p in tracked() if p.is_file()}
+    assert not {name: size for name, size in sizes.items() if size > 2*2**20}, 'a file over 2 MB'
+    assert sum(size for name, size in sizes.items() if name.startswith('corrmatch/assets/')) <= 2**20
+    assert sum(size for name, size in sizes.items() if name.startswith('nbs/readme_files/')) <= 300*2**10
+
+
+def test_golden_files_are_explained():
+    "Every file of numbers is named in the README beside it, and all of them stay under 4 MB."
+    folder = ROOT/'tests'/'golden'
+    files = [p for p in folder.iterdir() if p.name != 'README.md']
+    text = (folder/'README.md').read_text(encoding='utf-8')
+    assert not [p.name for p in files if f'`{p.name}`' not in text]
+    assert sum(p.stat().st_size for p in files) < 4*10**6
