@@ -3,17 +3,20 @@
 # %% auto #0
 __all__ = ['correlation_map', 'correlation_rows', 'CorrelationHead']
 
-# %% ../nbs/08_correlation.ipynb #d61d5aab
+# %% ../nbs/08_correlation.ipynb #9ac9f7cb
+import torch
 from torch import Tensor, einsum, nn
 
 # %% ../nbs/08_correlation.ipynb #8d30a2a4
 def correlation_map(
     f1:Tensor, # (b,k,h,w) or (b,k,p) query side: what a position looks for
     f2:Tensor, # (b,k,h,w) or (b,k,q) key side: what a position shows
-)->Tensor:     # (b,p,q) row p is a distribution over q; columns are not
+)->Tensor:     # (b,p,q) float32; row p is a distribution over q, columns are not
     "Share each position's attention among all positions, softmax over the last axis."
-    scores = einsum('b k p, b k q -> b p q', f1.flatten(2), f2.flatten(2))
-    return (scores/f1.shape[1]**.5).softmax(-1)
+    f1, f2 = f1.flatten(2).float(), f2.flatten(2).float()
+    with torch.autocast(f1.device.type, enabled=False):
+        scores = einsum('b k p, b k q -> b p q', f1, f2)
+        return (scores/f1.shape[1]**.5).softmax(-1)
 
 # %% ../nbs/08_correlation.ipynb #f08ccd8d
 def correlation_rows(
