@@ -31,6 +31,7 @@ class Config:
     scale_min: float = 0.5           # smallest random resize, as a share of the long side
     scale_max: float = 2.0           # largest random resize, as a share of the long side
     jitter: float = 1.0              # strength of the strong view's colour jitter, 1 = the paper's (0.5, 0.5, 0.5, 0.25)
+    blur: float = 2.0                # pixels, largest sigma of the strong view's blur; small pictures bear little
     cutmix: str = 'same_image'       # partner of a CutMix box: same_image | other_image | in_batch | none
     strong_views: int = 1            # strong views per unlabeled picture, 1 or 2
     # --- network
@@ -90,13 +91,18 @@ _CITY = dict(n_classes=19, crop=801, backbone='resnet101_deep', lr=0.005, lr_mul
              threshold='fixed', tau=0., evaluation='slide', val='splits/cityscapes/val.txt')
 _FOLDER = dict(backbone='resnet18', cutmix='other_image', epochs=40, stride=16, lr=0.002)
 
+# %% ../nbs/00_config.ipynb #a55f39f7
+_TOY = dict(crop=65, stride=4, dim=32, low_dim=16, rate=2, norm='group', weights='toy', toy_labeled=16, toy_unlabeled=300,
+            scale_min=0.75, scale_max=1.5, jitter=1.2, blur=0.4, cutmix='in_batch', tau=0.85, regions=64,
+            lr=0.02, lr_multi=1., steps=600, warmup=150, eval_every=150)
+
 # %% ../nbs/00_config.ipynb #e4127953
 def _lists(family, split):
     "Where the usual lists lie under the data folder."
     return dict(labeled=f'splits/{family}/{split}/labeled.txt', unlabeled=f'splits/{family}/{split}/unlabeled.txt')
 
 PRESETS = MappingProxyType({
-    'toy': dict(),
+    'toy': _TOY,
     'camvid': dict(n_classes=11, crop=321, labeled='splits/1_16/labeled.txt', unlabeled='splits/1_16/unlabeled.txt', **_FOLDER),
     'vocanimals': dict(n_classes=7, crop=257, labeled='splits/1_32/labeled.txt', unlabeled='splits/1_32/unlabeled.txt', **_FOLDER),
     **{f'voc_{s}': {**_VOC, **_lists('pascal', s)} for s in ('92', '183', '366', '732', '1464', '1_16', '1_8', '1_4')},

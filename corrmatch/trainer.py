@@ -4,7 +4,7 @@
 __all__ = ['lr_after_step', 'lr_in_force', 'Sources', 'make_sources', 'uses_unlabeled', 'make_model', 'toy_weights',
            'uses_correlation', 'make_optimizer', 'set_lr', 'make_threshold', 'make_batches', 'total_steps', 'to_device',
            'paste_partner', 'mix_logits', 'Passes', 'forward_views', 'Targets', 'make_targets', 'propagate_targets',
-           'StepResult', 'labeled_step', 'watch_targets', 'step_pair', 'train_step', 'Propagated', 'propagate_image',
+           'StepResult', 'labeled_step', 'watch_targets', 'train_step', 'Propagated', 'propagate_image',
            'show_prediction', 'eval_pairs', 'write_atomic', 'CsvLog', 'preflight', 'activation_bytes', 'check_memory',
            'free_bytes', 'Trainer', 'pick_device', 'step_seed', 'read_checkpoint', 'load_run', 'iou_table', 'read_csv',
            'show_curves']
@@ -96,7 +96,9 @@ def _list_path(root, name):
     "A list given relative to the data folder, or to where the command runs."
     return Path(name) if not (root/name).is_file() and Path(name).is_file() else root/name
 
-def uses_unlabeled(config:Config)->bool:
+def uses_unlabeled(
+    config:Config, # its w_* fields
+)->bool:
     "Does any term need unlabeled pictures?"
     return any((config.w_s, config.w_s_corr, config.w_w_corr, config.w_kl, config.w_fp))
 
@@ -119,7 +121,9 @@ def toy_weights():
     "Path of the small backbone that comes with the package."
     return Path(__file__).parent/'assets'/'toynet.pth'
 
-def uses_correlation(config:Config)->bool:
+def uses_correlation(
+    config:Config, # its w_* fields and regions
+)->bool:
     "Does any term or the regions need a correlation map?"
     return bool(config.regions or config.w_x_corr or config.w_s_corr or config.w_w_corr)
 
@@ -159,7 +163,8 @@ def make_batches(
     "The batches of a run; hidden masks come along where there are some, for measuring only."
     unlabeled = sources.unlabeled if uses_unlabeled(config) else None
     return StepBatches(sources.labeled, unlabeled, config.crop, config.batch_x, config.batch_u, config.seed,
-                       (config.scale_min, config.scale_max), config.strong_views, config.cutmix, jitter_options(config.jitter),
+                       (config.scale_min, config.scale_max), config.strong_views, config.cutmix,
+                       dict(jitter_options(config.jitter), sigma_max=config.blur),
                        with_hidden=unlabeled is not None and unlabeled.has_mask(0))
 
 def total_steps(
@@ -297,8 +302,8 @@ def watch_targets(
     for name, (label, keep) in (('right', before), ('right_out', after)): watch[name] = share((label == truth) & keep & judged, keep & judged)
     return watch
 
-# %% ../nbs/13_trainer.ipynb #79bd2a7c
-def step_pair(passes, targets, keep, after, mask_x, tau):
+# %% ../nbs/13_trainer.ipynb #3124ee96
+def _step_pair(passes, targets, keep, after, mask_x, tau):
     "What the network said and what it shall learn, in the form the losses take."
     weak, strong, n, v = passes.labeled_weak, passes.strong, len(mask_x), len(targets.label_u)
     def tail(x): return None if x is None else x[n:]
@@ -328,7 +333,7 @@ def train_step(
     tau = threshold.update(targets.conf_w, targets.label_w, targets.valid_u[0])
     before = after = targets.label_u, (targets.conf_u >= tau) & targets.valid_u
     if regions: after = propagate_targets(targets, out.f1[n:], out.f2[n:], batch['box_u'], tau, regions, cut, generator)
-    logits, target = step_pair(passes, targets, before[1], after, batch['mask_x'], tau)
+    logits, target = _step_pair(passes, targets, before[1], after, batch['mask_x'], tau)
     terms = corrmatch_loss(logits, target, weights, supervised)
     return StepResult(total_loss(terms, weights), terms, watch_targets(before, after, targets, batch, tau))
 
@@ -394,11 +399,20 @@ def eval_pairs(
     source,          # Source with masks
     device='cpu',    # where the model is
     rows=None,       # which pictures; None: all
-):                   # yields (1,3,h,w) normalised image and (1,h,w) mask
-    "Read pictures one by one at their own size."
+    batch:int=1,     # neighbours of equal size that are served together
+):                   # yields (b,3,h,w) normalised images and (b,h,w) masks
+    "Read pictures in order, at their own size."
+    group = []
     for i in range(len(source)) if rows is None else rows:
-        image, mask = np.asarray(source.read_image(i)), np.asarray(source.read_mask(i))
-        yield normalize(torch.tensor(image, device=device).permute(2, 0, 1)[None]), torch.tensor(mask, device=device)[None].long()
+        pair = np.asarray(source.read_image(i)), np.asarray(source.read_mask(i))
+        if group and (len(group) == batch or group[0][1].shape != pair[1].shape): yield _stack(group, device); group = []
+        group.append(pair)
+    if group: yield _stack(group, device)
+
+def _stack(pairs, device):
+    "Bytes of several pictures as one normalised batch on the device."
+    image, mask = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*pairs))
+    return normalize(image.permute(0, 3, 1, 2)), mask.long()
 
 # %% ../nbs/13_trainer.ipynb #d7b14e15
 def write_atomic(
@@ -439,6 +453,7 @@ class CsvLog:
             writer = csv.DictWriter(f, list(row))
             if new: writer.writeheader()
             writer.writerow(row)
+        self.rows.append({k: str(v) for k, v in row.items()})
 
 # %% ../nbs/13_trainer.ipynb #85d4c758
 def preflight(
@@ -556,30 +571,6 @@ def step_seed(
     "A seed that is a pure function of three integers."
     return int(np.random.SeedSequence((seed, step, stream)).generate_state(1, np.uint64)[0] >> 1)
 
-# %% ../nbs/13_trainer.ipynb #13f79f19
-@patch
-def save(self:Trainer,
-    name:str='last.pt', # file in the run folder
-):
-    "Write everything that a run needs to go on."
-    state = dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), threshold=self.threshold.state_dict(),
-                 step=self.step, best=self.best, config=asdict(self.config))
-    write_atomic(self.out/name, lambda p: torch.save(state, p))
-
-@patch
-def load(self:Trainer,
-    name:str='last.pt', # file in the run folder
-):
-    "Take up a checkpoint of the same configuration."
-    state = read_checkpoint(self.out/name)
-    changed = [k for k, v in asdict(self.config).items() if state['config'].get(k) != v and k not in ('out', 'workers', 'device', 'data', 'log_every')]
-    if changed:
-        old = ', '.join(f"{k}={state['config'].get(k)}" for k in changed)
-        raise ValueError(f'{self.out}: was started with {old}; resume with the same settings or choose another out=')
-    self.model.load_state_dict(state['model']); self.optimizer.load_state_dict(state['optimizer'])
-    self.threshold.load_state_dict(state['threshold'])
-    self.step, self.best = state['step'], state['best']
-
 # %% ../nbs/13_trainer.ipynb #16128195
 def read_checkpoint(
     path:Path, # last.pt or best.pt of a run
@@ -606,13 +597,37 @@ def load_run(
     model.load_state_dict(state['model'])
     return model.to(device).eval(), config
 
+# %% ../nbs/13_trainer.ipynb #13f79f19
+@patch
+def save(self:Trainer,
+    name:str='last.pt', # file in the run folder
+):
+    "Write everything that a run needs to go on."
+    state = dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), threshold=self.threshold.state_dict(),
+                 step=self.step, best=self.best, config=asdict(self.config))
+    write_atomic(self.out/name, lambda p: torch.save(state, p))
+
+@patch
+def load(self:Trainer,
+    name:str='last.pt', # file in the run folder
+):
+    "Take up a checkpoint of the same configuration."
+    state = read_checkpoint(self.out/name)
+    changed = [k for k, v in asdict(self.config).items() if state['config'].get(k) != v and k not in ('out', 'workers', 'device', 'data', 'log_every')]
+    if changed:
+        old = ', '.join(f"{k}={state['config'].get(k)}" for k in changed)
+        raise ValueError(f'{self.out}: was started with {old}; resume with the same settings or choose another out=')
+    self.model.load_state_dict(state['model']); self.optimizer.load_state_dict(state['optimizer'])
+    self.threshold.load_state_dict(state['threshold'])
+    self.step, self.best = state['step'], state['best']
+
 # %% ../nbs/13_trainer.ipynb #6c6220e1
 @patch
 def validate(self:Trainer,
 )->ConfusionMatrix:
     "Score the validation set and write a row and pictures."
     self.model.eval()
-    confusion = evaluate(self.model, eval_pairs(self.sources.val, self.device), self.config.n_classes, self.config.evaluation, self.config.crop)
+    confusion = evaluate(self.model, eval_pairs(self.sources.val, self.device, batch=self.config.batch_x), self.config.n_classes, self.config.evaluation, self.config.crop)
     miou, ious = 100*confusion.miou(), (100*confusion.iou()).tolist()
     self.val_log.add(step=self.step, miou=round(miou, 3), **{f'iou_{n}': round(v, 3) for n, v in zip(self.sources.class_names, ious)})
     rows = range(min(3, len(self.sources.val)))
@@ -683,10 +698,10 @@ def _loader(self:Trainer):
 @patch
 def _log(self:Trainer, result, bar):
     "One row of numbers; the only place of the loop where the device is asked."
-    terms = {f'loss_{n}': float(v) for n, v in zip(LossTerms._fields, result.terms)}
+    terms = {f'loss_{n}': float(v.detach()) for n, v in zip(LossTerms._fields, result.terms)}
     watch = {n: float(result.watch[n]) if n in result.watch else '' for n in ('tau', 'kept', 'kept_out', 'right', 'right_out')}
     seconds, steps = time.time()-self._clock[0], self.step-self._clock[1]
-    row = dict(step=self.step, lr=self.optimizer.param_groups[0]['lr'], loss=float(result.total), **terms, **watch, steps_per_s=round(steps/seconds, 2))
+    row = dict(step=self.step, lr=self.optimizer.param_groups[0]['lr'], loss=float(result.total.detach()), **terms, **watch, steps_per_s=round(steps/seconds, 2))
     self.metrics.add(**{k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
     shown = dict(loss=f"{row['loss']:.3f}") | {n: f'{row[n]:.2f}' for n in ('tau', 'kept', 'kept_out') if row[n] != ''}
     bar.set_postfix(shown | ({'best': f'{self.best:.1f}'} if self.best >= 0 else {}), refresh=False)

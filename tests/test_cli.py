@@ -1,0 +1,148 @@
+"The command line as a user meets it: in a process of its own."
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from corrmatch.toy import toy_arrays
+
+ROOT = Path(__file__).parents[1]
+SMALL = ('--crop 33 --batch_x 2 --batch_u 2 --dim 16 --low_dim 8 --regions 8 --steps 4 --eval_every 2 --log_every 1 '
+         '--device cpu --backbone toynet --stride 8 --norm group --n_classes 6').split()
+
+
+def corrmatch(*args, cwd=None):
+    "Run the command and return its exit code, stdout and stderr."
+    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    run = subprocess.run([sys.executable, '-m', 'corrmatch', *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+    return run.returncode, run.stdout, run.stderr
+
+
+def one_line(result, *words):
+    "A failure is one line without a traceback that holds these words."
+    code, _, err = result
+    lines = [l for l in err.splitlines() if l.startswith('corrmatch')]
+    assert code not in (0, None) and 'Traceback' not in err and len(lines) == 1, err
+    for word in words: assert word in lines[0], lines[0]
+
+
+def make_folder(root, n=8, size=49):
+    "A small data folder of toy scenes in the images/ masks/ layout."
+    images, masks = toy_arrays(range(n), size)
+    (root/'images').mkdir(parents=True); (root/'masks').mkdir()
+    for i, (image, mask) in enumerate(zip(images, masks)):
+        Image.fromarray(image).save(root/'images'/f's{i}.png'); Image.fromarray(mask).save(root/'masks'/f's{i}.png')
+    (root/'labeled.txt').write_text('\n'.join(f's{i}' for i in range(n//2)))
+    (root/'unlabeled.txt').write_text('\n'.join(f's{i}' for i in range(n//2, n)))
+    (root/'val.txt').write_text('s0\ns1\n')
+    return root
+
+
+@pytest.fixture
+def data(tmp_path): return make_folder(tmp_path/'data')
+
+
+def train(data, out, *more):
+    return corrmatch('train', 'toy', '--data', data, '--labeled', 'labeled.txt', '--unlabeled', 'unlabeled.txt', '--out', out, *SMALL, *more)
+
+
+@pytest.mark.parametrize('command', [(), ('demo',), ('train',), ('eval',)])
+def test_help_has_units_and_an_example(command):
+    code, out, _ = corrmatch(*command, '--help')
+    assert code == 0 and (not command or f'corrmatch {command[0]}' in out)
+    if command: assert 'example:' in out
+    if command == ('train',): assert 'pixels' in out and '--lr_multi' in out
+
+
+@pytest.mark.parametrize('args, words', [
+    (('train', 'voc_93'), ('voc_93', 'voc_92')),
+    (('train', 'toy', '--lr_mult', '1'), ('--lr_mult', '--lr_multi')),
+    (('train', 'toy', '--method', 'corrmach'), ('corrmach', 'corrmatch')),
+    (('train', 'toy', '--cutmix', 'other'), ('cutmix', 'other_image')),
+    (('train', 'toy', '--tau', '1.5'), ('tau=1.5',)),
+    (('train', 'camvid', '--data', '/nowhere'), ('/nowhere', 'no such folder')),
+    (('eval', '/nowhere'), ('/nowhere', 'no such checkpoint')),
+    (('trian',), ('trian',)),
+])
+def test_wrong_words_fail_in_one_line(args, words): one_line(corrmatch(*args), *words)
+
+
+def test_debug_shows_the_traceback():
+    code, _, err = corrmatch('train', 'voc_93', '--debug')
+    assert code != 0 and 'Traceback' in err
+
+
+def test_train_eval_resume(data, tmp_path):
+    code, out, err = train(data, tmp_path/'run')
+    assert code == 0, err
+    assert 'last: mIoU' in out and '4 labeled, 4 unlabeled' in out
+    files = {p.name for p in (tmp_path/'run').iterdir()}
+    assert {'config.json', 'metrics.csv', 'val.csv', 'last.pt', 'best.pt', 'pictures'} <= files
+    rows = list(csv.DictReader(open(tmp_path/'run'/'metrics.csv')))
+    assert [int(r['step']) for r in rows] == [1, 2, 3, 4] and all(np.isfinite(float(r['loss'])) for r in rows)
+    assert json.loads((tmp_path/'run'/'config.json').read_text())['crop'] == 33
+    code, out, err = corrmatch('eval', tmp_path/'run', '--checkpoint', 'last')
+    assert code == 0 and f"{float(list(csv.DictReader(open(tmp_path/'run'/'val.csv')))[-1]['miou']):.1f}" in out.splitlines()[-1], err
+    one_line(train(data, tmp_path/'run'), 'holds a run already')
+    one_line(train(data, tmp_path/'run', '--resume', '--lr', '0.5'), 'lr=')
+
+
+@pytest.mark.parametrize('method', ['supervised', 'fixmatch', 'unimatch', 'corrmatch'])
+def test_every_method_trains(data, tmp_path, method):
+    code, _, err = train(data, tmp_path/'run', '--method', method, '--steps', '2')
+    assert code == 0, err
+
+
+@pytest.mark.parametrize('partner', ['same_image', 'other_image', 'in_batch', 'none'])
+def test_every_partner_trains(data, tmp_path, partner):
+    code, _, err = train(data, tmp_path/'run', '--cutmix', partner, '--steps', '2')
+    assert code == 0, err
+
+
+def damage(data, what):
+    "Break a data folder in one way."
+    if what == 'empty list': (data/'labeled.txt').write_text('\n')
+    if what == 'missing list': (data/'val.txt').unlink()
+    if what == 'id without file': (data/'labeled.txt').write_text('s0\ns99\n')
+    if what == 'truncated': (data/'images'/'s1.png').write_bytes((data/'images'/'s1.png').read_bytes()[:200])
+    if what == 'sizes': Image.open(data/'masks'/'s1.png').resize((20, 20)).save(data/'masks'/'s1.png')
+    if what == 'value':
+        mask = np.array(Image.open(data/'masks'/'s1.png')); mask[:2, :5] = 77
+        Image.fromarray(mask).save(data/'masks'/'s1.png')
+    if what == 'absent class': (data/'labeled.txt').write_text('s0\n')
+
+
+@pytest.mark.parametrize('what, words', [
+    ('empty list', ('labeled.txt', 'empty')), ('missing list', ('val.txt',)), ('id without file', ('s99', 'labeled.txt')),
+    ('truncated', ('s1.png',)), ('sizes', ('s1.png', '20x20')), ('value', ('s1.png', '77', '10 pixels')),
+    ('absent class', ('occur in none',)),
+])
+def test_bad_data_is_named_before_training(data, tmp_path, what, words):
+    damage(data, what)
+    one_line(train(data, tmp_path/'run'), *words)
+    assert not (tmp_path/'run'/'last.pt').exists()
+
+
+def test_a_crop_that_cannot_fit_is_refused(data, tmp_path):
+    one_line(train(data, tmp_path/'run', '--crop', '20001'), 'crop=20001', 'smaller crop')
+
+
+def test_broken_pictures_stop_the_run_with_its_checkpoint(data, tmp_path):
+    "The header is whole, so the check before training passes; the body is not."
+    for i in (4, 5): (data/'images'/f's{i}.png').write_bytes((data/'images'/f's{i}.png').read_bytes()[:-400])
+    result = train(data, tmp_path/'run')
+    one_line(result, 'cannot be read', 'resume')
+    assert (tmp_path/'run'/'last.pt').exists() and 'skipped' in result[1] + result[2]
+
+
+def test_demo_writes_table_and_pictures(tmp_path):
+    code, out, err = corrmatch('demo', '--out', tmp_path/'demo', '--steps', '3')
+    assert code == 0, err
+    assert 'of that gap' in out and out.splitlines()[0].split() == ['few', 'labels', 'CorrMatch', 'all', 'labels']
+    assert {'curves.png', 'propagation.png', 'demo.txt', 'few_labels', 'corrmatch', 'all_labels'} <= {p.name for p in (tmp_path/'demo').iterdir()}

@@ -1,0 +1,72 @@
+"What a run promises: the same seed gives the same result, and stopping it changes nothing."
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from corrmatch.config import preset
+from corrmatch.trainer import Trainer, read_checkpoint
+from corrmatch.data import DataError
+
+ROOT = Path(__file__).parents[1]
+
+
+def config(out, **changes):
+    base = dict(crop=33, toy_unlabeled=8, batch_x=2, batch_u=2, dim=16, low_dim=8, regions=8, steps=6, eval_every=2, log_every=2,
+                warmup=1, device='cpu', weights='', out=str(out))
+    return preset('toy', **base | changes)
+
+
+def weights(out): return read_checkpoint(Path(out)/'last.pt')['model']
+
+
+def equal(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_same_seed_same_weights_with_any_number_of_workers(tmp_path, workers):
+    Trainer(config(tmp_path/'a'), quiet=True).fit()
+    Trainer(config(tmp_path/'b', workers=workers), quiet=True).fit()
+    assert equal(weights(tmp_path/'a'), weights(tmp_path/'b'))
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    for seed in (0, 1): Trainer(config(tmp_path/str(seed), seed=seed, steps=2), quiet=True).fit()
+    assert not equal(weights(tmp_path/'0'), weights(tmp_path/'1'))
+
+
+def test_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
+    Trainer(config(tmp_path/'straight', steps=40), quiet=True).fit()
+    code = ('from corrmatch.config import preset; from corrmatch.trainer import Trainer; import sys; sys.path.insert(0, "tests");'
+            'from test_trainer import config; Trainer(config(sys.argv[1], steps=40), quiet=True).fit()')
+    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(torch.get_num_threads()))
+    process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'killed')], cwd=ROOT, env=env)
+    deadline = time.time() + 120
+    while not (tmp_path/'killed'/'last.pt').exists() and time.time() < deadline: time.sleep(.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL  # it was still running
+    assert read_checkpoint(tmp_path/'killed'/'last.pt')['step'] < 40
+    Trainer(config(tmp_path/'killed', steps=40), quiet=True).fit(resume=True)
+    assert equal(weights(tmp_path/'straight'), weights(tmp_path/'killed'))
+    rows = [(tmp_path/run/'val.csv').read_text() for run in ('straight', 'killed')]
+    assert rows[0] == rows[1]
+
+
+def test_a_pickle_with_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self): return (Path(tmp_path/'ran').touch, ())
+    torch.save(dict(model=Evil(), config={}), tmp_path/'evil.pt')
+    with pytest.raises(DataError, match='not a readable checkpoint'): read_checkpoint(tmp_path/'evil.pt')
+    assert not (tmp_path/'ran').exists()
+
+
+def test_methods_start_from_the_same_weights(tmp_path):
+    nets = [Trainer(replace(preset('toy', m, crop=33, toy_unlabeled=8, dim=16, low_dim=8, weights=''), out=str(tmp_path/m))).model.state_dict()
+            for m in ('supervised', 'corrmatch')]
+    assert all(torch.equal(nets[1][k], v) for k, v in nets[0].items())
