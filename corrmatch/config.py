@@ -48,7 +48,7 @@ class Config:
     regions: int = 128               # regions drawn per picture; 0 turns region propagation off
     region_cut: float = 0.5          # cut of a min-max normalised correlation row, 0..1
     transposed: bool = False         # propagate along columns (each position takes a weighted mean) instead of rows
-    warmup: int = 0                  # first steps on labeled pictures alone
+    warmup: int = 0                  # first steps on labeled pictures alone, whose terms then carry all the weight
     # --- weights of the loss terms; 0 switches a term off
     w_x: float = 0.25                # labeled cross-entropy
     w_x_corr: float = 0.25           # labeled cross-entropy of the propagated logits
@@ -56,6 +56,7 @@ class Config:
     w_s_corr: float = 0.0625         # strong view's propagated logits against the same
     w_w_corr: float = 0.0625         # weak view's propagated logits against its pseudo-label
     w_kl: float = 0.125              # soft consistency, strong view against weak view
+    kl_inside: bool = True           # kl term also inside CutMix boxes, where its teacher saw another place (the reference)
     w_fp: float = 0.125              # feature perturbation against the pseudo-label
     ohem: int = 0                    # pixels kept at least by online hard example mining; 0: plain cross-entropy
     # --- steps
@@ -93,8 +94,9 @@ _FOLDER = dict(backbone='resnet18', cutmix='other_image', epochs=40, stride=16, 
 
 # %% ../nbs/00_config.ipynb #a55f39f7
 _TOY = dict(crop=65, stride=4, dim=32, low_dim=16, rate=2, norm='group', weights='toy', toy_labeled=16, toy_unlabeled=300,
-            scale_min=0.75, scale_max=1.5, jitter=1.2, blur=0.4, cutmix='in_batch', tau=0.85, regions=64,
-            lr=0.02, lr_multi=1., steps=600, warmup=150, eval_every=150)
+            scale_min=0.75, scale_max=1.5, jitter=1.2, blur=0.4, cutmix='in_batch', tau=0.65, regions=64, region_cut=0.75,
+            w_x=0.5, w_x_corr=0.1, w_s=0.5, w_s_corr=0.03, w_w_corr=0.03, w_kl=0.05, w_fp=0.25, kl_inside=False,
+            lr=0.02, lr_multi=1., steps=800, warmup=200, eval_every=200)
 
 # %% ../nbs/00_config.ipynb #e4127953
 def _lists(family, split):
