@@ -46,7 +46,9 @@ def run_demo(
     configs = demo_configs(out, seed, **changes | (dict(steps=steps) if steps else {}))
     results = {title: _finished(config, quiet) for title, config in configs.items()}
     _draw(configs, out)
-    text = compare(results, make_sources(configs['CorrMatch']).class_names)
+    names = make_sources(configs['CorrMatch']).class_names
+    write_atomic(out/'demo.csv', lambda p: p.write_text(_rows(results, names, seed)))
+    text = compare(results, names)
     text += f'\n{(time.time()-start)/60:.1f} minutes; curves, pictures and runs are in {out}'
     write_atomic(out/'demo.txt', lambda p: p.write_text(text + '\n'))
     return text
@@ -58,6 +60,12 @@ def _finished(config, quiet):
     trainer.fit(resume=(folder/'last.pt').exists())
     model = trainer.model.eval()
     return evaluate(model, eval_pairs(trainer.sources.val, trainer.device), config.n_classes, config.evaluation, config.crop)
+
+def _rows(results, class_names, seed):
+    "One line a run: seed, run, mIoU and IoU of each class in percent."
+    lines = [','.join(['seed', 'run', 'miou', *class_names])]
+    for title, m in results.items(): lines.append(','.join([str(seed), title, *[f'{100*float(v):.3f}' for v in (m.miou(), *m.iou())]]))
+    return '\n'.join(lines) + '\n'
 
 def _draw(configs, out):
     "Curves of the three runs and panels of the method's propagation."

@@ -20,8 +20,8 @@ TEXTURES = MappingProxyType({
     'stripes': lambda u, v: np.sin(u),
     'checks': lambda u, v: 2*np.sin(.8*u)*np.sin(.8*v),
     'dots': lambda u, v: 2*(np.cos(u) + np.cos(v)) - 2,
-    'tiles': lambda u, v: 2*((.6*u/np.pi) % 1 + (.6*v/np.pi) % 1) - 2,
     'zigzag': lambda u, v: np.sin(u + 2*_triangle(.8*v)),
+    'tiles': lambda u, v: 2*((.6*u/np.pi) % 1 + (.6*v/np.pi) % 1) - 2,
 })
 TOY_CLASSES = ('background', *TEXTURES)
 
