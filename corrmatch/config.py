@@ -92,8 +92,8 @@ _CITY = dict(n_classes=19, crop=801, backbone='resnet101_deep', lr=0.005, lr_mul
              threshold='fixed', tau=0., evaluation='slide', val='splits/cityscapes/val.txt')
 _FOLDER = dict(backbone='resnet18', cutmix='other_image', epochs=40, stride=16, lr=0.002)
 
-# %% ../nbs/00_config.ipynb #f11de3fa
-_TOY = dict(n_classes=5, crop=65, stride=4, dim=32, low_dim=16, rate=2, norm='group', weights='toy', toy_labeled=6, toy_unlabeled=300,
+# %% ../nbs/00_config.ipynb #38dfdbea
+_TOY = dict(n_classes=5, crop=65, stride=4, dim=32, low_dim=16, rate=2, norm='group', weights='toy', toy_labeled=5, toy_unlabeled=300,
             scale_min=0.75, scale_max=1.5, jitter=1.2, blur=0.4, cutmix='in_batch', tau=0.65, regions=64, region_cut=0.75,
             w_x=0.5, w_x_corr=0.1, w_s=0.5, w_s_corr=0.03, w_w_corr=0.03, w_kl=0.05, w_fp=0.25, kl_inside=False,
             lr=0.02, lr_multi=1., steps=800, warmup=200, eval_every=200)

@@ -9,7 +9,7 @@ from pathlib import Path
 from .config import preset
 from .metrics import evaluate
 from .step import eval_pairs, make_sources, show_prediction
-from .trainer import Trainer, iou_table, load_run, show_curves, write_atomic
+from .trainer import Trainer, iou_table, load_run, read_checkpoint, show_curves, write_atomic
 
 # %% ../nbs/15_demo.ipynb #ca9451ae
 def demo_configs(
@@ -72,7 +72,8 @@ def _draw(configs, out):
     curves = show_curves({title: c.out for title, c in configs.items()})
     write_atomic(out/'curves.png', lambda p: curves.savefig(p, format='png', dpi=110))
     model, config = load_run(configs['CorrMatch'].out, 'last.pt')
-    panels = show_prediction(model, make_sources(config).val, range(6), float(config.tau))
+    tau = float(read_checkpoint(Path(configs['CorrMatch'].out)/'last.pt')['threshold']['tau'])
+    panels = show_prediction(model, make_sources(config).val, range(6), tau, config.regions, config.region_cut)
     write_atomic(out/'propagation.png', lambda p: panels.savefig(p, format='png', dpi=90))
 
 def compare(

@@ -376,24 +376,26 @@ def show_prediction(
     source,              # Source with masks
     rows=(0, 1, 2),      # which pictures
     tau:float=0.85,      # confidence threshold
+    m:int=128,           # regions; 0 leaves their panel out
+    cut:float=0.5,       # of a min-max normalised row
     colors=None,         # (k,3) uint8
     device='cpu',        # where the model is
 ):                       # Figure
     "Draw image, mask, prediction, and what pixel and region propagation make of it."
     correlated = isinstance(model, CorrMatchNet)
-    titles = ['image', 'mask', 'weak prediction', 'after pixel propagation', 'after region propagation'][:5 if correlated else 3]
+    titles = ['image', 'mask', 'weak prediction', 'after pixel propagation', 'after region propagation'][:(4 + bool(m)) if correlated else 3]
     fig, axes = plt.subplots(len(rows), len(titles), figsize=(2*len(titles), 2*len(rows)+.2), squeeze=False, layout='constrained')
     for row, (image, mask) in zip(axes, eval_pairs(source, device, rows)):
-        labels = _predicted(model, image, tau, correlated)
+        labels = _predicted(model, image, tau, m, cut)
         show_image(denormalize(image[0]).cpu(), titles[0], row[0]); show_mask(mask[0].cpu(), titles[1], row[1], colors)
         for ax, title, label in zip(row[2:], titles[2:], labels): show_mask(label, title, ax, colors)
     plt.close(fig)
     return fig
 
-def _predicted(model, image, tau, correlated):
+def _predicted(model, image, tau, m, cut):
     "Label maps (h,w) to draw beside the mask."
-    if not correlated: return [whole_predict(model.eval(), image)[0].cpu()]
-    p = propagate_image(model, image[0], tau)
+    if not isinstance(model, CorrMatchNet): return [whole_predict(model.eval(), image)[0].cpu()]
+    p = propagate_image(model, image[0], tau, m or 1, cut)
     return [p.label, p.label_pixel, p.label_region]
 
 # %% ../nbs/13_step.ipynb #51254d92

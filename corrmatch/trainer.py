@@ -243,8 +243,8 @@ def validate(self:Trainer,
     confusion = evaluate(self.model, eval_pairs(self.sources.val, self.device, batch=self.config.batch_x), self.config.n_classes, self.config.evaluation, self.config.crop)
     miou, ious = 100*confusion.miou(), (100*confusion.iou()).tolist()
     self.val_log.add(step=self.step, miou=round(miou, 3), **{f'iou_{n}': round(v, 3) for n, v in zip(self.sources.class_names, ious)})
-    rows = range(min(3, len(self.sources.val)))
-    figure = show_prediction(self.model, self.sources.val, rows, float(self.threshold.tau), self.sources.colors, self.device)
+    c, rows = self.config, range(min(3, len(self.sources.val)))
+    figure = show_prediction(self.model, self.sources.val, rows, float(self.threshold.tau), c.regions, c.region_cut, self.sources.colors, self.device)
     write_atomic(self.out/'pictures'/f'step_{self.step:06d}.png', lambda p: figure.savefig(p, format='png', dpi=80))
     self.model.train()
     if miou > self.best:

@@ -14,7 +14,7 @@ from corrmatch.toy import toy_arrays
 
 ROOT = Path(__file__).parents[1]
 SMALL = ('--crop 33 --batch_x 2 --batch_u 2 --dim 16 --low_dim 8 --regions 8 --steps 4 --eval_every 2 --log_every 1 '
-         '--device cpu --backbone toynet --stride 8 --norm group --n_classes 6').split()
+         '--warmup 0 --device cpu --backbone toynet --stride 8 --norm group --n_classes 6').split()
 
 
 def corrmatch(*args, cwd=None):
