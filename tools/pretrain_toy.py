@@ -15,8 +15,9 @@ from corrmatch.config import preset
 from corrmatch.data import ArraySource
 from corrmatch.losses import supervised_ce
 from corrmatch.metrics import evaluate
+from corrmatch.step import eval_pairs, make_model, make_optimizer, set_lr, to_device
 from corrmatch.toy import OTHER_TEXTURES, toy_arrays
-from corrmatch.trainer import eval_pairs, make_model, make_optimizer, set_lr, step_seed, to_device, write_atomic
+from corrmatch.trainer import step_seed, write_atomic
 from corrmatch.views import StepBatches, make_loader
 
 
