@@ -115,7 +115,7 @@ def main(
         if '--debug' in argv: raise
         print(f'corrmatch: {e}', file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print('corrmatch: interrupted', file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as e:
+        print(f"corrmatch: {e or 'interrupted'}", file=sys.stderr)
+        return getattr(e, 'code', 130)
     return 0

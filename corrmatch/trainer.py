@@ -2,12 +2,14 @@
 
 # %% auto #0
 __all__ = ['write_atomic', 'CsvLog', 'preflight', 'activation_bytes', 'check_memory', 'free_bytes', 'Trainer', 'pick_device',
-           'step_seed', 'read_checkpoint', 'load_run', 'iou_table', 'read_csv', 'show_curves']
+           'step_seed', 'read_checkpoint', 'load_run', 'Stopped', 'SignalFlag', 'iou_table', 'read_csv', 'show_curves']
 
 # %% ../nbs/14_trainer.ipynb #1b4c3be3
 import csv
 import json
 import os
+import signal
+import threading
 import time
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -266,6 +268,29 @@ def note_broken(self:Trainer,
         raise DataError(f'{len(self.broken)} of {n_files} pictures cannot be read, the last: {list(self.broken)[-1]}; '
                         f'the run is kept in {self.out}: mend the files and resume')
 
+# %% ../nbs/14_trainer.ipynb #1c9126f3
+class Stopped(KeyboardInterrupt):
+    "A signal ended the run behind a finished step and a saved checkpoint."
+    def __init__(self,
+        number:int, # of the signal
+        message:str # what happened and how to go on
+    ):
+        super().__init__(message)
+        self.code = 128 + number
+
+class SignalFlag:
+    "Within `with`, remembers the first SIGINT or SIGTERM instead of dying from it."
+    def __enter__(self):
+        self.number, self._old = 0, {}
+        if threading.current_thread() is threading.main_thread():
+            self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+    def _note(self, number, frame):
+        self.number = number
+        self.__exit__()
+    def __exit__(self, *error):
+        for s, handler in self._old.items(): signal.signal(s, handler)
+
 # %% ../nbs/14_trainer.ipynb #cbd6896a
 @patch
 def fit(self:Trainer,
@@ -274,7 +299,7 @@ def fit(self:Trainer,
     "Train to the last step."
     self._open(resume)
     every = self.config.eval_every or max(1, self.steps//10)
-    with tqdm(total=self.steps, initial=self.step, desc=self.out.name, disable=self.quiet, mininterval=1) as bar:
+    with SignalFlag() as flag, tqdm(total=self.steps, initial=self.step, desc=self.out.name, disable=self.quiet, mininterval=1) as bar:
         for batch in self._loader():
             result = self.run_step(batch)
             if batch['broken']: self.note_broken(batch['broken'])
@@ -284,9 +309,16 @@ def fit(self:Trainer,
             if self.step % every == 0 or last:
                 self.validate()
                 self.save()
+            if flag.number and not last: self._stop(flag.number)
     return self.best
 
 # %% ../nbs/14_trainer.ipynb #8464b3fd
+@patch
+def _stop(self:Trainer, number):
+    "Save and leave."
+    self.save()
+    raise Stopped(number, f'stopped at step {self.step} of {self.steps}, saved in {self.out}; the same command with --resume goes on')
+
 @patch
 def _open(self:Trainer, resume):
     "Make the run folder, or take up the one that is there."

@@ -6,7 +6,8 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'PARTNERS', 'resized', 'ViewDraw', '
            'normalize', 'denormalize', 'BatchPlan', 'next_readable', 'labeled_batch', 'Views', 'make_views',
            'unlabeled_batch', 'StepBatches', 'make_loader']
 
-# %% ../nbs/04_views.ipynb #6390e028
+# %% ../nbs/04_views.ipynb #8a4a54fa
+import signal
 from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np
@@ -333,7 +334,11 @@ class StepBatches(BatchPlan, Dataset):
 
 # %% ../nbs/04_views.ipynb #7e77da49
 def _as_is(batch): return batch
-def _one_thread(worker): torch.set_num_threads(1)
+def _start_worker(worker):
+    "One thread each; Ctrl-C is the trainer's business, SIGTERM ends a worker."
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 def make_loader(
     batches:StepBatches, # item `step` is a whole batch
@@ -343,5 +348,5 @@ def make_loader(
 )->DataLoader:
     "Serve the batches of steps start..steps-1 in order."
     return DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=workers, collate_fn=_as_is,
-                      pin_memory=torch.cuda.is_available(), worker_init_fn=_one_thread,
+                      pin_memory=torch.cuda.is_available(), worker_init_fn=_start_worker,
                       multiprocessing_context='fork' if workers else None)

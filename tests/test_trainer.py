@@ -58,6 +58,20 @@ def test_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_behind_a_saved_step(tmp_path, number, code):
+    flags = [f'--{k}={v}' for k, v in dict(crop=33, toy_unlabeled=8, batch_x=2, batch_u=2, dim=16, low_dim=8, steps=4000, eval_every=4000, workers=1,
+                                           log_every=1, warmup=1, device='cpu', out=tmp_path/'run').items()]
+    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    process = subprocess.Popen([sys.executable, '-m', 'corrmatch', 'train', 'toy', *flags], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not (tmp_path/'run'/'metrics.csv').exists() and time.time() < deadline: time.sleep(.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code and 'Traceback' not in err and '--resume' in err
+    assert 0 < read_checkpoint(tmp_path/'run'/'last.pt')['step'] < 4000
+
+
 def test_a_pickle_with_code_is_refused(tmp_path):
     class Evil:
         def __reduce__(self): return (Path(tmp_path/'ran').touch, ())
