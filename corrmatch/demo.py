@@ -76,6 +76,7 @@ def _draw(configs, out):
     panels = show_prediction(model, make_sources(config).val, range(6), tau, config.regions, config.region_cut)
     write_atomic(out/'propagation.png', lambda p: panels.savefig(p, format='png', dpi=90))
 
+# %% ../nbs/15_demo.ipynb #31f8ad8a
 def compare(
     results:dict,     # 'few labels', 'CorrMatch', 'all labels' -> ConfusionMatrix
     class_names:list, # k names

@@ -293,27 +293,6 @@ class SignalFlag:
 
 # %% ../nbs/14_trainer.ipynb #cbd6896a
 @patch
-def fit(self:Trainer,
-    resume:bool=False, # go on from last.pt of the run folder
-)->float:              # best mIoU in percent
-    "Train to the last step."
-    self._open(resume)
-    every = self.config.eval_every or max(1, self.steps//10)
-    with SignalFlag() as flag, tqdm(total=self.steps, initial=self.step, desc=self.out.name, disable=self.quiet, mininterval=1) as bar:
-        for batch in self._loader():
-            result = self.run_step(batch)
-            if batch['broken']: self.note_broken(batch['broken'])
-            bar.update()
-            last = self.step == self.steps
-            if self.step % self.config.log_every == 0 or last: self._log(result, bar)
-            if self.step % every == 0 or last:
-                self.validate()
-                self.save()
-            if flag.number and not last: self._stop(flag.number)
-    return self.best
-
-# %% ../nbs/14_trainer.ipynb #8464b3fd
-@patch
 def _stop(self:Trainer, number):
     "Save and leave."
     self.save()
@@ -339,7 +318,7 @@ def _loader(self:Trainer):
     yield from make_loader(labeled, self.step, warm, c.workers) if self.step < warm else ()
     yield from make_loader(self.batches, self.step, self.steps, c.workers)
 
-# %% ../nbs/14_trainer.ipynb #3a72c4b3
+# %% ../nbs/14_trainer.ipynb #8464b3fd
 @patch
 def _log(self:Trainer, result, bar):
     "One row of numbers; the only place of the loop where the device is asked."
@@ -359,6 +338,27 @@ def _tensorboard(folder):
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError: return None
     return SummaryWriter(folder)
+
+# %% ../nbs/14_trainer.ipynb #3a72c4b3
+@patch
+def fit(self:Trainer,
+    resume:bool=False, # go on from last.pt of the run folder
+)->float:              # best mIoU in percent
+    "Train to the last step."
+    self._open(resume)
+    every = self.config.eval_every or max(1, self.steps//10)
+    with SignalFlag() as flag, tqdm(total=self.steps, initial=self.step, desc=self.out.name, disable=self.quiet, mininterval=1) as bar:
+        for batch in self._loader():
+            result = self.run_step(batch)
+            if batch['broken']: self.note_broken(batch['broken'])
+            bar.update()
+            last = self.step == self.steps
+            if self.step % self.config.log_every == 0 or last: self._log(result, bar)
+            if self.step % every == 0 or last:
+                self.validate()
+                self.save()
+            if flag.number and not last: self._stop(flag.number)
+    return self.best
 
 # %% ../nbs/14_trainer.ipynb #4cf531b0
 def iou_table(
