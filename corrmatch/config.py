@@ -129,10 +129,11 @@ def preset(
     "Make the record of a named preset; raise ValueError for a name that does not exist."
     if name not in PRESETS: raise ValueError(f"unknown preset '{name}'{nearest(name, PRESETS)}")
     if method not in METHODS: raise ValueError(f"unknown method '{method}'{nearest(method, METHODS)}")
-    known = [f.name for f in fields(Config)]
+    known, numbers, bundle = [f.name for f in fields(Config)], PRESETS[name], METHODS[method]
     for key in changes:
         if key not in known: raise ValueError(f"unknown setting '{key}'{nearest(key, known)}")
-    return check_config(Config(**{**PRESETS[name], **METHODS[method], 'name': name, 'method': method, **changes}))
+    if numbers.get('threshold') == 'fixed': bundle = {k: v for k, v in bundle.items() if k not in ('threshold', 'tau')}
+    return check_config(Config(**{**numbers, **bundle, 'name': name, 'method': method, **changes}))
 
 # %% ../nbs/00_config.ipynb #bd1627fa
 def check_config(
@@ -142,11 +143,12 @@ def check_config(
     for field, allowed in CHOICES.items():
         value = getattr(config, field)
         if value not in allowed: raise ValueError(f"{field}='{value}' is not one of {', '.join(map(str, allowed))}")
-    for field in ('crop', 'batch_x', 'n_classes'):
+    for field in ('crop', 'batch_x', 'batch_u', 'n_classes'):
         if getattr(config, field) < 1: raise ValueError(f'{field}={getattr(config, field)} must be at least 1')
     if not 0 <= config.tau <= 1: raise ValueError(f'tau={config.tau} is a confidence: choose 0..1')
     if not 0 < config.scale_min <= config.scale_max:
         raise ValueError(f'scale_min={config.scale_min} and scale_max={config.scale_max}: need 0 < scale_min <= scale_max')
+    if config.w_x + config.w_x_corr <= 0: raise ValueError('w_x and w_x_corr are 0: nothing would learn from labels; give one of them a weight')
     if config.n_classes > IGNORE_INDEX: raise ValueError(f'n_classes={config.n_classes}: at most {IGNORE_INDEX}')
     return config
 

@@ -73,6 +73,8 @@ def make_sources(
     config:Config, # data, labeled, unlabeled, val, n_classes
 )->Sources:
     "Open the data of a run; raise DataError when a folder, a list or a file is missing."
+    if uses_unlabeled(config) and not (config.unlabeled if config.data else config.toy_unlabeled):
+        raise DataError(f"method='{config.method}' learns from unlabeled pictures and has none: set {'unlabeled=LIST' if config.data else 'toy_unlabeled=N'}, or method=supervised")
     if not config.data: return _toy_sources(config)
     root = Path(config.data)
     if not root.is_dir(): raise DataError(f"data='{root}': no such folder; give the folder that holds the images")

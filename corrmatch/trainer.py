@@ -386,6 +386,7 @@ def summary(self:Trainer)->str:
     rows = self.val_log.rows
     columns = {f"best (step {max(rows, key=lambda r: float(r['miou']))['step']})": max(rows, key=lambda r: float(r['miou'])), 'last': rows[-1]}
     lines = [f"{name}: mIoU {float(row['miou']):.2f}" for name, row in columns.items()]
+    if self.broken: lines.append(f'{len(self.broken)} pictures could not be read and were skipped: {", ".join(self.broken)}')
     return '\n'.join([*lines, f'score it: corrmatch eval {self.out}'])
 
 # %% ../nbs/14_trainer.ipynb #6b2ad1dd
