@@ -24,7 +24,7 @@ def add_fields(
     skip=('name', 'method'),        # set by other arguments
 ):
     "Give a parser a flag for every field of Config; unset flags stay absent."
-    texts, group = field_help(), parser.add_argument_group('settings (default: the preset\'s; shown: toy\'s)')
+    texts, group = field_help(), parser.add_argument_group('settings (a preset brings its own; in brackets: where it says nothing)')
     for f in fields(Config):
         if f.name in skip: continue
         kind = (lambda v: v.lower() in ('1', 'true', 'yes')) if f.type is bool else f.type
