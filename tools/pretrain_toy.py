@@ -3,7 +3,7 @@
 Usage: python tools/pretrain_toy.py --out corrmatch/assets/toynet.pth [--steps 6500] [--pictures 3000]
 
 The other world has fourteen textures, none of which occurs in the demo's world. The network learns to tell them
-apart; its backbone is kept, in half precision (0.7 MB). About ten minutes on one CPU core.
+apart; its backbone is kept, in half precision (0.6 MB). About ten minutes on one CPU core.
 """
 import argparse
 from pathlib import Path
