@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-NUMBERED = [p for p in NOTEBOOKS if re.match(r'\d\d_', p.name)]
+NUMBERED = [p for p in NOTEBOOKS if re.match(r'\d\d[a-z]?_', p.name)]
 LESSONS = [p for p in NUMBERED if 2 <= int(p.name[:2]) <= 13]
 ASSERTION = re.compile(r'test_\w+|expect_fail|ExceptionExpected')
 WINDOW = 5  # cells after an export in which its assertion stands
@@ -158,8 +158,8 @@ def test_cell_ids_are_unique(path):
 @each_notebook
 def test_imports(path):
     "No star imports; a notebook imports only from those before it."
-    order = {m[1]: int(p.name[:2]) for p in NUMBERED if (m := re.search(r'#\| *default_exp (\w+)', p.read_text(encoding='utf-8')))}
-    own, lines = int(path.name[:2]) if path in NUMBERED else 100, []
+    order = {m[1]: p.name.split('_')[0] for p in NUMBERED if (m := re.search(r'#\| *default_exp (\w+)', p.read_text(encoding='utf-8')))}
+    own, lines = path.name.split('_')[0] if path in NUMBERED else '~', []
     for cell in read(path):
         for n in ast.walk(cell.tree):
             if not isinstance(n, (ast.Import, ast.ImportFrom)): continue
