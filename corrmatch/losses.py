@@ -18,10 +18,11 @@ def supervised_ce(
     logits:Tensor,                 # (b,k,h,w) class scores
     mask:Tensor,                   # (b,h,w) int64 ground truth
     ignore_index:int=IGNORE_INDEX, # value of a pixel without label
+    n_valid=None,                  # pixels to divide by when this is a part of a batch; None: the labeled ones
 )->Tensor:                         # scalar; 0 when every pixel is ignored
     "Average the cross-entropy over labeled pixels."
     loss = F.cross_entropy(logits.float(), mask, ignore_index=ignore_index, reduction='none')
-    return loss.sum() / (mask != ignore_index).sum().clamp(min=1)
+    return loss.sum() / ((mask != ignore_index).sum().clamp(min=1) if n_valid is None else n_valid)
 
 # %% ../nbs/11_losses.ipynb #8cf8128c
 def hard_pixels(
@@ -48,6 +49,7 @@ def ohem_ce(
     ignore_index:int=IGNORE_INDEX, # value of a pixel without label
     weight:Tensor=None,            # (k,) weight of each class
     reduction:str='mean',          # 'mean' | 'sum' over kept pixels
+    n_valid=None,                  # labeled pixels of the whole batch when this is a part of it; None: this is all
 )->Tensor:                         # scalar; 0 when every pixel is ignored
     "Average the cross-entropy over hard pixels."
     if reduction not in ('mean', 'sum'): raise ValueError(f"reduction='{reduction}': choose mean or sum")
@@ -56,7 +58,8 @@ def ohem_ce(
     total = F.cross_entropy(logits.float(), hard, weight, ignore_index=ignore_index, reduction='none').sum()
     amount = keep.float() if weight is None else weight[mask.masked_fill(~keep, 0)]*keep
     count = amount.sum() if reduction == 'mean' else torch.ones_like(total)
-    return total / torch.where(count > 0, count, 1)
+    mean = total / torch.where(count > 0, count, 1)
+    return mean if n_valid is None else mean*(mask != ignore_index).sum()/n_valid
 
 # %% ../nbs/11_losses.ipynb #024fb33d
 class LossTerms(NamedTuple):
@@ -111,6 +114,7 @@ class StepTargets(NamedTuple):
     keep_out:Tensor|list|None = None # bool, the same after region propagation
     valid_u:Tensor|list|None = None # bool, mixed: not padding
     tau:Tensor|float|None = None    # confidence threshold of this step
+    counts:tuple = (None, None, None) # pixels to divide by (labeled, weak, strong) when this is a part of a batch
 
     @property
     def keep_w(self):
@@ -129,12 +133,15 @@ def _term(
     name:str, # for the error message
     loss,     # function of one view's tensors
     *inputs,  # its tensors, with or without views
+    count=None, # () or (v,) pixels of the whole batch to divide by; None: the loss counts its own
 )->Tensor:    # scalar
     "Average a loss over views; what has no views is shared by all."
     if any(x is None for x in inputs): raise ValueError(f"loss term '{name}' has a weight but an input of it is None: pass it, or set the weight to 0")
     inputs = [_views(x) for x in inputs]
     n = max(map(len, inputs))
-    return sum(loss(*view) for view in zip(*(x*n if len(x) == 1 else x for x in inputs), strict=True)) / n
+    options = [{}] if count is None else [dict(n_valid=c) for c in count.reshape(-1)]
+    columns = [x*n if len(x) == 1 else x for x in (*inputs, options)]
+    return sum(loss(*view, **option) for *view, option in zip(*columns, strict=True)) / n
 
 # %% ../nbs/11_losses.ipynb #945010a7
 def corrmatch_loss(
@@ -146,6 +153,7 @@ def corrmatch_loss(
     "Compute the loss terms of one training step."
     z, t = logits, targets
     strong, weak = (t.label_u, t.keep_out, t.valid_u), (t.label_w, t.keep_w, t.valid)
+    n_x, n_w, n_u = t.counts
     recipe = LossTerms(
         x=(supervised, z.x, t.mask_x),
         x_corr=(supervised, z.corr_x, t.mask_x),
@@ -155,4 +163,5 @@ def corrmatch_loss(
         kl=(soft_kl, z.w, z.s, t.keep, t.valid_u),
         fp=(masked_ce, z.fp_w, *weak))
     zero = torch.zeros((), device=z.x.device)
-    return LossTerms(*(_term(name, *parts) if w else zero for name, w, parts in zip(LossTerms._fields, weights, recipe)))
+    counts = LossTerms(n_x, n_x, n_u, n_u, n_w, n_u, n_w)
+    return LossTerms(*(_term(name, *part, count=n) if w else zero for name, part, n, w in zip(LossTerms._fields, recipe, counts, weights)))

@@ -2,14 +2,17 @@
 
 # %% auto #0
 __all__ = ['intersection_union', 'class_mean', 'mean_iou', 'ConfusionMatrix', 'whole_predict', 'center_crop', 'window_starts',
-           'window_groups', 'slide_probs', 'slide_predict', 'evaluate']
+           'window_groups', 'slide_probs', 'slide_predict', 'packed', 'evaluate']
 
-# %% ../nbs/12_metrics.ipynb #dfc699c8
+# %% ../nbs/12_metrics.ipynb #991e74eb
+import copy
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from .config import IGNORE_INDEX
+from .model import BasicBlock, Bottleneck
 
 # %% ../nbs/12_metrics.ipynb #5dc288c0
 def intersection_union(
@@ -59,6 +62,12 @@ class ConfusionMatrix:
         device=None):                    # where the counts live; None: where the first update's labels are
         self.n_classes, self.ignore_index = n_classes, ignore_index
         self.matrix = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
+        self.strays = torch.zeros(2, dtype=torch.int64, device=device)  # pixels of masks and of predictions that are no class
+    def check(self):
+        "Raise ValueError if a pixel was neither a class nor ignored."
+        masks, labels = self.strays.tolist()
+        if masks: raise ValueError(f'{masks} pixels of the mask are neither in 0..{self.n_classes-1} nor {self.ignore_index}: check n_classes')
+        if labels: raise ValueError(f'{labels} predicted ids are outside 0..{self.n_classes-1}: check n_classes')
 
 # %% ../nbs/12_metrics.ipynb #66c24ede
 @patch
@@ -72,9 +81,9 @@ def update(self:ConfusionMatrix,
     def inside(ids): return torch.where((ids >= 0) & (ids < k), ids.long(), k)
     row = torch.where(mask == self.ignore_index, k+1, inside(mask))
     counts = torch.bincount((row*(k+1) + inside(label)).flatten(), minlength=(k+2)*(k+1)).view(k+2, k+1)
-    if counts[k].any(): raise ValueError(f'{int(counts[k].sum())} pixels of the mask are neither in 0..{k-1} nor {self.ignore_index}: check n_classes')
-    if counts[:k, k].any(): raise ValueError(f'{int(counts[:k, k].sum())} predicted ids are outside 0..{k-1}: check n_classes')
     self.matrix = self.matrix.to(counts.device) + counts[:k, :k]
+    self.strays = self.strays.to(counts.device) + torch.stack([counts[k].sum(), counts[:k, k].sum()])
+    if counts.device.type == 'cpu': self.check()
     return self
 
 # %% ../nbs/12_metrics.ipynb #659eacde
@@ -82,6 +91,7 @@ def update(self:ConfusionMatrix,
 def iou(self:ConfusionMatrix,
 )->Tensor: # (k,) float64, 0..1, on the CPU; 0 for a class that never occurs
     "Intersection over union of each class."
+    self.check()
     m = self.matrix.cpu().double()
     return m.diagonal() / (m.sum(0) + m.sum(1) - m.diagonal() + 1e-10)
 
@@ -120,7 +130,8 @@ def sync(self:ConfusionMatrix,
 
 # %% ../nbs/12_metrics.ipynb #70c436dd
 def _logits(model, image):
-    "Class scores of a model that returns them bare or in a SegOutput."
+    "Class scores of a model that has `predict_logits`, or returns them bare or in a SegOutput."
+    if hasattr(model, 'predict_logits'): return model.predict_logits(image)
     scores = model(image)
     return getattr(scores, 'logits', scores)
 
@@ -197,6 +208,34 @@ def slide_predict(
     "Predict with a sliding window, for images larger than the training crop."
     return slide_probs(model, image, crop, n_classes, stride, batch).argmax(1)
 
+# %% ../nbs/12_metrics.ipynb #9585c331
+class _PackedConv(nn.Module):
+    "A convolution whose weights already lie as the CPU library wants them."
+    def __init__(self, conv):
+        super().__init__()
+        self.options, weight = (conv.padding, conv.stride, conv.dilation, conv.groups), conv.weight.detach()
+        self.weight = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *self.options)
+        self.bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach()
+    def forward(self, x): return torch.mkldnn_convolution(x, self.weight, self.bias, *self.options)
+
+# %% ../nbs/12_metrics.ipynb #78b3145e
+def packed(
+    model, # network in eval mode; anything but a float32 network on a CPU comes back as it is
+):         # a copy that predicts the same, faster; it cannot be trained
+    "Fold batch norms into convolutions and lay the weights out for the CPU, once for many predictions."
+    weights = list(model.parameters()) if isinstance(model, nn.Module) and not model.training else []
+    plain = bool(weights) and {(p.device.type, p.dtype) for p in weights} == {('cpu', torch.float32)}
+    if not plain or torch.is_autocast_enabled('cpu') or not torch.backends.mkldnn.is_available(): return model
+    model = copy.deepcopy(model).requires_grad_(False)
+    for module in list(model.modules()):
+        parts = list(module.named_children())
+        for (name, conv), (after, norm) in zip(parts, parts[1:]):
+            if isinstance(module, (nn.Sequential, BasicBlock, Bottleneck)) and type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                setattr(module, name, fuse_conv_bn_eval(conv, norm)); setattr(module, after, nn.Identity())
+        for name, conv in list(module.named_children()):
+            if type(conv) is nn.Conv2d and conv.padding_mode == 'zeros' and isinstance(conv.padding, tuple): setattr(module, name, _PackedConv(conv))
+    return model
+
 # %% ../nbs/12_metrics.ipynb #d1d39f18
 def evaluate(
     model,               # image (b,3,h,w) -> logits or SegOutput; in eval mode
@@ -209,7 +248,7 @@ def evaluate(
     "Predict every picture and count."
     if mode not in ('whole', 'center', 'slide'): raise ValueError(f"mode is {mode!r}: use 'whole', 'center' or 'slide'")
     if mode != 'whole' and crop is None: raise ValueError(f"mode {mode!r} needs crop, in pixels")
-    confusion = ConfusionMatrix(n_classes, ignore_index)
+    confusion, model = ConfusionMatrix(n_classes, ignore_index), packed(model)
     for image, mask in pairs:
         if mode == 'center': image, mask = center_crop(image, crop), center_crop(mask, crop)
         label = slide_predict(model, image, crop) if mode == 'slide' else whole_predict(model, image)

@@ -2,13 +2,15 @@
 
 # %% auto #0
 __all__ = ['SegOutput', 'stage_plan', 'make_norm', 'BasicBlock', 'Bottleneck', 'ResNet', 'make_backbone', 'PooledBranch', 'ASPP',
-           'resize', 'drop_channels', 'DeepLabV3Plus', 'WeightReport', 'load_backbone', 'torchvision_weights']
+           'resize', 'keep_channels', 'drop_channels', 'DeepLabV3Plus', 'WeightReport', 'read_tensors', 'load_backbone',
+           'torchvision_weights']
 
 # %% ../nbs/05_model.ipynb #9fd1761d
 import math
 import pickle
 from pathlib import Path
 from typing import NamedTuple
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -184,15 +186,31 @@ def resize(
     "Resize maps bilinearly with aligned corners, as everywhere in the network."
     return F.interpolate(x, size=size, mode='bilinear', align_corners=True)
 
+# %% ../nbs/05_model.ipynb #77460459
+def keep_channels(
+    keys:Tensor,    # (b,) int64, one a picture
+    n:int,          # channels
+    p:float,        # share of channels that is dropped
+    stream:int=0,   # another mask of the same pictures
+)->Tensor:          # (b,n) bool
+    "Choose channels by a hash of key, stream and channel."
+    x = keys[:, None] + (torch.arange(n, device=keys.device) + 2**20*stream + 1)*-7046029254386353131
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        x = (x ^ ((x >> shift) & (2**(64-shift)-1)))*factor  # >> copies the sign, so the copies are masked out
+    return (x & (2**53-1)) >= int(p*2**53)
+
 # %% ../nbs/05_model.ipynb #4dd7c3b0
 def drop_channels(
     feats:Tensor,                        # (b,d,h,w) features; not changed
     p:float=0.5,                         # share of channels set to zero, in [0,1)
     generator:torch.Generator|None=None, # on the device of feats; None: the global one
+    keys:Tensor|None=None,               # (b,) int64: computed instead of drawn
+    stream:int=0,                        # of the keys
 )->Tensor:                               # (b,d,h,w) whole channels dropped, the rest times 1/(1-p)
     "Drop whole feature channels at random, each image on its own, in training and evaluation alike."
     if not 0 <= p < 1: raise ValueError(f'p is {p}: must be in [0, 1)')
-    keep = torch.rand(feats.shape[:2], generator=generator, device=feats.device) >= p
+    if keys is not None: keep = keep_channels(keys, feats.shape[1], p, stream)
+    else: keep = torch.rand(feats.shape[:2], generator=generator, device=feats.device) >= p
     return feats*(keep.to(feats.dtype)/(1-p))[..., None, None]
 
 # %% ../nbs/05_model.ipynb #06d7baaa
@@ -212,6 +230,11 @@ class DeepLabV3Plus(nn.Module):
         self.reduce = nn.Sequential(*_conv_norm_relu(c1, low_dim, 1, 1, norm))
         self.fuse = nn.Sequential(*_conv_norm_relu(dim+low_dim, dim, 3, 1, norm), *_conv_norm_relu(dim, dim, 3, 1, norm))
         self.classifier = nn.Conv2d(dim, n_classes, 1)
+    def train(self, mode=True):
+        "Switch to training or evaluation; a backbone with nothing to train stays in evaluation."
+        super().train(mode)
+        if not any(p.requires_grad for p in self.backbone.parameters()): self.backbone.eval()
+        return self
     def features(self, image):
         "Return c1 (b,d,h/4,w/4) and c4 (b,d',h',w') of image (b,3,h,w)."
         c1, *_, c4 = self.backbone(image)
@@ -220,17 +243,21 @@ class DeepLabV3Plus(nn.Module):
         "Return logits (b,k,h/4,w/4), at the size of c1."
         context = resize(self.head(c4), c1.shape[-2:])
         return self.classifier(self.fuse(torch.cat([self.reduce(c1), context], dim=1)))
-    def decode_perturbed(self, c1, c4, part=slice(None), generator=None):
+    def decode_perturbed(self, c1, c4, part=slice(None), generator=None, keys=None):
         "Return the logits of the features and those of channel-dropped copies of `part`, decoded as one batch."
-        both = [torch.cat([c, drop_channels(c[part], generator=generator)]) for c in (c1, c4)]
+        keys = None if keys is None else keys[part]
+        both = [torch.cat([c, drop_channels(c[part], .5, generator, keys, stream)]) for stream, c in enumerate((c1, c4))]
         low = self.decode(*both)
         return low[:len(c1)], low[len(c1):]
-    def forward(self, image, perturb=False, part=slice(None), generator=None):
+    def forward(self, image, perturb=False, part=slice(None), generator=None, keys=None):
         "Return a SegOutput at the size of image (b,3,h,w); perturb=True adds `logits_fp`, of the images in `part`."
         c1, c4 = self.features(image)
-        low, low_fp = self.decode_perturbed(c1, c4, part, generator) if perturb else (self.decode(c1, c4), None)
+        low, low_fp = self.decode_perturbed(c1, c4, part, generator, keys) if perturb else (self.decode(c1, c4), None)
         size = image.shape[-2:]
-        return SegOutput(resize(low, size), None if low_fp is None else resize(low_fp, size), c4)
+        return SegOutput(resize(low.float(), size), None if low_fp is None else resize(low_fp.float(), size), c4)
+    def predict_logits(self, image):
+        "Return logits (b,k,h,w) of image (b,3,h,w) and nothing that only training reads."
+        return resize(self.decode(*self.features(image)).float(), image.shape[-2:])
 
 # %% ../nbs/05_model.ipynb #df102983
 class WeightReport(NamedTuple):
@@ -249,15 +276,31 @@ class WeightReport(NamedTuple):
         if self.zeroed: lines.append(f'start as their pretrained shortcut: {", ".join(self.zeroed)}')
         return '\n'.join(lines)
 
-# %% ../nbs/05_model.ipynb #619dd641
-def _read_weights(path):
-    "Read a state dict from a file of tensors; anything else is a ValueError that names file and remedy."
-    if not Path(path).is_file(): raise ValueError(f'weights {path}: no such file; give the path of a ResNet state dict (.pth)')
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
+# %% ../nbs/05_model.ipynb #18dcbfc9
+def read_tensors(
+    path, # of a .safetensors file, or of one written by torch.save
+)->dict:  # whatever torch.save was given; of safetensors the tensors by name
+    "Open a file of weights without running anything in it; a ValueError names file and remedy."
+    if not Path(path).is_file(): raise ValueError(f'weights {path}: no such file; give the path of a state dict (.pth or .safetensors)')
+    try:
+        if Path(path).suffix == '.safetensors': return _safetensors().load_file(path)
+        with torch.serialization.safe_globals(_numpy_numbers()): return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError: raise ValueError(f'weights {path}: not a file of plain tensors, so not opened; save model.state_dict() with torch.save') from None
-    except (RuntimeError, EOFError, OSError) as e: raise ValueError(f'weights {path}: cannot be read ({str(e).splitlines()[0]}); copy or download it again') from None
-    return state
+    except ImportError: raise
+    except Exception as e: raise ValueError(f'weights {path}: cannot be read ({(str(e) or type(e).__name__).splitlines()[0]}); copy or download it again') from None
 
+def _safetensors():
+    "The part of safetensors that speaks torch."
+    try: import safetensors.torch as module
+    except ImportError: raise ImportError('safetensors is not installed: pip install corrmatch-seg[export], or use a .pth file') from None
+    return module
+
+def _numpy_numbers():
+    "What a pickled NumPy number consists of, under its old and its new name."
+    scalar = np._core.multiarray.scalar
+    return [(scalar, 'numpy.core.multiarray.scalar'), (scalar, 'numpy._core.multiarray.scalar'), np.dtype, *{type(np.dtype(t)) for t in 'fdilq'}]
+
+# %% ../nbs/05_model.ipynb #40e09c38
 def _backbone_keys(state, source):
     "Unwrap a checkpoint and strip `module.` and `backbone.` from its keys."
     if isinstance(state, dict): state = next((state[n] for n in ('state_dict', 'model') if isinstance(state.get(n), dict)), state)
@@ -282,7 +325,7 @@ def load_backbone(
 )->WeightReport:     # what was loaded and what was not; print it
     "Load what fits of a ResNet's weights; blocks that the file leaves open start as their shortcut."
     source = 'given as a dict' if isinstance(weights, dict) else weights
-    state = _backbone_keys(weights if isinstance(weights, dict) else _read_weights(weights), source)
+    state = _backbone_keys(weights if isinstance(weights, dict) else read_tensors(weights), source)
     own = backbone.state_dict()
     fits = {k: v for k,v in state.items() if k in own and v.shape == own[k].shape}
     n_fit, n_own = [sum(v.ndim == 4 for v in tensors.values()) for tensors in (fits, own)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, einsum, nn
 from torch.autograd.function import once_differentiable
 from .correlation import CorrelationHead
-from .model import DeepLabV3Plus, make_norm, resize
+from .model import DeepLabV3Plus, drop_channels, make_norm, resize
 
 # %% ../nbs/09_pixel.ipynb #cdf0e5b9
 def propagate_pixels(
@@ -120,9 +120,12 @@ class CorrMatchNet(DeepLabV3Plus):
         self.corr, self.transposed = CorrelationHead(dim, n_classes), transposed
         project = nn.Conv2d(backbone.channels[-1], dim, 3, padding=1)
         self.proj = nn.Sequential(project, make_norm(norm, dim), nn.ReLU(), nn.Dropout2d(0.1))
-    def forward(self, image, perturb=False, part=slice(None), generator=None, correlate=True):
+    def forward(self, image, perturb=False, part=slice(None), generator=None, correlate=True, keys=None):
         "Return a SegOutput at the size of image (b,3,h,w); correlate=True adds `logits_corr`, `f1` and `f2`."
-        seg = super().forward(image, perturb, part, generator)
+        seg = super().forward(image, perturb, part, generator, keys)
         if not correlate: return seg
-        f1, f2 = self.corr(self.proj(seg.feats))
+        *projection, dropout = self.proj
+        feats = nn.Sequential(*projection)(seg.feats)
+        keyed = keys is not None and self.training  # channels chosen by the picture's key, see drop_channels
+        f1, f2 = self.corr(drop_channels(feats, dropout.p, keys=keys, stream=2) if keyed else dropout(feats))
         return seg._replace(logits_corr=propagate_logits(f1, f2, seg.logits, transposed=self.transposed), f1=f1, f2=f2)

@@ -37,11 +37,12 @@ def masked_ce(
     label:Tensor,  # (b,h,w) int64 targets; any value where not kept
     keep:Tensor,   # (b,h,w) bool, pixels whose label is believed
     valid:Tensor,  # (b,h,w) bool, pixels that show a picture
+    n_valid=None,  # pixels to divide by when this is a part of a batch; None: the valid ones
 )->Tensor:         # scalar; 0 when nothing is kept
     "Sum the cross-entropy over kept pixels and divide by the number of valid ones."
     target = label.masked_fill(~keep, -100)
     loss = F.cross_entropy(logits.float(), target, ignore_index=-100, reduction='none')
-    return loss.sum() / valid.sum().clamp(min=1)
+    return loss.sum() / (valid.sum().clamp(min=1) if n_valid is None else n_valid)
 
 # %% ../nbs/06_pseudo.ipynb #37ae4f63
 def soft_kl(
@@ -49,8 +50,9 @@ def soft_kl(
     logits_student:Tensor, # (b,k,h,w) the harder view's scores
     keep:Tensor,           # (b,h,w) bool, pixels whose teacher is believed
     valid:Tensor,          # (b,h,w) bool, pixels that show a picture
+    n_valid=None,          # pixels to divide by when this is a part of a batch; None: the valid ones
 )->Tensor:                 # scalar, at least 0; 0 when nothing is kept
     "Sum KL(teacher || student) over classes and kept pixels, divided by the valid ones."
     teacher = logits_teacher.detach().float().softmax(1)
     loss = F.kl_div(logits_student.float().log_softmax(1), teacher, reduction='none').sum(1)
-    return torch.where(keep, loss, 0).sum() / valid.sum().clamp(min=1)
+    return torch.where(keep, loss, 0).sum() / (valid.sum().clamp(min=1) if n_valid is None else n_valid)

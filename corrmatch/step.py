@@ -3,11 +3,16 @@
 # %% auto #0
 __all__ = ['lr_after_step', 'lr_in_force', 'Sources', 'make_sources', 'uses_unlabeled', 'make_model', 'toy_weights',
            'uses_correlation', 'make_optimizer', 'set_lr', 'make_threshold', 'make_batches', 'total_steps', 'to_device',
-           'paste_partner', 'mix_logits', 'Passes', 'forward_views', 'Targets', 'make_targets', 'propagate_targets',
-           'StepResult', 'labeled_weights', 'labeled_step', 'watch_targets', 'train_step', 'Propagated',
-           'propagate_image', 'show_prediction', 'eval_pairs']
+           'swap_pairs', 'paste_partner', 'mixed_valid', 'mix_logits', 'Passes', 'forward_views', 'Targets',
+           'make_targets', 'propagate_targets', 'StepResult', 'labeled_weights', 'labeled_step', 'watch_targets',
+           'train_step', 'autocast', 'bf16_gain', 'pick_precision', 'prepare_model', 'Propagated', 'propagate_image',
+           'show_prediction', 'eval_pairs']
 
-# %% ../nbs/13_step.ipynb #36a42e86
+# %% ../nbs/13_step.ipynb #7b86424f
+import os
+import shutil
+import sys
+import time
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +22,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from .batches import StepBatches
 from .config import IGNORE_INDEX, Config
 from .correlation import correlation_rows
 from .data import ArraySource, DataError, FolderSource, read_classes, read_split
@@ -25,10 +31,11 @@ from .metrics import whole_predict
 from .model import DeepLabV3Plus, load_backbone, make_backbone, torchvision_weights
 from .pixel import CorrMatchNet
 from .pseudo import confidence, mix_maps, pseudo_label
-from .region import clear_regions, draw_positions, propagate_regions, region_maps
+from .region import draw_positions, propagate_regions, region_targets
+from .shapes import region_maps
 from .threshold import DynamicThreshold, FixedThreshold
 from .toy import TOY_CLASSES, toy_arrays
-from .views import StepBatches, cutmix, denormalize, jitter_options, normalize
+from .views import cutmix, denormalize, jitter_options, normalize
 from .viz import palette, show_image, show_mask
 
 # %% ../nbs/13_step.ipynb #535c9535
@@ -132,7 +139,7 @@ def make_optimizer(
     rest = [p for p in model.parameters() if id(p) not in known]
     groups = [dict(params=backbone, lr=config.lr, base=config.lr),
               dict(params=rest, lr=config.lr*config.lr_multi, base=config.lr*config.lr_multi)]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
 
 def set_lr(
     optimizer:torch.optim.Optimizer, # groups with 'base'
@@ -179,13 +186,32 @@ def to_device(
     moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
     return {k: normalize(v) if k.startswith('image_') else v for k, v in moved.items()}
 
+# %% ../nbs/13_step.ipynb #2d97e060
+def swap_pairs(
+    x:Tensor,   # pictures along an axis, two at least
+    axis:int=0, # that axis
+)->Tensor:      # same shape
+    "Exchange neighbours: 1 0 3 2; an odd last one makes a round of three: 1 0 3 4 2."
+    n = x.shape[axis]
+    order = [i^1 for i in range(n - 3*(n % 2))] + ([n-2, n-1, n-3] if n % 2 else [])
+    return torch.cat([x.narrow(axis, i, 1) for i in order], axis)
+
 # %% ../nbs/13_step.ipynb #cd2d6952
 def paste_partner(
     batch:dict, # on the device
 )->Tensor:      # (v,b,3,h,w) strong views with the partner's strong pixels inside the box
     "CutMix the strong views."
     strong = batch['image_u_s']
-    return cutmix(batch.get('image_mix_s', strong.roll(-1, 1)), strong, batch['box_u'])
+    partner = batch['image_mix_s'] if 'image_mix_s' in batch else swap_pairs(strong, 1)
+    return cutmix(partner, strong, batch['box_u'])
+
+def mixed_valid(
+    batch:dict, # on the device
+)->Tensor:      # (v,b,h,w) bool
+    "Mark the pixels of the pasted strong views that are picture, not padding."
+    box, own = batch['box_u'], batch['valid_u']
+    partner = batch['valid_mix'] if 'valid_mix' in batch else swap_pairs(own)
+    return mix_maps(box, partner.expand_as(box), own.expand_as(box))
 
 @torch.no_grad()
 def mix_logits(
@@ -195,7 +221,7 @@ def mix_logits(
     "Predict the second stream in evaluation mode."
     if 'image_mix_w' not in batch: return None
     model.eval()
-    logits = model(batch['image_mix_w'], correlate=False).logits if isinstance(model, CorrMatchNet) else model(batch['image_mix_w']).logits
+    logits = model.predict_logits(batch['image_mix_w'])
     model.train()
     return logits
 
@@ -209,13 +235,14 @@ class Passes(NamedTuple):
 # %% ../nbs/13_step.ipynb #b9045892
 def forward_views(
     model:nn.Module, # in training mode
-    batch:dict,      # on the device
+    batch:dict,      # on the device; keys_x (b,), keys_u_w (b,), keys_u_s (v,b) choose the dropped channels, without them torch does
     perturb:bool,    # also decode dropped-out features (the fp term)
 )->Passes:
     "Run the mix stream, then [x; w], then s."
     logits_mix = mix_logits(model, batch)
-    labeled_weak = model(torch.cat([batch['image_x'], batch['image_u_w']]), perturb=perturb)
-    return Passes(labeled_weak, model(paste_partner(batch).flatten(0, 1)), logits_mix)
+    keys_xw, keys_s = (torch.cat([batch['keys_x'], batch['keys_u_w']]), batch['keys_u_s'].flatten()) if 'keys_x' in batch else (None, None)
+    labeled_weak = model(torch.cat([batch['image_x'], batch['image_u_w']]), perturb=perturb, keys=keys_xw)
+    return Passes(labeled_weak, model(paste_partner(batch).flatten(0, 1), keys=keys_s), logits_mix)
 
 # %% ../nbs/13_step.ipynb #097e9017
 class Targets(NamedTuple):
@@ -230,15 +257,15 @@ class Targets(NamedTuple):
 # %% ../nbs/13_step.ipynb #8c863db9
 def make_targets(
     logits_w:Tensor,        # (b,k,h,w) weak view
-    logits_mix:Tensor|None, # (b,k,h,w) mix stream; None: the next picture of the batch
+    logits_mix:Tensor|None, # (b,k,h,w) mix stream; None: the neighbour in the batch
     batch:dict,             # box_u, valid_u, and valid_mix when there is a mix stream
 )->Targets:
     "Take confidence and label of the weak view and put the partner's inside the boxes."
     own = pseudo_label(logits_w), confidence(logits_w), batch['valid_u']
-    if logits_mix is None: partner = [m.roll(-1, 0) for m in own]
-    else: partner = pseudo_label(logits_mix), confidence(logits_mix), batch['valid_mix']
+    if logits_mix is None: partner = [swap_pairs(m) for m in own[:2]]
+    else: partner = pseudo_label(logits_mix), confidence(logits_mix)
     box = batch['box_u']
-    return Targets(*own, *[mix_maps(box, p.expand_as(box), m.expand_as(box)) for p, m in zip(partner, own)])
+    return Targets(*own, *[mix_maps(box, p.expand_as(box), m.expand_as(box)) for p, m in zip(partner, own)], mixed_valid(batch))
 
 # %% ../nbs/13_step.ipynb #02e14ed2
 @torch.no_grad()
@@ -254,8 +281,8 @@ def propagate_targets(
 )->tuple:            # label (v,b,h,w) and keep (v,b,h,w) after region propagation
     "Cut regions out of the weak view's correlation rows and let them rewrite the targets of every strong view."
     index = draw_positions(f1.shape[-2]*f1.shape[-1], m, generator).to(f1.device, non_blocking=True)
-    regions = region_maps(correlation_rows(f1, f2, index), f1.shape[-2:], box.shape[-2:], cut)
-    out = [propagate_regions(label, (conf >= tau) & valid, clear_regions(regions, valid, b), tau)
+    rows = correlation_rows(f1, f2, index)
+    out = [region_targets(rows, f1.shape[-2:], label, (conf >= tau) & valid, valid & ~b, tau, cut, f1.shape[1])
            for label, conf, valid, b in zip(targets.label_u, targets.conf_u, targets.valid_u, box)]
     return tuple(torch.stack(maps) for maps in zip(*out))
 
@@ -280,11 +307,12 @@ def labeled_step(
     batch:dict,           # image_x and mask_x on the device
     weights:LossTerms,    # those of the unlabeled terms are not used
     supervised=supervised_ce, # (logits, mask) -> scalar
+    counts=(None,)*3,     # pixels of the whole batch when this is a part of it: Counts of notebook 13b
 )->StepResult:
     "One step on labeled pictures alone: supervised training, and the warm-up of the others."
-    out = model(batch['image_x'])
+    out = model(batch['image_x'], keys=batch.get('keys_x'))
     weights = labeled_weights(weights)
-    terms = corrmatch_loss(StepLogits(out.logits, out.logits_corr), StepTargets(batch['mask_x']), weights, supervised)
+    terms = corrmatch_loss(StepLogits(out.logits, out.logits_corr), StepTargets(batch['mask_x'], counts=counts), weights, supervised)
     return StepResult(total_loss(terms, weights), terms, {})
 
 # %% ../nbs/13_step.ipynb #ab5d6c52
@@ -304,8 +332,8 @@ def watch_targets(
     for name, (label, keep) in (('right', before), ('right_out', after)): watch[name] = share((label == truth) & keep & judged, keep & judged)
     return watch
 
-# %% ../nbs/13_step.ipynb #0ba01e7d
-def _step_pair(passes, targets, keep_kl, after, mask_x, tau):
+# %% ../nbs/13_step.ipynb #2d3e26a5
+def _step_pair(passes, targets, keep_kl, after, mask_x, tau, counts):
     "What the network said and what it shall learn, in the form the losses take."
     weak, strong, n, v = passes.labeled_weak, passes.strong, len(mask_x), len(targets.label_u)
     def tail(x): return None if x is None else x[n:]
@@ -313,7 +341,7 @@ def _step_pair(passes, targets, keep_kl, after, mask_x, tau):
     corr_x = None if weak.logits_corr is None else weak.logits_corr[:n]
     logits = StepLogits(weak.logits[:n], corr_x, tail(weak.logits), tail(weak.logits_fp), tail(weak.logits_corr),
                         views(strong.logits), views(strong.logits_corr))
-    target = StepTargets(mask_x, targets.label_w, targets.conf_w, targets.valid, after[0], keep_kl, after[1], targets.valid_u, tau)
+    target = StepTargets(mask_x, targets.label_w, targets.conf_w, targets.valid, after[0], keep_kl, after[1], targets.valid_u, tau, counts)
     return logits, target
 
 # %% ../nbs/13_step.ipynb #8d9a3c15
@@ -327,6 +355,7 @@ def train_step(
     cut:float=0.5,            # of a min-max normalised row
     generator=None,           # CPU generator of the drawn positions
     kl_inside=True,           # kl also inside the CutMix boxes (reference)
+    counts=(None,)*3,         # pixels of the whole batch when this is a part of it: Counts of notebook 13b
 )->StepResult:
     "All stages of one step (METHOD.md section 4); the caller does the backward pass."
     n = len(batch['image_x'])
@@ -337,9 +366,66 @@ def train_step(
     before = after = targets.label_u, (targets.conf_u >= tau) & targets.valid_u
     if regions: after = propagate_targets(targets, out.f1[n:], out.f2[n:], batch['box_u'], tau, regions, cut, generator)
     keep_kl = before[1] if kl_inside else before[1] & ~batch['box_u']
-    logits, target = _step_pair(passes, targets, keep_kl, after, batch['mask_x'], tau)
+    logits, target = _step_pair(passes, targets, keep_kl, after, batch['mask_x'], tau, counts)
     terms = corrmatch_loss(logits, target, weights, supervised)
     return StepResult(total_loss(terms, weights), terms, watch_targets(before, after, targets, batch, tau))
+
+# %% ../nbs/13_step.ipynb #0c79584e
+def autocast(
+    device:torch.device,     # where the step runs
+    dtype:torch.dtype|None,  # torch.bfloat16; None: everything in float32
+):                           # context manager
+    "Run convolutions and matrix products in a smaller type."
+    return torch.autocast(torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+# %% ../nbs/13_step.ipynb #1e8d9dde
+def bf16_gain(
+    model:nn.Module, # DeepLabV3Plus, on its device; not changed
+    size:int=97,     # pixels, side of the two test images
+    rounds:int=3,    # timed passes of each kind, after one untimed
+)->float:            # times faster; below 1: slower
+    "Time forward and backward in float32 and in bfloat16, in turns."
+    weights, was_training = [p for p in model.parameters() if p.requires_grad], model.training
+    device, seconds = weights[0].device, {None: [], torch.bfloat16: []}
+    image = torch.zeros(2, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    model.eval()  # so that no batch statistic moves
+    for _ in range(rounds+1):
+        for dtype, times in seconds.items():
+            start = time.perf_counter()
+            with autocast(device, dtype): score = model.predict_logits(image).sum()
+            torch.autograd.grad(score, weights, allow_unused=True)
+            times.append(time.perf_counter() - start)
+    model.train(was_training)
+    return min(seconds[None][1:])/min(seconds[torch.bfloat16][1:])
+
+# %% ../nbs/13_step.ipynb #53cd53d3
+def pick_precision(
+    precision:str,              # auto | fp32 | bf16
+    device:torch.device,        # where the step runs
+    model:nn.Module|None=None,  # timed for 'auto' on a CPU; None: float32 there
+    least_gain:float=1.5,       # times faster that bfloat16 must be on a CPU
+)->torch.dtype|None:            # for autocast
+    "Choose the type of the convolutions."
+    device = torch.device(device)
+    if precision not in ('auto', 'fp32', 'bf16'): raise ValueError(f"precision='{precision}': use auto, fp32 or bf16")
+    if precision != 'auto': return torch.bfloat16 if precision == 'bf16' else None
+    if device.type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device.type != 'cpu' or model is None or sum(p.numel() for p in model.parameters()) < 5_000_000: return None
+    return torch.bfloat16 if bf16_gain(model) >= least_gain else None
+
+# %% ../nbs/13_step.ipynb #ef88dc2a
+def prepare_model(
+    model:nn.Module,     # from make_model
+    config:Config,       # compile
+    device:torch.device, # where it will train
+)->nn.Module:            # the same network
+    "Move a network, lay its weights out channels last, compile it if the record says so."
+    model.to(device, memory_format=torch.channels_last)
+    if config.compile:
+        name = os.environ.get('CXX') or ('clang++' if sys.platform == 'darwin' else 'g++')
+        if not shutil.which(name): raise ValueError(f"compile=True needs a C++ compiler and '{name}' is not installed: install one, or set compile=False")
+        for part in (model.backbone, model.head, model.fuse): part.compile()
+    return model
 
 # %% ../nbs/13_step.ipynb #13ce68a3
 class Propagated(NamedTuple):

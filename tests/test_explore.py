@@ -1,0 +1,129 @@
+"What the explorer promises outside of a lesson: light imports, a page that contains all it needs, odd pictures and sizes."
+import base64
+import json
+import re
+import subprocess
+import sys
+import zlib
+from hashlib import sha256
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from corrmatch.correlation import correlation_map
+from corrmatch.explore import confidence_steps, explore_view, explorer_html, grid_position, load_picture, pack_views, read_position, write_explorer
+from corrmatch.region import region_maps
+
+
+def picture(h=40, w=56, seed=0): return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+
+
+def features(k=5, h=6, w=8, seed=0): return torch.randn(2, 1, k, h, w, generator=torch.Generator().manual_seed(seed)).unbind(0)
+
+
+def scores(k=3, h=40, w=56, seed=0): return 3*torch.randn(1, k, h, w, generator=torch.Generator().manual_seed(seed))
+
+
+def contents(page):
+    "Meta, state and bytes of a page."
+    found = json.loads(re.search(r'<script type="application/json" id="contents">(.*?)</script>', page, re.S)[1])
+    return found['meta'], found['state'], zlib.decompress(base64.b64decode(found['data']))
+
+
+def test_without_anywidget_one_line_names_the_extra():
+    code = ("import sys, numpy, torch; sys.modules['anywidget'] = None\nfrom corrmatch.explore import explorer, explorer_html\n"
+            "image, feats = numpy.zeros((9, 9, 3), numpy.uint8), torch.zeros(1, 2, 3, 3)\nexplorer_html(image, feats)\n"
+            "try: explorer(image, feats)\nexcept ValueError as e: print(e)")
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()
+    assert said.count('\n') == 0 and 'pip install corrmatch-seg[explore]' in said
+
+
+def test_page_is_closed():
+    "No address of anything outside, and hashes that fit script and style."
+    page = explorer_html(picture(), features(), logits=scores(), title='</script><b>&"', names=['a', '</script>', 'c'])
+    assert page.count('</script>') == 2 and '<b>' not in page
+    assert not re.search(r'https?:|//[a-z]+\.|\b(?:fetch|import|eval|XMLHttpRequest|WebSocket)\(', page)
+    policy = re.search(r'Content-Security-Policy" content="(.*?)"', page)[1]
+    assert "default-src 'none'" in policy and 'unsafe' not in policy
+    for text in (re.search(r'<style>(.*?)</style>', page, re.S)[1], re.search(r'<script type="module">(.*?)</script>', page, re.S)[1]):
+        assert f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'" in policy
+    meta, state, _ = contents(page)
+    assert meta['names'][1] == '</script>' and state['tau'] == .85
+
+
+def test_page_is_the_same_each_time():
+    pages = {explorer_html(picture(), features(), logits=scores()) for _ in range(2)}
+    assert len(pages) == 1
+
+
+def test_typical_page_is_small(tmp_path):
+    "A photograph of 513 pixels, 21 classes, stride 8."
+    y, x = np.mgrid[:385, :513]
+    smooth = np.stack([128+100*np.sin(x/40), 128+100*np.cos(y/30), 128+60*np.sin((x+y)/50)], 2)
+    photo = (smooth + np.random.default_rng(0).normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
+    low = 4*torch.randn(1, 21, 13, 17, generator=torch.Generator().manual_seed(0))
+    logits = torch.nn.functional.interpolate(low, (385, 513), mode='bilinear', align_corners=True)
+    assert write_explorer(tmp_path/'x.html', photo, features(21, 49, 65), logits=logits).stat().st_size < 2e6
+
+
+def test_a_failed_write_keeps_the_old_page(tmp_path):
+    path = write_explorer(tmp_path/'x.html', picture(), features())
+    before = path.read_bytes()
+    with pytest.raises(ValueError): write_explorer(path, picture(), features(), logits=scores(h=39))
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['x.html']
+
+
+@pytest.mark.parametrize('size, grid', [((40, 56), (6, 8)), ((33, 33), (1, 1)), ((1, 1), (1, 1)), ((7, 90), (1, 12))])
+def test_any_size(size, grid):
+    image, (f1, f2), logits = picture(*size), features(5, *grid), scores(3, *size)
+    view, corr = explore_view(image, (f1, f2), logits), correlation_map(f1, f2)
+    for position in ((0, 0), (size[0]-1, size[1]-1), (size[0]//2, size[1]//2)):
+        reading = read_position(view, position)
+        y, x = grid_position(position, size, grid)
+        assert torch.equal(reading.region, region_maps(corr[:, [y*grid[1]+x]], grid, size)[0, 0])
+        assert reading.vote.size == int(reading.region.sum())
+    explorer_html(image, (f1, f2), logits=logits, position=(10**6, -5))
+
+
+def test_constant_row_gives_an_empty_region_and_no_vote():
+    reading = read_position(explore_view(picture(), torch.zeros(1, 4, 6, 8), scores()), (3, 3))
+    assert not reading.region.any() and reading.vote.winner == -1 and not reading.vote.accepted
+
+
+def test_equality_with_tau_counts_as_confident():
+    steps = confidence_steps(torch.tensor([[.85, .95, 1., 0.]]))
+    assert steps.tolist() == [[8500, 9500, 10000, 0]]
+
+
+@pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'CMYK', '1'])
+def test_pictures_of_all_modes(tmp_path, mode):
+    path = tmp_path/('x.jpg' if mode == 'CMYK' else 'x.png')
+    Image.fromarray(picture()).convert(mode).save(path)
+    image, size = load_picture(path)
+    assert image.shape == (40, 56, 3) and image.dtype == np.uint8 and size == (56, 40)
+
+
+@pytest.mark.parametrize('longest, wanted', [(513, (40, 56)), (28, (20, 28)), (2, (1, 2))])
+def test_large_pictures_are_scaled_down(tmp_path, longest, wanted):
+    Image.fromarray(picture()).save(tmp_path/'x.png')
+    assert load_picture(tmp_path/'x.png', longest)[0].shape[:2] == wanted
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (dict(source=torch.zeros(2, 4, 6, 8)), 'one image'), (dict(source=(torch.zeros(4, 6, 8), torch.zeros(4, 6, 9))), 'one shape'),
+    (dict(source=torch.nn.Linear(2, 2)), 'correlation head'), (dict(tau=1.5), '0..1'), (dict(names=['a']), 'one of each'),
+    (dict(image=np.zeros((4, 5))), 'shape')])
+def test_errors_are_one_line(arguments, words):
+    known = dict(image=picture(), source=features(), logits=scores()) | arguments
+    with pytest.raises(ValueError, match=words) as error: explorer_html(**known)
+    assert '\n' not in str(error.value)
+
+
+def test_two_views_share_what_is_equal():
+    view = explore_view(picture(), features(), scores())
+    meta, blob = pack_views({'weak': view, 'strong': view._replace(image=picture(seed=1))})
+    weak, strong = (v['arrays'] for v in meta['views'])
+    assert weak['image'] != strong['image']
+    assert max(start+length for v in (weak, strong) for start, length, _ in v.values()) <= len(blob)
