@@ -7,6 +7,7 @@ __all__ = ['timm_name', 'FitPicture', 'StageBackbone', 'PatchBackbone', 'timm_ba
 
 # %% ../nbs/05b_backbones.ipynb #f5ae0c35
 import difflib
+import logging
 import math
 import re
 import sys
@@ -55,7 +56,7 @@ class FitPicture(nn.Module):
 class StageBackbone(nn.Module):
     "A timm network with stages, from the one at stride 4 on."
     def __init__(self,
-        net:nn.Module,      # from timm, with `features_only=True`
+        net,                # from timm, with `features_only=True`
         mean=IMAGENET_MEAN, # that its weights expect
         std=IMAGENET_STD):  # that its weights expect
         super().__init__()
@@ -83,7 +84,7 @@ class StageBackbone(nn.Module):
 class PatchBackbone(nn.Module):
     "A plain vision transformer: four of its blocks, the first enlarged to stride 4."
     def __init__(self,
-        net:nn.Module,      # from timm, with `num_classes=0`
+        net,                # from timm, with `num_classes=0`
         mean=IMAGENET_MEAN, # that its weights expect
         std=IMAGENET_STD):  # that its weights expect
         super().__init__()
@@ -124,8 +125,9 @@ def timm_backbone(
     if net is None: raise ValueError(f"backbone '{name}': timm gives no feature maps of it; choose another")
     own, look = net.feature_info.reduction(), dict(mean=cfg.mean, std=cfg.std) if cfg else {}
     try:
-        if len(set(own)) > 1: kind, net = StageBackbone, net if stride == own[-1] else _features(short, output_stride=stride)
-        else: kind, net = PatchBackbone, _create(short, num_classes=0) if stride == own[-1] else None
+        kind = StageBackbone if len(set(own)) > 1 else PatchBackbone
+        if kind is PatchBackbone: net = _create(short, num_classes=0) if stride == own[-1] else None
+        elif stride != own[-1]: net = _features(short, output_stride=stride)
         if net is not None and (kind is PatchBackbone or net.feature_info.reduction()[-1] == stride): return kind(net, **look)
     except ValueError as e: raise ValueError(f"backbone '{name}': {e}; choose another") from None
     possible = [s for s in (8, 16) if len(set(own)) > 1 and s != own[-1] and _features(short, output_stride=s) is not None] + [own[-1]]
@@ -145,7 +147,8 @@ def backbone_layers(
     backbone:nn.Module, # with parameters named after numbered stages, blocks or layers
 )->list[list]:          # parameters of each layer, from the input on; all of them, once
     "Sort the parameters of a backbone into layers."
-    layers, seen = [[]], {}
+    layers:list[list] = [[]]
+    seen:dict = {}
     for name, p in backbone.named_parameters():
         number = re.search(r'(?:^|[._])(?:blocks?|stages?|layers?|s)[._]?\d+(?=[._])', name)
         if number and number[0] not in seen:
@@ -157,7 +160,7 @@ def backbone_layers(
 
 # %% ../nbs/05b_backbones.ipynb #98d5e08a
 def param_groups(
-    model:nn.Module,          # has .backbone; parameters without gradient are left out
+    model,                    # has .backbone; parameters without gradient are left out
     lr:float,                 # rate of the backbone's last layer
     lr_multi:float=1.,        # factor for everything that is not backbone
     layer_decay:float=1.,     # each layer towards the input learns this much slower, in (0,1]
@@ -207,7 +210,7 @@ def efficientnet_keys(
 
 # %% ../nbs/05b_backbones.ipynb #eba3aad8
 def load_timm(
-    backbone:nn.Module, # from timm_backbone; changed in place
+    backbone,           # from timm_backbone; changed in place
     weights,            # path of a state dict (.pth, .safetensors), or the dict itself
 )->WeightReport:        # what was loaded and what was not; print it
     "Load what fits of a timm network's weights."
@@ -232,13 +235,17 @@ def timm_weights(
     short = timm_name(name)
     if not _timm().list_pretrained(short) and not _timm().list_pretrained(f'{short}.*'):
         raise ValueError(f"weights 'timm': none are published for '{name}'; give a file with weights=PATH, or choose another")
+    log = logging.getLogger('huggingface_hub')
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it would tell of every attempt
     try: return _timm().create_model(short, pretrained=True).state_dict()
     except Exception as e:
         raise ValueError(f'cannot download the weights of {name} ({type(e).__name__}): offline? give a file with weights=PATH') from None
+    finally: log.setLevel(level)
 
 # %% ../nbs/05b_backbones.ipynb #e36038c7
 def load_pretrained(
-    backbone:nn.Module, # from build_backbone(name); changed in place
+    backbone,           # from build_backbone(name); changed in place
     name:str,           # its name
     weights,            # 'torchvision', 'timm', a path, or a state dict
 )->WeightReport:        # what was loaded and what was not; print it
@@ -275,7 +282,7 @@ def ring_index(
 def follow_gain(
     corr:Tensor,  # (b,p,p) rows from look_alikes, or any correlation map
     label:Tensor, # (b,p) class of each position, ignore_index where unknown
-    size:tuple=None,               # (h,w) of the grid: compare with rows of the same distances; None: with areas
+    size:tuple|None=None,          # (h,w) of the grid: compare with rows of the same distances; None: with areas
     apart:int=1,                   # positions; with a size, nearer pairs are left out
     ignore_index:int=IGNORE_INDEX, # positions to leave out
 )->Tensor:        # (b,p) mass on the own class minus what chance would put there; NaN where ignored

@@ -51,7 +51,8 @@ def _place(part, draw, crop, value):
         whole = np.full((*part.shape[:-2], crop, crop), value, np.uint8)
         whole[..., :part.shape[-2], :part.shape[-1]] = part
         part = whole
-    return np.ascontiguousarray(part[..., ::-1] if draw.flip else part)
+    part = torch.from_numpy(np.ascontiguousarray(part))
+    return (part.flip(-1) if draw.flip else part).numpy()
 
 def _resampled(image, draw, crop):
     "The crop's part of a resized picture, (3,h,w)."

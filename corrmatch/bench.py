@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['TARGETS', 'SIZES', 'SUITE', 'large_pages', 'machine', 'measure', 'extra_peak', 'limits', 'literal_pixels',
            'literal_step', 'literal_evaluate', 'region_case', 'suite_regions', 'pixel_jobs', 'suite_pixels',
-           'suite_data', 'suite_start', 'suite_evaluate', 'suite_step', 'loss_curve', 'suite_curve', 'run_suite']
+           'suite_data', 'suite_start', 'suite_evaluate', 'suite_step', 'loss_curve', 'suite_curve', 'run_suite',
+           'cost_jobs', 'cost_row', 'run_bench', 'gpu_steps', 'gpu_table']
 
 # %% ../nbs/20_bench.ipynb #efe7bf04
 import json
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from .batches import StepBatches, labeled_batch, unlabeled_batch
 from .config import IGNORE_INDEX, preset
 from .correlation import correlation_map, correlation_rows
@@ -58,20 +60,21 @@ def machine(
 # %% ../nbs/20_bench.ipynb #1f184794
 def measure(
     jobs:dict,        # name -> function without arguments
-    rounds:int=5,     # timed calls of each, after one untimed
+    rounds:int=5,     # timed calls of each
     device:str='cpu', # on a GPU each call waits for it
-    seconds:float=60, # stop early, after at least two rounds
+    seconds:float=60, # stop early, after at least two timed rounds
+    warm:int=1,       # untimed calls of each before
 )->dict:              # name -> dict of median wall time, median processor time (s), calls
     "Time jobs in turns."
     wait = torch.cuda.synchronize if str(device).startswith('cuda') else (lambda: None)
     times, start = {name: [] for name in jobs}, time.perf_counter()
-    for n in range(rounds+1):
+    for n in range(rounds+warm):
         for name, job in jobs.items():
             wait(); before = time.perf_counter(), time.process_time()
             job(); wait()
             times[name].append((time.perf_counter()-before[0], time.process_time()-before[1]))
-        if n >= 2 and time.perf_counter()-start > seconds: break
-    return {name: dict(zip(('wall', 'cpu'), np.median(t[1:], axis=0).tolist()), calls=len(t)-1) for name, t in times.items()}
+        if n > warm and time.perf_counter()-start > seconds: break
+    return {name: dict(zip(('wall', 'cpu'), np.median(t[warm:], axis=0).tolist()), calls=len(t)-warm) for name, t in times.items()}
 
 # %% ../nbs/20_bench.ipynb #19ee12e6
 def extra_peak(
@@ -306,7 +309,8 @@ def suite_start(
     device:str='cpu', # not used
 )->list:              # rows
     "Milliseconds of `import corrmatch` beyond an empty Python, and of `corrmatch --help`."
-    def run(*command): return partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True)
+    env = os.environ | dict(PYTHONPATH=str(Path(sys.modules['corrmatch'].__file__).parents[1]))
+    def run(*command): return partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True, env=env)
     took = measure(dict(empty=run('-c', ''), load=run('-c', 'import corrmatch'), help=run('-m', 'corrmatch', '--help')), 2*size['rounds']+1)
     return [_row('import', 1000*(took['load']['wall'] - took['empty']['wall']), took['load']['calls']), _row('help', 1000*took['help']['wall'], took['help']['calls'])]
 
@@ -364,7 +368,7 @@ def suite_step(
     literal = {k: v.contiguous() for k, v in literal.items()}
     sgd = torch.optim.SGD(model.parameters(), config.lr, momentum=.9, weight_decay=1e-4)
     job = partial(_literal_update, model, sgd, literal)
-    peaks, took = [extra_peak(job, device)], measure(dict(literal=job), rounds, device, 600)
+    peaks, took = [extra_peak(job, device)], measure(dict(literal=job), rounds, device, 600, warm=0)
     model, sgd = prepare_model(model, config, device), make_optimizer(model, config)
     dtype = pick_precision('auto', device, model)
     lone = _step_batch(size, device, in_batch=True)
@@ -444,3 +448,99 @@ def _store(path, key, result):
     known[key] = result | dict(rows=kept + result['rows'])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(known, indent=1))
+
+# %% ../nbs/20_bench.ipynb #7379cda5
+def cost_jobs(
+    side:int,         # feature positions along one side
+    b:int=1,          # pictures
+    m:int=128,        # regions
+    k:int=21,         # classes
+    device:str='cpu', # where to run
+    whole:float=2.5e9,# bytes that the map held whole may take; beyond, that job is left out
+)->dict:              # name -> (function, bytes that must move, operations)
+    "The parts whose cost depends on the size of the picture, with the least they must do."
+    n, pixels, c = side**2, (8*side-7)**2, region_case('many', b, side, m, k, device=device)
+    index, spread = draw_positions(n, m, torch.Generator().manual_seed(0)).to(device), pixel_jobs(side, b, k, device)
+    def regions(): return region_targets(c['rows'], c['side'], c['label'], c['keep'], c['within'], .85, n_classes=k)
+    jobs = dict(rows=(lambda: correlation_rows(c['f1'], c['f1'], index), 4*b*(m*n + 2*k*n), 2*b*m*n*k),
+                regions=(regions, b*(4*m*n + 2*m*pixels/8 + 19*pixels), 0),
+                pixels=(spread['chunked'], 4*8*b*k*n, 6*2*b*n*n*k))
+    if 3*4*b*n*n <= whole: jobs['pixels, map held'] = spread['whole'], 4*8*b*k*n + 10*4*b*n*n, 5*2*b*n*n*k
+    return jobs
+
+# %% ../nbs/20_bench.ipynb #ac59c5f3
+def cost_row(
+    rates:dict,       # from limits
+    over:str,         # what is varied: positions | batch | regions
+    value:int,        # its value
+    device:str='cpu', # where to run
+    **options,        # of cost_jobs
+)->list:              # one dict a part
+    "Time, memory and share of the limit of all parts at one size."
+    rows = []
+    for name, (job, moved, operations) in cost_jobs(device=device, **options).items():
+        took = measure(dict(job=job), 3, device, seconds=2, warm=int(options['side'] < 150))['job']
+        least = {'memory': moved/rates['bandwidth'], 'arithmetic': operations/rates['fp32']}
+        bound = max(least, key=least.get)
+        rows.append(dict(part=name, over=over, value=value, wall=took['wall'], cpu=took['cpu'], calls=took['calls'], peak=extra_peak(job, device),
+                         limit=least[bound], bound=bound, share=least[bound]/took['wall']))
+    return rows
+
+def run_bench(
+    device:str='cpu',             # cpu | cuda | cuda:N
+    out:str='',                   # JSON file to write
+    sides=(41, 65, 101, 151, 201),# feature positions along one side
+    batches=(1, 2, 4, 8),         # pictures, at the first side
+    regions=(32, 64, 128, 256),   # regions a picture, at the first side
+    say=print,                    # called with each line
+)->dict:                          # machine, limits, rows
+    "Print how the cost of each part grows, beside the machine's limit."
+    large_pages()
+    result = dict(machine=machine(device), limits=limits(device, 1024 if device == 'cpu' else 8192), rows=[])
+    say(f"{result['machine']}\n" + ', '.join(f'{n} {v/1e9:.0f} G/s' for n, v in result['limits'].items()))
+    say(f"{'part':18}{'over':10}{'value':>7}{'ms':>10}{'MiB':>9}{'limit ms':>10}{'share':>7}  bound")
+    plan = [('positions', n*n, dict(side=n)) for n in sides] + [('batch', b, dict(side=sides[0], b=b)) for b in batches]
+    for over, value, options in plan + [('regions', m, dict(side=sides[0], m=m)) for m in regions]:
+        for r in cost_row(result['limits'], over, value, device, **options):
+            result['rows'].append(r)
+            say(f"{r['part']:18}{over:10}{value:7}{1e3*r['wall']:10.1f}{r['peak']/2**20:9.1f}{1e3*r['limit']:10.2f}{r['share']:7.0%}  {r['bound']}")
+    if str(device).startswith('cuda'): result['steps'] = gpu_table(device, say)
+    if out: _store(out, 'bench', result)
+    return result
+
+# %% ../nbs/20_bench.ipynb #cf21a9e1
+def gpu_steps(
+    crop:int=321,        # pixels
+    b:int=8,             # labeled and unlabeled pictures, each
+    device:str='cuda',   # where to run
+    kinds=('literal fp32', 'bf16', 'bf16 compiled'), # what to time
+    backbone:str='resnet101_deep', # of make_backbone
+    rounds:int=10,       # timed steps
+)->list:                 # one dict a kind
+    "Steps a second, operations and memory of whole training steps."
+    rows, size = [], dict(SIZES['full'], crop=crop, b=b, backbone=backbone)
+    for kind in kinds:
+        model, config, batch = _network(size, device).train(), preset('voc_92', compile='compiled' in kind), _step_batch(size, device)
+        if kind == 'literal fp32': job = partial(_literal_update, model, torch.optim.SGD(model.parameters(), .001, momentum=.9), {n: t.contiguous() for n, t in batch.items()})
+        else: job = partial(_our_step, prepare_model(model, config, device), make_optimizer(model, config), batch, torch.bfloat16 if 'bf16' in kind else None, device)
+        job()
+        with FlopCounterMode(display=False) as counter: job()
+        took, peak = measure(dict(job=job), rounds, device, 30)['job'], extra_peak(job, device)
+        rows.append(dict(kind=kind, crop=crop, batch=b, steps_s=1/took['wall'], operations=counter.get_total_flops(), peak_gib=peak/2**30, calls=took['calls']))
+    return rows
+
+# %% ../nbs/20_bench.ipynb #ce7bb9ef
+def gpu_table(
+    device:str='cuda', # where to run
+    say=print,         # called with each line
+)->list:               # rows of gpu_steps, with the share of the measured rate
+    "Whole steps at crop 321 and 801, and the largest batch at 801 that fits."
+    rate, rows, b = limits(device, 8192), gpu_steps(device=device) + gpu_steps(801, 2, device, ('bf16', 'bf16 compiled')), 2
+    while True:
+        try: more = gpu_steps(801, 2*b, device, ('bf16',))
+        except torch.OutOfMemoryError: break
+        b, rows = 2*b, rows + more
+    for row in rows:
+        row['share'] = row['operations']*row['steps_s']/rate['fp32' if 'fp32' in row['kind'] else 'bf16']
+        say(f"{row['kind']:15} crop {row['crop']} {row['batch']}+{row['batch']}: {row['steps_s']:.2f} steps/s, {row['share']:.0%} of the measured rate, {row['peak_gib']:.1f} GiB")
+    return rows

@@ -5,7 +5,8 @@ __all__ = ['clean_state', 'StateDiff', 'compare_state', 'NetworkFacts', 'network
            'export_reference_state', 'versions', 'make_card', 'model_card', 'save_weights', 'load_weights',
            'open_weights', 'release']
 
-# %% ../nbs/13d_convert.ipynb #7a26c745
+# %% ../nbs/13d_convert.ipynb #72f2a968
+import corrmatch
 import datetime
 import json
 import platform
@@ -16,7 +17,6 @@ from typing import NamedTuple
 import torch
 import torchvision
 from torch import Tensor, nn
-from . import __version__
 from .backbones import build_backbone
 from .config import Config
 from .data import DataError
@@ -83,14 +83,14 @@ def network_facts(
     shape = 'backbone.layer1.0.conv3.weight' in state, len(blocks)
     depth = {(False, 2): 18, (False, 6): 34, (True, 6): 50, (True, 23): 101}.get(shape)
     if depth is None: raise DataError(f'{source}: its backbone is not a known ResNet ({len(blocks)} blocks in stage 3); build the network yourself and pass it')
-    deep, n_classes, dim = 'backbone.conv1.3.weight' in state, *state['classifier.weight'].shape[:2]
+    deep, (n_classes, dim) = 'backbone.conv1.3.weight' in state, state['classifier.weight'].shape[:2]
     return NetworkFacts(f'resnet{depth}{"_deep" if deep else ""}', n_classes, dim, len(state['reduce.0.weight']), 'corr.conv1.weight' in state)
 
 # %% ../nbs/13d_convert.ipynb #8fe40814
 def load_reference_checkpoint(
     path,                 # file of the reference, of UniMatch, or of export_reference_state
-    model:nn.Module=None, # network that takes the weights, changed in place; None: built from the names
-    stride:int=None,      # output stride of a network built here; None: 8 with a correlation head, 16 without
+    model=None,           # network that takes the weights, changed in place; None: built from the names
+    stride:int|None=None,      # output stride of a network built here; None: 8 with a correlation head, 16 without
 )->nn.Module:             # the network, in evaluation mode if it was built here
     "Load published weights by name; any difference is an error that lists it."
     try: state = clean_state(read_tensors(path), path)
@@ -120,22 +120,23 @@ def export_reference_state(
 # %% ../nbs/13d_convert.ipynb #86f9a731
 def versions()->dict: # name -> version
     "Which software made a file."
-    found = dict(corrmatch=__version__, python=platform.python_version(), torch=str(torch.__version__), torchvision=str(torchvision.__version__))
+    found = dict(corrmatch=corrmatch.__version__, python=platform.python_version(), torch=str(torch.__version__), torchvision=str(torchvision.__version__))
     try: import timm
     except ImportError: return found
     return found | dict(timm=timm.__version__)
 
 def make_card(
     config:Config,    # of the run
-    scores:dict=None, # name -> number, such as {'mIoU on val': 76.4}
-    data:dict=None,   # anything worth knowing: pictures per list, class names
-    step:int=None,    # after which the weights were taken
-    date:str=None,    # ISO date; None: today
+    scores:dict|None=None, # name -> number, such as {'mIoU on val': 76.4}
+    data:dict|None=None,   # anything worth knowing: pictures per list, class names
+    step:int|None=None,    # after which the weights were taken
+    date:str|None=None,    # ISO date; None: today
     note:str='',      # a sentence or two for whoever opens the file
 )->dict:              # plain values only
     "Collect what a model's user must know."
     today = date or datetime.date.today().isoformat()
-    return dict(config=asdict(config), scores=scores or {}, data=data or {}, step=step, date=today, versions=versions(), note=note)
+    public = replace(config, data=Path(config.data).name, weights=Path(config.weights).name, out='')  # where files lay is nobody's business
+    return dict(config=asdict(public), scores=scores or {}, data=data or {}, step=step, date=today, versions=versions(), note=note)
 
 # %% ../nbs/13d_convert.ipynb #43b9805b
 def _changed(config):
@@ -173,7 +174,7 @@ def save_weights(
     "Save weights and their card."
     path = Path(path)
     state = {k: v.detach().cpu().contiguous() for k, v in clean_state(model.state_dict()).items()}
-    if path.suffix == '.safetensors': write_atomic(path, _safetensors().save(state, {'format': 'pt', 'corrmatch': json.dumps(card)}))
+    if path.suffix == '.safetensors': write_atomic(path, _safetensors().save(state, {'corrmatch': json.dumps(card)}))
     elif path.suffix == '.pth': write_atomic(path, lambda p: torch.save(dict(model=state, card=card), p))
     else: raise ValueError(f"weights '{path.name}': the name must end in .safetensors or .pth")
     write_atomic(path.with_suffix('.md'), model_card(card, path.name).encode())
@@ -212,8 +213,8 @@ def open_weights(
 def release(
     run,                 # run folder
     path,                # .safetensors or .pth to write
-    scores:dict=None,    # name -> number; None: the score the run noted with the checkpoint
-    data:dict=None,      # see make_card
+    scores:dict|None=None,    # name -> number; None: the score the run noted with the checkpoint
+    data:dict|None=None,      # see make_card
     name:str='best.pt',  # which checkpoint
     note:str='',         # see make_card
 )->Path:                 # of the card, beside the weights

@@ -263,6 +263,7 @@ def _inside(position, size):
     "A pixel, moved into the picture."
     return [min(max(int(v), 0), n-1) for v, n in zip(position, size, strict=True)]
 
+# %% ../nbs/16_explore.ipynb #b346efa0
 @cache
 def _widget_class():
     "The widget's class; made on demand, for its base is an extra."
@@ -272,12 +273,12 @@ def _widget_class():
     class Explorer(anywidget.AnyWidget):
         "The panel and its settings."
         _esm, _css = _asset('explore.js'), _asset('explore.css')
-        meta, blob = Dict().tag(sync=True), Bytes().tag(sync=True)
+        views, meta, blob = {}, Dict().tag(sync=True), Bytes().tag(sync=True)
         cut, tau = Float(.5, min=0, max=1).tag(sync=True), Float(.85, min=0, max=1).tag(sync=True)
         position, view, opacity = List([0, 0]).tag(sync=True), Unicode('').tag(sync=True), Float(.6, min=0, max=1).tag(sync=True)
         shown, ground = Enum(['row', 'column'], 'row').tag(sync=True), Enum(['image', 'labels'], 'image').tag(sync=True)
         transposed, pinned = Bool(False).tag(sync=True), Bool(False).tag(sync=True)
-        views = {}
+        def __repr__(self): return f'Explorer(position={self.position}, cut={self.cut}, tau={self.tau}, view={self.view!r})'
         @validate('tau', 'position')
         def _check(self, new):
             return round(new.value, 4) if new.trait.name == 'tau' else _inside(new.value, self.meta['views'][0]['size'])

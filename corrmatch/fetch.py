@@ -8,16 +8,15 @@ __all__ = ['SPLITS_BASE', 'CITYSCAPES_LISTS', 'PASCAL_LISTS', 'CAMVID', 'CAMVID_
 
 # %% ../nbs/18b_fetch.ipynb #e43b9c2b
 import hashlib, http.client, json, os, re, shutil, stat, sys, tarfile, time, urllib.error, urllib.request, zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 import numpy as np
 from PIL import Image
 from .config import IGNORE_INDEX
 from .data import DataError, list_lines
 from .formats import CAMVID_COLORS, CAMVID_NAMES, VOC_NAMES, load_picture, write_file
-from .prepare import follow
+from .prepare import follow, in_threads
 from .viz import palette
 
 # %% ../nbs/18b_fetch.ipynb #58cf1ca0
@@ -117,8 +116,10 @@ def download(
     if path.is_file() and (not digest or file_digest(path, digest.partition(':')[0]) == digest): return path
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise DataError(f'{path.parent}: cannot be made ({e.strerror}); choose another folder') from None
+    if whole.exists(): os.replace(whole, part)  # stopped just before the end
+    reason:object = ''
     for attempt in range(tries):
-        if attempt: time.sleep(wait*2**(attempt-1))
+        if attempt: print(f'{path.name}: {reason}; trying again', file=sys.stderr); time.sleep(wait*2**(attempt-1))
         try: _transfer(url, part, timeout); break
         except _Again as e: reason = e
     else:
@@ -229,8 +230,7 @@ def fetch_splits(
     if unknown: raise DataError(f"family '{unknown[0]}': choose pascal or cityscapes")
     known = {**PASCAL_LISTS, **CITYSCAPES_LISTS} if hashes is None else hashes
     wanted = [n for n in known if n.split('/')[0] in families and not n.endswith('train_aug.txt')]
-    with ThreadPoolExecutor(4) as pool:
-        paths = list(pool.map(lambda n: download(base + n, Path(root)/'splits'/n, f'sha256:{known[n]}', **kwargs), wanted))
+    paths = list(in_threads(lambda n: download(base + n, Path(root)/'splits'/n, f'sha256:{known[n]}', **kwargs), wanted, 4))
     return paths + ([_train_aug(Path(root))] if 'pascal' in families and 'pascal/train_aug.txt' in known and hashes is None else [])
 
 # %% ../nbs/18b_fetch.ipynb #62dbdc5a
@@ -264,7 +264,7 @@ def voc_source(
 
 def fetch_voc(
     root:Path,          # data folder
-    source:Remote=None, # the archive; None: VOC 2012
+    source:Remote|None=None, # the archive; None: VOC 2012
     base:str='',        # a mirror: the archive's name is added; '': the official place
     **kwargs,           # passed to download
 )->str:                 # what is there now
@@ -329,7 +329,7 @@ def sbd_source(
 # %% ../nbs/18b_fetch.ipynb #ff140133
 def fetch_sbd(
     root:Path,          # data folder that holds VOC
-    source:Remote=None, # the archive; None: SBD
+    source:Remote|None=None, # the archive; None: SBD
     base:str='',        # a mirror; '': the official place
     expected:int=10582, # training pictures there must be in the end
     read=read_sbd,      # .mat file -> (h,w) uint8
@@ -469,8 +469,8 @@ def fetch_cityscapes(
     missing = [p for p in ('gtFine', 'leftImg8bit') if not (root/p).is_dir()]
     return CITYSCAPES_HELP.format(root=root) if missing else f'{root}: leftImg8bit and gtFine are there; next `corrmatch check {root}`'
 
-# %% ../nbs/18b_fetch.ipynb #c8e958b6
-FETCHES = MappingProxyType({'voc': fetch_voc, 'sbd': fetch_sbd, 'splits': fetch_splits, 'camvid': fetch_camvid, 'pets': fetch_pets, 'cityscapes': fetch_cityscapes})
+# %% ../nbs/18b_fetch.ipynb #10693501
+FETCHES:MappingProxyType[str, Callable] = MappingProxyType({'voc': fetch_voc, 'sbd': fetch_sbd, 'splits': fetch_splits, 'camvid': fetch_camvid, 'pets': fetch_pets, 'cityscapes': fetch_cityscapes})
 
 def fetch(
     what:str,    # voc | sbd | splits | camvid | pets | cityscapes

@@ -267,6 +267,13 @@ def _given(classes):
     if not Path(classes).is_file(): raise DataError(f"classes='{classes}': no such file; give a file with lines `name R G B`, or a number")
     return find_classes(classes)
 
+# %% ../nbs/17b_formats.ipynb #82fb9ce7
+def _one_numbering(items):
+    "Cityscapes with train ids for some pictures only: take the label ids of all."
+    if all('TrainIds' in i.mask.name for i in items if i.mask): return items
+    label = {i: i.mask.with_name(i.mask.name.replace('_labelTrainIds', '_labelIds')) for i in items if i.mask}
+    return [i._replace(mask=label[i]) if i in label and label[i].is_file() else i for i in items]
+
 # %% ../nbs/17b_formats.ipynb #bd9426a3
 def find_layout(
     folder:Path, # data set
@@ -282,6 +289,7 @@ def find_layout(
     items, lonely = _match(root, found['picture'])
     folders = {part.lower() for path in found['picture'] for part in path.split('/')[:-1]}
     layout = Layout(root, _kind(folders, any(i.mask for i in items)), items, lonely, classes)
+    if layout.kind == 'Cityscapes': layout.items = items = _one_numbering(items)
     listed = _listed(root, found['.txt'], items)
     if listed and layout.kind == 'VOC': layout.items = [i for i in items if i.split]
     layout.n_ignored = len(items) - len(layout.items)
@@ -296,9 +304,9 @@ def describe_layout(
     splits = Counter(i.split for i in items if i.split)
     parts = [f'found: {layout.kind} layout' if layout.kind != 'folders' else 'found: folders of pictures and masks', f'{len(items)} pictures', f'{n_masks} masks']
     if splits: parts.append('lists or folders say ' + ', '.join(f'{splits[s]} {s}' for s in ('train', 'val', 'test') if splits[s]))
-    if len(items) > n_masks: parts.append(f'{len(items)-n_masks} pictures have no mask')
-    if layout.lonely: parts.append(f'{len(layout.lonely)} masks have no picture')
-    if layout.n_ignored: parts.append(f'{layout.n_ignored} pictures in no list are left out')
+    if len(items) > n_masks: parts.append(f'without a mask: {len(items)-n_masks}')
+    if layout.lonely: parts.append(f'masks without a picture: {len(layout.lonely)}')
+    if layout.n_ignored: parts.append(f'left out because no list names them: {layout.n_ignored}')
     if layout.classes: parts.append(f'{len(layout.classes[0])} classes named by {layout.classes[2]}')
     return ', '.join(parts)
 
@@ -339,10 +347,11 @@ def read_photo(
 # %% ../nbs/17b_formats.ipynb #0032b8ca
 def read_stored(
     item:Item,           # with a mask
-    size:tuple=None,     # (w, h) of the picture, for outlines
+    size:tuple|None=None,# (w, h) of the picture, for outlines
 )->tuple:                # (h,w) int32 stored values, and the mode: P, L, 1, I;16, RGB, ..., objects
     "Read the values of a mask as they are stored; colours are packed into one number."
     if item.objects is not None: return draw_objects(item.objects, size or load_picture(item.image).size).astype(np.int32), 'objects'
+    if item.mask is None: raise DataError(f'{item.image}: has no mask; add one or leave it unlabeled')
     picture = load_picture(item.mask)
     mode = picture.mode
     if mode in ('LA', 'PA'): picture = picture.getchannel(0)
@@ -386,11 +395,13 @@ def _named(k, classes, colors=None):
 
 def _special(layout, values):
     "The mapping of a data set with its own numbering, or None."
-    if layout.kind == 'Cityscapes' and not any('TrainIds' in str(i.mask) for i in layout.items):
+    if layout.kind == 'Cityscapes' and not all('TrainIds' in i.mask.name for i in layout.items if i.mask):
         table = {v: CITYSCAPES_IDS.get(v, IGNORE_INDEX) for v in range(256)}
         return MaskMap('Cityscapes ids', table, False, list(CITYSCAPES_NAMES), palette(19, 'cityscapes'), 'label ids of Cityscapes: mapped to its 19 train ids')
-    if layout.kind == 'CamVid/SegNet' and layout.classes is None and max(values) == 11:
+    if layout.kind == 'CamVid/SegNet' and len(layout.classes[0] if layout.classes else CAMVID_NAMES) == 11 and max(values) == 11:
         return MaskMap('SegNet ids', {**{c: c for c in range(11)}, 11: IGNORE_INDEX}, False, list(CAMVID_NAMES), np.array(CAMVID_COLORS, np.uint8), 'ids of SegNet\'s CamVid: 11 is void and ignored')
+    if layout.kind == 'VOC' and layout.classes is None and set(values) <= {*range(21), IGNORE_INDEX}:
+        return MaskMap('ids', {**{c: c for c in range(21)}, IGNORE_INDEX: IGNORE_INDEX}, False, list(VOC_NAMES), palette(21, 'pascal'), 'class ids of VOC 0..20, 255 ignored')
     if layout.kind != 'COCO': return None
     names, colors = _named(len(layout.classes[0]), layout.classes)
     return MaskMap('objects', {**{c: c for c in range(len(names))}, IGNORE_INDEX: IGNORE_INDEX}, False, names, colors, 'outlines of COCO: drawn into masks, 0 is background, crowds are ignored')
@@ -429,9 +440,9 @@ def _id_map(values, layout, rare=frozenset()):
     if set(values) == {0, IGNORE_INDEX}:
         names, colors = _named(2, layout.classes, ((0, 0, 0), (255, 255, 255)))
         return MaskMap('binary', {0: 0, IGNORE_INDEX: 1}, False, names if layout.classes else ['background', 'foreground'], colors, 'binary, 0 and 255: 255 is class 1')
-    if len(common) > 2 and not known and min(b-a for a, b in zip(common, common[1:])) > 1:
-        levels = sorted({*common, *(v for v in values if v == IGNORE_INDEX)})
-        return MaskMap('levels', dict(zip(levels, range(len(levels)))), False, *_named(len(levels), None), f'{len(levels)} grey levels {levels[:4]}...: numbered in order; write classes.txt to fix names')
+    levels = sorted({*common, *(v for v in values if v == IGNORE_INDEX)})
+    if len(common) > 2 and known in (0, len(levels)) and min(b-a for a, b in zip(common, common[1:])) > 4:
+        return MaskMap('levels', dict(zip(levels, range(len(levels)))), False, *_named(len(levels), layout.classes), f'{len(levels)} grey levels {levels[:4]}...: numbered in order; write classes.txt to fix names')
     k = known or _n_classes(values, rare)
     table = {c: c for c in range(k)} | {IGNORE_INDEX: IGNORE_INDEX}
     return MaskMap('ids', table, False, *_named(k, layout.classes), f'class ids 0..{k-1}, {IGNORE_INDEX} ignored')
@@ -447,7 +458,7 @@ def find_mapping(
     special = _special(layout, values)
     if special: return special
     n = sum(modes.values())
-    if is_color(max(modes, key=modes.get)): return _color_map(values, layout)
+    if is_color(max(modes, key=lambda m: modes[m])): return _color_map(values, layout)
     found = _id_map(values, layout, {v for v, c in values.items() if n >= 5 and c <= max(1, .01*n)})
     if '1' not in modes: return found
     return found._replace(kind='binary', text='binary, 1 bit: set pixels are class 1') if set(values) <= {0, 1} else found

@@ -217,7 +217,7 @@ def drop_channels(
 class DeepLabV3Plus(nn.Module):
     "Segmentation network: backbone, ASPP, and a decoder at the size of stage 1."
     def __init__(self,
-        backbone:ResNet,      # gives [c1..c4]; needs `.channels` and `.stride`
+        backbone,             # gives [c1..c4]; needs `.channels` and `.stride`
         n_classes:int,        # k
         dim:int=256,          # channels of ASPP and decoder
         low_dim:int=48,       # channels kept of c1

@@ -95,6 +95,7 @@ def _rewrite(
     for c in won: np.copyto(y, classes[c], where=unpack_bits(planes[c], y.shape, side))
     kept[...] = unpack_bits(grown, y.shape, side)
 
+# %% ../nbs/10_region.ipynb #0d47558f
 def _propagate_on_cpu(
     label:Tensor,   # (b,h,w) int64
     keep:Tensor,    # (b,h,w) bool
@@ -254,12 +255,14 @@ def _propagate_by_kernel(
     size, overlap = torch.zeros(2, b*m, dtype=torch.int32, device=label.device)
     y, kept = torch.empty(label.shape, dtype=torch.int64, device=label.device), torch.empty(keep.shape, dtype=torch.bool, device=label.device)
     blocks = -(-n_words//64)
-    _pack_labels[b, blocks](label.contiguous(), keep.contiguous().view(torch.uint8), planes, trusted, grown, n, n_words, bits, 64)
-    if m: _pack_regions[b*m, blocks](regions.contiguous().view(torch.uint8), trusted, words, size, overlap, m, n, n_words, 64)
-    _vote_in_turn[b,](words, trusted, planes, grown, size, overlap, tau, m, n_words, n_classes, bits, 1024, num_warps=16, num_stages=1)
-    _unpack[b, -(-n//1024)](planes, grown, y, kept.view(torch.uint8), n, n_words, bits, 1024)
+    with torch.cuda.device_of(label):                      # Triton launches on the current GPU
+        _pack_labels[b, blocks](label.contiguous(), keep.contiguous().view(torch.uint8), planes, trusted, grown, n, n_words, bits, 64)
+        if m: _pack_regions[b*m, blocks](regions.contiguous().view(torch.uint8), trusted, words, size, overlap, m, n, n_words, 64)
+        _vote_in_turn[b,](words, trusted, planes, grown, size, overlap, tau, m, n_words, n_classes, bits, 1024, num_warps=16, num_stages=1)
+        _unpack[b, -(-n//1024)](planes, grown, y, kept.view(torch.uint8), n, n_words, bits, 1024)
     return y, kept
 
+# %% ../nbs/10_region.ipynb #f6e490b0
 def _has_kernel(device, n_classes):
     "Say whether the kernels can run there."
     return triton is not None and device.type == 'cuda' and n_classes <= 256

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['region_maps_literal', 'pack_bits', 'unpack_bits', 'cut_packed', 'region_maps']
 
-# %% ../nbs/09b_shapes.ipynb #47a699d5
+# %% ../nbs/09b_shapes.ipynb #8e081440
+from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,17 @@ def _cut_any(
         np.subtract(fine, low, out=fine)
         np.greater(fine, np.float32('inf') if empty else np.float32(cut)*(high-low), out=region)
 
-# %% ../nbs/09b_shapes.ipynb #01e2861b
+# %% ../nbs/09b_shapes.ipynb #df32b6a0
+@contextmanager
+def _one_thread():
+    "Keep many small operations on one thread: waking another takes longer than they do."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(threads)
+
+# %% ../nbs/09b_shapes.ipynb #f2e41d2d
+@_one_thread()
 def _block_side(
     maps:Tensor, # (m,h',w') float32 coarse maps on the CPU
     size:tuple,  # (h,w) pixels
@@ -110,7 +121,8 @@ def unpack_bits(
     image = rearrange(flat, '... (i j r c) -> ... (i r) (j c)', i=rows, j=cols, c=side//unit)
     return np.ascontiguousarray(image).view(bool)[..., :h, :w]
 
-# %% ../nbs/09b_shapes.ipynb #5ad70a53
+# %% ../nbs/09b_shapes.ipynb #72c7b2f1
+@_one_thread()
 def _cut_blocks(
     maps:Tensor,     # (m,h',w') float32 coarse maps
     side:int,        # pixels between two positions
@@ -132,6 +144,7 @@ def _cut_blocks(
         bits[some.numpy()] = np.packbits(pixels, axis=1, bitorder='little').view(unit)
     return _words(bits.view(np.uint8).reshape(m, -1))
 
+# %% ../nbs/09b_shapes.ipynb #83e6c7d7
 def _sure_blocks(maps, low, limit, margin=2e-6):
     "Say which blocks (m,h',w') lie inside as a whole and which must be computed."
     least = torch.minimum(maps[:, :-1], maps[:, 1:])

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from .batches import StepBatches
+from .batches import StepBatches, add_strong
 from .config import IGNORE_INDEX, Config
 from .correlation import correlation_rows
 from .data import ArraySource, DataError, FolderSource, read_classes, read_split
@@ -33,6 +33,7 @@ from .pixel import CorrMatchNet
 from .pseudo import confidence, mix_maps, pseudo_label
 from .region import draw_positions, propagate_regions, region_targets
 from .shapes import region_maps
+from .shards import open_unlabeled
 from .threshold import DynamicThreshold, FixedThreshold
 from .toy import TOY_CLASSES, toy_arrays
 from .views import cutmix, denormalize, jitter_options, normalize
@@ -90,7 +91,7 @@ def make_sources(
     if len(names) != config.n_classes:
         raise DataError(f'{root/"classes.txt"}: names {len(names)} classes, but n_classes={config.n_classes}; make them equal')
     if not config.labeled: raise DataError(f"data='{root}': no labeled list given; set labeled=LIST (one id or IMAGE MASK a line)")
-    unlabeled = pairs(config.unlabeled, False) if config.unlabeled and uses_unlabeled(config) else None
+    unlabeled = open_unlabeled(config.unlabeled, root) if config.unlabeled and uses_unlabeled(config) else None
     return Sources(pairs(config.labeled, True), unlabeled, pairs(config.val, True), names, colors)
 
 def _list_path(root, name):
@@ -166,7 +167,8 @@ def make_batches(
     return StepBatches(sources.labeled, unlabeled, config.crop, config.batch_x, config.batch_u, config.seed,
                        (config.scale_min, config.scale_max), config.strong_views, config.cutmix,
                        dict(jitter_options(config.jitter), sigma_max=config.blur),
-                       with_hidden=unlabeled is not None and unlabeled.has_mask(0))
+                       with_hidden=unlabeled is not None and unlabeled.has_mask(0), fast=config.fast_views,
+                       device_strong=config.strong_on_device)
 
 def total_steps(
     config:Config,    # steps or epochs, batch_u
@@ -183,7 +185,7 @@ def to_device(
     device:torch.device, # where the network lives
 )->dict:                 # the same keys; pictures normalised, lists untouched
     "Move a batch and normalise its pictures there."
-    moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    moved = add_strong({k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()})
     return {k: normalize(v) if k.startswith('image_') else v for k, v in moved.items()}
 
 # %% ../nbs/13_step.ipynb #2d97e060

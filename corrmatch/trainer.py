@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['preflight', 'activation_bytes', 'check_memory', 'free_bytes', 'fit_memory', 'fits_estimate', 'pick_device',
-           'set_numerics', 'FiniteGuard', 'Trainer', 'step_seed', 'Known', 'fits_for_real', 'load_run', 'Stopped',
-           'SignalFlag', 'memory_used', 'iou_table', 'lr_text', 'fitted', 'show_curves']
+           'set_numerics', 'FiniteGuard', 'Trainer', 'step_seed', 'Known', 'fits_for_real', 'recorded_config',
+           'load_run', 'Stopped', 'SignalFlag', 'memory_used', 'iou_table', 'lr_text', 'fitted', 'show_curves']
 
 # %% ../nbs/14_trainer.ipynb #d48e015a
 import json
@@ -33,8 +33,9 @@ from .parallel import (World, add_up, agree, micro_batches, my_positions, pictur
 from .pseudo import confidence, pseudo_label
 from .runfolder import (CsvLog, Progress, config_changes, note_state, read_checkpoint, read_csv, read_latest, refuse_if_running,
                                  save_checkpoint, write_atomic)
-from .step import (Sources, StepResult, eval_pairs, labeled_step, make_batches, make_model, make_optimizer, make_sources,
-                            make_threshold, mixed_valid, set_lr, show_prediction, to_device, total_steps, train_step,
+from .shards import spot_check
+from .step import (Sources, StepResult, autocast, eval_pairs, labeled_step, make_batches, make_model, make_optimizer, make_sources,
+                            make_threshold, mixed_valid, pick_precision, prepare_model, set_lr, show_prediction, to_device, total_steps, train_step,
                             uses_correlation, uses_unlabeled)
 from .threshold import FixedThreshold
 
@@ -48,7 +49,7 @@ def preflight(
         if not len(source): raise DataError(f"labeled='{config.labeled}' val='{config.val}': a list is empty; each needs at least one picture")
     counts = check_source(sources.labeled, config.n_classes)
     check_source(sources.val, config.n_classes)
-    if sources.unlabeled is not None: check_source(sources.unlabeled, config.n_classes, masks=False, decode=False)
+    if sources.unlabeled is not None: check_source(sources.unlabeled, config.n_classes, masks=False, decode=False, progress=spot_check)
     missing = missing_classes(counts, sources.class_names)
     if missing: raise DataError(f"labeled='{config.labeled}': {missing}")
     return counts
@@ -193,7 +194,7 @@ class Trainer:
         sources=None,    # Sources; None: made from config
         quiet=False,     # no progress bar, no lines
     ):
-        self.config = c = check_config(config)
+        self.config, self.asked = (c := check_config(config)), config.precision
         self.world, self.device, self.talk = start_world(pick_device(c.device))
         self.quiet = quiet or not self.world.first
         shares = [my_positions(n, self.world, c.accumulate, name) for n, name in ((c.batch_x, 'batch_x'), (c.batch_u, 'batch_u')) if name == 'batch_x' or uses_unlabeled(c)]
@@ -201,9 +202,9 @@ class Trainer:
         if self.world.first: preflight(self.sources, c)
         check_memory(replace(c, batch_x=len(shares[0])//c.accumulate, batch_u=len(shares[-1])//c.accumulate), self.device)
         set_numerics(c, self.device)
-        self.dtype = {'bf16': torch.bfloat16}.get(c.precision)
         self.model, self.weights_text = make_model(c)
-        self.model.to(self.device)
+        self._fix_precision()
+        self.model = prepare_model(self.model, c, self.device)
         if c.sync_bn and self.world.size > 1: share_batch_norm(self.model, self.device)
         self.optimizer, self.threshold = make_optimizer(self.model, c), make_threshold(c).to(self.device)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(c.ema), use_buffers=True) if c.ema else None
@@ -215,6 +216,15 @@ class Trainer:
         self.batches = replace(make_batches(c, self.sources), positions_x=shares[0], positions_u=shares[-1] if uses_unlabeled(c) else None)
         self.out = Path(c.out or f'runs/{c.name}_{c.method}_s{c.seed}')
         self.step, self.best, self.broken = 0, -1., {}
+
+# %% ../nbs/14_trainer.ipynb #b3f7dd5d
+@patch
+def _fix_precision(self:Trainer, recorded=None):
+    "Settle what precision='auto' means in this run."
+    choice = recorded if recorded and self.asked == 'auto' else self.asked
+    dtype = pick_precision(choice, self.device, self.model)
+    self.dtype = dtype if agree([int(dtype is None)], self.talk) == [0] else None
+    self.config = replace(self.config, precision='fp32' if self.dtype is None else 'bf16')
 
 # %% ../nbs/14_trainer.ipynb #c0d74e20
 def step_seed(
@@ -235,7 +245,7 @@ def _keyed(self:Trainer, batch):
         keys |= dict(keys_u_w=picture_keys(c.seed, self.step, b.positions_u, 1), keys_u_s=torch.stack([picture_keys(c.seed, self.step, b.positions_u, s) for s in views]))
     return batch | keys
 
-# %% ../nbs/14_trainer.ipynb #b3f7dd5d
+# %% ../nbs/14_trainer.ipynb #769cdd48
 @patch
 @torch.no_grad()
 def _look_ahead(self:Trainer, parts):
@@ -255,12 +265,12 @@ class Known:
         "Return tau."
         return self.tau
 
-# %% ../nbs/14_trainer.ipynb #769cdd48
+# %% ../nbs/14_trainer.ipynb #2c77463f
 @patch
 def _part(self:Trainer, model, part, counts, threshold):
     "The losses of one micro-batch."
     c = self.config
-    with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+    with autocast(self.device, self.dtype):
         if 'image_u_w' not in part: return labeled_step(model, part, self.weights, self.supervised, counts)
         generator = torch.Generator().manual_seed(step_seed(c.seed, self.step, 1))
         return train_step(model, part, self.weights, threshold, self.supervised, c.regions, c.region_cut, generator, c.kl_inside, counts)
@@ -276,7 +286,7 @@ def _update(self:Trainer, total, names):
     self.guard.restore()
     if self.average is not None: self.average.update_parameters(self.model)
 
-# %% ../nbs/14_trainer.ipynb #2c77463f
+# %% ../nbs/14_trainer.ipynb #ffc57138
 @patch
 def run_step(self:Trainer,
     batch:dict, # from StepBatches, the share of this process
@@ -323,6 +333,20 @@ def fits_for_real(
     finally: torch.cuda.empty_cache()
     return True
 
+# %% ../nbs/14_trainer.ipynb #245c16b0
+def recorded_config(
+    record:dict,     # fields of a stored record; unknown ones are left out
+    where:str,       # file, for the message
+    **changes,       # fields to change
+)->Config:
+    "Make a record of what a checkpoint or config.json says."
+    kinds = {f.name: f.type for f in fields(Config)}
+    for k, v in record.items():
+        if k in kinds and not isinstance(v, (int, float) if kinds[k] is float else kinds[k]):
+            raise DataError(f'{where}: {k}={v!r} is no {kinds[k].__name__}; this is not a record of corrmatch')
+    try: return check_config(Config(**{k: v for k, v in record.items() if k in kinds} | changes))
+    except ValueError as e: raise DataError(f'{where}: {e}') from None
+
 # %% ../nbs/14_trainer.ipynb #592ca8f3
 def load_run(
     folder:Path,          # run folder
@@ -332,13 +356,12 @@ def load_run(
 )->tuple:                 # model in evaluation mode, Config
     "Open a finished or running run."
     state = read_checkpoint(Path(folder)/name)
-    known = {f.name for f in fields(Config)}
-    config = Config(**{k: v for k, v in state['config'].items() if k in known} | changes)
+    config = recorded_config(state['config'], f'{folder}/{name}', **changes)
     model = make_model(replace(config, weights=''))[0]
     model.load_state_dict(state['model'])
     return model.to(device).eval(), config
 
-# %% ../nbs/14_trainer.ipynb #ffc57138
+# %% ../nbs/14_trainer.ipynb #cbd6896a
 @patch
 def save(self:Trainer,
     name:str='last.pt', # file in the run folder
@@ -351,13 +374,14 @@ def save(self:Trainer,
                  skipped=self.guard.skipped, config=asdict(self.config))
     save_checkpoint(self.out, state, name)
 
-# %% ../nbs/14_trainer.ipynb #cbd6896a
+# %% ../nbs/14_trainer.ipynb #8464b3fd
 @patch
 def load(self:Trainer,
     force:bool=False, # take it up although the settings have changed
 ):
     "Take up the last intact checkpoint of the same configuration."
     state = read_latest(self.out, print)
+    self._fix_precision(state['config'].get('precision'))
     changed = config_changes(state['config'], asdict(self.config))
     if changed and not force:
         raise ValueError(f'{self.out}: was started with other settings ({"; ".join(changed)}); use the same ones, another out=, or --force')
@@ -366,7 +390,7 @@ def load(self:Trainer,
     if self.average is not None and state.get('average'): self.average.load_state_dict(state['average'])
     self.step, self.best, self.guard.skipped = state['step'], state['best'], state.get('skipped', 0)
 
-# %% ../nbs/14_trainer.ipynb #8464b3fd
+# %% ../nbs/14_trainer.ipynb #3a72c4b3
 @patch
 def score(self:Trainer,
     model:nn.Module, # the network, or the average of its weights
@@ -380,7 +404,7 @@ def score(self:Trainer,
     if self.world.size > 1: confusion.matrix = confusion.matrix.to(self.device)
     return confusion.sync()
 
-# %% ../nbs/14_trainer.ipynb #3a72c4b3
+# %% ../nbs/14_trainer.ipynb #499ad452
 @patch
 def validate(self:Trainer,
 )->ConfusionMatrix:
@@ -398,7 +422,7 @@ def validate(self:Trainer,
     if better: self.save('best.pt', model)
     return confusion
 
-# %% ../nbs/14_trainer.ipynb #499ad452
+# %% ../nbs/14_trainer.ipynb #1c03f61e
 @patch
 def _draw(self:Trainer, model):
     "Write the picture of some validation images."
@@ -407,7 +431,7 @@ def _draw(self:Trainer, model):
     write_atomic(self.out/'pictures'/f'step_{self.step:06d}.png', lambda p: figure.savefig(p, format='png', dpi=80))
     model.train(model is self.model)
 
-# %% ../nbs/14_trainer.ipynb #1c03f61e
+# %% ../nbs/14_trainer.ipynb #ff220a3f
 @patch
 def note_broken(self:Trainer,
     reasons:list, # one line a picture that was skipped
@@ -421,7 +445,7 @@ def note_broken(self:Trainer,
         raise DataError(f'{len(self.broken)} of {n_files} pictures cannot be read, the last: {list(self.broken)[-1]}; '
                         f'the run is kept in {self.out}: mend the files and resume')
 
-# %% ../nbs/14_trainer.ipynb #ff220a3f
+# %% ../nbs/14_trainer.ipynb #bb3bb052
 @patch
 def note_skipped(self:Trainer):
     "Name the steps without a finite loss; stop after ten in a row."
@@ -456,7 +480,7 @@ class SignalFlag:
     def __exit__(self, *error):
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/14_trainer.ipynb #bb3bb052
+# %% ../nbs/14_trainer.ipynb #f4884793
 @patch
 def _open(self:Trainer, resume, force):
     "Make the run folder, or take up the one that is there."
@@ -467,6 +491,7 @@ def _open(self:Trainer, resume, force):
     self.writer, self.progress = None, Progress(str(self.out), self.steps, self.step, self.quiet)
     self.model.train()
     if not self.world.first: return
+    for draft in self.out.glob('.*.part'): draft.unlink()  # of a process that was killed while it wrote
     try: (self.out/'pictures').mkdir(parents=True, exist_ok=True)
     except OSError as e: raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
     write_atomic(self.out/'config.json', json.dumps(asdict(self.config) | dict(steps=self.steps), indent=1).encode())
@@ -474,7 +499,7 @@ def _open(self:Trainer, resume, force):
     self.skip_log, self.writer = CsvLog(self.out/'skipped.csv', self.step), _tensorboard(self.out, self.step)
     self._note('running')
 
-# %% ../nbs/14_trainer.ipynb #f4884793
+# %% ../nbs/14_trainer.ipynb #ea51d689
 @patch
 def _note(self:Trainer, state):
     "Tell the folder how the run is."
@@ -494,7 +519,7 @@ def _tensorboard(folder, step):
     except ImportError: return None
     return SummaryWriter(folder, purge_step=step)
 
-# %% ../nbs/14_trainer.ipynb #ea51d689
+# %% ../nbs/14_trainer.ipynb #db0215da
 @patch
 def _log(self:Trainer, result):
     "One row of numbers; the only place of the loop where the device is asked."
@@ -522,7 +547,7 @@ def memory_used(
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
 
-# %% ../nbs/14_trainer.ipynb #db0215da
+# %% ../nbs/14_trainer.ipynb #9ec1723b
 @patch
 def fit(self:Trainer,
     resume:bool=False, # go on from last.pt of the run folder
@@ -544,7 +569,7 @@ def fit(self:Trainer,
     self._note('finished')
     return self.best
 
-# %% ../nbs/14_trainer.ipynb #9ec1723b
+# %% ../nbs/14_trainer.ipynb #9b9dc3b3
 @patch
 def _after_step(self:Trainer, result, flag):
     "Log, validate, save, or stop, whatever the step's number and the clock ask for."
@@ -580,7 +605,7 @@ def iou_table(
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows)
 
-# %% ../nbs/14_trainer.ipynb #9b9dc3b3
+# %% ../nbs/14_trainer.ipynb #4506628d
 @patch
 def describe(self:Trainer)->str:
     "What is about to run."
@@ -604,7 +629,7 @@ def lr_text(
     scaled = now != before and abs(config.lr*before - base.lr*now) < 1e-9
     return own + (f': the preset\'s {base.lr:g} times {now}/{before} pictures' if scaled else '')
 
-# %% ../nbs/14_trainer.ipynb #4506628d
+# %% ../nbs/14_trainer.ipynb #d0031be1
 @patch
 def say(self:Trainer,
     text:str, # to print
@@ -623,7 +648,7 @@ def fitted(
     if world.first: print(f'fit-memory: accumulate={config.accumulate}, micro-batches of {config.batch_x//parts}+{config.batch_u//parts} pictures')
     return config
 
-# %% ../nbs/14_trainer.ipynb #d0031be1
+# %% ../nbs/14_trainer.ipynb #bc2ee333
 @patch
 def summary(self:Trainer)->str:
     "Scores of the best and the last validation, class by class, and what to type next."

@@ -1,4 +1,4 @@
-"A small run in a process of its own, for tests that kill, damage and spread it. Usage: python runs_for_tests.py OUT [FIELD=VALUE ...] [--resume]"
+"Small runs in processes of their own, for tests that kill, damage and spread them. Usage: python runs_for_tests.py JOBS.json"
 import json
 import os
 import sys
@@ -15,31 +15,36 @@ def small(out, method='corrmatch', **changes):
     return preset('toy', method, **SMALL | dict(out=str(out)) | changes)
 
 
-def command(out, *arguments, torchrun=0, **changes):
-    "Command line that trains such a run in `torchrun` processes; 0: without torchrun."
-    start = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={torchrun}', '--standalone'] if torchrun else [sys.executable]
-    return [*start, str(Path(__file__).resolve()), str(out), *[f'{k}={json.dumps(v)}' for k, v in changes.items()], *arguments]
-
-
 def environment(**more):
     "One thread, and this tree first on the path."
     return os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='') | more
 
 
-def main():
-    out, *rest = sys.argv[1:]
-    from corrmatch.parallel import stop_world
+def command(jobs, folder, processes=0):
+    "Command line for a list of jobs, each a dict with `out`, changes of the small run, and perhaps `resume`; in torchrun's processes if any."
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder/'jobs.json'
+    path.write_text(json.dumps([job | dict(out=str(job['out'])) for job in jobs]))
+    start = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone'] if processes else [sys.executable]
+    return [*start, str(Path(__file__).resolve()), str(path)]
+
+
+def work(out, resume=False, force=False, **changes):
+    "Train one small run; the exit code of the command line."
     from corrmatch.trainer import Trainer
-    changes = {k: json.loads(v) for k, v in (a.split('=', 1) for a in rest if not a.startswith('--'))}
-    losses = changes.pop('losses', None)
-    trainer = Trainer(small(out, **changes), quiet=True)
-    try: trainer.fit(resume='--resume' in rest, force='--force' in rest)
+    try: Trainer(small(out, **changes), quiet=True).fit(resume=resume, force=force)
     except KeyboardInterrupt as e: return getattr(e, 'code', 130)
     except ValueError as e:
         print(f'error: {e}', file=sys.stderr)
         return 1
-    finally: stop_world()
     return 0
+
+
+def main():
+    from corrmatch.parallel import stop_world
+    codes = [work(**job) for job in json.loads(Path(sys.argv[1]).read_text())]
+    stop_world()
+    return max(codes)
 
 
 if __name__ == '__main__': sys.exit(main())

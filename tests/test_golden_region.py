@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch import region
+from corrmatch import region, shapes
 
 GOLDEN = Path(__file__).parent/'golden'
 REGION = np.load(GOLDEN/'region.npz')
@@ -41,7 +41,7 @@ def test_region_maps(name, path):
     a = {k: torch.as_tensor(v) for k, v in np.load(GOLDEN/f'corr_{name}.npz').items()}
     size = a['logits'].shape[2:]
     regions = torch.empty_like(a['bool_maps'])
-    cut = {'cpu': region._cut_on_cpu, 'device': region._cut_on_device}[path]
+    cut = {'cpu': shapes._cut_on_cpu, 'device': shapes._cut_on_device}[path]
     for rows, out in zip(a['sampled_rows'], regions): cut(rows.view(-1, *a['feature'].shape[2:]), out, 0.5)
     differ = (regions != a['bool_maps']).sum((2, 3))
     assert (differ <= a['near_half_1e5']).all(), 'only pixels within 1e-5 of the cut may differ'

@@ -194,7 +194,7 @@ function build(el, data, act) {
   ui.scale = make('canvas', {class: 'cx-scale', width: '256', height: '1', 'aria-hidden': 'true'});
   ui.low = make('span'); ui.high = make('span'); ui.cutMark = make('div', {class: 'cx-cutmark'}); ui.scaleName = make('span', {class: 'cx-caption'});
   const scale = make('div', {class: 'cx-legend'}, ui.scaleName, make('div', {class: 'cx-bar'}, ui.scale, ui.cutMark),
-    make('div', {class: 'cx-ends'}, ui.low, make('span', {text: 'white line: region at the cut'}), ui.high));
+    make('div', {class: 'cx-ends'}, ui.low, make('span', {text: 'white line: region cut from the row'}), ui.high));
   ui.words = make('p', {class: 'cx-words'});
 
   const facts = make('div');
@@ -234,16 +234,24 @@ function build(el, data, act) {
 
 // ---- drawing ----------------------------------------------------------------------------------------------------
 
-// Picture or labels, greyed as the heat map grows stronger, and the heat map over it.
-function paintHeat(out, ground, fine, low, high, lut, opacity) {
-  const scale = high > low ? 256 / (high - low) : 0, keep = 1 - opacity;
+// What lies under the heat map: the picture or the labels, greyer and darker as the heat map grows stronger.
+function dim(ground, opacity) {
+  const under = new Uint8ClampedArray(ground.length), keep = 1 - opacity;
+  for (let j = 0; j < ground.length; j += 4) {
+    const grey = opacity * (0.3 * ground[j] + 0.59 * ground[j + 1] + 0.11 * ground[j + 2]);
+    for (let a = 0; a < 3; a++) under[j + a] = keep * (keep * ground[j + a] + grey);
+  }
+  return under;
+}
+
+function paintHeat(out, under, fine, low, high, lut, opacity) {
+  const scale = high > low ? 256 / (high - low) : 0, tint = lut.map(v => Math.round(opacity * v));
   for (let i = 0, j = 0; i < fine.length; i++, j += 4) {
     let c = (fine[i] - low) * scale | 0;
     c = 3 * (c > 255 ? 255 : c);
-    const r = ground[j], g = ground[j + 1], b = ground[j + 2], grey = opacity * (0.3 * r + 0.59 * g + 0.11 * b);
-    out[j] = keep * (keep * r + grey) + opacity * lut[c];
-    out[j + 1] = keep * (keep * g + grey) + opacity * lut[c + 1];
-    out[j + 2] = keep * (keep * b + grey) + opacity * lut[c + 2];
+    out[j] = under[j] + tint[c];
+    out[j + 1] = under[j + 1] + tint[c + 1];
+    out[j + 2] = under[j + 2] + tint[c + 2];
     out[j + 3] = 255;
   }
 }
@@ -301,7 +309,7 @@ async function start(model, el) {
   const raw = model.get('blob'), bytes = new Uint8Array(raw.buffer, raw.byteOffset, raw.byteLength), data = await unpack(model.get('meta'), bytes);
   const TRAITS = ['cut', 'tau', 'position', 'view', 'transposed', 'shown', 'ground', 'opacity', 'pinned'];
   const state = Object.fromEntries(TRAITS.map(t => [t, model.get(t)])), first = JSON.parse(JSON.stringify(state));
-  let view, ui, image, wide, fine, region, ground, groundKey, border, rowKey, row, column, range, rangeRow, size, result, fineKey, regionKey;
+  let view, ui, image, wide, fine, region, under, groundKey, border, rowKey, row, column, range, rangeRow, size, result, fineKey, regionKey;
   let busy = false, stale = false, event = null, timer = 0, frame = {event: 0, start: 0, end: 0};
 
   function pickView() {
@@ -340,11 +348,9 @@ async function start(model, el) {
   function draw() {
     frame.start = performance.now();
     pickView();
-    const grid = compute(), key = `${state.ground} ${state.tau}`;
-    if (state.ground !== 'labels' || !view.label) ground = view.picture;
-    else if (groundKey !== key) { ground = labelGround(view, data.colors, state.tau); groundKey = key; }
-    if (ground === view.picture) groundKey = null;
-    paintHeat(image.data, ground, fine[state.shown], range.low, range.high, data.lut, state.opacity);
+    const grid = compute(), labels = state.ground === 'labels' && view.label, key = `${labels ? state.tau : 'image'} ${state.opacity}`;
+    if (groundKey !== key) { under = dim(labels ? labelGround(view, data.colors, state.tau) : view.picture, state.opacity); groundKey = key; }
+    paintHeat(image.data, under, fine[state.shown], range.low, range.high, data.lut, state.opacity);
     ui.base.getContext('2d', {willReadFrequently: true}).putImageData(image, 0, 0);
     paintOver(ui, view, state, size ? border : null, grid);
     say(grid);

@@ -1,0 +1,168 @@
+"Speed without seconds: what a step asks of the device, what it holds, and that the bench runs."
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from corrmatch.bench import SIZES, TARGETS, extra_peak, pixel_jobs, region_case, run_bench, run_suite
+from corrmatch.config import preset
+from corrmatch.losses import make_weights
+from corrmatch.region import propagate_regions_literal, region_targets
+from corrmatch.shapes import region_maps_literal
+from corrmatch.step import (autocast, bf16_gain, make_batches, make_model, make_optimizer, make_sources, make_threshold, pick_precision,
+                            prepare_model, to_device, train_step)
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device('cpu')
+TINY = preset('toy', crop=33, toy_labeled=3, toy_unlabeled=4, steps=4, warmup=0, batch_x=2, batch_u=2, dim=16, low_dim=8, stride=8, weights='',
+              cutmix='same_image', regions=8)
+
+
+@pytest.fixture(scope='module')
+def batches():
+    sources = make_sources(TINY)
+    return lambda **changes: to_device(make_batches(replace(TINY, **changes), sources)[0], CPU)
+
+
+def step(batch, dtype=None, prepare=False, **changes):
+    "One step of the tiny network: total, gradient of the classifier."
+    config = replace(TINY, **changes)
+    torch.manual_seed(1)
+    model = make_model(config)[0].train()
+    if prepare: prepare_model(model, config, CPU)
+    sgd = make_optimizer(model, config)
+    with autocast(CPU, dtype):
+        result = train_step(model, batch, make_weights(config), make_threshold(config), regions=8, generator=torch.Generator().manual_seed(0))
+    result.total.backward()
+    sgd.step()
+    return result.total.detach(), model.classifier.weight.grad.clone(), model
+
+
+class NoQuestions(TorchDispatchMode):
+    "Fails on every operation that would make the host wait for a GPU."
+    asked = ('_local_scalar_dense', 'nonzero', 'equal', 'masked_select', 'is_nonzero', '_unique2', 'unique_dim', 'repeat_interleave')
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in self.asked, name
+        if name in ('index', 'index_put', 'index_put_'): assert not any(i is not None and i.dtype == torch.bool for i in args[1]), 'a boolean index'
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('changes', [{}, dict(cutmix='in_batch', kl_inside=False), dict(strong_views=2), dict(norm='batch', threshold='fixed')])
+def test_a_step_asks_the_device_nothing(batches, changes, monkeypatch):
+    "On the CPU the regions vote in NumPy; here they take the path of other devices."
+    import corrmatch.region as region
+    import corrmatch.shapes as shapes
+    monkeypatch.setattr(shapes, '_cut_on_cpu', shapes._cut_on_device)
+    monkeypatch.setattr(region, '_propagate_on_cpu', region._propagate_on_device)
+    def on_device(rows, feat_size, label, keep, within, tau, cut=.5, n_classes=256):
+        maps = shapes.region_maps(rows, feat_size, label.shape[1:], cut) & within[:, None]
+        return region._propagate_on_device(label, keep, maps, torch.as_tensor(tau), n_classes)
+    monkeypatch.setattr('corrmatch.step.region_targets', on_device)
+    batch = batches(**changes)
+    with pytest.raises(AssertionError, match='_local_scalar_dense'), NoQuestions(): batch['image_x'].sum().item()
+    config = replace(TINY, **changes)
+    model = make_model(config)[0].train()
+    sgd, guard, weights = make_optimizer(model, config), make_threshold(config), make_weights(config)
+    with NoQuestions():
+        result = train_step(model, batch, weights, guard, regions=8, generator=torch.Generator().manual_seed(0))
+        result.total.backward()
+    sgd.step()
+    assert torch.isfinite(result.total)
+
+
+def test_bf16_is_close_and_losses_stay_float32(batches):
+    batch = batches()
+    (full, grad, _), (half, grad_half, _) = step(batch), step(batch, torch.bfloat16)
+    assert half.dtype == grad_half.dtype == torch.float32
+    assert abs(half/full - 1) < .03
+    assert torch.cosine_similarity(grad.flatten(), grad_half.flatten(), 0) > .98
+
+
+def test_layout_changes_nothing_but_rounding(batches):
+    (a, grad_a, _), (b, grad_b, model) = step(batches()), step(batches(), prepare=True)
+    assert model.backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grad_a, grad_b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get('CXX') or 'g++'), reason='no C++ compiler')
+def test_compiled_network(batches):
+    "The same keys, the same scores up to rounding, and it trains."
+    plain, config = make_model(TINY)[0], replace(TINY, compile=True)
+    model = prepare_model(make_model(TINY)[0], config, CPU)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    image = batches()['image_x']
+    with torch.no_grad(): torch.testing.assert_close(model.eval().predict_logits(image), plain.eval().predict_logits(image), rtol=1e-3, atol=1e-4)
+    assert torch.isfinite(step(batches(), prepare=True, compile=True)[0])
+
+
+def test_compile_without_a_compiler(monkeypatch):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler and 'no-such-compiler'"): prepare_model(make_model(TINY)[0], replace(TINY, compile=True), CPU)
+
+
+def test_precision():
+    "What is asked for is taken; small networks are never timed, so that their runs do not depend on a stop-watch."
+    model = make_model(TINY)[0]
+    assert [pick_precision(p, CPU, model) for p in ('auto', 'fp32', 'bf16')] == [None, None, torch.bfloat16]
+    before = torch.get_rng_state()
+    assert bf16_gain(model, 33, 1) > 0 and torch.equal(before, torch.get_rng_state())
+    with pytest.raises(ValueError, match='use auto, fp32 or bf16'): pick_precision('int8', CPU)
+
+
+def test_memory_of_pixel_propagation():
+    "A guard that counts bytes: held whole the map costs at least ten times as much, and chunks grow with N, not with its square."
+    small, large = pixel_jobs(41, 1), pixel_jobs(61, 1)
+    chunked = [extra_peak(jobs['chunked']) for jobs in (small, large)]
+    assert extra_peak(large['whole']) > 4*chunked[1]
+    assert chunked[1] < 1.6*(61/41)**2*chunked[0]
+
+
+def test_work_of_regions():
+    "A guard that counts: the fast version allocates less than 64 MB where the literal one takes hundreds, with equal results."
+    case = region_case('many', b=2)
+    maps = region_maps_literal(case['rows'], case['side'], case['size'])
+    def ours(): return region_targets(case['rows'], case['side'], case['label'], case['keep'], case['within'], .85)
+    assert extra_peak(ours) < 64*2**20 < extra_peak(lambda: region_maps_literal(case['rows'], case['side'], case['size']))
+    label, keep, _ = propagate_regions_literal(case['label'], case['keep'], maps, .85)
+    assert torch.equal(ours()[0], label) and torch.equal(ours()[1], keep)
+
+
+def test_suite_and_bench_write_json(tmp_path):
+    lines, out = [], tmp_path/'new'/'bench.json'
+    for part in ('regions', 'pixels'): run_suite(only=part, size='tiny', out=str(out), say=lines.append)
+    run_suite(only='pixels', size='tiny', out=str(out), say=lines.append)  # measured again: replaces its own rows only
+    run_bench(out=str(out), sides=(9,), batches=(1,), regions=(8,), say=lines.append)
+    stored = json.loads(out.read_text())
+    names = [row['name'] for row in stored['suite']['rows']]
+    assert len(names) == len(set(names)) == 9 and set(names) <= set(TARGETS)
+    assert all({'name', 'value', 'target', 'reached', 'calls', 'unit'} <= row.keys() for row in stored['suite']['rows'])
+    assert {'cpu', 'cores', 'threads', 'torch', 'gpu'} <= stored['bench']['machine'].keys() and stored['bench']['limits']['bandwidth'] > 0
+    assert sum('target' in line for line in lines) == 13
+    with pytest.raises(ValueError, match='use one of'): run_suite(only='everything')
+
+
+def test_stored_results_answer_every_promise():
+    "The file behind the notebook's tables has one row for each target, measured at full size."
+    stored = json.loads((ROOT/'nbs'/'results'/'bench_cpu.json').read_text())
+    assert stored['suite']['size'] == 'full' and {row['name'] for row in stored['suite']['rows']} == set(TARGETS)
+    assert {row['over'] for row in stored['bench']['rows']} == {'positions', 'batch', 'regions'}
+
+
+@pytest.mark.parametrize('command', [['-c', 'import corrmatch'], ['-m', 'corrmatch', '--help']])
+def test_start_needs_no_torch(command):
+    "What makes the start slow is not imported."
+    code = ['-X', 'importtime', *command]
+    done = subprocess.run([sys.executable, *code], capture_output=True, text=True, timeout=60, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+    assert done.returncode == 0
+    loaded = {line.split('|')[-1].strip().split('.')[0] for line in done.stderr.splitlines() if line.startswith('import time:')}
+    assert 'corrmatch' in loaded and not loaded & {'torch', 'torchvision', 'matplotlib', 'numpy', 'IPython'}

@@ -1,0 +1,432 @@
+"Data sets in every layout, and broken in many ways: what check, split and a run without preset make of them."
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from corrmatch.config import IGNORE_INDEX
+from corrmatch.data import DataError, FolderSource, read_classes, read_split
+from corrmatch.formats import CITYSCAPES_IDS, VOC_NAMES, find_layout, map_ids
+from corrmatch.prepare import (auto_config, check_data, choose_pictures, convert_data, make_split, report_html, report_json, report_text,
+                               save_report)
+from corrmatch.viz import palette
+
+K = 4  # classes of the generated masks
+
+
+def scene(i, w=20, h=16):
+    "A picture and its mask: background, and two rectangles of the classes 1..3; class 3 is rare."
+    rng = np.random.default_rng(i)
+    mask = np.zeros((h, w), np.uint8)
+    for c in {int(rng.integers(1, 3)), 3 if i % 7 == 0 else 1}:
+        y, x = rng.integers(0, h-5), rng.integers(0, w-5)
+        mask[y:y+5, x:x+5] = c
+    return rng.integers(0, 256, (h, w, 3), np.uint8), mask
+
+
+def put(path, array, **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **kwargs)
+
+
+def fill(root, n=28, n_masks=24, change=lambda mask: mask, folders=('images', 'masks'), suffix='png'):
+    for i in range(n):
+        image, mask = scene(i)
+        put(root/folders[0]/f's{i:02d}.{suffix}', image)
+        if i < n_masks: put(root/folders[1]/f's{i:02d}.png', change(mask))
+    return root
+
+
+def check(root, **kwargs): return check_data(root, progress=None, **kwargs)
+
+
+def kinds(report, level='error'): return sorted(f.kind for f in report.findings if f.level == level)
+
+
+def masks_of(root, split):
+    "Class ids by name, as training reads the lists of a split."
+    out = {}
+    for name in ('labeled', 'val'):
+        source = FolderSource(read_split(root/split.files[name], root))
+        out |= {n: np.asarray(source.read_mask(i)) for i, n in enumerate(source.names)}
+        for i in range(len(source)): assert source.read_image(i).size == source.read_mask(i).size
+    return out
+
+
+# --- reading ---
+
+def test_sound_folder(tmp_path):
+    report = check(fill(tmp_path))
+    assert report.ok and len(report.usable) == 24 and report.mapping.kind == 'ids' and len(report.mapping.names) == K
+    assert kinds(report) == [] and kinds(report, 'warning') == ['no mask']
+    want = np.array([np.bincount(scene(i)[1].ravel(), minlength=K)/320 for i in range(24)])
+    assert np.allclose(report.shares, want)
+
+
+def break_five(root):
+    "Five faults, one a file."
+    whole = (root/'images/s01.png').read_bytes()
+    (root/'images/s01.png').write_bytes(whole[:len(whole)//2])         # cut short
+    put(root/'masks/s02.png', scene(2)[1][::2, ::2])                   # another size
+    put(root/'masks/s03.png', palette(K)[scene(3)[1]])                 # in colours
+    stray = scene(4)[1]
+    stray[0, :3] = 99
+    put(root/'masks/s04.png', stray)                                   # a value that is no class
+    (root/'masks/s05.png').write_text('<html>not found</html>')        # no picture at all
+
+
+def test_five_faults(tmp_path):
+    break_five(fill(tmp_path))
+    report = check(tmp_path)
+    assert not report.ok and kinds(report) == ['mode', 'size', 'unreadable', 'unreadable', 'values']
+    assert len(report.usable) == 19
+    text = report_text(report)
+    for name in ('images/s01.png', 'masks/s02.png', 'masks/s03.png', 'masks/s04.png', 'masks/s05.png'): assert f'error: {name}: ' in text
+    assert 'value 99 in 3 pixels' in text and '10x8' in text and 'cannot be trained on' in text
+    split = make_split(tmp_path, 6, progress=None)
+    assert 'left out as faulty: 5' in split.text
+    assert not {f's0{i}' for i in range(1, 6)} & {*split.labeled, *split.unlabeled, *split.val}
+    assert check(convert_data(report, tmp_path/'clean', None)).ok
+
+
+@pytest.mark.parametrize('make, word', [
+    (lambda p: p.write_bytes(b''), 'unreadable'),
+    (lambda p: p.write_bytes(p.read_bytes()[:-30]), 'unreadable'),
+    (lambda p: p.write_bytes(p.read_bytes()[:60] + bytes(40) + p.read_bytes()[100:]), 'unreadable'),
+    (lambda p: (p.unlink(), p.symlink_to('nowhere.png')), 'no such file'),
+], ids=['empty', 'cut', 'garbled', 'dead link'])
+def test_unreadable_pictures(tmp_path, make, word):
+    make(fill(tmp_path)/'images/s01.png')
+    report = check(tmp_path)
+    assert kinds(report) == ['unreadable'] and report.errors[0].file == 'images/s01.png' and word in report.errors[0].text
+    assert '\n' not in report.errors[0].text and str(tmp_path) not in report.errors[0].text
+
+
+def test_masks_and_pictures_without_partner(tmp_path):
+    put(fill(tmp_path)/'masks/ghost.png', scene(0)[1])
+    report = check(tmp_path)
+    assert report.ok and kinds(report, 'warning') == ['lonely mask', 'no mask']
+    assert [f.file for f in report.findings if f.kind == 'lonely mask'] == ['masks/ghost.png']
+
+
+def test_duplicates_by_content(tmp_path):
+    fill(tmp_path)
+    put(tmp_path/'images/s09.png', scene(3)[0], compress_level=0)   # other bytes, same pixels
+    put(tmp_path/'images/s10.png', scene(20)[0])
+    (tmp_path/'val.txt').write_text('s03\ns04\n')
+    found = {f.kind: f for f in check(tmp_path).findings}
+    assert {'leak', 'duplicate'} <= set(found) and 's03' in found['leak'].file and 's09' in found['leak'].text
+    split = make_split(tmp_path, 6, progress=None)
+    assert split.val == ['s03', 's04'] and 's09' not in split.labeled + split.unlabeled and 'kept out of training: 1' in split.text
+
+
+def test_no_masks_at_all(tmp_path):
+    with pytest.raises(DataError, match='no readable mask'): check(fill(tmp_path, n_masks=0))
+    (tmp_path/'other').mkdir()
+    with pytest.raises(DataError, match='holds no pictures'): check(tmp_path/'other')
+
+
+def test_progress_becomes_lines(tmp_path, capsys):
+    fill(tmp_path, 520, 4)
+    check_data(tmp_path)
+    assert 'read: 520 of 520' in capsys.readouterr().err
+
+
+# --- mask modes ---
+
+def colored(mask): return palette(21, 'pascal')[mask]
+
+
+@pytest.mark.parametrize('change, kind, n', [
+    (lambda m: m, 'ids', K),
+    (lambda m: m.astype(np.uint16), 'ids', K),
+    (lambda m: ((m > 0)*255).astype(np.uint8), 'binary', 2),
+    (lambda m: m > 0, 'binary', 2),
+    (lambda m: (m*60).astype(np.uint8), 'levels', K),
+    (lambda m: colored(m), 'colours', 21),
+    (lambda m: np.dstack([colored(m), np.full(m.shape, 255, np.uint8)]), 'colours', 21),
+    (lambda m: np.array([[9, 9, 9], [200, 0, 10], [0, 3, 0], [1, 1, 250]], np.uint8)[m], 'colours', K),
+    (lambda m: np.dstack([m]*3), 'grey colours', K),
+], ids=['grey', '16 bit', '0 and 255', '1 bit', 'levels', 'VOC colours', 'RGBA', 'unknown colours', 'grey as RGB'])
+def test_mask_modes(tmp_path, change, kind, n):
+    "Whatever the masks look like, training reads the class ids; asked again, it finds the same."
+    fill(tmp_path, change=change)
+    report = check(tmp_path)
+    assert report.ok and (report.mapping.kind, len(report.mapping.names)) == (kind, n)
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*.png')}
+    split = make_split(tmp_path, 6, progress=None)
+    assert {p: p.read_bytes() for p in before} == before, 'originals are not touched'
+    ids = masks_of(tmp_path, split)
+    order = [0, 1, 2, 3] if kind != 'colours' or n == 21 else list(map(report.mapping.table.get, (0x090909, 0xc8000a, 0x000300, 0x0101fa)))
+    for name, got in ids.items():
+        truth = scene(int(name[1:]))[1]
+        assert (got == (truth > 0 if kind == 'binary' else np.array(order)[truth])).all()
+    again = check(tmp_path)
+    assert again.ok and again.mapping.table == report.mapping.table and np.allclose(again.shares, report.shares)
+    lists = {n: (tmp_path/p).read_bytes() for n, p in split.files.items()}
+    assert {n: (tmp_path/p).read_bytes() for n, p in make_split(tmp_path, 6, progress=None).files.items()} == lists
+    classes = read_classes(tmp_path)
+    assert classes is None or len(classes[0]) == n
+
+
+def test_palette_masks(tmp_path):
+    fill(tmp_path)
+    for p in (tmp_path/'masks').iterdir():
+        picture = Image.fromarray(np.asarray(Image.open(p)))
+        picture.putpalette(palette(256, 'pascal').tobytes())
+        picture.save(p)
+    report = check(tmp_path)
+    assert report.ok and report.mapping.as_is and {s.mask_mode for s in report.usable} == {'P'}
+
+
+def test_given_colours(tmp_path):
+    colors = np.array([[7, 7, 7], [200, 0, 0], [0, 200, 0], [0, 0, 200]], np.uint8)
+    fill(tmp_path, change=lambda m: colors[m])
+    names = tmp_path/'elsewhere.csv'
+    names.write_text('name,r,g,b\n' + ''.join(f'c{c},{r},{g},{b}\n' for c, (r, g, b) in enumerate(colors[::-1])))
+    report = check(tmp_path, classes=names)
+    assert report.mapping.table[0x0000c8] == 0 and report.mapping.names == ['c0', 'c1', 'c2', 'c3'] and 'elsewhere.csv' in report.mapping.text
+    put(tmp_path/'masks/s00.png', np.full((16, 20, 3), 77, np.uint8))
+    assert 'colour 77 77 77' in check(tmp_path, classes=names).errors[0].text
+    with pytest.raises(DataError, match='no such file'): check(tmp_path, classes='lost.txt')
+
+
+def test_photograph_as_mask(tmp_path):
+    report = check(fill(tmp_path, change=lambda m: np.random.default_rng(0).integers(0, 256, (*m.shape, 3), np.uint8)))
+    assert not report.ok and 'which cannot be classes' in report.mapping.text
+
+
+def test_given_number_of_classes(tmp_path):
+    report = check(fill(tmp_path), classes=3)
+    assert {f.kind for f in report.errors} == {'values'} and 'value 3 in' in report.errors[0].text
+    assert check(tmp_path, classes=6).ok
+
+
+# --- pictures ---
+
+def test_deep_transparent_and_grey_pictures(tmp_path):
+    fill(tmp_path)
+    deep = scene(1)[0][..., 0].astype(np.uint16)
+    put(tmp_path/'images/s01.png', deep*257)
+    put(tmp_path/'images/s02.png', np.dstack([scene(2)[0], np.full((16, 20), 9, np.uint8)]))
+    put(tmp_path/'images/s03.png', scene(3)[0][..., 0])
+    (tmp_path/'images/s04.png').unlink()
+    put(tmp_path/'images/s04.tiff', scene(4)[0])
+    report = check(tmp_path)
+    assert report.ok and len(report.usable) == 24 and kinds(report, 'warning') == ['conversion', 'no mask']
+    convert_data(report, None, None)
+    assert sorted(p.name for p in (tmp_path/'prepared').rglob('*.*')) == ['mapping.json', 's01.png']
+    assert (np.asarray(Image.open(tmp_path/'prepared/images/s01.png'))[..., 0] == deep).all()
+
+
+def test_turned_photograph(tmp_path):
+    "The mask was drawn on the picture as cameras show it."
+    fill(tmp_path)
+    note = Image.Exif()
+    note[0x0112] = 6
+    image = np.random.default_rng(0).integers(0, 256, (20, 16, 3), np.uint8)
+    put(tmp_path/'images/s01.png', np.rot90(image), exif=note)
+    put(tmp_path/'masks/s01.png', np.ones((20, 16), np.uint8))
+    report = check(tmp_path)
+    assert report.ok
+    convert_data(report, None, None)
+    assert (np.asarray(Image.open(tmp_path/'prepared/images/s01.png')) == image).all()
+
+
+# --- layouts ---
+
+def test_side_by_side_and_blanks(tmp_path):
+    for i in range(12):
+        image, mask = scene(i)
+        put(tmp_path/f'my photos/a {i}.jpg', image)
+        if i < 10: put(tmp_path/f'my photos/a {i}_mask.png', mask)
+    assert find_layout(tmp_path).kind == 'side by side'
+    split = make_split(tmp_path, 4, progress=None)
+    assert '\t' in (tmp_path/split.files['labeled']).read_text()
+    assert len(read_split(tmp_path/split.files['unlabeled'], tmp_path, masks=False)) == len(split.unlabeled) == 6
+    assert len(masks_of(tmp_path, split)) == 6
+
+
+def test_split_folders(tmp_path):
+    for side in ('train', 'valid'): fill(tmp_path, 10, 10, folders=(f'{side}/images', f'{side}/labels'))
+    report = check(tmp_path)
+    assert {s.item.split for s in report.usable} == {'train', 'val'} and len(report.usable) == 20
+    assert {f.kind for f in report.findings} >= {'leak'}, 'both folders hold the same pictures'
+
+
+def test_voc(tmp_path):
+    root = tmp_path/'VOCdevkit/VOC2012'
+    fill(root, 12, 10, folders=('JPEGImages', 'SegmentationClass'), suffix='jpg')
+    put(root/'SegmentationObject/s01.png', scene(1)[1])
+    sets = root/'ImageSets/Segmentation'
+    sets.mkdir(parents=True)
+    (sets/'train.txt').write_text('\n'.join(f's{i:02d}' for i in range(7)))
+    (sets/'val.txt').write_text('s07\ns08\ns09\n')
+    layout = find_layout(tmp_path)
+    assert layout.kind == 'VOC' and len(layout.items) == 10 and layout.n_ignored == 2 and not layout.lonely
+    assert check(tmp_path).mapping.names == list(VOC_NAMES)
+    split = make_split(tmp_path, 4, progress=None)
+    assert split.val == ['s07', 's08', 's09'] and len(split.unlabeled) == 3
+
+
+def test_cityscapes_from_the_raw_download(tmp_path):
+    back = np.array([c for c in CITYSCAPES_IDS], np.uint8)
+    for i, (side, town) in enumerate([('train', 'ulm')]*8 + [('val', 'bonn')]*3):
+        image, mask = scene(i)
+        put(tmp_path/f'leftImg8bit/{side}/{town}/{town}_{i:02d}_leftImg8bit.png', image)
+        ids = back[mask]
+        ids[0] = 4  # static: ignored
+        for tail in ('labelIds', 'color', 'instanceIds'): put(tmp_path/f'gtFine/{side}/{town}/{town}_{i:02d}_gtFine_{tail}.png', ids)
+    split = make_split(tmp_path, 3, progress=None)
+    line = (tmp_path/split.files['labeled']).read_text().splitlines()[0]
+    assert line.endswith('_gtFine_labelTrainIds.png') and line.startswith('leftImg8bit/train/ulm/'), 'the form of the published lists'
+    for mask in masks_of(tmp_path, split).values(): assert set(np.unique(mask)) <= {0, 1, 2, 3, IGNORE_INDEX} and (mask[0] == IGNORE_INDEX).all()
+    again = check(tmp_path)
+    assert again.ok and again.mapping.as_is and len(again.mapping.names) == 19 and again.mapping.names[0] == 'road'
+
+
+def test_segnet_camvid(tmp_path):
+    for i in range(9):
+        side = 'train' if i < 6 else 'val'
+        put(tmp_path/f'{side}/{i}.png', scene(i)[0])
+        put(tmp_path/f'{side}annot/{i}.png', np.where(scene(i)[1] == 1, 11, scene(i)[1]).astype(np.uint8))
+    for _ in range(2):  # the second time its own classes.txt is there
+        report = check(tmp_path)
+        assert report.ok and report.layout.kind == 'CamVid/SegNet' and report.mapping.table[11] == IGNORE_INDEX and len(report.mapping.names) == 11
+        make_split(tmp_path, 3, progress=None)
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_coco(tmp_path):
+    pytest.importorskip('pycocotools')
+    from pycocotools import mask as rle
+    notes = dict(images=[], annotations=[], categories=[dict(id=5, name='dog'), dict(id=2, name='cat'), dict(id=90, name='cup')])
+    for i in range(8):
+        image, mask = scene(i)
+        put(tmp_path/f'train2017/{i:012d}.jpg', image)
+        notes['images'].append(dict(id=i, file_name=f'{i:012d}.jpg', width=20, height=16))
+        for c, category in ((1, 2), (2, 5), (3, 90)):
+            if not (mask == c).any(): continue
+            code = rle.encode(np.asfortranarray((mask == c).astype(np.uint8)))
+            notes['annotations'].append(dict(id=10*i+c, image_id=i, category_id=category, iscrowd=0, area=int((mask == c).sum()),
+                                             segmentation=dict(size=code['size'], counts=code['counts'].decode())))
+    (tmp_path/'annotations').mkdir()
+    path = tmp_path/'annotations/instances_train2017.json'
+    path.write_text(json.dumps(notes))
+    report = check(tmp_path)
+    assert report.ok and report.layout.kind == 'COCO' and report.mapping.names == ['background', 'cat', 'dog', 'cup']
+    split = make_split(tmp_path, 3, progress=None)
+    for name, got in masks_of(tmp_path, split).items(): assert (got == scene(int(name))[1]).all()
+    notes['annotations'][0]['segmentation'] = dict(size=[9, 9], counts=[40, 41])
+    notes['images'].append(dict(id=99, file_name='lost.jpg', width=20, height=16))
+    path.write_text(json.dumps(notes))
+    assert sorted('drawn for 9x9' in f.text or 'no such file' in f.text for f in check(tmp_path).errors) == [True, True]
+
+
+# --- splits ---
+
+def test_splits_are_nested_balanced_and_stable(tmp_path):
+    fill(tmp_path, 70, 63)
+    report = check(tmp_path)
+    splits = {n: make_split(tmp_path, n, report=report, progress=None) for n in (4, 8, 16, 32)}
+    sizes = sorted(splits)
+    for small, large in zip(sizes, sizes[1:]):
+        assert set(splits[small].labeled) < set(splits[large].labeled) and splits[small].val == splits[large].val
+    row = {s.item.name: i for i, s in enumerate(report.usable)}
+    for s in splits.values():
+        assert (report.shares[[row[n] for n in s.labeled]].sum(0) > 0).all() and (report.shares[[row[n] for n in s.val]].sum(0) > 0).all()
+        assert not set(s.labeled) & set(s.val) and not set(s.unlabeled) & {*s.labeled, *s.val} and len(s.labeled + s.unlabeled + s.val) == 70
+    all_shares, chosen = report.shares.mean(0), report.shares[[row[n] for n in splits[16].labeled]].mean(0)
+    assert np.abs(chosen - all_shares).max() < .02
+    assert make_split(tmp_path, 8, seed=1, report=report, progress=None).labeled != splits[8].labeled
+
+
+def test_split_bytes_do_not_depend_on_the_machine(tmp_path):
+    "A fixed choice: were the order to change, everybody's lists would."
+    shares = np.array([np.bincount(scene(i)[1].ravel(), minlength=K)/320 for i in range(24)])
+    names = [f's{i:02d}' for i in range(24)]
+    assert choose_pictures(shares, names, 6) == [21, 12, 22, 13, 16, 1]
+    turn = np.random.default_rng(0).permutation(24)
+    assert [turn[i] for i in choose_pictures(shares[turn], [names[i] for i in turn], 6)] == [21, 12, 22, 13, 16, 1]
+
+
+def test_split_refusals(tmp_path):
+    fill(tmp_path)
+    report = check(tmp_path)
+    for labels, words in ((0, 'ask for 1 to'), (1, 'ask for at least'), (99, 'ask for 1 to')):
+        with pytest.raises(DataError, match=words): make_split(tmp_path, labels, report=report, progress=None)
+    with pytest.raises(DataError, match='val=0'): make_split(tmp_path, 5, val=0, report=report, progress=None)
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may write everywhere')
+def test_folder_without_write_permission(tmp_path):
+    fill(tmp_path).chmod(0o555)
+    try:
+        with pytest.raises(DataError, match='cannot be written'): make_split(tmp_path, 5, progress=None)
+    finally: tmp_path.chmod(0o755)
+
+
+def test_lists_in_another_folder(tmp_path):
+    root = fill(tmp_path/'data')
+    split = make_split(root, 5, out=tmp_path/'lists', progress=None)
+    assert all(os.path.isabs(p) for p in split.files.values()) and not (root/'splits').exists()
+    assert len(read_split(split.files['labeled'], root)) == 5
+
+
+# --- reports ---
+
+def test_report_is_escaped_self_contained_and_stable(tmp_path):
+    root = fill(tmp_path/'data')
+    put(root/'masks/<script>alert(1).png', scene(0)[1])
+    put(root/'images/<i>&".png', scene(0)[0][:8])
+    put(root/'masks/<i>&".png', scene(0)[1])
+    report = check(root)
+    page = report_html(report)
+    assert '<script' not in page and '&lt;i&gt;&amp;&quot;.png' in page and 'http' not in page and 'src="data:image/jpeg;base64' in page
+    assert str(tmp_path) not in page + report_json(report) + report_text(report)
+    files = save_report(report, tmp_path/'out')
+    first = [f.read_bytes() for f in files]
+    assert [f.read_bytes() for f in save_report(check(root, workers=1), tmp_path/'out')] == first
+    assert json.loads(files[1].read_text())['ok'] is False
+
+
+# --- runs without a preset ---
+
+def test_auto_config(tmp_path):
+    fill(tmp_path, change=colored)
+    config, text = auto_config(tmp_path, labels=6, progress=None, weights='', seed=3)
+    assert (config.n_classes, config.crop, config.labeled, config.seed) == (21, 65, 'splits/s3/6/labeled.txt', 3)
+    assert read_classes(tmp_path)[0] == list(VOC_NAMES) and 'lists: 6 labeled, 17 unlabeled, 5 val' in text
+    from corrmatch.step import make_sources
+    sources = make_sources(config)
+    assert len(sources.labeled) == 6 and len(sources.unlabeled) == 17 and sources.class_names == list(VOC_NAMES)
+    assert set(np.unique(np.asarray(sources.labeled.read_mask(0)))) <= set(range(K))
+
+
+def test_auto_config_takes_lists_that_are_there(tmp_path):
+    make_split(fill(tmp_path), 5, progress=None)
+    make_split(tmp_path, 9, progress=None)
+    config, text = auto_config(tmp_path, progress=None, weights='', crop=97)
+    assert config.labeled == 'splits/s0/9/labeled.txt' and 'choose with labeled=LIST' in text and 'crop=97: given' in text
+    given, _ = auto_config(tmp_path, progress=None, weights='', labeled='splits/s0/5/labeled.txt', unlabeled='splits/s0/5/unlabeled.txt', val='splits/s0/val.txt')
+    assert given.labeled == 'splits/s0/5/labeled.txt'
+
+
+def test_auto_config_after_a_conversion(tmp_path):
+    split = make_split(fill(tmp_path, change=colored), 6, progress=None)
+    config, _ = auto_config(tmp_path, progress=None, weights='')
+    assert config.labeled == split.files['labeled'] and config.n_classes == 21
+    (tmp_path/'own.txt').write_text('s01\ns02\n')
+    with pytest.raises(DataError, match='own.txt: names masks/s01.png, which training cannot read'):
+        auto_config(tmp_path, progress=None, weights='', labeled='own.txt', unlabeled='own.txt', val='own.txt')
+
+
+def test_auto_config_with_every_picture_labeled(tmp_path):
+    config, text = auto_config(fill(tmp_path, 24, 24), progress=None, weights='', method='supervised')
+    assert config.method == 'supervised' and config.unlabeled == config.labeled and 'serve as unlabeled too' in text
+
+
+def test_map_ids_ignores_what_it_does_not_know():
+    assert map_ids(np.array([[0, 9], [1, 70000]]), {0: 0, 1: 2}).tolist() == [[0, IGNORE_INDEX], [2, IGNORE_INDEX]]
