@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from .batches import StepBatches, add_strong
+from .batches import CachedSource, StepBatches, add_strong
 from .config import IGNORE_INDEX, Config
 from .correlation import correlation_rows
 from .data import ArraySource, DataError, FolderSource, read_classes, read_split
@@ -164,7 +164,8 @@ def make_batches(
 )->StepBatches:       # item `step` is that step's batch
     "The batches of a run; hidden masks come along where there are some, for measuring only."
     unlabeled = sources.unlabeled if uses_unlabeled(config) else None
-    return StepBatches(sources.labeled, unlabeled, config.crop, config.batch_x, config.batch_u, config.seed,
+    labeled = CachedSource(sources.labeled) if config.data and config.fast_views else sources.labeled  # few, and read again and again
+    return StepBatches(labeled, unlabeled, config.crop, config.batch_x, config.batch_u, config.seed,
                        (config.scale_min, config.scale_max), config.strong_views, config.cutmix,
                        dict(jitter_options(config.jitter), sigma_max=config.blur),
                        with_hidden=unlabeled is not None and unlabeled.has_mask(0), fast=config.fast_views,

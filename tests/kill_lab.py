@@ -61,7 +61,8 @@ def die_while_writing(out, sources, place, count):
         if place == 'behind the rename': now()
     def dying_fsync(fd):
         if place == 'half written' and os.fstat(fd).st_nlink == 1:  # not the second name of a finished checkpoint
-            os.ftruncate(fd, os.fstat(fd).st_size//2); now()
+            if calls[0]+1 == count: os.ftruncate(fd, os.fstat(fd).st_size//2)
+            now()
         fsync(fd)
     runfolder.os.replace, runfolder.os.fsync = dying_replace, dying_fsync
     return train(out, sources)

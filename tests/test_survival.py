@@ -1,0 +1,202 @@
+"Killed, damaged, interrupted, out of space: what a run survives."
+import json
+import os
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from corrmatch.data import DataError
+from corrmatch.runfolder import read_checkpoint, run_state
+from corrmatch.trainer import Trainer
+from runs_for_tests import ROOT, command, environment, small
+
+KILLS = 20
+
+
+@pytest.fixture(scope='module')
+def kills(tmp_path_factory):
+    "One line for each SIGKILL: 20 at random moments, six within the writing of a file."
+    folder = tmp_path_factory.mktemp('kills')
+    env = environment(PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT/"tests"}')
+    done = subprocess.run([sys.executable, str(ROOT/'tests'/'kill_lab.py'), str(folder), '0', str(KILLS)], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize('i', range(KILLS + 6))
+def test_a_killed_run_resumes_to_the_same_bits(kills, i):
+    assert kills[i]['resumed'] == 0 and kills[i]['equal'] and not kills[i]['left'], kills[i]
+
+
+def test_the_kills_hit(kills):
+    "Most of the random ones came while the run was alive, at different steps; all of the others within the writing."
+    assert sum(k['killed'] for k in kills[:KILLS]) >= KILLS*3//4 and len({k['at'] for k in kills}) >= 4
+    assert all(k['killed'] for k in kills[KILLS:]) and any(k['drafts'] for k in kills)
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    changed = dict(cut=data[:len(data)//2], empty=b'', bit=data[:5000] + bytes([data[5000] ^ 4]) + data[5001:], zeros=bytes(len(data)), tail=data[:-3])[how]
+    path.write_bytes(changed)
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+    "Bytes of a run folder whose last two checkpoints are of steps 4 and 3, and the weights it ends with."
+    root = tmp_path_factory.mktemp('stopped')
+    Trainer(small(root/'run', save_every=1, eval_every=6), quiet=True).fit()
+    final = read_checkpoint(root/'run'/'last.pt')['model']
+    cut = Trainer(small(root/'cut', save_every=1, eval_every=6), quiet=True)
+    cut._open(False, False)
+    for batch in cut._loader():
+        cut.run_step(batch); cut.save()
+        if cut.step == 4: break
+    return {p.name: p.read_bytes() for p in (root/'cut').iterdir() if p.is_file()}, final
+
+
+@pytest.mark.parametrize('how', ['cut', 'empty', 'bit', 'zeros', 'tail', 'gone'])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(tmp_path, stopped, how, capsys):
+    files, final = stopped
+    (tmp_path/'run').mkdir()
+    for name, data in files.items(): (tmp_path/'run'/name).write_bytes(data)
+    if how == 'gone': (tmp_path/'run'/'last.pt').unlink()
+    else: damage(tmp_path/'run'/'last.pt', how)
+    trainer = Trainer(small(tmp_path/'run', save_every=1, eval_every=6), quiet=True)
+    trainer.fit(resume=True)
+    said = capsys.readouterr().out
+    assert said.startswith('warning: ') and 'before.pt, step 3' in said and len(said.splitlines()) == 1
+    assert all(torch.equal(v, final[k]) for k, v in read_checkpoint(tmp_path/'run'/'last.pt')['model'].items())
+
+
+def test_both_checkpoints_damaged(tmp_path, stopped):
+    (tmp_path/'run').mkdir()
+    for name in ('last.pt', 'before.pt'): (tmp_path/'run'/name).write_bytes(stopped[0][name][:999])
+    with pytest.raises(DataError, match='before.pt'): Trainer(small(tmp_path/'run'), quiet=True).fit(resume=True)
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_one_of_two_processes_stops_both_behind_a_saved_step(tmp_path, number, code):
+    jobs = [dict(out=tmp_path/'run', steps=4000, eval_every=4000, log_every=1, workers=1)]
+    process = subprocess.Popen(command(jobs, tmp_path, 2), env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path/'run'/'metrics.csv')
+    os.kill(json.loads((tmp_path/'run'/'state.json').read_text())['pid'], number)
+    process.communicate(timeout=60)
+    assert process.returncode
+    step = read_checkpoint(tmp_path/'run'/'last.pt')['step']
+    assert 0 < step < 4000 and run_state(tmp_path/'run')['state'] == 'stopped' and run_state(tmp_path/'run')['step'] == step
+
+
+def wait_for(path, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f'{path} did not appear'
+        time.sleep(.05)
+
+
+def test_a_second_signal_leaves_at_once(tmp_path):
+    "The first one waits for a step that hangs; the second does not."
+    code = '''
+import signal, sys, time
+sys.path.insert(0, "tests")
+from runs_for_tests import small
+from corrmatch.trainer import Trainer
+t = Trainer(small(sys.argv[1], steps=50), quiet=True)
+def hang(batch): print("hanging", flush=True); time.sleep(60)
+t.run_step = hang
+t.fit()
+'''
+    process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'run')], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'hanging\n'
+    process.send_signal(signal.SIGTERM); time.sleep(.3)
+    assert process.poll() is None
+    start = time.monotonic(); process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == -signal.SIGTERM and time.monotonic()-start < 5
+    process.stdout.close(); process.stderr.close()
+
+
+FULL = '''
+import resource, signal, sys
+sys.path.insert(0, "tests")
+from runs_for_tests import work
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),)*2)
+sys.exit(work(sys.argv[1], resume=True, save_every=1, steps=8, eval_every=8, force=True))
+'''
+
+
+def test_a_full_disk_keeps_the_checkpoint(tmp_path, stopped):
+    "No file may grow beyond half a checkpoint: one line of error, the old checkpoints as they were, and the run goes on when there is room."
+    (tmp_path/'run').mkdir()
+    for name, data in stopped[0].items(): (tmp_path/'run'/name).write_bytes(data)
+    done = subprocess.run([sys.executable, '-c', FULL, str(tmp_path/'run'), str(len(stopped[0]['last.pt'])//2)], cwd=ROOT, env=environment(),
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and 'cannot be written' in done.stderr and 'free space' in done.stderr and 'Traceback' not in done.stderr
+    assert (tmp_path/'run'/'last.pt').read_bytes() == stopped[0]['last.pt'] and not list((tmp_path/'run').glob('.*.part'))
+    assert run_state(tmp_path/'run')['state'] in ('failed', 'unknown')
+    Trainer(small(tmp_path/'run', save_every=1, eval_every=6), quiet=True).fit(resume=True)
+    assert all(torch.equal(v, stopped[1][k]) for k, v in read_checkpoint(tmp_path/'run'/'last.pt')['model'].items())
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith('linux'), reason='mounting a small tmpfs needs root on Linux')
+def test_a_full_tmpfs(tmp_path):
+    "The real thing: a disk of one megabyte."
+    disk = tmp_path/'disk'; disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(disk)], capture_output=True).returncode: pytest.skip('mount is not allowed here')
+    try:
+        trainer = Trainer(small(disk/'run', dim=64, save_every=1), quiet=True)
+        with pytest.raises(DataError, match='No space left on device.*free space'): trainer.fit()
+        assert not list((disk/'run').glob('.*.part'))
+    finally: subprocess.run(['umount', str(disk)], check=True)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path/'file').write_text('not a folder')
+    with pytest.raises(DataError, match='choose another out='): Trainer(small(tmp_path/'file'/'run'), quiet=True).fit()
+    if os.geteuid() == 0: return  # root may write anywhere
+    (tmp_path/'closed').mkdir(mode=0o500)
+    with pytest.raises(DataError, match='choose another out='): Trainer(small(tmp_path/'closed'/'run'), quiet=True).fit()
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    jobs = [dict(out=tmp_path/'run', steps=4000, eval_every=4000, log_every=1)]
+    process = subprocess.Popen(command(jobs, tmp_path), env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        wait_for(tmp_path/'run'/'state.json')
+        with pytest.raises(DataError, match='is training there'): Trainer(small(tmp_path/'run', steps=4000), quiet=True).fit(resume=True)
+    finally: process.kill(); process.wait()
+    assert run_state(tmp_path/'run')['state'] == 'killed'
+
+
+def test_changed_settings_are_named_and_refused_unless_forced(tmp_path):
+    Trainer(small(tmp_path/'run', steps=2), quiet=True).fit()
+    changed = small(tmp_path/'run', steps=2, lr=.5, workers=2, log_every=1)
+    with pytest.raises(ValueError, match=r'other settings \(lr: 0.02 -> 0.5\)'): Trainer(changed, quiet=True).fit(resume=True)
+    Trainer(changed, quiet=True).fit(resume=True, force=True)
+
+
+def test_deterministic_gives_the_same_bits_twice(tmp_path):
+    try: runs = [Trainer(small(tmp_path/str(i), deterministic=True, norm='batch'), quiet=True) for i in range(2)]
+    finally: torch.use_deterministic_algorithms(False)
+    for run in runs: run.fit()
+    a, b = (read_checkpoint(r.out/'last.pt')['model'] for r in runs)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize('workers', [0, 2, 4])
+def test_any_number_of_workers_gives_the_same_bits(tmp_path, workers):
+    for name, n in (('a', 0), ('b', workers)): Trainer(small(tmp_path/name, workers=n, steps=4), quiet=True).fit()
+    a, b = (read_checkpoint(tmp_path/n/'last.pt')['model'] for n in 'ab')
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_checkpoint_that_is_overdue_is_written(tmp_path):
+    trainer = Trainer(small(tmp_path/'run', steps=3, eval_every=3, save_minutes=1e-9), quiet=True)
+    steps, save = [], trainer.save
+    trainer.save = lambda name='last.pt', model=None: (steps.append((name, trainer.step)), save(name, model))
+    trainer.fit()
+    assert [s for n, s in steps if n == 'last.pt'] == [1, 2, 3]
