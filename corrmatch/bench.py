@@ -268,6 +268,7 @@ def pixel_jobs(
     return dict(whole=partial(job, lambda a, c: propagate_pixels(correlation_map(a, c), values)),
                 chunked=partial(job, lambda a, c: spread_pixels(a, c, values)))
 
+# %% ../nbs/20_bench.ipynb #7ac5dcca
 def suite_pixels(
     size:dict,        # of SIZES
     device:str='cpu', # where to run
@@ -289,14 +290,12 @@ def suite_data(
     "The literal PIL pipeline against ours, per picture and core."
     (h, w), n = size['views'], 8
     with tempfile.TemporaryDirectory() as folder:
-        images, masks = toy_arrays(range(n), max(h, w))
         pairs = []
-        for i, (image, mask) in enumerate(zip(images, masks)):
+        for i, (image, mask) in enumerate(zip(*toy_arrays(range(n), max(h, w)))):
             files = Path(folder)/f'{i}.jpg', Path(folder)/f'{i}.png'
             Image.fromarray(image[:h, :w]).save(files[0], quality=90); Image.fromarray(mask[:h, :w]).save(files[1])
             pairs.append(Pair(*files, str(i)))
-        source = FolderSource(pairs)
-        kept = CachedSource(source)  # as in training: the few labeled pictures are decoded once
+        source, kept = FolderSource(pairs), CachedSource(FolderSource(pairs))  # as in training: the few labeled pictures are decoded once
         def job(fast, half, n=n):
             batches = StepBatches(kept if fast else source, source, size['crop'], n, n, 0, partner='none', fast=fast)
             made = labeled_batch(batches, batches.order_x, 0) if half == 'labeled' else unlabeled_batch(batches, batches.order_u, None, 0)
@@ -399,6 +398,7 @@ def loss_curve(
         totals.append(result.total.detach())
     return torch.stack(totals).tolist()
 
+# %% ../nbs/20_bench.ipynb #b94b3baa
 def suite_curve(
     size:dict,        # of SIZES
     device:str='cpu', # not used: the toy world runs on the CPU
@@ -441,6 +441,7 @@ def run_suite(
         if out: _store(out, 'suite', result)
     return result
 
+# %% ../nbs/20_bench.ipynb #ef70d53c
 def _store(path, key, result):
     "Write one result into a JSON file beside the others; rows of parts that were not run stay."
     path = Path(path)
@@ -488,6 +489,7 @@ def cost_row(
                          limit=least[bound], bound=bound, share=least[bound]/took['best']))
     return rows
 
+# %% ../nbs/20_bench.ipynb #9c4484fa
 def run_bench(
     device:str='cpu',             # cpu | cuda | cuda:N
     out:str='',                   # JSON file to write

@@ -20,9 +20,9 @@ class Config:
     # --- what to learn from
     data: str = ''                   # folder of the data set; empty: the generated toy world
     labeled: str = ''                # labeled list, relative to data
-    unlabeled: str = ''              # unlabeled list, relative to data; may be empty for supervised
+    unlabeled: str = ''              # unlabeled pictures: a list, a folder or tar shards, relative to data; may be empty for supervised
     val: str = 'val.txt'             # validation list, relative to data
-    weights: str = ''                # backbone weights: a path, 'torchvision', 'toy' (shipped), or empty for random
+    weights: str = ''                # backbone weights: a path, 'torchvision', 'timm', 'toy' (shipped), or empty for random
     n_classes: int = 6               # classes, background included
     toy_labeled: int = 12            # toy world only: labeled pictures
     toy_unlabeled: int = 400         # toy world only: unlabeled pictures
@@ -35,11 +35,13 @@ class Config:
     cutmix: str = 'same_image'       # partner of a CutMix box: same_image | other_image | in_batch | none
     strong_views: int = 1            # strong views per unlabeled picture, 1 or 2
     # --- network
-    backbone: str = 'toynet'         # toynet | resnet18 | resnet34 | resnet50 | resnet101 | resnet50_deep | resnet101_deep
-    stride: int = 8                  # output stride, pixels per feature position: 4, 8 or 16
+    backbone: str = 'toynet'         # toynet | resnet18 | resnet34 | resnet50 | resnet101 | resnet50_deep | resnet101_deep | timm:NAME
+    stride: int = 8                  # output stride, pixels per feature position: 4, 8 or 16; 14 or 32 for some timm networks
     dim: int = 256                   # channels of ASPP, decoder and correlation projection
     low_dim: int = 48                # channels kept of the stride-4 features in the decoder
     norm: str = 'batch'              # normalisation layers: batch | group
+    freeze: bool = False             # leave the backbone's weights as they are
+    layer_decay: float = 1.0         # factor on the backbone's rate from each layer to the one before it, 0..1
     rate: int = 0                    # first ASPP dilation in feature positions, the others are 2 and 3 times it; 0: 96 / stride
     # --- the unlabeled signal
     threshold: str = 'dynamic'       # dynamic: tau follows the predictions | fixed
@@ -85,6 +87,7 @@ class Config:
     strong_on_device: bool = False   # colour work of the strong views on the device, a batch at a time
     seed: int = 0                    # of weights, order of samples and every random draw
     workers: int = 0                 # processes that make batches; any number gives the same batches
+    cache: int = 256                 # MB of decoded labeled pictures that each process keeps; 0: none
     device: str = 'auto'             # auto | cpu | cuda | cuda:N
     out: str = ''                    # run folder; empty: runs/NAME_METHOD_sSEED
 
@@ -173,10 +176,11 @@ def check_config(
     if not 0 < config.scale_min <= config.scale_max:
         raise ValueError(f'scale_min={config.scale_min} and scale_max={config.scale_max}: need 0 < scale_min <= scale_max')
     if config.w_x + config.w_x_corr <= 0: raise ValueError('w_x and w_x_corr are 0: nothing would learn from labels; give one of them a weight')
+    if not 0 < config.layer_decay <= 1: raise ValueError(f'layer_decay={config.layer_decay} must lie above 0 and not above 1')
     if config.n_classes > IGNORE_INDEX: raise ValueError(f'n_classes={config.n_classes}: at most {IGNORE_INDEX}')
     return config
 
 CHOICES = MappingProxyType(dict(
-    method=tuple(METHODS), cutmix=('same_image', 'other_image', 'in_batch', 'none'), strong_views=(1, 2), stride=(4, 8, 16),
+    method=tuple(METHODS), cutmix=('same_image', 'other_image', 'in_batch', 'none'), strong_views=(1, 2), stride=(4, 8, 14, 16, 32),
     norm=('batch', 'group'), threshold=('dynamic', 'fixed'), evaluation=('whole', 'center', 'slide'),
     precision=('auto', 'fp32', 'bf16')))

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from .backbones import build_backbone, load_pretrained, param_groups
 from .batches import CachedSource, StepBatches, add_strong
 from .config import IGNORE_INDEX, Config
 from .correlation import correlation_rows
 from .data import ArraySource, DataError, FolderSource, read_classes, read_split
 from .losses import LossTerms, StepLogits, StepTargets, corrmatch_loss, supervised_ce, total_loss
 from .metrics import whole_predict
-from .model import DeepLabV3Plus, load_backbone, make_backbone, torchvision_weights
+from .model import DeepLabV3Plus
 from .pixel import CorrMatchNet
 from .pseudo import confidence, mix_maps, pseudo_label
 from .region import draw_positions, propagate_regions, region_targets
@@ -110,14 +111,15 @@ def make_model(
 )->tuple:          # the network and a text that says which weights were loaded
     "Build the network of a run from its seed; load backbone weights if the record names some."
     torch.manual_seed(config.seed)
-    backbone = make_backbone(config.backbone, config.stride, config.norm)
+    backbone = build_backbone(config.backbone, config.stride, config.norm)
     kind = CorrMatchNet if uses_correlation(config) else DeepLabV3Plus
     rates = [config.rate*i for i in (1, 2, 3)] if config.rate else None
     options = dict(transposed=config.transposed) if kind is CorrMatchNet else {}
     model = kind(backbone, config.n_classes, config.dim, config.low_dim, rates, norm=config.norm, **options)
+    if config.freeze: model.backbone.requires_grad_(False)
     if not config.weights: return model, 'backbone: random weights'
-    source = {'torchvision': lambda: torchvision_weights(config.backbone), 'toy': toy_weights}.get(config.weights, lambda: config.weights)()
-    return model, f'backbone weights {config.weights}: {load_backbone(backbone, source)}'
+    weights = toy_weights() if config.weights == 'toy' else config.weights
+    return model, f'backbone weights {config.weights}: {load_pretrained(backbone, config.backbone, weights)}'
 
 def toy_weights():
     "Path of the small backbone that comes with the package."
@@ -132,14 +134,10 @@ def uses_correlation(
 # %% ../nbs/13_step.ipynb #e895b1cd
 def make_optimizer(
     model:nn.Module, # has .backbone
-    config:Config,   # lr, lr_multi, weight_decay
-)->torch.optim.SGD:  # two groups, each with its full rate in 'base'
-    "SGD with momentum 0.9: one group for the backbone, one for the rest."
-    backbone = list(model.backbone.parameters())
-    known = {id(p) for p in backbone}
-    rest = [p for p in model.parameters() if id(p) not in known]
-    groups = [dict(params=backbone, lr=config.lr, base=config.lr),
-              dict(params=rest, lr=config.lr*config.lr_multi, base=config.lr*config.lr_multi)]
+    config:Config,   # lr, lr_multi, layer_decay, weight_decay
+)->torch.optim.SGD:  # groups, each with its full rate in 'base'
+    "SGD with momentum 0.9; the backbone has a rate of its own, or one for each layer."
+    groups = param_groups(model, config.lr, config.lr_multi, config.layer_decay)
     return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
 
 def set_lr(
@@ -164,10 +162,9 @@ def make_batches(
 )->StepBatches:       # item `step` is that step's batch
     "The batches of a run; hidden masks come along where there are some, for measuring only."
     unlabeled = sources.unlabeled if uses_unlabeled(config) else None
-    labeled = CachedSource(sources.labeled) if config.data and config.fast_views else sources.labeled  # few, and read again and again
+    labeled = CachedSource(sources.labeled, config.cache) if config.data and config.cache else sources.labeled  # few, and read again and again
     return StepBatches(labeled, unlabeled, config.crop, config.batch_x, config.batch_u, config.seed,
-                       (config.scale_min, config.scale_max), config.strong_views, config.cutmix,
-                       dict(jitter_options(config.jitter), sigma_max=config.blur),
+                       (config.scale_min, config.scale_max), config.strong_views, config.cutmix, dict(jitter_options(config.jitter), sigma_max=config.blur),
                        with_hidden=unlabeled is not None and unlabeled.has_mask(0), fast=config.fast_views,
                        device_strong=config.strong_on_device)
 

@@ -585,7 +585,7 @@ def _after_step(self:Trainer, result, flag):
     if scored or overdue or number or (c.save_every and self.step % c.save_every == 0): self._save_last()
     if logged: self._note('running')
     if number and not last:
-        raise Stopped(number, f'stopped at step {self.step} of {self.steps}, saved in {self.out}; the same command with --resume goes on')
+        raise Stopped(number, f'stopped at step {self.step} of {self.steps}, saved in {self.out}; corrmatch resume {self.out} goes on')
 
 @patch
 def _save_last(self:Trainer):
@@ -661,7 +661,7 @@ def summary(self:Trainer)->str:
     if 'miou_ema' in best: lines.append(f"with averaged weights: best {max(float(r['miou_ema']) for r in rows):.2f}, last {float(rows[-1]['miou_ema']):.2f}")
     if self.guard.skipped: lines.append(f'{self.guard.skipped} steps without a finite loss were skipped: {self.out/"skipped.csv"}')
     if self.broken: lines.append(f'{len(self.broken)} pictures could not be read and were skipped: {", ".join(self.broken)}')
-    return '\n'.join([*lines, f'score it: corrmatch eval {self.out}'])
+    return '\n'.join([*lines, f'score it: corrmatch eval {self.out}', f'use it: corrmatch predict {self.out} PICTURES --out masks'])
 
 # %% ../nbs/14_trainer.ipynb #9ad27544
 def show_curves(

@@ -96,13 +96,11 @@ def test_layout_changes_nothing_but_rounding(batches):
 
 @pytest.mark.skipif(not shutil.which(os.environ.get('CXX') or 'g++'), reason='no C++ compiler')
 def test_compiled_network(batches):
-    "The same keys, the same scores up to rounding, and it trains."
-    plain, config = make_model(TINY)[0], replace(TINY, compile=True)
-    model = prepare_model(make_model(TINY)[0], config, CPU)
-    assert list(model.state_dict()) == list(plain.state_dict())
-    image = batches()['image_x']
-    with torch.no_grad(): torch.testing.assert_close(model.eval().predict_logits(image), plain.eval().predict_logits(image), rtol=1e-3, atol=1e-4)
-    assert torch.isfinite(step(batches(), prepare=True, compile=True)[0])
+    "The same keys and the same scores up to rounding; forward only, since each graph takes the compiler some seconds."
+    plain, compiled = [prepare_model(make_model(TINY)[0], replace(TINY, compile=c), CPU).eval() for c in (False, True)]
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    with torch.no_grad(): scores = [model.predict_logits(batches()['image_x']) for model in (plain, compiled)]
+    torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-4)
 
 
 def test_compile_without_a_compiler(monkeypatch):

@@ -90,7 +90,7 @@ def test_train_eval_resume(data, tmp_path):
     code, out, err = corrmatch('eval', tmp_path/'run', '--checkpoint', 'last')
     assert code == 0 and f"{float(list(csv.DictReader(open(tmp_path/'run'/'val.csv')))[-1]['miou']):.1f}" in out.splitlines()[-1], err
     one_line(train(data, tmp_path/'run'), 'holds a run already')
-    one_line(train(data, tmp_path/'run', '--resume', '--lr', '0.5'), 'lr=')
+    one_line(train(data, tmp_path/'run', '--resume', '--lr', '0.5'), 'lr: ')
 
 
 @pytest.mark.parametrize('method', ['supervised', 'fixmatch', 'unimatch', 'corrmatch'])

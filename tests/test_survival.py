@@ -56,7 +56,7 @@ def stopped(tmp_path_factory):
     for batch in cut._loader():
         cut.run_step(batch); cut.save()
         if cut.step == 4: break
-    return {p.name: p.read_bytes() for p in (root/'cut').iterdir() if p.is_file()}, final
+    return {p.name: p.read_bytes() for p in (root/'cut').iterdir() if p.is_file() and p.name != 'state.json'}, final
 
 
 @pytest.mark.parametrize('how', ['cut', 'empty', 'bit', 'zeros', 'tail', 'gone'])
@@ -81,9 +81,9 @@ def test_both_checkpoints_damaged(tmp_path, stopped):
 
 @pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_one_of_two_processes_stops_both_behind_a_saved_step(tmp_path, number, code):
-    jobs = [dict(out=tmp_path/'run', steps=4000, eval_every=4000, log_every=1, workers=1)]
+    jobs = [dict(out=tmp_path/'run', steps=4000, eval_every=4000, log_every=1, workers=1, batch_x=4, batch_u=4)]
     process = subprocess.Popen(command(jobs, tmp_path, 2), env=environment(), stderr=subprocess.PIPE, text=True)
-    wait_for(tmp_path/'run'/'metrics.csv')
+    wait_for(tmp_path/'run'/'metrics.csv', process)
     os.kill(json.loads((tmp_path/'run'/'state.json').read_text())['pid'], number)
     process.communicate(timeout=60)
     assert process.returncode
@@ -91,10 +91,11 @@ def test_a_signal_to_one_of_two_processes_stops_both_behind_a_saved_step(tmp_pat
     assert 0 < step < 4000 and run_state(tmp_path/'run')['state'] == 'stopped' and run_state(tmp_path/'run')['step'] == step
 
 
-def wait_for(path, seconds=120):
+def wait_for(path, process, seconds=120):
+    "Wait until a process has written a file."
     deadline = time.monotonic() + seconds
     while not path.exists():
-        assert time.monotonic() < deadline, f'{path} did not appear'
+        assert process.poll() is None and time.monotonic() < deadline, f'{path} did not appear'
         time.sleep(.05)
 
 
@@ -166,7 +167,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     jobs = [dict(out=tmp_path/'run', steps=4000, eval_every=4000, log_every=1)]
     process = subprocess.Popen(command(jobs, tmp_path), env=environment(), stderr=subprocess.DEVNULL)
     try:
-        wait_for(tmp_path/'run'/'state.json')
+        wait_for(tmp_path/'run'/'state.json', process)
         with pytest.raises(DataError, match='is training there'): Trainer(small(tmp_path/'run', steps=4000), quiet=True).fit(resume=True)
     finally: process.kill(); process.wait()
     assert run_state(tmp_path/'run')['state'] == 'killed'
@@ -187,6 +188,7 @@ def test_deterministic_gives_the_same_bits_twice(tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.filterwarnings('ignore:This DataLoader will create 4 worker')
 @pytest.mark.parametrize('workers', [0, 2, 4])
 def test_any_number_of_workers_gives_the_same_bits(tmp_path, workers):
     for name, n in (('a', 0), ('b', workers)): Trainer(small(tmp_path/name, workers=n, steps=4), quiet=True).fit()

@@ -68,7 +68,7 @@ def test_a_signal_ends_the_run_behind_a_saved_step(tmp_path, number, code):
     while not (tmp_path/'run'/'metrics.csv').exists() and time.time() < deadline: time.sleep(.05)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == code and 'Traceback' not in err and '--resume' in err
+    assert process.returncode == code and 'Traceback' not in err and 'corrmatch resume' in err
     assert 0 < read_checkpoint(tmp_path/'run'/'last.pt')['step'] < 4000
 
 
