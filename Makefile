@@ -5,7 +5,7 @@
 #   ARGS='--seed 1'            further arguments of `corrmatch demo`
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab export nbs readme clean
+.PHONY: help demo test browser lab export nbs readme clean
 
 PYTHON ?= python3
 VENV = .venv
@@ -22,10 +22,17 @@ help:  ## Show this list
 demo: $(VENV)/installed  ## Train three times on the generated world and compare (ARGS='--seed 1')
 	$(BIN)/corrmatch demo $(ARGS)
 
-test: $(VENV)/installed-dev  ## Check that code and notebooks agree, run all notebooks and all tests
+test: $(VENV)/installed-dev browser  ## Check that code and notebooks agree, run all notebooks and all tests
 	$(BIN)/python tools/sync.py
 	$(ONE_THREAD) timeout -k 10 900 $(BIN)/nbdev_test --n_workers 2 --do_print
-	$(ONE_THREAD) $(BIN)/python -m pytest -q tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+browser:  # the browser tests need one and are skipped without; root may install it
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo 'Installing chromium for the browser tests'; \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium) >/dev/null 2>&1 || echo 'chromium cannot be installed: the browser tests will be skipped'; \
+	fi
 
 lab: $(VENV)/installed-dev  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=nbs

@@ -8,6 +8,9 @@ config = ConfigParser(delimiters=['='])
 config.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 
+extras = {key.removeprefix('extra_'): value.split() for key, value in cfg.items() if key.startswith('extra_')}
+extras['dev'] = cfg['dev_requirements'].split() + sum(extras.values(), [])  # the tests use all of them
+
 setup(
     name=cfg['lib_name'],
     version=cfg['version'],
@@ -23,10 +26,7 @@ setup(
     package_data={cfg['lib_path']: ['assets/*', 'py.typed']},
     include_package_data=True,
     install_requires=cfg['requirements'].split(),
-    extras_require={
-        'dev': cfg['dev_requirements'].split(),
-        'tensorboard': ['tensorboard'],
-    },
+    extras_require=extras,
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     zip_safe=False,
 )

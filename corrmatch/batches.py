@@ -3,9 +3,11 @@
 # %% auto #0
 __all__ = ['PARTNERS', 'whole_span', 'nearest_index', 'fast_view', 'blend', 'gray_of', 'turn_hue', 'blur_taps', 'blur',
            'fast_strong', 'strong_numbers', 'strong_on_device', 'BatchPlan', 'next_readable', 'labeled_batch', 'Views',
-           'make_views', 'unlabeled_batch', 'add_strong', 'StepBatches', 'StepLoader', 'make_loader', 'CachedSource']
+           'make_views', 'unlabeled_batch', 'add_strong', 'StepBatches', 'StepLoader', 'keep_memory', 'make_loader',
+           'CachedSource']
 
-# %% ../nbs/04b_batches.ipynb #7d81c063
+# %% ../nbs/04b_batches.ipynb #29e7c3d4
+import ctypes
 import signal
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -275,10 +277,8 @@ def next_readable(
 
 # %% ../nbs/04b_batches.ipynb #b67763ba
 def _to_tensor(views):
-    "Stack (3,h,w) views into a (b,3,h,w) uint8 tensor that lies channels last in memory."
-    made = np.empty((len(views), *views[0].shape[1:], 3), np.uint8)
-    for out, view in zip(made, views): np.stack([*view], -1, out=out)
-    return torch.from_numpy(made).movedim(-1, -3)
+    "Stack (3,h,w) views into a (b,3,h,w) uint8 tensor."
+    return torch.from_numpy(np.stack(views))
 
 def _weak(plan, image, mask, draw):
     "The weak view as arrays (3,h,w) and (h,w), by the pipeline of the plan."
@@ -351,7 +351,7 @@ def _pack(plan, kind, named_views):
     valid, box, mask = (torch.from_numpy(np.stack(v)) for v in maps)
     batch = {f'image_{kind}_w': _to_tensor(weak), f'valid_{kind}': valid, f'names_{kind}': list(names)}
     if plan.device_strong: batch[f'draws_{kind}'] = torch.from_numpy(np.stack([np.stack(rows) for rows in zip(*strong)]))
-    else: batch[f'image_{kind}_s'] = torch.stack([_to_tensor(view) for view in zip(*strong)])
+    else: batch[f'image_{kind}_s'] = _to_tensor([view for views in zip(*strong) for view in views]).unflatten(0, (plan.n_strong, -1))
     if kind == 'u': batch['box_u'] = box.transpose(0, 1)
     if plan.with_hidden: batch[f'mask_{kind}'] = mask.long()
     return batch
@@ -422,8 +422,16 @@ class StepLoader(DataLoader):
 
 # %% ../nbs/04b_batches.ipynb #569bfdd3
 def _as_is(batch): return batch
+def keep_memory():
+    "Keep freed memory up to a gigabyte instead of giving it back: fresh pages must be cleared first, at every picture."
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError): return  # not glibc
+    mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+    mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the largest that is allowed
+
 def _start_worker(worker):
     "One thread each; Ctrl-C is the trainer's business, SIGTERM ends a worker."
+    keep_memory()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

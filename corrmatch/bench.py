@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'SIZES', 'SUITE', 'large_pages', 'machine', 'measure', 'extra_peak', 'limits', 'literal_pixels',
-           'literal_step', 'literal_evaluate', 'region_case', 'suite_regions', 'pixel_jobs', 'suite_pixels',
-           'suite_data', 'suite_start', 'suite_evaluate', 'suite_step', 'loss_curve', 'suite_curve', 'run_suite',
-           'cost_jobs', 'cost_row', 'run_bench', 'gpu_steps', 'gpu_table']
+           'literal_step', 'literal_views', 'literal_evaluate', 'region_case', 'suite_regions', 'pixel_jobs',
+           'suite_pixels', 'suite_data', 'suite_start', 'suite_evaluate', 'suite_step', 'loss_curve', 'suite_curve',
+           'run_suite', 'cost_jobs', 'cost_row', 'run_bench', 'gpu_steps', 'gpu_table']
 
-# %% ../nbs/20_bench.ipynb #efe7bf04
+# %% ../nbs/20_bench.ipynb #fc594714
+import itertools
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -23,10 +25,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from .batches import CachedSource, StepBatches, labeled_batch, unlabeled_batch
+from .batches import CachedSource, StepBatches, keep_memory, labeled_batch, unlabeled_batch
 from .config import IGNORE_INDEX, preset
 from .correlation import correlation_map, correlation_rows
-from .data import FolderSource, Pair
+from .data import LABELED, FolderSource, Pair, read_pair, rng_for
 from .losses import make_weights
 from .metrics import evaluate
 from .model import drop_channels, make_backbone, resize
@@ -37,7 +39,7 @@ from .step import (autocast, make_batches, make_model, make_optimizer, make_sour
                             to_device, train_step)
 from .threshold import FixedThreshold
 from .toy import toy_arrays
-from .views import normalize
+from .views import apply_strong, apply_view, cutmix_box, draw_strong, draw_view, normalize
 
 # %% ../nbs/20_bench.ipynb #d5981686
 def large_pages():
@@ -160,6 +162,21 @@ def literal_step(
     terms = _literal_terms(passes, (probs_w, *own, label_u, keep, keep_out, valid_u), batch['mask_x'], tau)
     return sum(getattr(weights, name)*t for name, t in terms.items()), terms
 
+# %% ../nbs/20_bench.ipynb #baecec9f
+def literal_views(
+    source,                  # FolderSource
+    index:int,               # of the picture
+    rng:np.random.Generator, # of its draws
+    crop:int,                # pixels
+    strong:bool=True,        # also the strong view and the CutMix box
+)->list:                     # float views, valid pixels, box
+    "What a loader of the literal pipeline does for one picture of one stream: decode, resize all of it, crop, jitter, make floats."
+    image, mask = read_pair(source, index)
+    weak, mask = apply_view(image, mask, draw_view(rng, image.size, crop), crop, 254)  # 254 marks padding
+    views = [weak] + ([apply_strong(weak, draw_strong(rng))] if strong else [])
+    floats = [normalize(torch.from_numpy(np.array(view)).movedim(-1, -3)) for view in views]
+    return [*floats, np.array(mask) == 254, cutmix_box(crop, rng) if strong else None]
+
 # %% ../nbs/20_bench.ipynb #3665bda2
 @torch.no_grad()
 def literal_evaluate(
@@ -213,7 +230,7 @@ TARGETS = {  # name -> (kind, target, unit)
     'regions_many_vs_reference': ('ratio', 20, 'x'), 'regions_few_vs_reference': ('ratio', 20, 'x'),
     'regions_many_vs_literal': ('ratio', 8, 'x'), 'regions_few_vs_literal': ('ratio', 8, 'x'), 'regions_memory': ('limit', 64, 'MB'),
     'pixels_time': ('ratio', 1, 'x'), 'pixels_memory': ('ratio', 16, 'x'), 'pixels_gradient': ('limit', 1e-5, 'abs'), 'pixels_201': ('limit', 600, 's'),
-    'data_labeled': ('ratio', 3, 'x'), 'data_unlabeled': ('ratio', 3, 'x'),
+    'data_labeled': ('ratio', 3, 'x'), 'data_unlabeled': ('ratio', 3, 'x'), 'data_step': ('ratio', 3, 'x'),
     'import': ('limit', 200, 'ms'), 'help': ('limit', 500, 'ms'),
     'evaluate_whole': ('ratio', 1.5, 'x'), 'evaluate_slide': ('ratio', 1.5, 'x'),
     'curve_bf16': ('limit', 1, 'of seed std'), 'step_auto': ('ratio', 2, 'x'), 'step_fp32': ('ratio', 1, 'x'),
@@ -288,6 +305,7 @@ def suite_data(
     device:str='cpu', # not used: views are made on the host
 )->list:              # rows
     "The literal PIL pipeline against ours, per picture and core."
+    keep_memory()  # for both
     (h, w), n = size['views'], 8
     with tempfile.TemporaryDirectory() as folder:
         pairs = []
@@ -295,14 +313,22 @@ def suite_data(
             files = Path(folder)/f'{i}.jpg', Path(folder)/f'{i}.png'
             Image.fromarray(image[:h, :w]).save(files[0], quality=90); Image.fromarray(mask[:h, :w]).save(files[1])
             pairs.append(Pair(*files, str(i)))
-        source, kept = FolderSource(pairs), CachedSource(FolderSource(pairs))  # as in training: the few labeled pictures are decoded once
-        def job(fast, half, n=n):
-            batches = StepBatches(kept if fast else source, source, size['crop'], n, n, 0, partner='none', fast=fast)
-            made = labeled_batch(batches, batches.order_x, 0) if half == 'labeled' else unlabeled_batch(batches, batches.order_u, None, 0)
-            return made if fast else {k: normalize(v) if k.startswith('image') else v for k, v in made.items()}
-        jobs = {(half, fast): partial(job, fast, half) for half in ('labeled', 'unlabeled') for fast in (False, True)}
-        took = measure(jobs, 2*size['rounds'])
-    return [_ratio(f'data_{half}', took, (half, False), (half, True)) | dict(ours_ms_a_picture=1000*took[half, True]['wall']/n) for half in ('labeled', 'unlabeled')]
+        source = FolderSource(pairs)
+        ours = StepBatches(CachedSource(source), source, size['crop'], n, n, 0)  # as in training: the few labeled pictures are decoded once
+        jobs = {(half, fast): _data_job(source, ours, half, fast, n) for half in ('labeled', 'unlabeled', 'step') for fast in (False, True)}
+        took = measure(jobs, 4*size['rounds'])
+    return [_ratio(f'data_{half}', took, (half, False), (half, True)) | dict(ours_ms_a_picture=1000*took[half, True]['wall']/n) for half in ('labeled', 'unlabeled', 'step')]
+
+def _data_job(source, ours, half, fast, n):
+    "A function that makes the next batch: the labeled half, one stream of weak and strong views, or a step with labeled, unlabeled and partner stream."
+    steps, stream = itertools.count(), replace(ours, partner='none', labeled=source)
+    def views(labeled, unlabeled):
+        rng = rng_for(0, LABELED, next(steps), 0)
+        return [literal_views(source, i % n, rng, ours.crop, strong) for strong in [False]*labeled + [True]*unlabeled for i in range(n)]
+    if not fast: return partial(views, *dict(labeled=(1, 0), unlabeled=(0, 1), step=(1, 2))[half])
+    if half == 'step': return lambda: ours[next(steps)]
+    if half == 'labeled': return lambda: labeled_batch(ours, ours.order_x, next(steps))
+    return lambda: unlabeled_batch(stream, stream.order_u, None, next(steps))
 
 # %% ../nbs/20_bench.ipynb #229fb7cb
 def suite_start(

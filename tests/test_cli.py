@@ -81,7 +81,7 @@ def test_debug_shows_the_traceback():
 def test_train_eval_resume(data, tmp_path):
     code, out, err = train(data, tmp_path/'run')
     assert code == 0, err
-    assert 'last: mIoU' in out and '4 labeled, 4 unlabeled' in out
+    assert 'mIoU' in out and f'corrmatch eval {tmp_path/"run"}' in out and '4 labeled, 4 unlabeled' in out
     files = {p.name for p in (tmp_path/'run').iterdir()}
     assert {'config.json', 'metrics.csv', 'val.csv', 'last.pt', 'best.pt', 'pictures'} <= files
     rows = list(csv.DictReader(open(tmp_path/'run'/'metrics.csv')))
