@@ -3,13 +3,14 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'field_help', 'add_fields', 'train_config', 'run_training', 'cmd_train', 'add_train', 'cmd_resume',
            'add_resume', 'cmd_eval', 'add_eval', 'cmd_demo', 'add_demo', 'cmd_runs', 'add_runs', 'cmd_check',
-           'add_check', 'cmd_split', 'add_split', 'cmd_fetch', 'add_fetch', 'cmd_explore', 'add_explore', 'make_parser',
-           'main']
+           'add_check', 'cmd_split', 'add_split', 'cmd_fetch', 'add_fetch', 'cmd_explore', 'add_explore', 'cmd_bench',
+           'add_bench', 'make_parser', 'main']
 
 # %% ../nbs/23_cli.ipynb #fea8e8b1
 import argparse
 import inspect
 import json
+import os
 import re
 import sys
 from dataclasses import fields
@@ -126,13 +127,16 @@ def cmd_eval(
     args:argparse.Namespace, # run, checkpoint, and data, val, evaluation, device where set
 ):
     "Score a checkpoint and print IoU per class."
+    from corrmatch.data import climbs_out
     from corrmatch.metrics import evaluate
     from corrmatch.step import eval_pairs, make_sources
     from corrmatch.trainer import iou_table, load_run, pick_device
     changes = {k: v for k, v in vars(args).items() if k in ('data', 'val', 'evaluation')}
     device = pick_device(getattr(args, 'device', 'auto'))
     model, config = load_run(args.run, f'{args.checkpoint}.pt', device, **changes)
-    sources = make_sources(config)
+    if 'val' not in changes and climbs_out(config.val): raise ValueError(f"{args.run}: its record names val='{config.val}', outside the data folder; say --val LIST to use it")
+    sources = make_sources(config, only_val=True)
+    print(f"{args.run}/{args.checkpoint}.pt on {len(sources.val)} pictures of {config.data or 'the generated world'}" + f' ({config.val})'*bool(config.data))
     confusion = evaluate(model, eval_pairs(sources.val, device), config.n_classes, config.evaluation, config.crop)
     print(iou_table({args.checkpoint: confusion}, sources.class_names))
 
@@ -268,8 +272,28 @@ def add_explore(
     parser.add_argument('--device', default='auto', help='auto | cpu | cuda [auto]')
     parser.set_defaults(handler=cmd_explore)
 
-# %% ../nbs/23_cli.ipynb #068a0079
-COMMANDS = (add_demo, add_train, add_resume, add_eval, add_runs, add_check, add_split, add_fetch, add_explore)
+# %% ../nbs/23_cli.ipynb #0b8bd53b
+def cmd_bench(
+    args:argparse.Namespace, # suite, only, out, device
+):
+    "Measure speed and memory on this machine."
+    from corrmatch.bench import run_bench, run_suite
+    if args.suite or args.only: run_suite(args.device, args.only, args.out)
+    else: run_bench(args.device, args.out)
+
+def add_bench(
+    command, # (name, help, example) -> parser
+):
+    "Describe `corrmatch bench`."
+    parser = command('bench', 'measure how time and memory of each part grow, beside the limits of this machine', 'corrmatch bench --suite --only regions')
+    parser.add_argument('--suite', action='store_true', help='every promised ratio with its target instead; the whole takes half an hour')
+    parser.add_argument('--only', default='', help='a part of the suite: regions, pixels, data, start, evaluate, curve or step')
+    parser.add_argument('--out', default='', help='JSON file to write; other results in it are kept')
+    parser.add_argument('--device', default='cpu', help='cpu | cuda | cuda:N [cpu]')
+    parser.set_defaults(handler=cmd_bench)
+
+# %% ../nbs/23_cli.ipynb #c27cdd96
+COMMANDS = (add_demo, add_train, add_resume, add_eval, add_runs, add_check, add_split, add_fetch, add_explore, add_bench)
 
 # %% ../nbs/23_cli.ipynb #33f51aae
 def make_parser(
@@ -289,6 +313,7 @@ def main(
     argv:list|None=None, # arguments; None: those of the process
 )->int:                  # 0, or the exit code of a failure
     "Run one command."
+    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')  # large pages for tensors, where Linux has them; read when torch starts
     argv = sys.argv[1:] if argv is None else argv
     args = make_parser().parse_args([a for a in argv if a != '--debug'])
     try: return args.handler(args) or 0

@@ -190,10 +190,11 @@ def score_run(
     checkpoint:str='best.pt', # or last.pt
     most:int=200,             # validation pictures at most; 0: all
     device:str='auto',        # auto | cpu | cuda | cuda:N
+    **changes,                # fields of the record to change, such as data=NEW_PLACE
 )->Scored:
     "Predict validation pictures of a run; raise DataError where model or data are gone."
     at = pick_device(device)
-    model, config = load_run(folder, checkpoint, at)
+    model, config = load_run(folder, checkpoint, at, **changes)
     sources = make_sources(config)
     val:Any = sources.val
     total, model = len(val), packed(model)
@@ -257,6 +258,7 @@ def resume_command(
 # %% ../nbs/19_report.ipynb #f7022dcb
 def _table(rows, head=None, kind='wide'):
     "Rows of plain text as a table that may scroll sideways; of kind 'wide facts' all is set left."
+    if not rows: return ''
     def line(cells, tag): return '<tr>' + ''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells) + '</tr>'
     return f'<div class="{kind}"><table>{line(head, "th") if head else ""}{"".join(line(r, "td") for r in rows)}</table></div>'
 
@@ -361,15 +363,16 @@ def report_html(
 )->str:          # a whole page
     "Write the report of a run."
     c, panels, where = log.config, run_panels(log), shlex.quote(str(log.folder))
+    def cards(*names): return curves(names) and f'<div class="cards">{curves(names)}</div>'
     def curves(names): return ''.join(f'<figure>{_img(_single(panels[n]), f"curve over the steps: {panels[n].title}")}</figure>' for n in names if n in panels)
-    quality = curves(('tau', 'kept', 'right'))
+    quality = cards('tau', 'kept', 'right')
     note = '' if 'right' in panels else '<p class="note">How many pseudo-labels are right is left out: no masks are known for the unlabeled pictures.</p>'
     changed = [(k, v, w) for k, v, w in ((f.name, getattr(c, f.name), f.default) for f in fields(Config)) if v != w]
     commands = [resume_command(c, log.folder), f'corrmatch eval {where}', f'corrmatch predict {where} PICTURES --out predictions', f'corrmatch export {where} --format onnx']
     left_out = f'<p class="note">Confusion and pictures are left out: {html.escape(str(scored or "not asked for"))}</p>'
-    body = [_section('Summary', _table(summary_rows(log), kind='wide facts')), _section('Validation', f'<div class="cards">{curves(("miou", "iou"))}</div>'), _section('Classes', _table(class_rows(log), ('IoU, %', 'best', 'last', 'change'))),
+    body = [_section('Summary', _table(summary_rows(log), kind='wide facts')), _section('Validation', cards('miou', 'iou')), _section('Classes', _table(class_rows(log), ('IoU, %', 'best', 'last', 'change'))),
             scored_sections(scored, log) if isinstance(scored, Scored) else _section('Confusion and pictures', left_out),
-            _section('Pseudo-labels', f'<div class="cards">{quality}</div>{note}' if quality else ''), _section('Training', f'<div class="cards">{curves(("loss", "terms", "lr", "speed"))}</div>'),
+            _section('Pseudo-labels', quality and quality + note), _section('Training', cards('loss', 'terms', 'lr', 'speed')),
             _section('Settings', f'<details><summary>{len(changed)} differ from the defaults</summary>{_table(changed, ("setting", "value", "default"), "wide facts")}</details>'),
             _section('What to type next', ''.join(f'<pre>{html.escape(line)}</pre>' for line in commands))]
     return html_page(f'Run {log.folder.resolve().name}', ''.join(body))
@@ -381,11 +384,12 @@ def write_report(
     checkpoint:str='best.pt', # or last.pt
     most:int=200,             # validation pictures that are predicted at most; 0: all
     device:str='auto',        # auto | cpu | cuda | cuda:N
+    **changes,                # fields of the record to change, such as data=NEW_PLACE
 )->str:                       # one line: what was written
     "Write the report of a run as one HTML file; what cannot be had is said in it."
     log, path = read_run(folder), Path(out or Path(folder)/'report.html')
     scored:Any = None
-    try: scored = score_run(folder, checkpoint, most, device)
+    try: scored = score_run(folder, checkpoint, most, device, **changes)
     except DataError as e: scored = str(e)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, report_html(log, scored).encode('utf-8', 'replace'))

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -80,8 +80,10 @@ def _toy_sources(config):
 # %% ../nbs/13_step.ipynb #2767a7bc
 def make_sources(
     config:Config, # data, labeled, unlabeled, val, n_classes
+    only_val=False, # leave the training sets closed, as scoring does
 )->Sources:
     "Open the data of a run; raise DataError when a folder, a list or a file is missing."
+    if only_val: config = replace(config, labeled=config.val, unlabeled='', toy_unlabeled=0, **dict.fromkeys(('w_s', 'w_s_corr', 'w_w_corr', 'w_kl', 'w_fp'), 0.))
     if uses_unlabeled(config) and not (config.unlabeled if config.data else config.toy_unlabeled):
         raise DataError(f"method='{config.method}' learns from unlabeled pictures and has none: set {'unlabeled=LIST' if config.data else 'toy_unlabeled=N'}, or method=supervised")
     if not config.data: return _toy_sources(config)
@@ -95,6 +97,7 @@ def make_sources(
     unlabeled = open_unlabeled(config.unlabeled, root) if config.unlabeled and uses_unlabeled(config) else None
     return Sources(pairs(config.labeled, True), unlabeled, pairs(config.val, True), names, colors)
 
+# %% ../nbs/13_step.ipynb #0ee16e97
 def _list_path(root, name):
     "A list given relative to the data folder, or to where the command runs."
     return Path(name) if not (root/name).is_file() and Path(name).is_file() else root/name

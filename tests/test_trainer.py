@@ -84,3 +84,42 @@ def test_methods_start_from_the_same_weights(tmp_path):
     nets = [Trainer(replace(preset('toy', m, crop=33, toy_unlabeled=8, dim=16, low_dim=8, weights=''), out=str(tmp_path/m))).model.state_dict()
             for m in ('supervised', 'corrmatch')]
     assert all(torch.equal(nets[1][k], v) for k, v in nets[0].items())
+
+
+@pytest.mark.parametrize('changes', [dict(backbone='timm:test_resnet', stride=8), dict(backbone='timm:test_vit', stride=16, layer_decay=.7),
+                                     dict(backbone='timm:test_vit', stride=16, freeze=True)], ids=['stages', 'layer-wise rates', 'frozen'])
+def test_a_timm_backbone_trains(tmp_path, changes):
+    pytest.importorskip('timm')
+    trainer = Trainer(config(tmp_path/'run', norm='batch', crop=49, steps=2, eval_every=2, **changes), quiet=True)
+    before = {k: v.clone() for k, v in trainer.model.backbone.named_parameters()}
+    trainer.fit()
+    moved = [k for k, v in trainer.model.backbone.named_parameters() if not torch.equal(v, before[k])]
+    assert bool(moved) != changes.get('freeze', False)
+    assert len(trainer.optimizer.param_groups) == (1 if changes.get('freeze') else 2 if 'layer_decay' not in changes else len(trainer.optimizer.param_groups))
+
+
+def test_a_run_on_shards_equals_a_run_on_files(tmp_path):
+    pytest.importorskip('webdataset')
+    from PIL import Image
+    from corrmatch.shards import write_shards
+    from corrmatch.data import read_split
+    from corrmatch.toy import toy_arrays
+    data = tmp_path/'data'; (data/'images').mkdir(parents=True); (data/'masks').mkdir()
+    for i, (image, mask) in enumerate(zip(*toy_arrays(range(10), 49))):
+        Image.fromarray(image).save(data/'images'/f'{i:02d}.png'); Image.fromarray(mask).save(data/'masks'/f'{i:02d}.png')
+    lines = [f'images/{i:02d}.png masks/{i:02d}.png' for i in range(10)]
+    for name, part in (('l.txt', lines[:4]), ('u.txt', lines[4:8]), ('val.txt', lines[8:])): (data/name).write_text('\n'.join(part) + '\n')
+    write_shards(read_split(data/'u.txt', data, False), data/'shards', 2)
+    shards = sorted(p.name for p in (data/'shards').glob('*.tar'))
+    common = dict(data=str(data), labeled='l.txt', val='val.txt', cutmix='other_image', steps=3, eval_every=3)
+    for name, unlabeled in (('files', 'u.txt'), ('shards', 'shards/*.tar')): Trainer(config(tmp_path/name, unlabeled=unlabeled, **common), quiet=True).fit()
+    assert len(shards) > 1 and equal(weights(tmp_path/'files'), weights(tmp_path/'shards'))
+
+
+def test_eval_reads_only_the_validation_set_and_nothing_outside(tmp_path):
+    from corrmatch.cli import main
+    Trainer(config(tmp_path/'run', steps=1), quiet=True).fit()
+    state = read_checkpoint(tmp_path/'run'/'best.pt')
+    state['config'] |= dict(data=str(tmp_path), labeled='/etc/passwd', unlabeled='/etc', val='../../etc/passwd')
+    torch.save(state, tmp_path/'run'/'best.pt')
+    assert main(['eval', str(tmp_path/'run')]) == 1
