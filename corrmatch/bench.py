@@ -299,6 +299,18 @@ def suite_pixels(
     return [_ratio('pixels_time', took, 'whole', 'chunked'), _row('pixels_memory', whole/chunked, literal_mib=whole/2**20, ours_mib=chunked/2**20),
             _row('pixels_gradient', off), _row('pixels_201', far['wall'])]
 
+# %% ../nbs/20_bench.ipynb #a7fd107a
+def _data_job(source, ours, half, fast, n):
+    "A function that makes the next batch: the labeled half, one stream of weak and strong views, or a step with labeled, unlabeled and partner stream."
+    steps, stream = itertools.count(), replace(ours, partner='none', labeled=source)
+    def views(labeled, unlabeled):
+        rng = rng_for(0, LABELED, next(steps), 0)
+        return [literal_views(source, i % n, rng, ours.crop, strong) for strong in [False]*labeled + [True]*unlabeled for i in range(n)]
+    if not fast: return partial(views, *dict(labeled=(1, 0), unlabeled=(0, 1), step=(1, 2))[half])
+    if half == 'step': return lambda: ours[next(steps)]
+    if half == 'labeled': return lambda: labeled_batch(ours, ours.order_x, next(steps))
+    return lambda: unlabeled_batch(stream, stream.order_u, None, next(steps))
+
 # %% ../nbs/20_bench.ipynb #b3827192
 def suite_data(
     size:dict,        # of SIZES
@@ -318,17 +330,6 @@ def suite_data(
         jobs = {(half, fast): _data_job(source, ours, half, fast, n) for half in ('labeled', 'unlabeled', 'step') for fast in (False, True)}
         took = measure(jobs, 4*size['rounds'])
     return [_ratio(f'data_{half}', took, (half, False), (half, True)) | dict(ours_ms_a_picture=1000*took[half, True]['wall']/n) for half in ('labeled', 'unlabeled', 'step')]
-
-def _data_job(source, ours, half, fast, n):
-    "A function that makes the next batch: the labeled half, one stream of weak and strong views, or a step with labeled, unlabeled and partner stream."
-    steps, stream = itertools.count(), replace(ours, partner='none', labeled=source)
-    def views(labeled, unlabeled):
-        rng = rng_for(0, LABELED, next(steps), 0)
-        return [literal_views(source, i % n, rng, ours.crop, strong) for strong in [False]*labeled + [True]*unlabeled for i in range(n)]
-    if not fast: return partial(views, *dict(labeled=(1, 0), unlabeled=(0, 1), step=(1, 2))[half])
-    if half == 'step': return lambda: ours[next(steps)]
-    if half == 'labeled': return lambda: labeled_batch(ours, ours.order_x, next(steps))
-    return lambda: unlabeled_batch(stream, stream.order_u, None, next(steps))
 
 # %% ../nbs/20_bench.ipynb #229fb7cb
 def suite_start(

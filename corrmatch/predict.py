@@ -384,15 +384,15 @@ class VideoWriter:
 
 # %% ../nbs/17c_predict.ipynb #2a6f3f7e
 class Done(NamedTuple):
-    "What predict_files did."
-    out: Path     # folder
+    "What predict_files or pseudo_files did."
+    look: Path    # the file to look at first
     n: int        # pictures and frames predicted
     broken: list  # one line a file that could not be read
 
     @property
     def text(self):
         "Say it in a few lines."
-        lines = [f'{self.n} pictures predicted: look at {self.out/"index.html"}']
+        lines = [f'{self.n} pictures done: look at {self.look}']
         if self.broken: lines += [f'{len(self.broken)} could not be read:', *[f'  {line}' for line in self.broken]]
         return '\n'.join(lines)
 
@@ -456,7 +456,7 @@ def predict_files(
         try: n += (_predict_video if item.is_video else _predict_picture)(predictor, item, out, sheet, every)
         except DataError as e: broken.append(str(e))
     sheet.write(broken)
-    return Done(out, n, broken)
+    return Done(out/'index.html', n, broken)
 
 def _predict_picture(predictor, item, out, sheet, every):
     "Predict one picture and write its three files."
@@ -552,4 +552,4 @@ def pseudo_files(
     csv.writer(text).writerows([['name', 'tau', 'weak', 'region', 'pixel_changed', 'region_changed'], *rows])
     _put(out/'shares.csv', text.getvalue().encode('utf-8', 'surrogateescape'))
     _put(out/'classes.txt', ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(opened.names, opened.colors.tolist())).encode())
-    return Done(out, len(rows), broken)
+    return Done(out/'shares.csv', len(rows), broken)

@@ -144,7 +144,7 @@ def test_page_is_closed_and_escaped(run, tmp_path):
     opened = open_model(run)
     named = Predictor(opened.model, opened.config, ['<i>', '</style>', 'c', 'd', 'e'], opened.colors)
     done = predict_files(named, [tmp_path], tmp_path/'out', quiet=True)
-    page = (done.out/'index.html').read_text(encoding='utf-8')
+    page = done.look.read_text(encoding='utf-8')
     assert '<script' not in page and '<i>' not in page and '<img src' not in page
     assert page.count('</style>') == 1 and page.count('<figure>') == 4 and '://' not in page
     assert set(re.findall(r'<(\w+)', page)) <= {'html', 'head', 'meta', 'link', 'title', 'style', 'body', 'h1', 'h2', 'p', 'ul', 'li', 'svg', 'rect', 'div', 'figure', 'figcaption', 'img', 'a', 'br'}

@@ -105,7 +105,7 @@ def test_a_run_on_shards_equals_a_run_on_files(tmp_path):
     from corrmatch.data import read_split
     from corrmatch.toy import toy_arrays
     data = tmp_path/'data'; (data/'images').mkdir(parents=True); (data/'masks').mkdir()
-    for i, (image, mask) in enumerate(zip(*toy_arrays(range(10), 49))):
+    for i, (image, mask) in enumerate(zip(*toy_arrays(range(10), 49, n_classes=5))):
         Image.fromarray(image).save(data/'images'/f'{i:02d}.png'); Image.fromarray(mask).save(data/'masks'/f'{i:02d}.png')
     lines = [f'images/{i:02d}.png masks/{i:02d}.png' for i in range(10)]
     for name, part in (('l.txt', lines[:4]), ('u.txt', lines[4:8]), ('val.txt', lines[8:])): (data/name).write_text('\n'.join(part) + '\n')
