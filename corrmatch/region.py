@@ -277,6 +277,7 @@ def propagate_regions(
 )->tuple:           # (label, keep) as new tensors: rewritten labels, grown mask
     "Let each region, in turn, vote on its label and write the winner on all of itself."
     tau = tau.to(label.device, torch.float32) if isinstance(tau, Tensor) else torch.full((), tau, device=label.device)
+    if not regions.shape[1]: return label.clone(), keep.clone()
     if label.device.type == 'cpu': return _propagate_on_cpu(label, keep, regions, tau)
     run = _propagate_by_kernel if _has_kernel(label.device, n_classes) else _propagate_on_device
     return run(label, keep, regions, tau, n_classes)

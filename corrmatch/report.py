@@ -103,7 +103,8 @@ def draw_panel(
     if step is not None: ax.axvline(step, color='#7f7f7f', linewidth=1, zorder=0)
     ax.set_title(panel.title, fontsize=9); ax.tick_params(labelsize=8); ax.grid(alpha=.25)
     ax.set_xlabel('step', fontsize=8)
-    if 1 < len(panel.lines) <= 12: ax.legend(fontsize=7, framealpha=.6, ncols=1 if len(panel.lines) < 6 else 2)
+    if 1 < len(panel.lines) < 5: ax.legend(fontsize=7, framealpha=.6)
+    elif 5 <= len(panel.lines) <= 21: ax.legend(fontsize=7 if len(panel.lines) < 13 else 5, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return ax
 
 # %% ../nbs/19_report.ipynb #4419dd57

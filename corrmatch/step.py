@@ -360,7 +360,7 @@ def train_step(
     kl_inside=True,           # kl also inside the CutMix boxes (reference)
     counts=(None,)*3,         # pixels of the whole batch when this is a part of it: Counts of notebook 13b
 )->StepResult:
-    "All stages of one step (METHOD.md section 4); the caller does the backward pass."
+    "All stages of one step; the caller does the backward pass."
     n = len(batch['image_x'])
     passes = forward_views(model, batch, perturb=weights.fp != 0)
     out = passes.labeled_weak

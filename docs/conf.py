@@ -14,12 +14,14 @@ exclude_patterns = []
 # notebooks: stored outputs only
 nb_execution_mode = 'off'
 nb_output_stderr = 'remove'
-nb_code_prompt_show = 'Show this cell: {type}'
+nb_code_prompt_show = 'Imports and helpers'
+nb_code_prompt_hide = 'Imports and helpers'
 myst_enable_extensions = ['deflist', 'dollarmath']
 myst_heading_anchors = 4
 suppress_warnings = ['myst.header']  # a page may begin below level one
 
 # looks
+smartquotes = False  # h' is a height, not a quotation
 html_theme = 'furo'
 html_title = 'corrmatch'
 html_static_path = ['static']
@@ -44,6 +46,7 @@ def mathml(tex: str, display: str) -> str:
     source = re.sub(r'\\text\{[^{}]*\}', lambda m: m[0].replace(r'\_', '_'), tex)
     for pattern, other in SPELLED.items(): source = re.sub(pattern, other, source)
     text = convert(source, display=display)
+    text = text.replace('<mo>&#x0007C;</mo>', '<mo stretchy="false" lspace="0" rspace="0">|</mo>')  # sizes |K|/|S| without gaps
     if '\\' in text: logging.getLogger(__name__).warning(f'not understood as maths: {tex}')
     return text
 

@@ -171,7 +171,7 @@ def entry(module: Module, name: str, where: dict) -> list:
 
 def api_page(module: Module, promise: str, where: dict) -> str:
     "Markdown of one module's page."
-    lines = [f'# {escape(module.name)}', '', promise, '', f'```{{py:module}} corrmatch.{module.name}', '```', '']
+    lines = [f'# {escape("corrmatch."+module.name)}', '', promise, '', f'```{{py:module}} corrmatch.{module.name}', '```', '']
     for name in module.public: lines += entry(module, name, where)
     return '\n'.join(lines)
 
@@ -274,12 +274,23 @@ def cell_places(stem: str, nb: dict) -> dict:
     return {c.get('id', ''): (stem, h, slug(h)) for c, h in headings(nb['cells']) if c['cell_type'] == 'code'}
 
 
-def contents(stems: list) -> str:
-    "The table of contents, which the site shows at the side."
+def title(nb: dict) -> str:
+    "A notebook's first heading."
+    text = '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown')
+    return next(iter(re.findall(r'^# (.+)$', text, re.M)), '')
+
+
+def contents(books: dict) -> str:
+    "The table of contents of {name: notebook}, which the site shows at the side."
+    stems = list(books)
     number = {s: int(m[1]) for s in stems if (m := re.match(r'(\d+)', s))}
     groups = {caption: [s for s in sorted(number) if belongs(number[s])] for caption, belongs in GROUPS.items()}
     groups['Use'] += [s for s in stems if s not in number and s != 'index']
     groups['Reference'] = ['api/index', 'golden', 'CONTRIBUTING']
+    def line(member):
+        if member not in number: return member
+        return f'{member.split("_")[0]} · {title(books[member])} <{member}>'
+    groups = {'Start': ['corrmatch <self>']} | {c: list(map(line, members)) for c, members in groups.items()}
     return '\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(members) + '\n```' for caption, members in groups.items() if members)
 
 
@@ -299,7 +310,7 @@ def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
         promises[own] = promise(nb)
         order.append(own)
         page = site_notebook(nb, stem, names)
-        if stem == 'index': page['cells'].append(dict(cell_type='markdown', id='contents', metadata={}, source=contents(list(books))))
+        if stem == 'index': page['cells'].append(dict(cell_type='markdown', id='contents', metadata={}, source=contents(books)))
         (folder/f'{stem}.ipynb').write_text(json.dumps(page), encoding='utf-8')
     (folder/'api').mkdir()
     modules.sort(key=lambda m: order.index(m.name) if m.name in order else len(order))
