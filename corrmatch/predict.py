@@ -12,6 +12,7 @@ import csv
 import hashlib
 import html
 import io
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -220,8 +221,8 @@ def load_predictor(
     opened = open_model(run, checkpoint, pick_device(device))
     return Predictor(*opened[:4], **options)
 
-# %% ../nbs/17c_predict.ipynb #16f2ed5e
-VIDEO_SUFFIXES = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v', '.mpg', '.mpeg', '.gif')
+# %% ../nbs/17c_predict.ipynb #8d1cb37c
+VIDEO_SUFFIXES = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v', '.mpg', '.mpeg')
 
 class Input(NamedTuple):
     "One file to predict."
@@ -428,7 +429,7 @@ class _Sheet:
         if len(self.cards) >= self.most: return
         most = ', '.join(f'{html.escape(names[c])} {shares[c]:.0%}' for c in np.argsort(-shares, kind='stable')[:3] if shares[c] >= .005)
         pair = html_picture(p.picture, f'picture {name}') + html_picture(picture, f'prediction for {name}')
-        caption = f'<a href="{html.escape(quote(link))}">{html.escape(name)}</a><br>{p.picture.shape[1]} x {p.picture.shape[0]}, mean confidence {sure:.2f}<br>{most}'
+        caption = f'<a href="{quote(os.fsencode(link))}">{html.escape(name)}</a><br>{p.picture.shape[1]} x {p.picture.shape[0]}, mean confidence {sure:.2f}<br>{most}'
         self.cards.append(f'<figure><div class="two">{pair}</div><figcaption>{caption}</figcaption></figure>')
     def write(self, broken):
         "Write table.csv and index.html."

@@ -161,12 +161,12 @@ def show_run(
     def read(change=None):
         log, at_end, before = read_run(folder), step.value == step.options[-1], step.value
         steps = list(log.pictures) or [0]
-        step.unobserve_all('value')
+        step.unobserve(draw, 'value')
         step.options = steps
         step.value = steps[-1] if at_end or before not in steps else before
         said.value = f'{run_line(log)}; read at {time.strftime("%H:%M:%S")}'
         step.observe(draw, 'value'); draw()
-    again.on_click(read); live.observe(read, 'value'); read()
+    step.observe(draw, 'value'); again.on_click(read); live.observe(read, 'value'); read()
     return widgets.VBox([widgets.HBox([step, again, live]), said, picture])
 
 # %% ../nbs/19_report.ipynb #48412e3e

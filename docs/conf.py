@@ -34,8 +34,10 @@ add_module_names = False
 python_use_unqualified_type_names = True
 
 
+GAP = '<mspace width="0.17em"/>'
 SPELLED = {  # what the converter does not read: how it reads the same
     r'\\arg\b': r'\\operatorname{arg}',
+    r'\\setminus\b': r'\\smallsetminus',  # its other sign is in few fonts
     r'\\[Bb]ig+[lr]?\\l(floor|ceil)': r'\\left\\l\1',
     r'\\[Bb]ig+[lr]?\\r(floor|ceil)': r'\\right\\r\1',
 }
@@ -46,7 +48,9 @@ def mathml(tex: str, display: str) -> str:
     source = re.sub(r'\\text\{[^{}]*\}', lambda m: m[0].replace(r'\_', '_'), tex)
     for pattern, other in SPELLED.items(): source = re.sub(pattern, other, source)
     text = convert(source, display=display)
-    text = text.replace('<mo>&#x0007C;</mo>', '<mo stretchy="false" lspace="0" rspace="0">|</mo>')  # sizes |K|/|S| without gaps
+    text = re.sub('(?<=</m[ni]>)(?=<mi>(?:ln|log|exp)</mi>)', GAP, text)      # 2 ln 2, not 2ln2
+    text = re.sub('(<mi>(?:ln|log)</mi>)(?=<m(?:[in]|sub|frac))', rf'\1{GAP}', text)
+    text = re.sub('<mo[^>]*>&#x0007C;</mo>', '<mo stretchy="false" lspace="0" rspace="0">|</mo>', text)  # sizes |K|/|S| without gaps
     if '\\' in text: logging.getLogger(__name__).warning(f'not understood as maths: {tex}')
     return text
 

@@ -3,6 +3,7 @@ import html
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -200,6 +201,28 @@ def test_video(predictor, tmp_path):
     assert not list((tmp_path/'out').rglob('*.part')) and (tmp_path/'out'/'index.html').read_text().count('<figure>') == 2
     mask = np.asarray(Image.open(tmp_path/'out'/'masks'/'clip'/'000002.png'))
     assert (mask == predictor.predict(list(predict.read_frames(tmp_path/'clip.mp4'))[2][1])).all()
+
+
+@pytest.mark.parametrize('matrix, turns', [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)], ids=['clockwise', 'upside down', 'counter-clockwise'])
+def test_video_is_turned_as_players_show_it(tmp_path, matrix, turns):
+    "The track header of an upright phone's video holds a matrix that players apply."
+    pytest.importorskip('av', reason='PyAV is not installed')
+    make_clip(tmp_path/'a.mp4', 1)
+    data = bytearray((tmp_path/'a.mp4').read_bytes())
+    at, (a, b, c, d) = data.index(b'tkhd') + 44, (65536*v for v in matrix)
+    data[at:at+36] = struct.pack('>9i', a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path/'b.mp4').write_bytes(data)
+    plain, turned = (next(predict.read_frames(tmp_path/name))[1] for name in ('a.mp4', 'b.mp4'))
+    assert (turned == np.rot90(plain, turns)).all()
+
+
+def test_a_name_that_is_no_text(predictor, tmp_path):
+    "File systems allow names that are not UTF-8."
+    (tmp_path/'in').mkdir()
+    try: (tmp_path/'in'/os.fsdecode(b'caf\xe9.png')).write_bytes(palette_png(np.zeros((9, 9), np.uint8), predictor.colors))
+    except (OSError, UnicodeError): pytest.skip('not on this file system')
+    done = predict_files(predictor, [tmp_path/'in'], tmp_path/'out', quiet=True)
+    assert done.n == 1 and 'caf%E9.jpg' in done.look.read_text() and len(list((tmp_path/'out'/'masks').iterdir())) == 1
 
 
 def test_without_extras_one_line_names_them(monkeypatch):

@@ -29,6 +29,7 @@ GROUPS = {  # caption: does a notebook of this number belong to it?
     'Measurements': lambda n: 20 <= n <= 22,
 }
 BESIDE = {'CONTRIBUTING.md': 'CONTRIBUTING.md', 'tests/golden/README.md': 'golden.md', 'LICENSE': 'LICENSE.txt', 'CITATION.cff': 'CITATION.cff'}
+LONG = 16  # arguments of a class, above which only the list shows them
 WIDGET = re.compile(r'(?:[VH]Box|GridBox|Tab|Accordion|Explorer|RunViewer|\w*(?:Slider|Button|Dropdown|Widget))\(')
 WIDGET_NOTE = '*A widget stands here when the notebook runs: `make lab`. The still frame above it shows one setting.*'
 EXPLORER = '<iframe class="explorer" src="explorer.html" title="Correlation explorer on a generated scene" loading="lazy"></iframe>'
@@ -150,7 +151,8 @@ def entry(module: Module, name: str, where: dict) -> list:
     if isinstance(node, ast.Assign):
         value = ast.unparse(node.value)
         comment = module.comments.get(node.end_lineno, '')
-        return directive('data', name, [f'`{value}`' if len(value) < 70 else '', '', escape(comment), '', *link], '``````')
+        known = [f'`{value}`'] if len(value) < 70 else []
+        return directive('data', name, [': '.join(known + [escape(comment)]*bool(comment)), '', *link], '``````')
     doc = [escape(ast.get_docstring(node) or ''), '']
     if isinstance(node, ast.FunctionDef):
         rows = arguments(module, node, skip_first=False)
@@ -166,7 +168,7 @@ def entry(module: Module, name: str, where: dict) -> list:
         own = arguments(module, m, skip_first='staticmethod' not in decorators)
         head = m.name if is_property else f'{m.name}({signature(own)})'
         body += directive('property' if is_property else 'method', head, [escape(ast.get_docstring(m)), '', *described(own)], '`````')
-    return directive('class', f'{name}({signature(rows)})' if rows else name, body, '``````')
+    return directive('class', f'{name}({signature(rows)})' if 0 < len(rows) <= LONG else name, body, '``````')
 
 
 def api_page(module: Module, promise: str, where: dict) -> str:
@@ -176,12 +178,27 @@ def api_page(module: Module, promise: str, where: dict) -> str:
     return '\n'.join(lines)
 
 
+def api_index(modules: list, promises: dict) -> str:
+    "Markdown of the page that lists all modules and their names."
+    lines = ['# API reference', '', 'Every public name of the package, in the order of the book: arguments with their shapes and units, and the place that develops it. '
+             'All names are also in the <a href="../genindex.html">alphabetical index</a>.', '', '```{toctree}', ':hidden:', '', *(m.name for m in modules), '```', '']
+    for m in modules:
+        names = ' · '.join(f'{{py:obj}}`~corrmatch.{m.name}.{n}`' for n in m.public if n in m.nodes)
+        lines += [f'**{{py:mod}}`corrmatch.{m.name}`** {promises.get(m.name, "")}', '', names, '']
+    return '\n'.join(lines)
+
+
 # ---- notebooks to pages
 
 def directives(source: str) -> dict:
     "The directives at the head of a code cell: {name: value}."
     found = re.findall(r'^# ?\|\s*([\w-]+):?[ \t]*(.*)$', source, re.M)
     return {name: value.strip() for name, value in found}
+
+
+def default_exp(nb: dict) -> str:
+    "The module that a notebook exports to."
+    return next((d['default_exp'] for c in nb['cells'] if 'default_exp' in (d := directives(''.join(c['source'])))), '')
 
 
 def is_plumbing(source: str) -> bool:
@@ -252,8 +269,7 @@ def headings(cells: list):
 
 def site_notebook(nb: dict, stem: str, names: dict) -> dict:
     "A notebook as the site shows it."
-    own = next((d['default_exp'] for c in nb['cells'] if 'default_exp' in (d := directives(''.join(c['source'])))), '')
-    cells = []
+    own, cells = default_exp(nb), []
     after, note = EXPLORER_NOTE.get(stem, ('', ''))
     for cell, heading in headings(nb['cells']):
         if shown := site_cell(cell, names, own, heading): cells.append(shown)
@@ -299,14 +315,15 @@ def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
     paths = [p for p in sorted((root/'nbs').glob('*.ipynb')) if not stems or p.stem in {*stems, 'index'}]
     books = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in paths}
     modules = [Module(p) for p in sorted((root/'corrmatch').glob('[a-z]*.py'))]
-    modules = [m for m in modules if m.public]
+    owners = {default_exp(nb) for nb in books.values()}
+    modules = [m for m in modules if m.public and (m.name in owners or not stems)]
     names = {'': {m.name for m in modules}}
     for m in modules:
         for name in m.public: names.setdefault(name, []).append(m.name) if name in m.nodes else None
     where, promises, order = {}, {}, []
     for stem, nb in books.items():
         where |= cell_places(stem, nb)
-        own = next((d['default_exp'] for c in nb['cells'] if 'default_exp' in (d := directives(''.join(c['source'])))), '')
+        own = default_exp(nb)
         promises[own] = promise(nb)
         order.append(own)
         page = site_notebook(nb, stem, names)
@@ -315,10 +332,7 @@ def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
     (folder/'api').mkdir()
     modules.sort(key=lambda m: order.index(m.name) if m.name in order else len(order))
     for m in modules: (folder/'api'/f'{m.name}.md').write_text(api_page(m, promises.get(m.name, ''), where), encoding='utf-8')
-    rows = [f'| {{py:mod}}`corrmatch.{m.name}` | {promises.get(m.name, "").replace("|", chr(92)+"|")} | {", ".join(f"{{py:obj}}`~corrmatch.{m.name}.{n}`" for n in m.public if n in m.nodes)} |' for m in modules]
-    tree = '```{toctree}\n:hidden:\n\n' + '\n'.join(m.name for m in modules) + '\n```'
-    (folder/'api'/'index.md').write_text('\n'.join(['# API reference', '', 'Every public name of the package, in the order of the book: arguments with their shapes and units, and the place that develops it. '
-        'All names are also in the <a href="../genindex.html">alphabetical index</a>.', '', '| module | what for | names |', '| --- | --- | --- |', *rows, '', tree, '']), encoding='utf-8')
+    (folder/'api'/'index.md').write_text(api_index(modules, promises), encoding='utf-8')
     for path, copy in BESIDE.items():
         text = (root/path).read_text(encoding='utf-8')
         if copy == 'CONTRIBUTING.md': text = text.replace('](tests/golden/README.md)', '](golden.md)')
@@ -346,6 +360,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
         if tag in ('style', 'script', 'math'): self.within.append(tag)
+        if tag in ('p', 'div', 'pre', 'td', 'li'): self.text.append('\n')
         if a.get('id'): self.ids[a['id']] += 1
         if tag == 'a' and a.get('name'): self.ids[a['name']] += 1
         if tag in ('a', 'area') and a.get('href') is not None: self.links.append(a['href'])
@@ -416,14 +431,14 @@ def check_site(folder: Path, marks: list = ()) -> list:
 
 # ---- all of it
 
-def build(out: Path = ROOT/'_docs', work: Path = ROOT/'_proc', stems: list = (), scene=write_scene, jobs: int = 2) -> int:
-    "Write the site into a folder, which is emptied first; return sphinx's exit code."
+def build(out: Path = ROOT/'_docs', work: Path = ROOT/'_proc', stems: list = (), scene=write_scene) -> int:
+    "Write the site of all or some notebooks into a folder, which is emptied first; return sphinx's exit code: 0 without a warning."
     from sphinx.cmd.build import build_main
     for folder in (out, work): shutil.rmtree(folder, ignore_errors=True)
     for name in ('pages', 'beside'): (work/name).mkdir(parents=True)
     write_pages(work/'pages', stems=stems)
     scene(work/'beside'/'explorer.html')
-    return build_main(['-q', '-b', 'html', '-W', '--keep-going', '-j', str(jobs), '-c', str(ROOT/'docs'), '-d', str(work/'read'),
+    return build_main(['-q', '-b', 'html', '-W', '--keep-going', '-j', '2', '-c', str(ROOT/'docs'), '-d', str(work/'read'),
                        '-D', f'html_extra_path={work/"beside"}', str(work/'pages'), str(out)])
 
 
