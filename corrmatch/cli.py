@@ -3,8 +3,9 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'field_help', 'add_fields', 'train_config', 'run_training', 'cmd_train', 'add_train', 'cmd_resume',
            'add_resume', 'cmd_eval', 'add_eval', 'cmd_demo', 'add_demo', 'cmd_runs', 'add_runs', 'cmd_check',
-           'add_check', 'cmd_split', 'add_split', 'cmd_fetch', 'add_fetch', 'cmd_explore', 'add_explore', 'cmd_bench',
-           'add_bench', 'make_parser', 'main']
+           'add_check', 'cmd_split', 'add_split', 'cmd_fetch', 'add_fetch', 'cmd_predict', 'number_list', 'add_predict',
+           'cmd_export', 'add_export', 'cmd_pseudo', 'add_pseudo', 'cmd_report', 'add_report', 'cmd_explore',
+           'add_explore', 'cmd_bench', 'add_bench', 'make_parser', 'main']
 
 # %% ../nbs/23_cli.ipynb #fea8e8b1
 import argparse
@@ -249,6 +250,108 @@ def add_fetch(
     parser.add_argument('--base', default='', help='a mirror: address in front of the file names [the official places]')
     parser.set_defaults(handler=cmd_fetch)
 
+# %% ../nbs/23_cli.ipynb #0b582b98
+def cmd_predict(
+    args:argparse.Namespace, # run, pictures, out, checkpoint, device, scales, flip, tile, longest, every
+)->int:                      # 1 if a file could not be read
+    "Predict pictures and videos and write masks, overlays, confidence maps and a page."
+    from corrmatch.predict import load_predictor, predict_files
+    options = dict(scales=args.scales, flip=args.flip, tile=args.tile, longest=args.longest)
+    done = predict_files(load_predictor(args.run, f'{args.checkpoint}.pt', args.device, **options), args.pictures, args.out, args.every)
+    print(done.text)
+    return 1 if done.broken else 0
+
+# %% ../nbs/23_cli.ipynb #2fd64eec
+def number_list(
+    text:str, # such as 0.75,1,1.25
+)->tuple:     # of floats
+    "Read numbers separated by commas."
+    return tuple(float(v) for v in text.split(','))
+
+def add_predict(
+    command, # (name, help, example) -> parser
+):
+    "Describe `corrmatch predict`."
+    parser = command('predict', 'predict pictures, folders and videos of any size; exit code 1: some could not be read', 'corrmatch predict runs/camvid holiday/ clip.mp4 --out predictions')
+    parser.add_argument('run', help='run folder, or weights with a card (.safetensors, .pth)')
+    parser.add_argument('pictures', nargs='+', help='pictures, videos, folders of them')
+    parser.add_argument('--out', default='predictions', help='folder for masks, overlays, confidence maps, table.csv and index.html [predictions]')
+    parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint of a run folder [best]')
+    parser.add_argument('--scales', type=number_list, default=(1.,), metavar='LIST', help='also look at these sizes and average, such as 0.75,1,1.25 [1]')
+    parser.add_argument('--flip', action='store_true', help='also look in the mirror and average')
+    parser.add_argument('--tile', type=int, default=0, metavar='INT', help='pixels, side of the window that slides over large pictures; 0: twice the crop, at least 512 [0]')
+    parser.add_argument('--longest', type=int, default=0, metavar='INT', help='pixels, scale the long side down to it first, when objects are larger than in training; 0: no [0]')
+    parser.add_argument('--every', type=int, default=1, metavar='INT', help='of a video take each n-th frame [1]')
+    parser.add_argument('--device', default='auto', help='auto | cpu | cuda | cuda:N [auto]')
+    parser.set_defaults(handler=cmd_predict)
+
+# %% ../nbs/23_cli.ipynb #c35be1d3
+def cmd_export(
+    args:argparse.Namespace, # run, format, out, checkpoint
+):
+    "Write a trained network as one file and check it."
+    from corrmatch.export import export_run
+    print(export_run(args.run, args.format, args.out or None, f'{args.checkpoint}.pt').text)
+
+def add_export(
+    command, # (name, help, example) -> parser
+):
+    "Describe `corrmatch export`."
+    parser = command('export', 'write a trained network as one file that needs less than this package, and check it', 'corrmatch export runs/camvid --format onnx --out camvid.onnx')
+    parser.add_argument('run', help='run folder, or weights with a card')
+    parser.add_argument('--format', required=True, help='onnx | export (torch.export, .pt2) | safetensors (weights and card) | reference (names of the reference code, .pth)')
+    parser.add_argument('--out', default='', help='file to write [RUN with the suffix of the format]')
+    parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint of a run folder [best]')
+    parser.set_defaults(handler=cmd_export)
+
+# %% ../nbs/23_cli.ipynb #c1846797
+def cmd_pseudo(
+    args:argparse.Namespace, # run, pictures, out, tau, longest, checkpoint, device
+)->int:                      # 1 if a file could not be read
+    "Write pseudo-labels for annotators to correct."
+    from corrmatch.predict import open_model, pseudo_files
+    from corrmatch.trainer import pick_device
+    opened = open_model(args.run, f'{args.checkpoint}.pt', pick_device(args.device))
+    done = pseudo_files(opened, args.pictures, args.out, args.tau, args.longest)
+    print(done.text)
+    return 1 if done.broken else 0
+
+def add_pseudo(
+    command, # (name, help, example) -> parser
+):
+    "Describe `corrmatch pseudo`."
+    parser = command('pseudo', 'write pseudo-labels before and after propagation, ignored where not trusted', 'corrmatch pseudo runs/camvid unlabeled/ --out to_correct')
+    parser.add_argument('run', help='run folder, or weights with a card')
+    parser.add_argument('pictures', nargs='+', help='pictures and folders of them')
+    parser.add_argument('--out', default='pseudo', help='folder for weak/, pixel/, region/, shares.csv and classes.txt [pseudo]')
+    parser.add_argument('--tau', type=float, default=None, metavar='FLOAT', help='confidence threshold, 0..1 [that of the run at the checkpoint]')
+    parser.add_argument('--longest', type=int, default=1024, metavar='INT', help='pixels of the long side at most while labels are made; 0: as it is [1024]')
+    parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint of a run folder [best]')
+    parser.add_argument('--device', default='auto', help='auto | cpu | cuda | cuda:N [auto]')
+    parser.set_defaults(handler=cmd_pseudo)
+
+# %% ../nbs/23_cli.ipynb #c61e4c7a
+def cmd_report(
+    args:argparse.Namespace, # run, out, checkpoint, pictures, device, and data where set
+):
+    "Write the report of a run."
+    from corrmatch.report import write_report
+    changes = dict(data=args.data) if args.data else {}
+    print(write_report(args.run, args.out or None, f'{args.checkpoint}.pt', args.pictures, args.device, **changes))
+
+def add_report(
+    command, # (name, help, example) -> parser
+):
+    "Describe `corrmatch report`."
+    parser = command('report', 'write one HTML page about a run: curves, classes, confusion, best and worst pictures, pseudo-labels', 'corrmatch report runs/camvid')
+    parser.add_argument('run', help='run folder; may still be training')
+    parser.add_argument('--out', default='', help='HTML file [report.html in the run folder]')
+    parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint predicts [best]')
+    parser.add_argument('--pictures', type=int, default=200, metavar='INT', help='validation pictures predicted at most, evenly spaced; 0: all [200]')
+    parser.add_argument('--data', default='', metavar='TEXT', help='where the data are now [where the run found them]')
+    parser.add_argument('--device', default='auto', help='auto | cpu | cuda | cuda:N [auto]')
+    parser.set_defaults(handler=cmd_report)
+
 # %% ../nbs/23_cli.ipynb #70d5f695
 def cmd_explore(
     args:argparse.Namespace, # image, model, out, checkpoint, longest, cut, tau, device
@@ -292,8 +395,9 @@ def add_bench(
     parser.add_argument('--device', default='cpu', help='cpu | cuda | cuda:N [cpu]')
     parser.set_defaults(handler=cmd_bench)
 
-# %% ../nbs/23_cli.ipynb #c27cdd96
-COMMANDS = (add_demo, add_train, add_resume, add_eval, add_runs, add_check, add_split, add_fetch, add_explore, add_bench)
+# %% ../nbs/23_cli.ipynb #dea9e417
+COMMANDS = (add_demo, add_train, add_resume, add_eval, add_runs, add_check, add_split, add_fetch, add_predict, add_pseudo,
+            add_export, add_report, add_explore, add_bench)
 
 # %% ../nbs/23_cli.ipynb #33f51aae
 def make_parser(
