@@ -5,7 +5,7 @@
 #   ARGS='--seed 1'            further arguments of `corrmatch demo`
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test browser lab export nbs readme clean
+.PHONY: help demo test browser docs lab export nbs readme clean
 
 PYTHON ?= python3
 VENV = .venv
@@ -43,6 +43,9 @@ export: $(VENV)/installed-dev  ## Write corrmatch/*.py from the notebooks
 nbs: export  ## Export, run all notebooks and store their outputs, write README.md
 	$(ONE_THREAD) $(BIN)/python tools/execute.py
 	$(BIN)/python tools/readme.py
+
+docs: $(VENV)/installed-dev  ## Build the site of the book into _docs/ and check its links
+	$(ONE_THREAD) $(BIN)/python tools/docs.py
 
 readme: $(VENV)/installed-dev  ## Write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py

@@ -10,7 +10,7 @@ __all__ = ['PARTNERS', 'whole_span', 'nearest_index', 'fast_view', 'blend', 'gra
 import ctypes
 import signal
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -176,7 +176,8 @@ def fast_strong(
         order, *factors, turn = draw.jitter
         for i in order:
             if i == 3: x = turn_hue(x, turn); continue
-            gray = gray_of(x) if i else 0
+            if i == 0: x = blend(x, 0, factors[0]); continue
+            gray = gray_of(x)
             x = blend(x, int(gray.mean(dtype=np.float32) + 0.5) if i == 1 else gray, factors[i])
     if draw.gray: x = np.repeat(gray_of(x)[None], 3, 0)
     if draw.sigma is not None: x = blur(x, draw.sigma)
@@ -293,8 +294,8 @@ def labeled_batch(
     step:int,           # training step
 )->dict:                # image_x (b,3,h,w) uint8, mask_x (b,h,w) int64, names_x, broken
     "Make the labeled half of a step's batch."
-    images, masks, names, broken = [], [], [], []
-    for position in plan.positions_x:
+    images, masks, names, broken = [], [], [], list[str]()
+    for position in cast(tuple, plan.positions_x):
         index, image, mask = next_readable(plan.labeled, order, step*plan.batch_x + position, broken, masks=True)
         draw = draw_view(rng_for(plan.seed, LABELED, step, position), image.size, plan.crop, plan.scale)
         image, mask = _weak(plan, image, mask, draw)
@@ -364,8 +365,8 @@ def unlabeled_batch(
     step:int,               # training step
 )->dict:                    # keys: see the table under StepBatches
     "Make the unlabeled half of a step's batch."
-    own, mix, broken = [], [], []
-    for position in plan.positions_u:
+    own, mix, broken = [], [], list[str]()
+    for position in cast(tuple, plan.positions_u):
         place = step*plan.batch_u + position
         name, image, mask = _read_unlabeled(plan, order, place, broken)
         own.append((name, make_views(plan, image, rng_for(plan.seed, UNLABELED, step, position), mask)))
@@ -453,7 +454,7 @@ class CachedSource:
     def __init__(self,
         source:Source,   # what is read
         limit:float=256, # megabytes in each process
-    ): self.source, self.names, self.left, self._kept = source, source.names, limit*1e6, {}
+    ): self.source, self.names, self.left, self._kept = source, source.names, limit*1e6, dict[tuple, Image.Image]()
     def __len__(self): return len(self.source)
     def where(self, i): return self.source.where(i)
     def image_size(self, i): return self.source.image_size(i)

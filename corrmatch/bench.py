@@ -37,7 +37,7 @@ from .region import draw_positions, propagate_regions_literal, region_targets
 from .shapes import region_maps_literal
 from .step import (autocast, make_batches, make_model, make_optimizer, make_sources, make_threshold, pick_precision, prepare_model, set_lr,
                             to_device, train_step)
-from .threshold import FixedThreshold
+from .threshold import DynamicThreshold, FixedThreshold
 from .toy import toy_arrays
 from .views import apply_strong, apply_view, cutmix_box, draw_strong, draw_view, normalize
 
@@ -69,7 +69,7 @@ def measure(
 )->dict:              # name -> dict of median wall time, median processor time, shortest wall time (s), calls
     "Time jobs in turns."
     wait = torch.cuda.synchronize if str(device).startswith('cuda') else (lambda: None)
-    times, start = {name: [] for name in jobs}, time.perf_counter()
+    times, start = {name: list[tuple]() for name in jobs}, time.perf_counter()
     for n in range(rounds+warm):
         for name, job in jobs.items():
             wait(); before = time.perf_counter(), time.process_time()
@@ -128,7 +128,7 @@ def _literal_pass(model, image, perturb, index):
 
 def _literal_terms(passes, targets, mask_x, tau):
     "The seven losses, each as METHOD section 6 has it."
-    (z, z_fp, z_corr, _), (z_s, _, z_corr_s, _), n = *passes, len(mask_x)
+    ((z, z_fp, z_corr, _), (z_s, _, z_corr_s, _)), n = passes, len(mask_x)
     probs_w, conf_w, label_w, valid_w, label_u, keep, keep_out, valid_u = targets
     def ce(logits, label): return F.cross_entropy(logits, label, reduction='none')
     def mean(loss, where, valid): return (loss*where).sum()/valid.sum()
@@ -144,7 +144,7 @@ def literal_step(
     model:nn.Module,     # CorrMatchNet in training mode
     batch:dict,          # from to_device, with a mix stream and one strong view
     weights,             # LossTerms
-    threshold:nn.Module, # updated in place
+    threshold:DynamicThreshold|FixedThreshold, # updated in place
     index:Tensor,        # (m,) positions whose rows become regions
 )->tuple:                # total and dict of terms
     "One step as METHOD section 4 lists it: nothing skipped, nothing shared, everything in float32."
@@ -156,7 +156,7 @@ def literal_step(
     probs_w = weak[0][n:].detach().softmax(1)
     own = *probs_w.max(1), batch['valid_u']
     conf_u, label_u, valid_u = [torch.where(box, m, o) for m, o in zip((*logits_mix.softmax(1).max(1), batch['valid_mix']), own)]
-    tau = threshold.update(*own[:2], valid_u)
+    tau = threshold.update(own[0], own[1], valid_u)
     keep, regions = (conf_u >= tau) & valid_u, weak[3][n:] & (valid_u & ~box)[:, None]
     label_u, keep_out, _ = propagate_regions_literal(label_u, keep, regions, tau)
     terms = _literal_terms(passes, (probs_w, *own, label_u, keep, keep_out, valid_u), batch['mask_x'], tau)
@@ -172,10 +172,10 @@ def literal_views(
 )->list:                     # float views, valid pixels, box
     "What a loader of the literal pipeline does for one picture of one stream: decode, resize all of it, crop, jitter, make floats."
     image, mask = read_pair(source, index)
-    weak, mask = apply_view(image, mask, draw_view(rng, image.size, crop), crop, 254)  # 254 marks padding
+    weak, weak_mask = apply_view(image, mask, draw_view(rng, image.size, crop), crop, 254)  # 254 marks padding
     views = [weak] + ([apply_strong(weak, draw_strong(rng))] if strong else [])
     floats = [normalize(torch.from_numpy(np.array(view)).movedim(-1, -3)) for view in views]
-    return [*floats, np.array(mask) == 254, cutmix_box(crop, rng) if strong else None]
+    return [*floats, np.array(weak_mask) == 254, cutmix_box(crop, rng) if strong else None]
 
 # %% ../nbs/20_bench.ipynb #3665bda2
 @torch.no_grad()
@@ -187,7 +187,8 @@ def literal_evaluate(
     crop:int|None=None, # pixels, side of a window
 )->np.ndarray:          # (k,3) intersection, prediction and mask pixels of each class
     "One picture and one window at a time; probabilities at full size, counts on the host."
-    counts, step = np.zeros((n_classes, 3), np.int64), int(2/3*(crop or 3))
+    crop = crop or 3  # a whole picture needs none
+    counts, step = np.zeros((n_classes, 3), np.int64), int(2/3*crop)
     for image, mask in pairs:
         if mode == 'whole': label = model(image.contiguous()).logits.softmax(1).argmax(1)
         else:
@@ -337,7 +338,7 @@ def suite_start(
     device:str='cpu', # not used
 )->list:              # rows
     "Milliseconds of `import corrmatch` beyond an empty Python, and of `corrmatch --help`."
-    env = os.environ | dict(PYTHONPATH=str(Path(sys.modules['corrmatch'].__file__).parents[1]))
+    env = os.environ | dict(PYTHONPATH=str(Path(str(sys.modules['corrmatch'].__file__)).parents[1]))
     def run(*command): return partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True, env=env)
     took = measure(dict(empty=run('-c', ''), load=run('-c', 'import corrmatch'), help=run('-m', 'corrmatch', '--help')), 2*size['rounds']+1)
     return [_row('import', 1000*(took['load']['wall'] - took['empty']['wall']), took['load']['calls']), _row('help', 1000*took['help']['wall'], took['help']['calls'])]
@@ -457,7 +458,7 @@ def run_suite(
     "Measure every promise and print one line each."
     if only and only not in SUITE: raise ValueError(f"only='{only}': use one of {', '.join(SUITE)}")
     large_pages()
-    result = dict(machine=machine(device), size=size, rows=[])
+    result:dict = dict(machine=machine(device), size=size, rows=[])
     say(f"{result['machine']}")
     for name, part in SUITE.items():
         if only not in ('', name): continue
@@ -511,7 +512,7 @@ def cost_row(
     for name, (job, moved, operations) in cost_jobs(device=device, **options).items():
         took = measure(dict(job=job), 3, device, seconds=2, warm=int(options['side'] < 150))['job']
         least = {'memory': moved/rates['bandwidth'], 'arithmetic': operations/rates['fp32']}
-        bound = max(least, key=least.get)
+        bound = max(least, key=least.__getitem__)
         rows.append(dict(part=name, over=over, value=value, wall=took['wall'], cpu=took['cpu'], calls=took['calls'], peak=extra_peak(job, device),
                          limit=least[bound], bound=bound, share=least[bound]/took['best']))
     return rows
@@ -527,7 +528,7 @@ def run_bench(
 )->dict:                          # machine, limits, rows
     "Print how the cost of each part grows, beside the machine's limit."
     large_pages()
-    result = dict(machine=machine(device), limits=limits(device, 1024 if device == 'cpu' else 8192), rows=[])
+    result:dict = dict(machine=machine(device), limits=limits(device, 1024 if device == 'cpu' else 8192), rows=[])
     say(f"{result['machine']}\n" + ', '.join(f'{n} {v/1e9:.0f} G/s' for n, v in result['limits'].items()))
     say(f"{'part':18}{'over':10}{'value':>7}{'ms':>10}{'MiB':>9}{'limit ms':>10}{'share':>7}  bound")
     plan = [('positions', n*n, dict(side=n)) for n in sides] + [('batch', b, dict(side=sides[0], b=b)) for b in batches]

@@ -16,6 +16,7 @@ import re
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import cast
 from .config import METHODS, PRESETS, Config, nearest, preset
 
 # %% ../nbs/23_cli.ipynb #d7a2ed0f
@@ -34,9 +35,10 @@ def add_fields(
     texts, group = field_help(), parser.add_argument_group('settings (a preset brings its own; in brackets: where it says nothing)')
     for f in fields(Config):
         if f.name in skip: continue
-        kind = (lambda v: v.lower() in ('1', 'true', 'yes')) if f.type is bool else f.type
+        kind = cast(type, f.type)
+        read = (lambda v: v.lower() in ('1', 'true', 'yes')) if kind is bool else kind
         names = dict.fromkeys([f'--{f.name}', f'--{f.name.replace("_", "-")}'])
-        group.add_argument(*names, dest=f.name, type=kind, default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=f'{texts[f.name]} [{f.default!r}]')
+        group.add_argument(*names, dest=f.name, type=read, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f'{texts[f.name]} [{f.default!r}]')
 
 # %% ../nbs/23_cli.ipynb #ec11a685
 class _Parser(argparse.ArgumentParser):
@@ -193,7 +195,7 @@ def cmd_check(
     "Read a data set and write the report."
     from corrmatch.prepare import check_data, convert_data, report_text, save_report
     report = check_data(args.data, args.classes, args.workers)
-    out = args.out or f'runs/check_{Path(args.data).resolve().name}'
+    out = Path(args.out or f'runs/check_{Path(args.data).resolve().name}')
     save_report(report, out)
     print(f'{report_text(report)}\nreport: {out}/report.html')
     if args.convert: print(f'converted: {convert_data(report, args.convert)}')
@@ -238,7 +240,7 @@ def cmd_fetch(
 ):
     "Fetch a data set or lists."
     from corrmatch.fetch import fetch
-    print(fetch(args.what, args.data or f"data/{'voc' if args.what in ('sbd', 'splits') else args.what}", args.base))
+    print(fetch(args.what, Path(args.data or f"data/{'voc' if args.what in ('sbd', 'splits') else args.what}"), args.base))
 
 def add_fetch(
     command, # (name, help, example) -> parser

@@ -91,8 +91,8 @@ class Config:
     device: str = 'auto'             # auto | cpu | cuda | cuda:N
     out: str = ''                    # run folder; empty: runs/NAME_METHOD_sSEED
 
-# %% ../nbs/00_config.ipynb #93eb3951
-METHODS = MappingProxyType({  # what makes a method, as changes of a Config
+# %% ../nbs/00_config.ipynb #eb69d1e2
+METHODS:MappingProxyType[str, dict] = MappingProxyType({  # what makes a method, as changes of a Config
     'supervised': dict(w_x=1., w_x_corr=0., w_s=0., w_s_corr=0., w_w_corr=0., w_kl=0., w_fp=0., regions=0),
     'fixmatch':   dict(w_x=.5, w_x_corr=0., w_s=.5, w_s_corr=0., w_w_corr=0., w_kl=0., w_fp=0., regions=0,
                        threshold='fixed', tau=0.95),

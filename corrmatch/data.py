@@ -125,7 +125,7 @@ def read_split(
     masks:bool=True, # False: an unlabeled list; masks are named where they exist and never required
 )->list[Pair]:       # in the order of the list
     "Read a list and make sure that every file it names exists."
-    root, listings, seen, pairs, missing = Path(root), {}, {}, [], []
+    root, listings, seen, pairs, missing = Path(root), dict[str, tuple](), dict[str, int](), [], []
     if not root.is_dir(): raise DataError(f'{root}: no such data folder; check the path')
     homes = folder_homes(root)
     for number, line in iter_lines(path):
@@ -133,7 +133,8 @@ def read_split(
         name, image, mask = parse_line(line, where)
         if image in seen: raise DataError(f'{where}: {image} stands in line {seen[image]} already; remove one of them')
         if masks and mask is None: raise DataError(f'{where}: `{line}` names no mask; a labeled list needs `IMAGE MASK`')
-        seen[image], pair = number, Pair(*(_find(root, p, listings, homes, where) for p in (image, mask)), name)
+        found, found_mask = (_find(root, p, listings, homes, where) for p in (image, mask))
+        seen[image], pair = number, Pair(found, found_mask, name)
         if pair.image is None or masks and pair.mask is None: missing.append((where, name, image if pair.image is None else mask))
         pairs.append(pair)
     if missing: raise _missing(missing, root, len(pairs))
@@ -183,7 +184,8 @@ def open_mask(
 # %% ../nbs/03_data.ipynb #4c07800a
 class Source(Protocol):
     "What training needs to know of a set of pictures; index i counts from 0."
-    names:Sequence[str]
+    @property
+    def names(self)->Sequence[str]: ...
     def __len__(self)->int: ...
     def where(self, i:int)->tuple[str, str]: ...           # what errors call the picture and its mask
     def image_size(self, i:int)->tuple[int, int]: ...      # (w, h) from the header alone
@@ -308,6 +310,7 @@ def rng_for(
 # %% ../nbs/03_data.ipynb #7baeb86b
 class EndlessOrder:
     "An endless sequence of indices: shuffled epochs one after the other."
+    _epoch:int|None  # the one whose order is held
     def __init__(self,
         n:int,                # pictures; indices are 0..n-1
         seed:int,             # of the run

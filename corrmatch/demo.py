@@ -35,12 +35,12 @@ def gap_closed(
 
 # %% ../nbs/15_demo.ipynb #55c3781f
 def run_demo(
-    out:Path='runs/demo', # folder for runs, pictures and table
-    seed:int=0,           # of weights, scenes and draws
-    steps:int=0,          # of each run; 0: the preset's
-    quiet:bool=False,     # no progress bars
-    **changes,            # fields of Config, the same for all three runs
-)->str:                   # the table, also written to out/demo.txt
+    out:Path|str='runs/demo', # folder for runs, pictures and table
+    seed:int=0,               # of weights, scenes and draws
+    steps:int=0,              # of each run; 0: the preset's
+    quiet:bool=False,         # no progress bars
+    **changes,                # fields of Config, the same for all three runs
+)->str:                       # the table, also written to out/demo.txt
     "Train floor, method and ceiling, and compare."
     start, out = time.time(), Path(out)
     configs = demo_configs(out, seed, **changes | (dict(steps=steps) if steps else {}))

@@ -111,11 +111,11 @@ def region_vote(
     n_classes:int, # c
 )->Vote:
     "Let one region vote, and keep the reasons."
-    voters, tau = region & (conf >= tau), np.float32(tau)
+    voters, gate = region & (conf >= tau), np.float32(tau)
     counts = label[voters].bincount(minlength=n_classes).numpy()
     size, n = np.float32(int(region.sum())), np.float32(counts.sum())
     confident, majority = (n/size if size else np.float32(0)), (np.float32(counts.max())/n if n else np.float32(0))
-    accepted = bool(n and confident >= tau and majority > tau)
+    accepted = bool(n and confident >= gate and majority > gate)
     return Vote(tuple(counts.tolist()), int(size), float(confident), float(majority), int(counts.argmax()) if n else -1, accepted)
 
 # %% ../nbs/16_explore.ipynb #6b863285
@@ -239,7 +239,7 @@ def pack_views(
     title:str='', # shown above the panel
 )->tuple:        # meta: what is where, ready for JSON; blob: bytes
     "Lay out all that the browser needs in one block."
-    parts, places, meta = [], {}, []
+    parts, places, meta = list[bytes](), {}, []
     def put(array):
         if id(array) not in places:
             places[id(array)] = [sum(len(p) for p in parts), array.nbytes, str(array.dtype)]
@@ -404,8 +404,8 @@ def explore_image(
     out:Path,         # the HTML file
     checkpoint:str='best.pt', # or last.pt
     longest:int=513,  # pixels of the long side at most
-    cut:float=None,   # None: the run's
-    tau:float=None,   # None: the run's, at the time of the checkpoint
+    cut:float|None=None, # None: the run's
+    tau:float|None=None, # None: the run's, at the time of the checkpoint
     device:str='auto', # auto | cpu | cuda
 )->str:               # one line: what was written
     "Write the explorer of a picture under a trained model."

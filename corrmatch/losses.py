@@ -8,7 +8,7 @@ __all__ = ['METHOD_WEIGHTS', 'supervised_ce', 'hard_pixels', 'ohem_ce', 'LossTer
 import torch
 import torch.nn.functional as F
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from torch import Tensor
 from .config import IGNORE_INDEX, METHODS, Config
 from .pseudo import masked_ce, soft_kl
@@ -47,7 +47,7 @@ def ohem_ce(
     thresh:float=0.7,              # pixels with a true-class probability up to this are hard
     min_kept:int=100_000,          # keep at least so many of the batch; 0 keeps all
     ignore_index:int=IGNORE_INDEX, # value of a pixel without label
-    weight:Tensor=None,            # (k,) weight of each class
+    weight:Tensor|None=None,       # (k,) weight of each class
     reduction:str='mean',          # 'mean' | 'sum' over kept pixels
     n_valid=None,                  # labeled pixels of the whole batch when this is a part of it; None: this is all
 )->Tensor:                         # scalar; 0 when every pixel is ignored
@@ -89,7 +89,7 @@ def total_loss(
 )->Tensor:             # scalar
     "Add up the terms that have a weight."
     if not any(weights): raise ValueError('all loss weights are 0: give at least one term a weight')
-    return sum(w*term for term, w in zip(terms, weights) if w)
+    return cast(Tensor, sum(w*term for term, w in zip(terms, weights) if w))
 
 # %% ../nbs/11_losses.ipynb #27f081ce
 class StepLogits(NamedTuple):
@@ -137,10 +137,10 @@ def _term(
 )->Tensor:    # scalar
     "Average a loss over views; what has no views is shared by all."
     if any(x is None for x in inputs): raise ValueError(f"loss term '{name}' has a weight but an input of it is None: pass it, or set the weight to 0")
-    inputs = [_views(x) for x in inputs]
-    n = max(map(len, inputs))
+    views = [_views(x) for x in inputs]
+    n = max(map(len, views))
     options = [{}] if count is None else [dict(n_valid=c) for c in count.reshape(-1)]
-    columns = [x*n if len(x) == 1 else x for x in (*inputs, options)]
+    columns = [x*n if len(x) == 1 else x for x in (*views, options)]
     return sum(loss(*view, **option) for *view, option in zip(*columns, strict=True)) / n
 
 # %% ../nbs/11_losses.ipynb #945010a7
@@ -154,7 +154,7 @@ def corrmatch_loss(
     z, t = logits, targets
     strong, weak = (t.label_u, t.keep_out, t.valid_u), (t.label_w, t.keep_w, t.valid)
     n_x, n_w, n_u = t.counts
-    recipe = LossTerms(
+    recipe:dict[str, tuple] = dict(
         x=(supervised, z.x, t.mask_x),
         x_corr=(supervised, z.corr_x, t.mask_x),
         s=(masked_ce, z.s, *strong),
@@ -164,4 +164,4 @@ def corrmatch_loss(
         fp=(masked_ce, z.fp_w, *weak))
     zero = torch.zeros((), device=z.x.device)
     counts = LossTerms(n_x, n_x, n_u, n_u, n_w, n_u, n_w)
-    return LossTerms(*(_term(name, *part, count=n) if w else zero for name, part, n, w in zip(LossTerms._fields, recipe, counts, weights)))
+    return LossTerms(*(_term(name, *recipe[name], count=n) if w else zero for name, n, w in zip(LossTerms._fields, counts, weights)))

@@ -6,6 +6,7 @@ __all__ = ['intersection_union', 'class_mean', 'mean_iou', 'ConfusionMatrix', 'w
 
 # %% ../nbs/12_metrics.ipynb #991e74eb
 import copy
+from typing import Callable
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
@@ -56,6 +57,7 @@ def mean_iou(
 # %% ../nbs/12_metrics.ipynb #853d5469
 class ConfusionMatrix:
     "Counts of (true class, predicted class) over a whole set."
+    update:Callable; iou:Callable; miou:Callable; pixel_accuracy:Callable; merge:Callable; sync:Callable  # in the cells below
     def __init__(self,
         n_classes:int,                   # k
         ignore_index:int=IGNORE_INDEX,   # mask value of pixels that are not scored
@@ -171,7 +173,7 @@ def window_groups(
     batch:int=4,  # windows a group at most
 )->list[list]:    # groups of (y0, y1, x0, x1), all of one size within a group
     "List the windows, cut at the border, in groups that fit one batch."
-    by_size = {}
+    by_size = dict[tuple, list]()
     for y in window_starts(h, stride):
         for x in window_starts(w, stride):
             y1, x1 = min(y+crop, h), min(x+crop, w)
@@ -194,6 +196,7 @@ def slide_probs(
         probs = _logits(model, torch.cat([image[..., y:y1, x:x1] for y,y1,x,x1 in boxes])).softmax(1)
         if total is None: total = probs.new_zeros(b, n_classes or probs.shape[1], h, w)
         for (y,y1,x,x1), part in zip(boxes, probs.split(b)): total[..., y:y1, x:x1] += part
+    if total is None: raise ValueError(f'image is {tuple(image.shape)}: it has no pixels')
     return total
 
 # %% ../nbs/12_metrics.ipynb #45163c4d
@@ -250,7 +253,7 @@ def evaluate(
     if mode != 'whole' and crop is None: raise ValueError(f"mode {mode!r} needs crop, in pixels")
     confusion, model = ConfusionMatrix(n_classes, ignore_index), packed(model)
     for image, mask in pairs:
-        if mode == 'center': image, mask = center_crop(image, crop), center_crop(mask, crop)
-        label = slide_predict(model, image, crop) if mode == 'slide' else whole_predict(model, image)
+        if crop is not None and mode == 'center': image, mask = center_crop(image, crop), center_crop(mask, crop)
+        label = slide_predict(model, image, crop) if crop is not None and mode == 'slide' else whole_predict(model, image)
         confusion.update(label, mask)
     return confusion

@@ -292,7 +292,7 @@ def read_tensors(
 def _safetensors():
     "The part of safetensors that speaks torch."
     try: import safetensors.torch as module
-    except ImportError: raise ImportError('safetensors is not installed: pip install corrmatch-seg[export], or use a .pth file') from None
+    except ImportError: raise ImportError('safetensors is not installed: pip install corrmatch-seg[safetensors], or use a .pth file') from None
     return module
 
 def _numpy_numbers():

@@ -11,7 +11,7 @@ import warnings
 from contextlib import nullcontext
 from datetime import timedelta
 from inspect import signature
-from typing import NamedTuple
+from typing import Any, Mapping, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -32,7 +32,7 @@ class World(NamedTuple):
 
 # %% ../nbs/13b_parallel.ipynb #34be5a46
 def read_world(
-    env:dict=None, # environment; None: that of this process
+    env:Mapping[str, str]|None=None, # environment; None: that of this process
 )->World:
     "Read what torchrun or SLURM said about this process."
     env = os.environ if env is None else env
@@ -44,10 +44,10 @@ def read_world(
 
 # %% ../nbs/13b_parallel.ipynb #b9946015
 def start_world(
-    device:torch.device,  # cpu or cuda
-    world:World=None,     # None: from the environment
-    minutes:float=30,     # how long to wait for a process that does not answer
-)->tuple:                 # World, device of this process, group for questions between hosts (None alone)
+    device:torch.device,   # cpu or cuda
+    world:World|None=None, # None: from the environment
+    minutes:float=30,      # how long to wait for a process that does not answer
+)->tuple:                  # World, device of this process, group for questions between hosts (None alone)
     "Meet the other processes, if there are any."
     world = world or read_world()
     if device.type == 'cuda' and device.index is None and world.size > 1: device = torch.device('cuda', world.local)
@@ -185,7 +185,8 @@ def wrap_step(
     if world.size == 1: return step
     warnings.filterwarnings('ignore', 'Grad strides do not match')  # 1x1 convolutions of a channels-last network; harmless
     name = 'forward_sync_buffers' if 'forward_sync_buffers' in signature(DistributedDataParallel).parameters else 'broadcast_buffers'
-    return DistributedDataParallel(step, find_unused_parameters=unused, gradient_as_bucket_view=True, **{name: False})
+    options:dict[str, Any] = {name: False}
+    return DistributedDataParallel(step, find_unused_parameters=unused, gradient_as_bucket_view=True, **options)
 
 def without_exchange(
     step:nn.Module, # from wrap_step

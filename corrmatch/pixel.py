@@ -83,7 +83,7 @@ def spread_pixels(
     f2:Tensor,     # (b,d,h,w) or (b,d,p) key side
     logits:Tensor, # (b,k,h,w) or (b,k,p) class scores; get no gradient
     transposed:bool=False, # False: send scores along rows (reference); True: fetch a weighted mean
-    rows:int=None, # rows of the map held at once; None: 4 MB of them on a CPU, 64 MB elsewhere
+    rows:int|None=None, # rows of the map held at once; None: 4 MB of them on a CPU, 64 MB elsewhere
 )->Tensor:         # float32, shaped like logits
     "Give what propagate_pixels(correlation_map(f1, f2), logits) gives, in memory linear in positions."
     f1, f2, values = (t.flatten(2).float() for t in (f1, f2, logits.detach()))
@@ -97,9 +97,9 @@ def propagate_logits(
     f1:Tensor,       # (b,d,h',w') query side
     f2:Tensor,       # (b,d,h',w') key side
     logits:Tensor,   # (b,k,h,w) scores of the network at any size; get no gradient
-    size:tuple=None, # height and width of the result; None: those of logits
+    size:tuple|None=None, # height and width of the result; None: those of logits
     transposed:bool=False, # see spread_pixels
-    rows:int=None,   # see spread_pixels
+    rows:int|None=None, # see spread_pixels
 )->Tensor:           # (b,k,h,w) at the wanted size
     "Bring the scores to feature size, spread them along the map, bring them back."
     small = resize(logits.detach().float(), f1.shape[2:])
@@ -112,15 +112,15 @@ class CorrMatchNet(DeepLabV3Plus):
         backbone,              # gives [c1..c4]; needs `.channels` and `.stride`
         n_classes:int,         # k
         dim:int=256,           # channels of ASPP, decoder and projection
-        *args,                 # as DeepLabV3Plus
+        low_dim:int=48,        # as DeepLabV3Plus
+        rates=None,            # as DeepLabV3Plus
         norm:str='batch',      # 'batch' or 'group'
-        transposed:bool=False, # see spread_pixels
-        **kwargs):             # as DeepLabV3Plus
-        super().__init__(backbone, n_classes, dim, *args, norm=norm, **kwargs)
+        transposed:bool=False):# see spread_pixels
+        super().__init__(backbone, n_classes, dim, low_dim, rates, norm)
         self.corr, self.transposed = CorrelationHead(dim, n_classes), transposed
         project = nn.Conv2d(backbone.channels[-1], dim, 3, padding=1)
         self.proj = nn.Sequential(project, make_norm(norm, dim), nn.ReLU(), nn.Dropout2d(0.1))
-    def forward(self, image, perturb=False, part=slice(None), generator=None, correlate=True, keys=None):
+    def forward(self, image, perturb=False, part=slice(None), generator=None, keys=None, correlate=True):
         "Return a SegOutput at the size of image (b,3,h,w); correlate=True adds `logits_corr`, `f1` and `f2`."
         seg = super().forward(image, perturb, part, generator, keys)
         if not correlate: return seg

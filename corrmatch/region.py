@@ -11,17 +11,17 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from .shapes import cut_packed, pack_bits, region_maps, unpack_bits
-try: import triton
-except ImportError: triton = constexpr = None
-else:
+try:
+    import triton
     from triton import language as tl
     from triton.language import constexpr
+except ImportError: triton = constexpr = None
 
 # %% ../nbs/10_region.ipynb #4dd55c31
 def draw_positions(
     n_positions:int, # feature positions of one image, h'*w'
     m:int=128,       # how many to draw, with replacement
-    generator:torch.Generator=None, # CPU generator; None uses torch's own
+    generator:torch.Generator|None=None, # CPU generator; None uses torch's own
 )->Tensor:           # (m,) int64 in [0, n_positions-1): the last position is never drawn
     "Draw the positions whose correlation rows become regions."
     if n_positions < 2: raise ValueError(f'n_positions={n_positions}: a region needs at least 2 positions to choose from')
@@ -29,13 +29,13 @@ def draw_positions(
 
 # %% ../nbs/10_region.ipynb #5ea8f455
 def sample_regions(
-    corr:Tensor,          # (b,p,q) correlation map, rows sum to 1
-    m:int=128,            # regions per image
-    seed:int=0,           # of the drawn positions, the same for all images of the batch
-    feat_size:tuple=None, # (h',w'); None: square
-    size:tuple=None,      # (h,w) of the regions; None: 8*(h'-1)+1 and likewise w
-    cut:float=0.5,        # see region_maps
-)->Tensor:                # (b,m,h,w) bool
+    corr:Tensor,               # (b,p,q) correlation map, rows sum to 1
+    m:int=128,                 # regions per image
+    seed:int=0,                # of the drawn positions, the same for all images of the batch
+    feat_size:tuple|None=None, # (h',w'); None: square
+    size:tuple|None=None,      # (h,w) of the regions; None: 8*(h'-1)+1 and likewise w
+    cut:float=0.5,             # see region_maps
+)->Tensor:                     # (b,m,h,w) bool
     "Draw positions and cut a region out of each one's correlation row."
     n = corr.shape[1]
     if feat_size is None: feat_size = (round(n**0.5),)*2
@@ -78,7 +78,7 @@ def _rewrite(
     y:np.ndarray,     # (h,w) int64 labels, written
     kept:np.ndarray,  # (h,w) bool, written
     words:np.ndarray, # (m,words) packed regions, nothing set outside the picture
-    tau:np.float32,   # gate
+    tau:np.ndarray,   # () float32, gate
     side:int,         # of the blocks they are packed in, or 0
 ):
     "Let packed regions vote in turn on one image."

@@ -10,6 +10,7 @@ import glob, hashlib, importlib, io, os, tarfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 from zipfile import BadZipFile
 import numpy as np
 from .data import (IMAGE_SUFFIXES, DataError, FolderSource, Pair, Source, climbs_out, folder_homes, iter_lines, leads_out,
@@ -215,7 +216,7 @@ def write_shards(
     per_shard:int=1000,    # pictures a file
 )->list[Path]:
     "Pack pictures, and masks where there are some, into tar shards in webdataset layout."
-    shards, keys = [], set()
+    shards, keys = list[Path](), set[str]()
     Path(folder).mkdir(parents=True, exist_ok=True)
     for start in range(0, len(pairs), per_shard):
         shards.append(Path(folder)/f'shard-{len(shards):06d}.tar')
@@ -235,13 +236,13 @@ def _sample(pair, keys):
 
 # %% ../nbs/03b_shards.ipynb #d0dfa414
 def tar_members(
-    path:Path,                         # uncompressed tar file
+    path:Path|str,                     # uncompressed tar file
 )->Iterator[tuple[str, int, int]]:     # name, offset and length in bytes of each regular file
     "Walk through the headers of a shard; refuse one that is cut short or holds more than plain files."
     try:
         with tarfile.open(path, 'r:') as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # the archive would remember them all
+                cast(Any, tar).members.clear()  # the archive would remember them all
                 if member.size < 0: raise tarfile.ReadError('a negative length')  # would walk in circles
                 if not member.isdir(): yield _plain(member, path)
             tar.fileobj.seek(tar.offset)
@@ -259,10 +260,10 @@ def _plain(member, path):
 
 # %% ../nbs/03b_shards.ipynb #134c5cc6
 def shard_samples(
-    path:Path,                  # one shard
+    path:Path|str,              # one shard
 )->dict[str, tuple]:            # key -> suffix, offset and length of the picture, suffix, offset and length of the mask (or '', 0, 0)
     "Group the members of a shard by their key, in the order of the file."
-    found, samples = {}, {}
+    found, samples = dict[str, dict](), {}
     for name, offset, length in tar_members(path):
         stem, dot, suffix = name.rpartition('/')[2].partition('.')
         if not stem or not dot or name.startswith('__'): continue  # hidden files and the notes of packing tools
@@ -280,8 +281,8 @@ def shard_samples(
 ROW = np.dtype([('shard', 'i4'), ('image', 'i8'), ('image_length', 'i8'), ('mask', 'i8'), ('mask_length', 'i8'), ('image_suffix', 'u2'), ('mask_suffix', 'u2')])
 
 def index_shards(
-    shards:Sequence[Path],  # in the order that counts the pictures
-)->dict:                    # rows (n,) ROW; blob and ends of the keys; suffixes, texts
+    shards:Sequence[str|Path], # in the order that counts the pictures
+)->dict:                       # rows (n,) ROW; blob and ends of the keys; suffixes, texts
     "Make the table of all pictures in a list of shards."
     suffixes, chunks = {'': 0}, []
     def keys():

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from .backbones import build_backbone, load_pretrained, param_groups
 from .batches import CachedSource, StepBatches, add_strong
 from .config import IGNORE_INDEX, Config
 from .correlation import correlation_rows
-from .data import ArraySource, DataError, FolderSource, read_classes, read_split
+from .data import ArraySource, DataError, FolderSource, Source, read_classes, read_split
 from .losses import LossTerms, StepLogits, StepTargets, corrmatch_loss, supervised_ce, total_loss
 from .metrics import whole_predict
 from .model import DeepLabV3Plus
@@ -62,9 +62,9 @@ def lr_in_force(
 @dataclass
 class Sources:
     "The three sets of a run, and how to name and paint their classes."
-    labeled:object            # Source with masks
-    unlabeled:object          # Source, or None
-    val:object                # Source with masks
+    labeled:Source            # with masks
+    unlabeled:Source|None     # masks are not needed
+    val:Source                # with masks
     class_names:list          # k names
     colors:np.ndarray         # (k,3) uint8
 
@@ -83,7 +83,7 @@ def make_sources(
     only_val=False, # leave the training sets closed, as scoring does
 )->Sources:
     "Open the data of a run; raise DataError when a folder, a list or a file is missing."
-    if only_val: config = replace(config, labeled=config.val, unlabeled='', toy_unlabeled=0, **dict.fromkeys(('w_s', 'w_s_corr', 'w_w_corr', 'w_kl', 'w_fp'), 0.))
+    if only_val: config = replace(config, labeled=config.val, unlabeled='', toy_unlabeled=0, w_s=0., w_s_corr=0., w_w_corr=0., w_kl=0., w_fp=0.)
     if uses_unlabeled(config) and not (config.unlabeled if config.data else config.toy_unlabeled):
         raise DataError(f"method='{config.method}' learns from unlabeled pictures and has none: set {'unlabeled=LIST' if config.data else 'toy_unlabeled=N'}, or method=supervised")
     if not config.data: return _toy_sources(config)
@@ -154,7 +154,7 @@ def set_lr(
 # %% ../nbs/13_step.ipynb #4afeca0d
 def make_threshold(
     config:Config,    # threshold, tau, momentum_tau, n_classes
-)->nn.Module:         # has .tau and .update(confidence, label, valid)
+)->DynamicThreshold|FixedThreshold: # has .tau and .update(confidence, label, valid)
     "The confidence threshold of a run."
     if config.threshold == 'fixed': return FixedThreshold(config.tau)
     return DynamicThreshold(config.tau, config.momentum_tau, config.n_classes)
@@ -218,9 +218,9 @@ def mixed_valid(
 
 @torch.no_grad()
 def mix_logits(
-    model:nn.Module, # left in training mode
-    batch:dict,      # on the device
-)->Tensor|None:      # (b,k,h,w) scores of the mix stream's weak views; None when the partner is in the batch
+    model:DeepLabV3Plus, # left in training mode
+    batch:dict,          # on the device
+)->Tensor|None:          # (b,k,h,w) scores of the mix stream's weak views; None when the partner is in the batch
     "Predict the second stream in evaluation mode."
     if 'image_mix_w' not in batch: return None
     model.eval()
@@ -231,13 +231,13 @@ def mix_logits(
 # %% ../nbs/13_step.ipynb #6a4c1575
 class Passes(NamedTuple):
     "What the network said about the three kinds of views; SegOutput each."
-    labeled_weak:object   # of [x; w]
-    strong:object         # of the pasted strong views, views flattened into the batch
+    labeled_weak:Any       # of [x; w]
+    strong:Any             # of the pasted strong views, views flattened into the batch
     logits_mix:Tensor|None # of the mix stream
 
 # %% ../nbs/13_step.ipynb #b9045892
 def forward_views(
-    model:nn.Module, # in training mode
+    model:DeepLabV3Plus, # in training mode
     batch:dict,      # on the device; keys_x (b,), keys_u_w (b,), keys_u_s (v,b) choose the dropped channels, without them torch does
     perturb:bool,    # also decode dropped-out features (the fp term)
 )->Passes:
@@ -265,10 +265,11 @@ def make_targets(
 )->Targets:
     "Take confidence and label of the weak view and put the partner's inside the boxes."
     own = pseudo_label(logits_w), confidence(logits_w), batch['valid_u']
-    if logits_mix is None: partner = [swap_pairs(m) for m in own[:2]]
+    if logits_mix is None: partner = swap_pairs(own[0]), swap_pairs(own[1])
     else: partner = pseudo_label(logits_mix), confidence(logits_mix)
     box = batch['box_u']
-    return Targets(*own, *[mix_maps(box, p.expand_as(box), m.expand_as(box)) for p, m in zip(partner, own)], mixed_valid(batch))
+    label_u, conf_u = (mix_maps(box, p.expand_as(box), m.expand_as(box)) for p, m in zip(partner, own))
+    return Targets(*own, label_u, conf_u, mixed_valid(batch))
 
 # %% ../nbs/13_step.ipynb #02e14ed2
 @torch.no_grad()
@@ -349,10 +350,10 @@ def _step_pair(passes, targets, keep_kl, after, mask_x, tau, counts):
 
 # %% ../nbs/13_step.ipynb #8d9a3c15
 def train_step(
-    model:nn.Module,          # in training mode; CorrMatchNet where regions or corr terms are wanted
+    model:DeepLabV3Plus,      # in training mode; CorrMatchNet where regions or corr terms are wanted
     batch:dict,               # from to_device
     weights:LossTerms,        # 0 switches a term off
-    threshold:nn.Module,      # updated in place
+    threshold:DynamicThreshold|FixedThreshold, # updated in place
     supervised=supervised_ce, # (logits, mask) -> scalar
     regions:int=128,          # drawn a picture; 0: no region propagation
     cut:float=0.5,            # of a min-max normalised row
@@ -362,7 +363,7 @@ def train_step(
 )->StepResult:
     "All stages of one step; the caller does the backward pass."
     n = len(batch['image_x'])
-    passes = forward_views(model, batch, perturb=weights.fp != 0)
+    passes = forward_views(model, batch, perturb=bool(weights.fp))
     out = passes.labeled_weak
     targets = make_targets(out.logits[n:].detach(), passes.logits_mix, batch)
     tau = threshold.update(targets.conf_w, targets.label_w, targets.valid_u[0])
@@ -375,7 +376,7 @@ def train_step(
 
 # %% ../nbs/13_step.ipynb #0c79584e
 def autocast(
-    device:torch.device,     # where the step runs
+    device:torch.device|str, # where the step runs
     dtype:torch.dtype|None,  # torch.bfloat16; None: everything in float32
 ):                           # context manager
     "Run convolutions and matrix products in a smaller type."
@@ -383,13 +384,13 @@ def autocast(
 
 # %% ../nbs/13_step.ipynb #1e8d9dde
 def bf16_gain(
-    model:nn.Module, # DeepLabV3Plus, on its device; not changed
+    model:DeepLabV3Plus, # on its device; not changed
     size:int=97,     # pixels, side of the two test images
     rounds:int=3,    # timed passes of each kind, after one untimed
 )->float:            # times faster; below 1: slower
     "Time forward and backward in float32 and in bfloat16, in turns."
     weights, was_training = [p for p in model.parameters() if p.requires_grad], model.training
-    device, seconds = weights[0].device, {None: [], torch.bfloat16: []}
+    device, seconds = weights[0].device, {kind: list[float]() for kind in (None, torch.bfloat16)}
     image = torch.zeros(2, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     model.eval()  # so that no batch statistic moves
     for _ in range(rounds+1):
@@ -404,8 +405,8 @@ def bf16_gain(
 # %% ../nbs/13_step.ipynb #53cd53d3
 def pick_precision(
     precision:str,              # auto | fp32 | bf16
-    device:torch.device,        # where the step runs
-    model:nn.Module|None=None,  # timed for 'auto' on a CPU; None: float32 there
+    device:torch.device|str,    # where the step runs
+    model:DeepLabV3Plus|None=None, # timed for 'auto' on a CPU; None: float32 there
     least_gain:float=1.5,       # times faster that bfloat16 must be on a CPU
 )->torch.dtype|None:            # for autocast
     "Choose the type of the convolutions."
@@ -418,12 +419,12 @@ def pick_precision(
 
 # %% ../nbs/13_step.ipynb #ef88dc2a
 def prepare_model(
-    model:nn.Module,     # from make_model
-    config:Config,       # compile
-    device:torch.device, # where it will train
-)->nn.Module:            # the same network
+    model:DeepLabV3Plus,     # from make_model
+    config:Config,           # compile
+    device:torch.device|str, # where it will train
+)->DeepLabV3Plus:            # the same network
     "Move a network, lay its weights out channels last, compile it if the record says so."
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     if config.compile:
         name = os.environ.get('CXX') or ('clang++' if sys.platform == 'darwin' else 'g++')
         if not shutil.which(name): raise ValueError(f"compile=True needs a C++ compiler and '{name}' is not installed: install one, or set compile=False")
@@ -497,7 +498,7 @@ def eval_pairs(
     batch:int=1,     # neighbours of equal size that are served together
 ):                   # yields (b,3,h,w) normalised images and (b,h,w) masks
     "Read pictures in order, at their own size."
-    group = []
+    group = list[tuple]()
     for i in range(len(source)) if rows is None else rows:
         pair = np.asarray(source.read_image(i)), np.asarray(source.read_mask(i))
         if group and (len(group) == batch or group[0][1].shape != pair[1].shape): yield _stack(group, device); group = []

@@ -24,10 +24,11 @@ def class_confidence(
 # %% ../nbs/07_threshold.ipynb #1a9dbfab
 class DynamicThreshold(nn.Module):
     "A confidence threshold that follows the mean over classes of their top confidence."
+    tau:Tensor  # () float32, a buffer
     def __init__(self,
-        tau:float=0.85,       # start, 0..1
-        momentum:float=0.999, # share of the old tau kept in each update, 0..1
-        n_classes:int=None,   # number of classes that can be predicted; must be given
+        tau:float=0.85,          # start, 0..1
+        momentum:float=0.999,    # share of the old tau kept in each update, 0..1
+        n_classes:int|None=None, # number of classes that can be predicted; must be given
     ):
         super().__init__()
         if n_classes is None: raise ValueError('n_classes is missing: pass the number of classes')
@@ -53,6 +54,7 @@ class DynamicThreshold(nn.Module):
 # %% ../nbs/07_threshold.ipynb #014063a4
 class FixedThreshold(nn.Module):
     "A confidence threshold that stays where it was set."
+    tau:Tensor  # () float32, a buffer
     def __init__(self,
         tau:float, # 0..1; 0 keeps every valid pixel
     ):

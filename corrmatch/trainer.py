@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Callable
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def activation_bytes(
         if not (tensor.is_leaf and tensor.requires_grad) and storage._cdata not in seen: total += storage.nbytes()
         seen.add(storage._cdata); held.append(storage)
         return tensor
-    held, n = [], config.batch_x + (config.batch_u if uses_unlabeled(config) else 0)
+    held, n = list[torch.UntypedStorage](), config.batch_x + (config.batch_u if uses_unlabeled(config) else 0)
     plain = dict(correlate=False) if uses_correlation(config) else {}  # the correlation map is never held whole
     with torch.device('meta'):
         model = make_model(replace(config, weights=''))[0].train()
@@ -78,7 +79,7 @@ def activation_bytes(
 def check_memory(
     config:Config,       # as activation_bytes
     device:torch.device, # where the step will run
-    free:int=None,       # bytes; None: ask the machine
+    free:int|None=None,  # bytes; None: ask the machine
 ):                       # None; raises DataError
     "Refuse a crop or batch that cannot fit."
     if free is None: free = free_bytes(device)
@@ -114,7 +115,7 @@ def fits_estimate(
     config:Config,       # with accumulate
     device:torch.device, # where the step will run
     processes:int=1,     # that share the batch
-    free:int=None,       # bytes; None: ask the machine
+    free:int|None=None,  # bytes; None: ask the machine
 )->bool:
     "Would a micro-step fit by the count of what autograd keeps, with a third to spare?"
     free, parts = free_bytes(device) if free is None else free, config.accumulate*processes
@@ -151,7 +152,7 @@ class FiniteGuard:
     ):
         self.optimizer, self.patience = optimizer, patience
         self.buffers = [b for b in buffers if b.is_floating_point()]
-        self.flags, self.skipped, self.in_a_row = [], 0, 0
+        self.flags, self.skipped, self.in_a_row = list[tuple](), 0, 0
         for group in optimizer.param_groups:
             if not group['fused']: raise ValueError('FiniteGuard needs an optimizer with fused=True: only that one can skip a step')
             for p in group['params']: optimizer.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
@@ -189,6 +190,8 @@ class FiniteGuard:
 # %% ../nbs/14_trainer.ipynb #ac83df11
 class Trainer:
     "One training run in one folder."
+    run_step:Callable; save:Callable; load:Callable; score:Callable; validate:Callable; fit:Callable  # these and more in the cells below
+    describe:Callable; say:Callable; summary:Callable; note_broken:Callable; note_skipped:Callable
     def __init__(self,
         config:Config,   # all numbers
         sources=None,    # Sources; None: made from config
@@ -215,7 +218,7 @@ class Trainer:
         self.steps = total_steps(c, self.sources)
         self.batches = replace(make_batches(c, self.sources), positions_x=shares[0], positions_u=shares[-1] if uses_unlabeled(c) else None)
         self.out = Path(c.out or f'runs/{c.name}_{c.method}_s{c.seed}')
-        self.step, self.best, self.broken = 0, -1., {}
+        self.step, self.best, self.broken = 0, -1., dict[str, int]()
 
 # %% ../nbs/14_trainer.ipynb #b3f7dd5d
 @patch
@@ -340,7 +343,7 @@ def recorded_config(
     **changes,       # fields to change
 )->Config:
     "Make a record of what a checkpoint or config.json says."
-    kinds = {f.name: f.type for f in fields(Config)}
+    kinds:dict[str, Any] = {f.name: f.type for f in fields(Config)}
     for k, v in record.items():
         if k in kinds and not isinstance(v, (int, float) if kinds[k] is float else kinds[k]):
             raise DataError(f'{where}: {k}={v!r} is no {kinds[k].__name__}; this is not a record of corrmatch')

@@ -40,7 +40,7 @@ def palette(
 # %% ../nbs/01_viz.ipynb #294a15b3
 def colorize(
     mask,                # (h,w) class ids, IGNORE_INDEX where ignored; tensor or array
-    colors:np.ndarray=None, # (k,3) uint8; None: the toy palette
+    colors:np.ndarray|None=None, # (k,3) uint8; None: the toy palette
 )->np.ndarray:           # (h,w,3) uint8
     "Paint class ids; ignored pixels get grey diagonal hatching on white."
     mask = np.asarray(mask)
@@ -133,11 +133,11 @@ def show_row(
     size=2.2,     # inches a panel
 )->Figure:        # the figure, drawn and closed
     "Draw several views of one place side by side."
-    panels = [np.asarray(p) for p in panels]
-    panels = [p[0] if p.ndim == 3 and p.shape[0] == 1 else p for p in panels]
-    titles = titles or [_kind(p) for p in panels]
-    fig, axes = plt.subplots(1, len(panels), figsize=(size*len(panels), size+.35), squeeze=False, layout='constrained')
-    for panel, title, ax in zip(panels, titles, axes[0]): _draw(panel, title, ax, keep, colors)
+    arrays = [np.asarray(p) for p in panels]
+    arrays = [a[0] if a.ndim == 3 and a.shape[0] == 1 else a for a in arrays]
+    titles = titles or [_kind(a) for a in arrays]
+    fig, axes = plt.subplots(1, len(arrays), figsize=(size*len(arrays), size+.35), squeeze=False, layout='constrained')
+    for panel, title, ax in zip(arrays, titles, axes[0]): _draw(panel, title, ax, keep, colors)
     plt.close(fig)
     return fig
 

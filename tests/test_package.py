@@ -81,9 +81,33 @@ def test_wheel(built):
         names = set(archive.namelist())
         text = {name.rpartition('/')[2]: archive.read(name).decode() for name in names if '.dist-info/' in name}
     assert shipped() <= names
+    assert {'.js', '.css', '.pth'} <= {Path(n).suffix for n in names if n.startswith('corrmatch/assets/')}
     assert {n.partition('/')[0] for n in names if '.dist-info/' not in n} == {'corrmatch'}, 'only the package is installed'
     assert f'\nName: {SETTINGS["lib_name"]}\nVersion: {SETTINGS["version"]}\n' in text['METADATA']
     assert 'corrmatch = corrmatch.cli:main' in text['entry_points.txt'].replace('corrmatch=corrmatch', 'corrmatch = corrmatch')
+
+
+def test_wheel_installs(built, tmp_path):
+    "In an environment of its own, far from the sources; what the wheel requires is borrowed from this one."
+    if subprocess.run([sys.executable, '-m', 'pip', '--version'], capture_output=True).returncode: pytest.skip('needs pip')
+    run(sys.executable, '-m', 'venv', '--without-pip', str(tmp_path/'env'))
+    python = tmp_path/'env'/('Scripts' if sys.platform == 'win32' else 'bin')/'python'
+    run(sys.executable, '-m', 'pip', '--python', str(python), 'install', '--quiet', '--no-deps', '--no-index', str(built[1]))
+    [site] = (tmp_path/'env').glob('**/site-packages')
+    (site/'borrowed.pth').write_text('\n'.join(p for p in sys.path if p.endswith('-packages')))
+    assert Path(run(str(python), '-c', 'import corrmatch; print(corrmatch.__file__)', cwd=tmp_path)).is_relative_to(site)
+    assert 'train' in run(str(python.with_name('corrmatch')), '--help', cwd=tmp_path)
+    made = "from corrmatch.config import preset; from corrmatch.step import make_model; print(make_model(preset('toy'))[1])"
+    assert 'backbone weights toy' in run(str(python), '-c', made, cwd=tmp_path), 'the small backbone comes with the wheel'
+
+
+def test_extras():
+    "Every extra that a message or a text names exists, and `dev` has them all."
+    extras = {key.removeprefix('extra_') for key in SETTINGS if key.startswith('extra_')} | {'dev'}
+    assert {'timm', 'onnx', 'video', 'dev'} <= extras
+    paths = [*(ROOT/'corrmatch').glob('*.py'), *(ROOT/'nbs').glob('*.ipynb'), *(ROOT/'tools').glob('*.py'), ROOT/'README.md', ROOT/'CONTRIBUTING.md']
+    named = {name for path in paths for found in re.findall(r'corrmatch-seg\[([\w,]+)\]', path.read_text(encoding='utf-8')) for name in found.split(',')}
+    assert 'timm' in named and not named - extras - {'NAME'}, 'named in a text, but not in settings.ini'
 
 
 def tracked():

@@ -1,0 +1,91 @@
+"The commands as a new user types them, one after another, on a plain folder with broken files."
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from corrmatch.toy import toy_arrays
+from runs_for_tests import ROOT, environment
+
+SMALL = ('--crop', '49', '--dim', '16', '--low_dim', '8', '--backbone', 'toynet', '--weights', 'toy', '--steps', '4', '--eval_every', '2', '--batch_x', '2',
+         '--batch_u', '2', '--regions', '8', '--norm', 'group', '--stride', '8', '--device', 'cpu')
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    "A folder `photos` with 26 pictures and masks side by side in two folders, five of them broken in different ways."
+    root = tmp_path_factory.mktemp('story'); photos = root/'photos'
+    (photos/'images').mkdir(parents=True); (photos/'masks').mkdir()
+    for i, (image, mask) in enumerate(zip(*toy_arrays(range(26), 81, n_classes=5))):
+        Image.fromarray(image).save(photos/'images'/f'p{i:02d}.jpg', quality=92); Image.fromarray(mask).save(photos/'masks'/f'p{i:02d}.png')
+    (photos/'images'/'p00.jpg').write_bytes((photos/'images'/'p00.jpg').read_bytes()[:700])                   # cut off
+    (photos/'images'/'p01.jpg').write_text('not a picture')
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(photos/'masks'/'p02.png')                                # of another size
+    Image.fromarray(np.full((81, 81), 77, np.uint8)).save(photos/'masks'/'p03.png')                             # a value that is no class
+    (photos/'masks'/'p04.png').write_bytes(b'')
+    (photos/'classes.txt').write_text('background 0 0 0\ndisk 230 159 0\nstripes 86 180 233\nsquare 0 158 115\nring 240 228 66\n')
+    return root
+
+
+def corrmatch(place, *words, code=0):
+    "Type a command; its output."
+    done = subprocess.run([sys.executable, '-m', 'corrmatch', *map(str, words)], cwd=place, env=environment(), capture_output=True, text=True, timeout=180)
+    assert done.returncode == code and 'Traceback' not in done.stderr, f'{words}: {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}'
+    return done.stdout + done.stderr
+
+
+def test_check_names_the_five(place):
+    said = corrmatch(place, 'check', 'photos', '--out', 'report', code=1)
+    for name in ('p00', 'p01', 'p02', 'p03', 'p04'): assert name in said, name
+    assert (place/'report'/'report.html').is_file() and json.loads((place/'report'/'report.json').read_text())
+
+
+def test_split_leaves_them_out(place):
+    said = corrmatch(place, 'split', 'photos', '--labels', '6', '--seed', '0')
+    lists = [p for p in (place/'photos'/'splits').rglob('labeled.txt')]
+    assert len(lists) == 1 and 'background' in said
+    assert not any(f'p0{i}' in lists[0].read_text() for i in range(5))
+
+
+def test_train_on_the_folder(place):
+    said = corrmatch(place, 'train', 'photos', '--labels', '6', '--out', 'runs/mine', *SMALL)
+    assert 'mIoU' in said and 'corrmatch eval runs/mine' in said and '5 classes' in said
+
+
+def test_resume_a_finished_run_says_so_or_goes_on(place):
+    assert 'mIoU' in corrmatch(place, 'resume', 'runs/mine')
+
+
+def test_runs_and_eval(place):
+    listed = corrmatch(place, 'runs', 'runs')
+    assert 'finished' in listed and '4/4' in listed
+    assert 'mIoU' in corrmatch(place, 'eval', 'runs/mine', '--device', 'cpu')
+
+
+@pytest.mark.parametrize('words, made', [
+    (('report', 'runs/mine', '--device', 'cpu'), 'runs/mine/report.html'),
+    (('predict', 'runs/mine', 'photos/images/p05.jpg', 'photos/images/p06.jpg', '--out', 'predictions', '--device', 'cpu'), 'predictions/index.html'),
+    (('pseudo', 'runs/mine', 'photos/images/p05.jpg', '--out', 'pseudo', '--tau', '0.3', '--device', 'cpu'), 'pseudo/shares.csv'),
+    (('explore', 'photos/images/p05.jpg', '--model', 'runs/mine', '--out', 'p05.html', '--device', 'cpu'), 'p05.html'),
+    (('export', 'runs/mine', '--format', 'safetensors', '--out', 'mine.safetensors'), 'mine.safetensors'),
+], ids=lambda x: x[0] if isinstance(x, tuple) else '')
+def test_use_the_run(place, words, made):
+    corrmatch(place, *words)
+    assert (place/made).is_file() and (place/made).stat().st_size > 0
+
+
+def test_a_broken_picture_is_named_and_the_others_are_predicted(place):
+    said = corrmatch(place, 'predict', 'runs/mine', 'photos/images', '--out', 'all', '--device', 'cpu', code=1)
+    assert 'p00.jpg' in said and 'p01.jpg' in said and len(list((place/'all').rglob('p*.png'))) >= 24
+
+
+@pytest.mark.parametrize('words, said', [
+    (('fetch', 'cityscapes'), 'cityscapes'), (('fetch', 'elephants'), 'elephants'), (('bench', '--only', 'elephants'), 'elephants'),
+    (('export', 'runs/none', '--format', 'onnx'), 'runs/none'), (('resume', 'runs/none'), 'runs/none'), (('split', 'photos', '--labels', '0'), 'labels')])
+def test_failures_are_one_line(place, words, said):
+    done = subprocess.run([sys.executable, '-m', 'corrmatch', *words], cwd=place, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 or words == ('fetch', 'cityscapes')
+    assert said in (done.stdout + done.stderr).lower() and 'Traceback' not in done.stderr and len(done.stderr.strip().splitlines()) <= 1
