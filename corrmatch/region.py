@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from .shapes import cut_packed, pack_bits, region_maps, unpack_bits
+from .shapes import cut_packed, pack_bits, pack_classes, region_maps, unpack_bits
 try:
     import triton
     from triton import language as tl
@@ -83,15 +83,17 @@ def _rewrite(
 ):
     "Let packed regions vote in turn on one image."
     classes = np.flatnonzero(np.bincount(y.ravel()))
-    planes, trusted = np.stack([pack_bits(y == c, side) for c in classes]), pack_bits(kept, side)
+    planes, trusted = pack_classes(y, classes, side), pack_bits(kept, side)
     voters, grown, won = words & trusted, trusted.copy(), set()
     n, size = (np.bitwise_count(w).sum(1, dtype=np.int64).astype(np.float32) for w in (voters, words))
     rejected = np.divide(n, size, out=np.zeros_like(n), where=n > 0) < tau
     for r in np.flatnonzero((n > 0) & ~rejected):
-        votes = np.bitwise_count(planes & voters[r]).sum(1, dtype=np.int64)
+        at = np.flatnonzero(words[r])                                  # a region touches few words
+        region, mine = words[r, at], planes[:, at]
+        votes = np.bitwise_count(mine & voters[r, at]).sum(1, dtype=np.int64)
         c = int(votes.argmax())
         if np.float32(votes[c])/n[r] > tau:
-            planes &= ~words[r]; planes[c] |= words[r]; grown |= words[r]; won.add(c)
+            mine &= ~region; mine[c] |= region; planes[:, at] = mine; grown[at] |= region; won.add(c)
     for c in won: np.copyto(y, classes[c], where=unpack_bits(planes[c], y.shape, side))
     kept[...] = unpack_bits(grown, y.shape, side)
 
