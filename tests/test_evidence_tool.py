@@ -116,10 +116,15 @@ def test_two_runners_share_the_list_and_a_killed_one_frees_its_run(tmp_path):
     with evidence.lock(tmp_path/'.locks'/'camvid_1_16_supervised_s0') as mine: assert not mine
     dead.kill()
     begun = dead.communicate()[0].split()
-    pair = [worker(tmp_path, .3) for _ in range(2)]
-    done = [p.communicate(timeout=60)[0].split() for p in pair]
-    assert begun == ['camvid_1_16_supervised_s0'] and begun[0] in done[0] + done[1]
-    assert len(done[0] + done[1]) == len(set(done[0] + done[1])) == 8
+    other, mine = worker(tmp_path, .6), []
+    def train(config):
+        mine.append(Path(config.out).name)
+        time.sleep(.6)
+        pretend(config)
+    evidence.run_jobs(evidence.make_plan(['camvid'], 2, 'methods', ['1_16']), configs(tmp_path), train, say=lambda t: None)
+    done = mine + other.communicate(timeout=60)[0].split()
+    assert begun == ['camvid_1_16_supervised_s0'] and begun[0] in done
+    assert len(done) == len(set(done)) == 8
 
 
 @pytest.mark.parametrize('swallowed', [False, True])

@@ -391,7 +391,7 @@ def paint_voc(folder, sizes=(4, 8, 2), h=375, w=500, seed=0):
                 mask[distance < 1.08] = IGNORE_INDEX
                 mask[distance < 1] = c
             Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder/f'JPEGImages/{number:06d}.jpg', quality=90)
-            drawn = Image.fromarray(mask, 'L')
+            drawn = Image.fromarray(mask)
             drawn.putpalette(colors.ravel().tolist())
             drawn.save(folder/f'SegmentationClass/{number:06d}.png')
             lines.append(f'JPEGImages/{number:06d}.jpg SegmentationClass/{number:06d}.png')
