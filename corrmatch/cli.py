@@ -5,7 +5,7 @@ __all__ = ['COMMANDS', 'field_help', 'add_fields', 'train_config', 'run_training
            'add_resume', 'cmd_eval', 'add_eval', 'cmd_demo', 'add_demo', 'cmd_runs', 'add_runs', 'cmd_check',
            'add_check', 'cmd_split', 'add_split', 'cmd_fetch', 'add_fetch', 'cmd_predict', 'number_list', 'add_predict',
            'cmd_export', 'add_export', 'cmd_pseudo', 'add_pseudo', 'cmd_report', 'add_report', 'cmd_explore',
-           'add_explore', 'cmd_bench', 'add_bench', 'make_parser', 'main']
+           'add_explore', 'cmd_bench', 'add_bench', 'cmd_table', 'add_table', 'make_parser', 'main']
 
 # %% ../nbs/23_cli.ipynb #fea8e8b1
 import argparse
@@ -397,9 +397,32 @@ def add_bench(
     parser.add_argument('--device', default='cpu', help='cpu | cuda | cuda:N [cpu]')
     parser.set_defaults(handler=cmd_bench)
 
+# %% ../nbs/23_cli.ipynb #df605794
+def cmd_table(
+    args:argparse.Namespace, # runs, vary, paper, format, out
+):
+    "Collect finished runs into a table with mean and deviation over seeds."
+    from corrmatch.tables import table_of
+    if not args.runs and not args.paper: raise ValueError('no runs given: name run folders, or a folder that holds some; --paper alone shows the published cells')
+    text = table_of(args.runs, tuple(args.vary.split(',')) if args.vary else (), args.paper, args.format)
+    if args.out: Path(args.out).write_text(text.rstrip('\n') + '\n', encoding='utf-8')
+    print(f'written: {args.out}' if args.out else text)
+
+def add_table(
+    command, # (name, help, example) -> parser
+):
+    "Describe `corrmatch table`."
+    parser = command('table', 'mean and deviation over seeds of finished runs, beside the published numbers', 'corrmatch table runs --vary regions')
+    parser.add_argument('runs', nargs='*', help='run folders, or folders that hold some')
+    parser.add_argument('--vary', default='', metavar='FIELDS', help='settings that differ on purpose, such as regions,cutmix; their values get rows of their own; any: all')
+    parser.add_argument('--paper', action='store_true', help='also the published cells that no run has filled')
+    parser.add_argument('--format', default='text', choices=('text', 'markdown', 'csv'), help='how to write it [text]')
+    parser.add_argument('--out', default='', help='file to write instead of the terminal')
+    parser.set_defaults(handler=cmd_table)
+
 # %% ../nbs/23_cli.ipynb #dea9e417
 COMMANDS = (add_demo, add_train, add_resume, add_eval, add_runs, add_check, add_split, add_fetch, add_predict, add_pseudo,
-            add_export, add_report, add_explore, add_bench)
+            add_export, add_report, add_explore, add_bench, add_table)
 
 # %% ../nbs/23_cli.ipynb #33f51aae
 def make_parser(

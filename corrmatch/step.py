@@ -5,7 +5,7 @@ __all__ = ['lr_after_step', 'lr_in_force', 'Sources', 'make_sources', 'uses_unla
            'uses_correlation', 'make_optimizer', 'set_lr', 'make_threshold', 'make_batches', 'total_steps', 'to_device',
            'swap_pairs', 'paste_partner', 'mixed_valid', 'mix_logits', 'Passes', 'forward_views', 'Targets',
            'make_targets', 'propagate_targets', 'StepResult', 'labeled_weights', 'labeled_step', 'watch_targets',
-           'train_step', 'autocast', 'bf16_gain', 'pick_precision', 'prepare_model', 'Propagated', 'propagate_image',
+           'train_step', 'autocast', 'pick_precision', 'prepare_model', 'Propagated', 'propagate_image',
            'show_prediction', 'eval_pairs']
 
 # %% ../nbs/13_step.ipynb #7b86424f
@@ -382,32 +382,11 @@ def autocast(
     "Run convolutions and matrix products in a smaller type."
     return torch.autocast(torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None)
 
-# %% ../nbs/13_step.ipynb #1e8d9dde
-def bf16_gain(
-    model:DeepLabV3Plus, # on its device; not changed
-    size:int=97,     # pixels, side of the two test images
-    rounds:int=3,    # timed passes of each kind, after one untimed
-)->float:            # times faster; below 1: slower
-    "Time forward and backward in float32 and in bfloat16, in turns."
-    weights, was_training = [p for p in model.parameters() if p.requires_grad], model.training
-    device, seconds = weights[0].device, {kind: list[float]() for kind in (None, torch.bfloat16)}
-    image = torch.zeros(2, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    model.eval()  # so that no batch statistic moves
-    for _ in range(rounds+1):
-        for dtype, times in seconds.items():
-            start = time.perf_counter()
-            with autocast(device, dtype): score = model.predict_logits(image).sum()
-            torch.autograd.grad(score, weights, allow_unused=True)
-            times.append(time.perf_counter() - start)
-    model.train(was_training)
-    return min(seconds[None][1:])/min(seconds[torch.bfloat16][1:])
-
 # %% ../nbs/13_step.ipynb #53cd53d3
 def pick_precision(
     precision:str,              # auto | fp32 | bf16
     device:torch.device|str,    # where the step runs
-    model:DeepLabV3Plus|None=None, # timed for 'auto' on a CPU; None: float32 there
-    least_gain:float=1.5,       # times faster that bfloat16 must be on a CPU
+    model:DeepLabV3Plus|None=None, # its size counts for 'auto' on a CPU; None: float32 there
 )->torch.dtype|None:            # for autocast
     "Choose the type of the convolutions."
     device = torch.device(device)
@@ -415,7 +394,7 @@ def pick_precision(
     if precision != 'auto': return torch.bfloat16 if precision == 'bf16' else None
     if device.type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type != 'cpu' or model is None or sum(p.numel() for p in model.parameters()) < 5_000_000: return None
-    return torch.bfloat16 if bf16_gain(model) >= least_gain else None
+    return torch.bfloat16 if any(getattr(torch.cpu, f'_is_{name}_supported', bool)() for name in ('avx512_bf16', 'amx_tile')) else None
 
 # %% ../nbs/13_step.ipynb #ef88dc2a
 def prepare_model(

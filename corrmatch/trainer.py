@@ -201,6 +201,7 @@ class Trainer:
         self.world, self.device, self.talk = start_world(pick_device(c.device))
         self.quiet = quiet or not self.world.first
         shares = [my_positions(n, self.world, c.accumulate, name) for n, name in ((c.batch_x, 'batch_x'), (c.batch_u, 'batch_u')) if name == 'batch_x' or uses_unlabeled(c)]
+        if c.cutmix == 'in_batch' and len(shares[-1])//c.accumulate < 2 and uses_unlabeled(c): raise ValueError(f"cutmix='in_batch' needs two unlabeled pictures in each micro-batch: raise batch_u={c.batch_u}, or lower accumulate={c.accumulate}")
         self.sources = sources or make_sources(c)
         if self.world.first: preflight(self.sources, c)
         check_memory(replace(c, batch_x=len(shares[0])//c.accumulate, batch_u=len(shares[-1])//c.accumulate), self.device)
