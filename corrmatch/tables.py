@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import METHODS, PRESETS, Config, preset
 from .data import DataError
 from .metrics import window_starts
-from .runfolder import HARMLESS, list_runs, read_csv
+from .runfolder import HARMLESS, Run, list_runs, read_csv
 from .step import make_model, uses_correlation, uses_unlabeled
 from .trainer import activation_bytes, recorded_config
 
@@ -82,7 +82,7 @@ def read_results(
     roots, # run folders, or folders that hold some
 )->tuple:  # results, and one line for each run that cannot be one
     "Collect finished runs; say which others are there."
-    found, left = {}, []
+    found, left = dict[Path, Run](), []
     for root in roots:
         runs = list_runs(root)
         if not runs: raise ValueError(f'{root}: no run folder there (no config.json at any depth); give run folders or a folder that holds some')
@@ -143,10 +143,10 @@ def differing_fields(
     vary=(), # fields that may differ; 'any': all
 )->dict:     # field -> {value: folders}
     "Find the fields in which runs differ although nobody said so."
-    seen, absent = {}, '(preset)'
+    seen, absent = dict[str, dict](), '(preset)'
     for r in results:
         for field, value in _settings(r.config).items(): seen.setdefault(field, {})[r.folder] = value
-    groups = {}
+    groups = dict[str, dict]()
     for field, values in seen.items():
         if field in vary or 'any' in vary: continue
         for r in results: groups.setdefault(field, {}).setdefault(values.get(r.folder, absent), []).append(r.folder.name)
@@ -178,7 +178,7 @@ class Row(NamedTuple):
     best:tuple      # mean and deviation of the best validation mIoU, percent
     last:tuple      # of the last one
     test:tuple      # of best.pt and last.pt on the test list, NaN where a run was not scored
-    cell:tuple|None # Published, or None
+    cell:Published|None # None where the paper has no such cell
     changes:dict    # all fields that are not the preset's
     @property
     def difference(self): return self.best[0] - self.cell.miou if self.cell and self.seeds else math.nan
@@ -200,7 +200,7 @@ def make_rows(
 )->list:     # of Row, in the order of presets and methods
     "Group runs by data, method and varied fields."
     check_alike(results, vary)
-    same, groups = {}, {}
+    same, groups = dict[str, list](), dict[tuple, list]()
     for r in results: same.setdefault(data_name(r.config), []).append(r)
     for data, runs in same.items():
         differ = differing_fields(runs)
