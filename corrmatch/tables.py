@@ -92,7 +92,7 @@ def read_results(
         if run.state != 'finished': left.append(f'{run.folder}: {run.state} at step {run.step} of {run.steps}')
         elif math.isnan(run.best): left.append(f'{run.folder}: finished, but val.csv holds no scores')
         else:
-            config = recorded_config(json.loads((run.folder/'config.json').read_text()), run.folder/'config.json')
+            config = recorded_config(json.loads((run.folder/'config.json').read_text()), str(run.folder/'config.json'))
             results.append(Result(run.folder, config, run.best, run.last, _test_scores(run.folder)))
     return results, left
 
