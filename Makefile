@@ -25,7 +25,7 @@ demo: $(VENV)/installed  ## Train three times on the generated world and compare
 test: $(VENV)/installed-dev browser  ## Check that code and notebooks agree, run all notebooks and all tests
 	$(BIN)/python tools/sync.py
 	$(ONE_THREAD) timeout -k 10 900 $(BIN)/nbdev_test --n_workers 2 --do_print
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 browser:  # the browser tests need one and are skipped without; root may install it
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \

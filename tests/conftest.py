@@ -1,0 +1,6 @@
+"Long files first, so that two processes end at about the same time."
+LONG = ('test_survival', 'test_soak', 'test_parallel', 'test_browser', 'test_story', 'test_trainer', 'test_cli', 'test_bench', 'test_region_kernel')
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
