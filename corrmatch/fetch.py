@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 from PIL import Image
 from .config import IGNORE_INDEX
-from .data import DataError, list_lines
+from .data import DataError, climbs_out, list_lines
 from .formats import CAMVID_COLORS, CAMVID_NAMES, VOC_NAMES, load_picture, write_file
 from .prepare import follow, in_threads
 from .viz import palette
@@ -129,8 +129,11 @@ def download(
 
 # %% ../nbs/18b_fetch.ipynb #de6cab13
 def _unpack_tar(archive, folder):
-    if not hasattr(tarfile, 'data_filter'): raise ValueError('this Python cannot unpack tar files safely; use Python 3.11.4 or later')
-    with tarfile.open(archive) as tar: tar.extractall(folder, filter='data')
+    with tarfile.open(archive) as tar:
+        for m in tar.getmembers():
+            if climbs_out(m.name) or not (m.isfile() or m.isdir()):  # data sets need no links and no devices
+                raise DataError(f'{archive}: member {m.name} is a link or leads outside of the folder; do not use this archive')
+        tar.extractall(folder, **dict(filter='data') if hasattr(tarfile, 'data_filter') else {})  # Python before 3.11.4 has none
 
 def _unpack_zip(archive, folder):
     with zipfile.ZipFile(archive) as z:
@@ -153,7 +156,6 @@ def unpack(
         half.mkdir(parents=True)
         (_unpack_zip if zipfile.is_zipfile(archive) else _unpack_tar)(archive, half)
         os.replace(half, folder)
-    except tarfile.FilterError as e: raise DataError(f'{archive}: member {e.tarinfo.name} leads outside of the folder; do not use this archive') from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as e:
         raise DataError(f'{archive}: cannot be unpacked ({str(e).partition(chr(10))[0] or type(e).__name__}); remove it and fetch it again') from None
     finally: shutil.rmtree(half, ignore_errors=True)
