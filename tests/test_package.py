@@ -58,7 +58,7 @@ def built(tmp_path_factory):
     build = 'import sys, setuptools.build_meta as b; getattr(b, "build_"+sys.argv[1])(sys.argv[2])'
     run(sys.executable, '-c', build, 'sdist', str(folder), cwd=copy)
     [sdist] = folder.glob('*.tar.gz')
-    with tarfile.open(sdist) as archive: archive.extractall(folder/'unpacked', filter='data')
+    with tarfile.open(sdist) as archive: archive.extractall(folder/'unpacked', **dict(filter='data') if hasattr(tarfile, 'data_filter') else {})
     [source] = (folder/'unpacked').iterdir()
     run(sys.executable, '-c', build, 'wheel', str(folder), cwd=source)
     [wheel] = folder.glob('*.whl')
