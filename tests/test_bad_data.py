@@ -9,6 +9,7 @@ from PIL import Image
 from corrmatch.batches import StepBatches, make_loader
 from corrmatch.data import (DataError, FolderSource, Pair, check_source, missing_classes, parse_line, read_classes, read_pair,
                             read_split)
+from errors_for_tests import refused
 
 IDS = ['a', 'b', 'c.d', 'e']
 
@@ -26,15 +27,6 @@ def root(tmp_path):
     (tmp_path/'train.txt').write_text('\n'.join(IDS))
     (tmp_path/'classes.txt').write_text('sky 1 2 3\ntraffic light 4 5 6\ncar 7 8 9\n')
     return tmp_path
-
-
-def refused(call, *words):
-    "The message of the DataError that `call` raises: one line that holds all the words."
-    with pytest.raises(DataError) as caught: call()
-    message = str(caught.value)
-    assert message and '\n' not in message and 'Traceback' not in message
-    for word in words: assert str(word) in message, f'{word!r} is not in: {message}'
-    return message
 
 
 def split(root, text, **kwargs):

@@ -17,6 +17,7 @@ from corrmatch.batches import StepBatches, make_loader
 from corrmatch.data import DataError, FolderSource, check_source, read_split
 from corrmatch.shards import (LARGE, ListSource, NameStore, ShardSource, find_shards, list_folder, open_list, open_unlabeled, spot_check,
                               write_shards)
+from errors_for_tests import refused
 
 webdataset = pytest.importorskip('webdataset', reason='needs the extra `shards` (pip install corrmatch-seg[shards])')
 IDS = [f'p{i:02d}' for i in range(20)]
@@ -34,13 +35,6 @@ def root(tmp_path, monkeypatch):
     (root/'list.txt').write_text('\n'.join(IDS))
     write_shards(read_split(root/'list.txt', root), root/'shards', 8)
     return root
-
-
-def refused(call, *words):
-    with pytest.raises(DataError) as caught: call()
-    message = str(caught.value)
-    assert message and '\n' not in message and 'Traceback' not in message
-    for word in words: assert str(word) in message, f'{word!r} is not in: {message}'
 
 
 def cache_files(root): return sorted((root.parent/'cache'/'corrmatch').iterdir())

@@ -14,6 +14,7 @@ from corrmatch.config import preset
 from corrmatch.data import DataError, FolderSource, climbs_out, parse_line, read_split
 from corrmatch.shards import ShardSource, list_folder, open_list, open_unlabeled
 from corrmatch.step import make_sources
+from errors_for_tests import refused
 
 OUTWARD = ['/etc/passwd', '../secret.png', 'images/../../secret.png', '..', 'images/..', '//etc/passwd', '~/secret.png', '~root/x.png',
            r'..\secret.png', r'images\..\..\secret.png', r'\secret.png', r'\\host\share\x.png']
@@ -35,13 +36,6 @@ def root(tmp_path, monkeypatch):
     for path in ('secret.png', 'private/a.png', 'private/b.png'): (tmp_path/path).write_bytes(png(7))
     (root/'list.txt').write_text('a\nb\n')
     return root
-
-
-def refused(call, *words):
-    with pytest.raises(DataError) as caught: call()
-    message = str(caught.value)
-    assert message and '\n' not in message and 'Traceback' not in message
-    for word in words: assert str(word) in message, f'{word!r} is not in: {message}'
 
 
 def write(path, text):

@@ -1,0 +1,13 @@
+"What several test files ask of an error."
+import pytest
+
+from corrmatch.data import DataError
+
+
+def refused(call, *words):
+    "The message of the DataError that `call` raises: one line that holds all the words."
+    with pytest.raises(DataError) as caught: call()
+    message = str(caught.value)
+    assert message and '\n' not in message and 'Traceback' not in message
+    for word in words: assert str(word) in message, f'{word!r} is not in: {message}'
+    return message
