@@ -44,12 +44,16 @@ class Config:
     layer_decay: float = 1.0         # factor on the backbone's rate from each layer to the one before it, 0..1
     rate: int = 0                    # first ASPP dilation in feature positions, the others are 2 and 3 times it; 0: 96 / stride
     # --- the unlabeled signal
-    threshold: str = 'dynamic'       # dynamic: tau follows the predictions | fixed
+    threshold: str = 'dynamic'       # dynamic: tau follows the predictions | fixed | per_class: a share of tau for each class
     tau: float = 0.85                # confidence threshold, 0..1; its start when dynamic
     momentum_tau: float = 0.999      # share of the old tau kept in each update
     regions: int = 128               # regions drawn per picture; 0 turns region propagation off
     region_cut: float = 0.5          # cut of a min-max normalised correlation row, 0..1
     transposed: bool = False         # propagate along columns (each position takes a weighted mean) instead of rows
+    region_votes: str = 'in_turn'    # in_turn: regions rewrite labels one after the other (reference) | soft: all at once, weighted by confidence
+    region_seeds: str = 'uniform'    # where regions are drawn: uniform (reference) | unsure: in proportion to the doubt
+    teacher_pixel: float = 0.0       # share of the propagated scores in the pseudo-label, 0..1
+    teacher_cross: float = 0.0       # share of what the step's labeled pictures say through the correlation, 0..1
     warmup: int = 0                  # first steps on labeled pictures alone, whose terms then carry all the weight
     # --- weights of the loss terms; 0 switches a term off
     w_x: float = 0.25                # labeled cross-entropy
@@ -175,6 +179,8 @@ def check_config(
         if not 0 <= getattr(config, field) <= last: raise ValueError(f'{field}={getattr(config, field)} must lie between 0 and {last}')
     if not 0 < config.scale_min <= config.scale_max:
         raise ValueError(f'scale_min={config.scale_min} and scale_max={config.scale_max}: need 0 < scale_min <= scale_max')
+    teacher = config.teacher_pixel, config.teacher_cross
+    if min(teacher) < 0 or sum(teacher) >= 1: raise ValueError(f'teacher_pixel={teacher[0]} and teacher_cross={teacher[1]}: shares from 0, together below 1')
     if config.w_x + config.w_x_corr <= 0: raise ValueError('w_x and w_x_corr are 0: nothing would learn from labels; give one of them a weight')
     if not 0 < config.layer_decay <= 1: raise ValueError(f'layer_decay={config.layer_decay} must lie above 0 and not above 1')
     if config.n_classes > IGNORE_INDEX: raise ValueError(f'n_classes={config.n_classes}: at most {IGNORE_INDEX}')
@@ -182,5 +188,5 @@ def check_config(
 
 CHOICES = MappingProxyType(dict(
     method=tuple(METHODS), cutmix=('same_image', 'other_image', 'in_batch', 'none'), strong_views=(1, 2), stride=(4, 8, 14, 16, 32),
-    norm=('batch', 'group'), threshold=('dynamic', 'fixed'), evaluation=('whole', 'center', 'slide'),
+    norm=('batch', 'group'), threshold=('dynamic', 'fixed', 'per_class'), region_votes=('in_turn', 'soft'), region_seeds=('uniform', 'unsure'), evaluation=('whole', 'center', 'slide'),
     precision=('auto', 'fp32', 'bf16')))

@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['lr_after_step', 'lr_in_force', 'Sources', 'make_sources', 'uses_unlabeled', 'make_model', 'toy_weights',
-           'uses_correlation', 'make_optimizer', 'set_lr', 'make_threshold', 'make_batches', 'total_steps', 'to_device',
-           'swap_pairs', 'paste_partner', 'mixed_valid', 'mix_logits', 'Passes', 'forward_views', 'Targets',
-           'make_targets', 'propagate_targets', 'StepResult', 'labeled_weights', 'labeled_step', 'watch_targets',
-           'train_step', 'autocast', 'pick_precision', 'prepare_model', 'Propagated', 'propagate_image',
-           'show_prediction', 'eval_pairs']
+           'uses_correlation', 'make_optimizer', 'set_lr', 'make_beyond', 'make_threshold', 'make_batches',
+           'total_steps', 'to_device', 'swap_pairs', 'paste_partner', 'mixed_valid', 'mix_logits', 'Passes',
+           'forward_views', 'Targets', 'make_targets', 'propagate_targets', 'StepResult', 'labeled_weights',
+           'labeled_step', 'watch_targets', 'train_step', 'autocast', 'pick_precision', 'prepare_model', 'Propagated',
+           'propagate_image', 'show_prediction', 'eval_pairs']
 
 # %% ../nbs/13_step.ipynb #7b86424f
 import os
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from .backbones import build_backbone, load_pretrained, param_groups
 from .batches import CachedSource, StepBatches, add_strong
 from .config import IGNORE_INDEX, Config
+from .beyond import Beyond, ClassThresholds, draw_unsure, gate_of, rows_at, soft_votes
 from .correlation import correlation_rows
 from .data import ArraySource, DataError, FolderSource, Source, read_classes, read_split
 from .losses import LossTerms, StepLogits, StepTargets, corrmatch_loss, supervised_ce, total_loss
@@ -129,10 +130,10 @@ def toy_weights():
     return Path(str(files('corrmatch')))/'assets'/'toynet.pth'
 
 def uses_correlation(
-    config:Config, # its w_* fields and regions
+    config:Config, # its w_*, regions and teacher_* fields
 )->bool:
     "Does any term or the regions need a correlation map?"
-    return bool(config.regions or config.w_x_corr or config.w_s_corr or config.w_w_corr)
+    return bool(config.regions or config.w_x_corr or config.w_s_corr or config.w_w_corr or config.teacher_pixel or config.teacher_cross)
 
 # %% ../nbs/13_step.ipynb #e895b1cd
 def make_optimizer(
@@ -151,14 +152,23 @@ def set_lr(
     "Put the rate of a step in force."
     for group in optimizer.param_groups: group['lr'] = lr_in_force(group['base'], step, total_steps)
 
+# %% ../nbs/13_step.ipynb #d7421fb7
+def make_beyond(
+    config:Config,    # region_votes, region_seeds, teacher_pixel, teacher_cross
+)->Beyond:
+    "What the steps of a run do otherwise than the paper's."
+    return Beyond(config.region_votes, config.region_seeds, config.teacher_pixel, config.teacher_cross)
+
 # %% ../nbs/13_step.ipynb #4afeca0d
 def make_threshold(
     config:Config,    # threshold, tau, momentum_tau, n_classes
 )->DynamicThreshold|FixedThreshold: # has .tau and .update(confidence, label, valid)
     "The confidence threshold of a run."
     if config.threshold == 'fixed': return FixedThreshold(config.tau)
-    return DynamicThreshold(config.tau, config.momentum_tau, config.n_classes)
+    kind = ClassThresholds if config.threshold == 'per_class' else DynamicThreshold
+    return kind(config.tau, config.momentum_tau, config.n_classes)
 
+# %% ../nbs/13_step.ipynb #3c4d12c2
 def make_batches(
     config:Config,    # crop, batch sizes, seed, scales, views, cutmix
     sources:Sources,  # from make_sources
@@ -275,19 +285,25 @@ def make_targets(
 @torch.no_grad()
 def propagate_targets(
     targets:Targets, # from make_targets
+    keep:Tensor,     # (v,b,h,w) bool, confident and valid
     f1:Tensor,       # (b,k,h',w') query side of the weak view's correlation
     f2:Tensor,       # (b,k,h',w') key side
     box:Tensor,      # (v,b,h,w) bool
-    tau:Tensor,      # () confidence threshold
+    tau:Tensor,      # () threshold that gates the regions
     m:int=128,       # regions a picture
     cut:float=0.5,   # of a min-max normalised row
     generator=None,  # CPU generator of the drawn positions
+    beyond:Beyond=Beyond(), # how regions are drawn and vote
 )->tuple:            # label (v,b,h,w) and keep (v,b,h,w) after region propagation
     "Cut regions out of the weak view's correlation rows and let them rewrite the targets of every strong view."
-    index = draw_positions(f1.shape[-2]*f1.shape[-1], m, generator).to(f1.device, non_blocking=True)
-    rows = correlation_rows(f1, f2, index)
-    out = [region_targets(rows, f1.shape[-2:], label, (conf >= tau) & valid, valid & ~b, tau, cut, f1.shape[1])
-           for label, conf, valid, b in zip(targets.label_u, targets.conf_u, targets.valid_u, box)]
+    size, k, inside = f1.shape[-2:], f1.shape[1], targets.valid_u & ~box
+    if beyond.seeds == 'unsure': index = draw_unsure(targets.conf_w, size, m, generator)
+    else: index = draw_positions(size[0]*size[1], m, generator).to(f1.device, non_blocking=True)
+    rows = rows_at(f1, f2, index)
+    if beyond.votes == 'soft':
+        shapes = region_maps(rows, size, box.shape[-2:], cut)
+        out = [soft_votes(label, conf, kept, shapes & within[:, None], tau**2, k) for label, conf, kept, within in zip(targets.label_u, targets.conf_u, keep, inside)]
+    else: out = [region_targets(rows, size, label, kept, within, tau, cut, k) for label, kept, within in zip(targets.label_u, keep, inside)]
     return tuple(torch.stack(maps) for maps in zip(*out))
 
 # %% ../nbs/13_step.ipynb #e5adad7a
@@ -353,26 +369,27 @@ def train_step(
     model:DeepLabV3Plus,      # in training mode; CorrMatchNet where regions or corr terms are wanted
     batch:dict,               # from to_device
     weights:LossTerms,        # 0 switches a term off
-    threshold:DynamicThreshold|FixedThreshold, # updated in place
+    threshold:DynamicThreshold|FixedThreshold, # updated in place; gives one tau or one a class
     supervised=supervised_ce, # (logits, mask) -> scalar
     regions:int=128,          # drawn a picture; 0: no region propagation
     cut:float=0.5,            # of a min-max normalised row
     generator=None,           # CPU generator of the drawn positions
     kl_inside=True,           # kl also inside the CutMix boxes (reference)
     counts=(None,)*3,         # pixels of the whole batch when this is a part of it: Counts of notebook 13b
+    beyond:Beyond=Beyond(),   # what is done otherwise than in the paper
 )->StepResult:
     "All stages of one step; the caller does the backward pass."
     n = len(batch['image_x'])
     passes = forward_views(model, batch, perturb=bool(weights.fp))
     out = passes.labeled_weak
-    targets = make_targets(out.logits[n:].detach(), passes.logits_mix, batch)
+    targets = make_targets(beyond.teacher(out, batch['mask_x']), passes.logits_mix, batch)
     tau = threshold.update(targets.conf_w, targets.label_w, targets.valid_u[0])
-    before = after = targets.label_u, (targets.conf_u >= tau) & targets.valid_u
-    if regions: after = propagate_targets(targets, out.f1[n:], out.f2[n:], batch['box_u'], tau, regions, cut, generator)
+    before = after = targets.label_u, (targets.conf_u >= gate_of(tau, targets.label_u)) & targets.valid_u
+    if regions: after = propagate_targets(targets, before[1], out.f1[n:], out.f2[n:], batch['box_u'], tau.amax(), regions, cut, generator, beyond)
     keep_kl = before[1] if kl_inside else before[1] & ~batch['box_u']
-    logits, target = _step_pair(passes, targets, keep_kl, after, batch['mask_x'], tau, counts)
+    logits, target = _step_pair(passes, targets, keep_kl, after, batch['mask_x'], gate_of(tau, targets.label_w), counts)
     terms = corrmatch_loss(logits, target, weights, supervised)
-    return StepResult(total_loss(terms, weights), terms, watch_targets(before, after, targets, batch, tau))
+    return StepResult(total_loss(terms, weights), terms, watch_targets(before, after, targets, batch, tau.amax()))
 
 # %% ../nbs/13_step.ipynb #0c79584e
 def autocast(

@@ -35,7 +35,7 @@ from .pseudo import confidence, pseudo_label
 from .runfolder import (CsvLog, Progress, config_changes, note_state, read_checkpoint, read_csv, read_latest, refuse_if_running,
                                  save_checkpoint, write_atomic)
 from .shards import spot_check
-from .step import (Sources, StepResult, autocast, eval_pairs, labeled_step, make_batches, make_model, make_optimizer, make_sources,
+from .step import (Sources, StepResult, autocast, eval_pairs, labeled_step, make_batches, make_beyond, make_model, make_optimizer, make_sources,
                             make_threshold, mixed_valid, pick_precision, prepare_model, set_lr, show_prediction, to_device, total_steps, train_step,
                             uses_correlation, uses_unlabeled)
 from .threshold import FixedThreshold
@@ -214,7 +214,7 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(c.ema), use_buffers=True) if c.ema else None
         self.guard = FiniteGuard(self.optimizer, [*self.model.buffers(), *self.threshold.buffers()])
         self.shared = wrap_step(self.model, self.world, unused=uses_correlation(c) and not c.w_x_corr)
-        self.weights = make_weights(c)
+        self.weights, self.beyond = make_weights(c), make_beyond(c)
         self.supervised = partial(ohem_ce, min_kept=c.ohem) if c.ohem else supervised_ce
         self.steps = total_steps(c, self.sources)
         self.batches = replace(make_batches(c, self.sources), positions_x=shares[0], positions_u=shares[-1] if uses_unlabeled(c) else None)
@@ -255,7 +255,7 @@ def _keyed(self:Trainer, batch):
 def _look_ahead(self:Trainer, parts):
     "The threshold of a step from the weak views of all its micro-batches."
     if len(parts) == 1 or 'image_u_w' not in parts[0] or isinstance(self.threshold, FixedThreshold): return self.threshold
-    logits = [self.model(torch.cat([p['image_x'], p['image_u_w']])).logits[len(p['image_x']):] for p in parts]
+    logits = [self.beyond.teacher(self.model(torch.cat([p['image_x'], p['image_u_w']])), p['mask_x']) for p in parts]
     self.guard.put_back()
     seen = [torch.cat(maps) for maps in zip(*[(confidence(l), pseudo_label(l), mixed_valid(p)[0]) for l, p in zip(logits, parts)])]
     return Known(self.threshold.update(*seen))
@@ -263,7 +263,7 @@ def _look_ahead(self:Trainer, parts):
 class Known:
     "A threshold that has been updated for this step already."
     def __init__(self,
-        tau, # () tensor
+        tau, # () tensor, or (k,)
     ): self.tau = tau
     def update(self, confidence, label, valid):
         "Return tau."
@@ -277,7 +277,7 @@ def _part(self:Trainer, model, part, counts, threshold):
     with autocast(self.device, self.dtype):
         if 'image_u_w' not in part: return labeled_step(model, part, self.weights, self.supervised, counts)
         generator = torch.Generator().manual_seed(step_seed(c.seed, self.step, 1))
-        return train_step(model, part, self.weights, threshold, self.supervised, c.regions, c.region_cut, generator, c.kl_inside, counts)
+        return train_step(model, part, self.weights, threshold, self.supervised, c.regions, c.region_cut, generator, c.kl_inside, counts, self.beyond)
 
 @patch
 def _update(self:Trainer, total, names):

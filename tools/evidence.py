@@ -50,7 +50,7 @@ SETTINGS = dict(  # of every run: one schedule for all methods
     crop=161, dim=64, stride=16, batch_x=4, batch_u=4, cutmix='in_batch', kl_inside=False,
     lr=.004, lr_multi=5., warmup=100, scale_min=.5, log_every=10,
     precision='bf16')  # one type for all: 'auto' is settled by timing on a CPU, and a busy moment would give one run another type than the next
-VALIDATIONS = 4  # of each run, evenly spaced
+VALIDATIONS = 3  # of each run, evenly spaced
 DATA = {  # what differs between the data sets; `pictures`: of the validation and the test list, for the estimate of time
     'camvid': dict(splits=('1_16', '1_30'), scale_max=1., test='test.txt', pictures=(101, 233)),
     'vocanimals': dict(splits=('1_16', '1_32'), scale_max=1.2, test='', pictures=(433, 0))}
