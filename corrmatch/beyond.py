@@ -82,7 +82,7 @@ class ClassThresholds(DynamicThreshold):
         valid:Tensor,      # (b,h,w) bool, pixels that count
     )->Tensor:             # (k,) thresholds; a class never seen gets the largest
         "Move tau and every class's mean confidence."
-        tau = super().update(confidence, label, valid)
+        super().update(confidence, label, valid)
         seen = torch.stack([confidence.where(valid, 0), valid.to(confidence.dtype)])
         index = label.masked_fill(~valid, 0).flatten()
         sums, counts = total = seen.new_zeros(2, self.n_classes).index_add_(1, index, seen.flatten(1))
@@ -90,8 +90,14 @@ class ClassThresholds(DynamicThreshold):
         present = (counts > 0).to(sums.dtype)
         self.total.mul_(self.momentum).add_((1-self.momentum)*present*sums/counts.clamp(min=1))
         self.weight.mul_(self.momentum).add_((1-self.momentum)*present)
-        standing = torch.where(self.weight > 0, self.total/self.weight.clamp(min=1e-12), 0)
-        return tau*torch.where(self.weight > 0, standing/standing.amax().clamp(min=1e-12), 1)
+        return self.taus
+
+    @property
+    def taus(self)->Tensor: # (k,)
+        "Threshold of every class, by its running mean."
+        known = self.weight > 0
+        standing = torch.where(known, self.total/self.weight.clamp(min=1e-12), 0)
+        return self.tau*torch.where(known, standing/standing.amax().clamp(min=1e-12), 1)
 
 # %% ../nbs/10b_beyond.ipynb #f4c06ffa
 def gate_of(

@@ -35,7 +35,7 @@ class Config:
     cutmix: str = 'same_image'       # partner of a CutMix box: same_image | other_image | in_batch | none
     strong_views: int = 1            # strong views per unlabeled picture, 1 or 2
     # --- network
-    backbone: str = 'toynet'         # toynet | resnet18 | resnet34 | resnet50 | resnet101 | resnet50_deep | resnet101_deep | timm:NAME
+    backbone: str = 'toynet'         # toynet | resnet18 | resnet34 | resnet50 | resnet101 | resnet50_deep | resnet101_deep, without the last stage: resnet18_c3 …; timm:NAME
     stride: int = 8                  # output stride, pixels per feature position: 4, 8 or 16; 14 or 32 for some timm networks
     dim: int = 256                   # channels of ASPP, decoder and correlation projection
     low_dim: int = 48                # channels kept of the stride-4 features in the decoder

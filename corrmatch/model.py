@@ -103,10 +103,10 @@ def _init_weights(module):
 
 # %% ../nbs/05_model.ipynb #d9c699e8
 class ResNet(nn.Module):
-    "ResNet with torchvision's key names; returns all four stages."
+    "ResNet with torchvision's key names; returns all its stages."
     def __init__(self,
         block:str='bottleneck',    # 'basic' or 'bottleneck'
-        layers=(3, 4, 6, 3),       # blocks of each stage
+        layers=(3, 4, 6, 3),       # blocks of each stage, four stages or fewer
         width:int=64,              # channels of stage 1 (before the bottleneck's factor 4); doubles each stage
         stem:str='torchvision',    # 'torchvision' (7x7), 'deep' (three 3x3) or 'small' (one 3x3, no max-pool)
         stride:int=8,              # output stride: 4, 8, 16 or 32
@@ -118,34 +118,37 @@ class ResNet(nn.Module):
         self.conv1, d = _stem(stem, width, norm)
         self.bn1 = make_norm(norm, d)
         self.maxpool = nn.Identity() if stem == 'small' else nn.MaxPool2d(3, 2, 1)
-        self.channels = [width*2**i*kind.expansion for i in range(4)]
-        for i,(step,first,rest) in enumerate(stage_plan(2 if stem == 'small' else 4, stride)):
+        self.channels = [width*2**i*kind.expansion for i in range(len(layers))]
+        plan = stage_plan(2 if stem == 'small' else 4, stride)[:len(layers)]
+        if (reached := math.prod([4 if stem != 'small' else 2, *[step for step, *_ in plan]])) != stride: raise ValueError(f'output stride is {stride}: these stages end at {reached}')
+        for i,(step,first,rest) in enumerate(plan):
             opening = kind(d, width*2**i, step, first, rest, norm)
             others = [kind(self.channels[i], width*2**i, 1, rest, rest, norm) for _ in range(layers[i]-1)]
             setattr(self, f'layer{i+1}', nn.Sequential(opening, *others))
             d = self.channels[i]
         self.apply(_init_weights)
     def forward(self, image):
-        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        c1 = self.layer1(x)
-        c2 = self.layer2(c1)
-        c3 = self.layer3(c2)
-        return [c1, c2, c3, self.layer4(c3)]
+        maps = [self.maxpool(self.relu(self.bn1(self.conv1(image))))]
+        for i in range(len(self.channels)): maps.append(getattr(self, f'layer{i+1}')(maps[-1]))
+        return maps[1:]
 
 # %% ../nbs/05_model.ipynb #33b23bf2
 def make_backbone(
-    name:str='resnet50_deep', # resnet18/34/50/101, resnet50_deep, resnet101_deep, toynet
+    name:str='resnet50_deep', # resnet18/34/50/101, resnet50_deep, resnet101_deep, toynet; with _c3 behind it, without the last stage
     stride:int=8,             # output stride: 4, 8, 16 or 32
     norm:str='batch',         # 'batch' or 'group'
 )->ResNet:                    # with `.channels` and `.stride`
     "Build a ResNet by name."
     shapes = dict(resnet18=('basic', (2, 2, 2, 2)), resnet34=('basic', (3, 4, 6, 3)), resnet50=('bottleneck', (3, 4, 6, 3)),
                   resnet101=('bottleneck', (3, 4, 23, 3)), toynet=('basic', (1, 1, 1, 1)))
-    depth, deep = name.removesuffix('_deep'), name in ('resnet50_deep', 'resnet101_deep')
-    if depth not in shapes or deep != name.endswith('_deep'):
-        raise ValueError(f'backbone is {name!r}: use one of {", ".join([*shapes, "resnet50_deep", "resnet101_deep"])}')
-    if name == 'toynet': return ResNet(*shapes[name], width=16, stem='small', stride=stride, norm=norm)
-    return ResNet(*shapes[depth], stem='deep' if deep else 'torchvision', stride=stride, norm=norm)
+    whole = name.removesuffix('_c3')
+    depth, deep = whole.removesuffix('_deep'), whole in ('resnet50_deep', 'resnet101_deep')
+    if depth not in shapes or deep != whole.endswith('_deep'):
+        raise ValueError(f'backbone is {name!r}: use one of {", ".join([*shapes, "resnet50_deep", "resnet101_deep"])}, with _c3 behind it to leave the last stage out')
+    block, layers = shapes[depth]
+    if whole != name: layers = layers[:3]
+    if whole == 'toynet': return ResNet(block, layers, width=16, stem='small', stride=stride, norm=norm)
+    return ResNet(block, layers, stem='deep' if deep else 'torchvision', stride=stride, norm=norm)
 
 # %% ../nbs/05_model.ipynb #6cb80f64
 def _conv_norm_relu(d_in, d_out, kernel, dilation, norm):
@@ -341,6 +344,7 @@ def torchvision_weights(
     version:str='IMAGENET1K_V1',    # torchvision's name of the weights
 )->dict:                            # state dict for `load_backbone`
     "Download torchvision's published ImageNet weights (kept in torch's own cache)."
+    name = name.removesuffix('_c3')
     if name not in ('resnet18', 'resnet34', 'resnet50', 'resnet101'):
         raise ValueError(f'no torchvision weights for {name!r}: use resnet18, resnet34, resnet50 or resnet101, or weights=PATH')
     from torchvision.models import get_weight

@@ -42,9 +42,9 @@ def pretend(config, rows=200):
 
 def test_plan_holds_everything_once():
     jobs = evidence.make_plan(['camvid', 'vocanimals'])
-    assert len({j.name for j in jobs}) == len(jobs) == 4*3*4 + 13*3*2
+    assert len({j.name for j in jobs}) == len(jobs) == 4*3*4 + (1 + 13 + 5)*3*2
     assert {j.split for j in jobs if j.variant not in evidence.METHODS} == {'1_16'}
-    assert [j.variant for j in jobs[:4]] == list(evidence.METHODS) and {j.seed for j in jobs[:16]} == {0}
+    assert [j.variant for j in jobs[:5]] == [*evidence.METHODS, evidence.CEILING] and {j.seed for j in jobs[:18]} == {0}
     assert [j.name for j in evidence.make_plan(['camvid'], 1, only=['no_fp'])] == ['camvid_1_16_no_fp_s0']
     with pytest.raises(ValueError, match='elephant'): evidence.make_plan(['camvid'], only=['elephant'])
 
@@ -57,7 +57,7 @@ def test_only_what_is_named_differs():
     for job in evidence.make_plan(['camvid']):
         own = asdict(config_of(job))
         changed = {k for k in own if own[k] != base[k]} - free
-        assert changed <= set(evidence.PARTS[job.variant]) if job.variant in evidence.PARTS else changed <= bundles | {'tau'}
+        assert changed <= set(evidence.CHANGES[job.variant]) if job.variant in evidence.CHANGES else changed <= bundles | {'tau'}
         assert sum(v for k, v in own.items() if k.startswith('w_')) == pytest.approx(1)
     assert base['precision'] == 'bf16'  # not settled anew by each run
 
@@ -124,7 +124,7 @@ def test_two_runners_share_the_list_and_a_killed_one_frees_its_run(tmp_path):
     evidence.run_jobs(evidence.make_plan(['camvid'], 2, 'methods', ['1_16']), configs(tmp_path), train, say=lambda t: None)
     done = mine + other.communicate(timeout=60)[0].split()
     assert begun == ['camvid_1_16_supervised_s0'] and begun[0] in done
-    assert len(done) == len(set(done)) == 8
+    assert len(done) == len(set(done)) == 10  # four methods and the ceiling
 
 
 @pytest.mark.parametrize('swallowed', [False, True])

@@ -32,6 +32,7 @@ import torch
 from PIL import Image
 
 from corrmatch.config import IGNORE_INDEX, preset
+from corrmatch.beyond import Beyond, gate_of, soft_votes
 from corrmatch.correlation import correlation_rows
 from corrmatch.metrics import evaluate
 from corrmatch.pixel import CorrMatchNet
@@ -55,6 +56,7 @@ DATA = {  # what differs between the data sets; `pictures`: of the validation an
     'camvid': dict(splits=('1_16', '1_30'), scale_max=1., test='test.txt', pictures=(101, 233)),
     'vocanimals': dict(splits=('1_16', '1_32'), scale_max=1.2, test='', pictures=(433, 0))}
 METHODS = ('supervised', 'fixmatch', 'unimatch', 'corrmatch')
+CEILING = 'all_labels'  # supervised with the masks of the whole train list: what labels could bring at most at this schedule
 
 # The weight of a part that is switched off goes to the term with the nearest target, so that the labeled and the unlabeled
 # terms weigh as much as before: x_corr to x (mask), s_corr to s (rewritten labels), w_corr to fp (label of the weak view), fp to s.
@@ -70,6 +72,10 @@ PARTS = {  # name -> changes of corrmatch
     'cutmix_same': dict(cutmix='same_image'), 'cutmix_other': dict(cutmix='other_image'),  # in_batch is the setting of all
     'regions_32': dict(regions=32), 'regions_512': dict(regions=512),                      # 128 likewise
     'cut_03': dict(region_cut=.3), 'cut_07': dict(region_cut=.7)}                          # 0.5 likewise
+BEYOND = {  # options that are not in the paper (notebook 10b), each alone
+    'soft_votes': dict(region_votes='soft'), 'seeds_unsure': dict(region_seeds='unsure'), 'per_class': dict(threshold='per_class'),
+    'teacher_pixel': dict(teacher_pixel=.3), 'teacher_cross': dict(teacher_cross=.3)}
+CHANGES = PARTS | BEYOND
 
 # Processor seconds a step and a scored picture on one thread of a server CPU (AMD EPYC) that other programs kept busy; `time` measures
 # those of another machine. Only for the estimate of a plan of which nothing has finished yet.
@@ -80,29 +86,31 @@ class Job(NamedTuple):
     "One run of the plan."
     data: str
     split: str
-    variant: str  # method, or part of corrmatch
+    variant: str  # method, or change of corrmatch
     seed: int
     @property
     def name(self): return f'{self.data}_{self.split}_{self.variant}_s{self.seed}'
     @property
-    def method(self): return self.variant if self.variant in METHODS else 'corrmatch'
+    def method(self): return 'supervised' if self.variant == CEILING else self.variant if self.variant in METHODS else 'corrmatch'
 
 
 def make_plan(data, seeds=3, stage='all', splits=None, only=()) -> list:
-    "All runs, those first that say most: methods before parts, one seed of everything before the next."
+    "All runs, those first that say most: methods before their changes, one seed of everything before the next."
     chosen = {name: tuple(splits) if splits else DATA[name]['splits'] for name in data}
-    stages = dict(methods=METHODS, parts=tuple(PARTS))
+    stages = dict(methods=(*METHODS, CEILING), beyond=tuple(BEYOND), parts=tuple(PARTS))
     jobs = [Job(name, split, variant, seed) for s in stages if stage in (s, 'all') for seed in range(seeds) for name in data
-            for split in chosen[name][:None if s == 'methods' else 1] for variant in stages[s]]
-    unknown = set(only) - {*METHODS, *PARTS}
-    if unknown: raise ValueError(f"--only {unknown.pop()}: use some of {', '.join([*METHODS, *PARTS])}")
+            for split in chosen[name] for variant in stages[s] if split == chosen[name][0] or variant in METHODS]
+    known = [v for s in stages.values() for v in s]
+    unknown = set(only) - {*known}
+    if unknown: raise ValueError(f"--only {unknown.pop()}: use some of {', '.join(known)}")
     return [j for j in jobs if not only or j.variant in only]
 
 
 def make_config(job, folder, weights, out, steps):
     "The record of a run."
     lists = {k: f'splits/{job.split}/{k}.txt' for k in ('labeled', 'unlabeled')}
-    changes = SETTINGS | dict(scale_max=DATA[job.data]['scale_max'], warmup=min(SETTINGS['warmup'], steps//6)) | PARTS.get(job.variant, {})
+    if job.variant == CEILING: lists['labeled'] = 'train.txt'
+    changes = SETTINGS | dict(scale_max=DATA[job.data]['scale_max'], warmup=min(SETTINGS['warmup'], steps//6)) | CHANGES.get(job.variant, {})
     return preset(job.data, job.method, data=str(folder), weights=str(weights), steps=steps, eval_every=max(1, steps//VALIDATIONS), seed=job.seed,
                   out=str(Path(out)/job.name), **lists, **changes)
 
@@ -110,10 +118,11 @@ def make_config(job, folder, weights, out, steps):
 # ------------------------------------------------------------------ what the pseudo-labels are worth, before and after each propagation
 
 @torch.no_grad()
-def pseudo_label_counts(model, source, rows, tau, config, device='cpu'):
+def pseudo_label_counts(model, source, rows, tau, config, device='cpu', taus=None):
     """Pixels by true class over some pictures whose hidden masks are known, and what became of their regions.
 
-    Whole unlabeled pictures in evaluation mode, so that the numbers of different steps and runs are about the same pixels."""
+    Whole unlabeled pictures in evaluation mode, so that the numbers of different steps and runs are about the same pixels. `taus`: a
+    threshold for each class. What the labeled pictures of a step would say is left out of the labels here."""
     k, counts, regions = config.n_classes, defaultdict(lambda: torch.zeros(config.n_classes, dtype=torch.long)), np.zeros(5, np.int64)
     was_training, correlated = model.training, isinstance(model, CorrMatchNet)
     model.eval()
@@ -121,9 +130,9 @@ def pseudo_label_counts(model, source, rows, tau, config, device='cpu'):
     def add(name, classes, where): counts[name] += torch.bincount(classes[where], minlength=k)
     for image, mask in eval_pairs(source, device, rows):
         out = model(image) if correlated else None
-        logits = out.logits if correlated else model.predict_logits(image)
+        logits = Beyond(teacher_pixel=config.teacher_pixel).teacher(out, image[:0, 0]) if correlated else model.predict_logits(image)
         label, judged, mask = pseudo_label(logits).cpu(), (mask != IGNORE_INDEX).cpu(), mask.cpu()
-        keep = (confidence(logits) >= tau).cpu()
+        keep = (confidence(logits) >= gate_of(torch.tensor(tau) if taus is None else taus.cpu(), label).to(logits.device)).cpu()
         add('truth', mask, judged); add('right', mask, judged & (label == mask))
         stages = [('kept', label, keep)]
         if correlated:
@@ -133,9 +142,11 @@ def pseudo_label_counts(model, source, rows, tau, config, device='cpu'):
             n = out.f1.shape[-2]*out.f1.shape[-1]
             index = draw_positions(n, config.regions, torch.Generator().manual_seed(0)).to(image.device)
             shapes = region_maps(correlation_rows(out.f1, out.f2, index), out.f1.shape[-2:], image.shape[-2:], config.region_cut).cpu()
-            label_out, keep_out, decided = propagate_regions_literal(label, keep, shapes, tau)
+            if config.region_votes == 'soft': label_out, keep_out = soft_votes(label, confidence(logits).cpu(), keep, shapes, tau**2, k)
+            else:
+                label_out, keep_out, decided = propagate_regions_literal(label, keep, shapes, tau)
+                regions += _judge_regions(shapes[0], decided[0], mask[0], k)
             stages.append(('out', label_out, keep_out))
-            regions += _judge_regions(shapes[0], decided[0], mask[0], k)
         for name, y, kept in stages:
             add(name, mask, judged & kept)                      # pixels of this true class that are taught
             add(f'{name}_right', mask, judged & kept & (y == mask))
@@ -165,7 +176,7 @@ class Watched(Trainer):
         if not self.watch or not source.has_mask(0): return confusion
         rows = np.linspace(0, len(source)-1, min(self.watch, len(source))).round().astype(int).tolist()
         tau = float(self.threshold.tau)
-        counts, regions = pseudo_label_counts(self.model, source, rows, tau, self.config, self.device)
+        counts, regions = pseudo_label_counts(self.model, source, rows, tau, self.config, self.device, getattr(self.threshold, 'taus', None))
         if self.logs is None: self.logs = [CsvLog(self.out/name, self.step) for name in ('why.csv', 'regions.csv')]
         for c, name in enumerate(self.sources.class_names):
             self.logs[0].add(step=self.step, tau=round(tau, 5), name=name, **{n: int(counts[n][c]) if n in counts else '' for n in WHY})
@@ -297,7 +308,7 @@ def print_plan(jobs, config_of, steps, seconds) -> None:
         states = [run_state(config_of(j).out)['state'].replace('unknown', '-') for j in runs]
         each = estimate(runs[0], steps, known, seconds)/3600
         total += each*len(runs); left += each*sum(s != 'finished' for s in states)
-        print(f"{key[0]:12}{key[1]:7}{key[2]:20}{' '.join(states):40}{each:11.2f}  {' '.join(f'{k}={v}' for k, v in PARTS.get(key[2], {}).items())}")
+        print(f"{key[0]:12}{key[1]:7}{key[2]:20}{' '.join(states):40}{each:11.2f}  {' '.join(f'{k}={v}' for k, v in CHANGES.get(key[2], {}).items())}")
     print(f'{len(jobs)} runs, about {total:.1f} core hours, {left:.1f} of them to do: {left/2:.1f} h for two runners on two free cores (one thread each)')
     print('hours: by finished runs of the same kind where there are any, else by processor seconds ' + ', '.join(f'{k} {v}' for k, v in seconds.items()))
 
@@ -364,7 +375,7 @@ def summary(results) -> str:
         if any(math.isnan(v) for v in values): return ''
         m, sd = mean_sd([float(v) for v in values])
         return f'{m:.2f}' + (f' ± {sd:.2f}' if not math.isnan(sd) else '')
-    order = [*METHODS, *PARTS]
+    order = [*METHODS, CEILING, *CHANGES]
     lines = [f"{'data':12}{'split':7}{'variant':20}{'n':>3}{'best':>15}{'last':>15}{'test best':>15}{'test last':>15}"]
     for key in sorted(groups, key=lambda k: (k[0], k[1], order.index(k[2]) if k[2] in order else len(order))):
         lines.append(f'{key[0]:12}{key[1]:7}{key[2]:20}{len(groups[key]):3}' + ''.join(f'{text(column):>15}' for column in zip(*groups[key])))
@@ -468,8 +479,8 @@ def parse(argv=None):
         sub.add_argument('--out', type=Path, default=Path('runs/evidence'))
         sub.add_argument('--steps', type=int, default=600)
         sub.add_argument('--seeds', type=int, default=3)
-        sub.add_argument('--stage', default='all', choices=('methods', 'parts', 'all'))
-        sub.add_argument('--splits', type=lambda s: s.split(','), default=None, metavar='LIST', help='such as 1_16; parts take the first one [both of each data set]')
+        sub.add_argument('--stage', default='all', choices=('methods', 'beyond', 'parts', 'all'))
+        sub.add_argument('--splits', type=lambda s: s.split(','), default=None, metavar='LIST', help='such as 1_16; changes of a method take the first one [both of each data set]')
         sub.add_argument('--only', type=lambda s: s.split(','), default=(), metavar='LIST', help='variants, such as corrmatch,no_region')
         sub.add_argument('--watch', type=int, default=16, help='unlabeled pictures whose pseudo-labels are judged at each validation; 0: none')
         if name == 'collect': sub.add_argument('--results', type=Path, default=Path('nbs/results/evidence'))
