@@ -139,7 +139,7 @@ def make_backbone(
     norm:str='batch',         # 'batch' or 'group'
 )->ResNet:                    # with `.channels` and `.stride`
     "Build a ResNet by name."
-    shapes = dict(resnet18=('basic', (2, 2, 2, 2)), resnet34=('basic', (3, 4, 6, 3)), resnet50=('bottleneck', (3, 4, 6, 3)),
+    shapes:dict[str, tuple] = dict(resnet18=('basic', (2, 2, 2, 2)), resnet34=('basic', (3, 4, 6, 3)), resnet50=('bottleneck', (3, 4, 6, 3)),
                   resnet101=('bottleneck', (3, 4, 23, 3)), toynet=('basic', (1, 1, 1, 1)))
     whole = name.removesuffix('_c3')
     depth, deep = whole.removesuffix('_deep'), whole in ('resnet50_deep', 'resnet101_deep')
