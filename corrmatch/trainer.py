@@ -386,7 +386,7 @@ def load(self:Trainer,
     "Take up the last intact checkpoint of the same configuration."
     state = read_latest(self.out, print)
     self._fix_precision(state['config'].get('precision'))
-    changed = config_changes(state['config'], asdict(self.config))
+    changed = config_changes(asdict(Config()) | state['config'], asdict(self.config))  # a field that is newer than the run stood at its default
     if changed and not force:
         raise ValueError(f'{self.out}: was started with other settings ({"; ".join(changed)}); use the same ones, another out=, or --force')
     self.model.load_state_dict(state['model']); self.optimizer.load_state_dict(state['optimizer'])

@@ -180,6 +180,16 @@ def test_changed_settings_are_named_and_refused_unless_forced(tmp_path):
     Trainer(changed, quiet=True).fit(resume=True, force=True)
 
 
+def test_a_run_from_before_a_field_existed_goes_on(tmp_path, monkeypatch):
+    config = small(tmp_path/'run', steps=2)
+    Trainer(config, quiet=True).fit()
+    state = read_checkpoint(tmp_path/'run'/'last.pt')
+    del state['config']['teacher_cross']
+    monkeypatch.setattr('corrmatch.trainer.read_latest', lambda *args: state)
+    Trainer(config, quiet=True).fit(resume=True)
+    with pytest.raises(ValueError, match='teacher_cross: 0.0 -> 0.2'): Trainer(small(tmp_path/'run', steps=2, teacher_cross=.2), quiet=True).fit(resume=True)
+
+
 def test_deterministic_gives_the_same_bits_twice(tmp_path):
     try: runs = [Trainer(small(tmp_path/str(i), deterministic=True, norm='batch'), quiet=True) for i in range(2)]
     finally: torch.use_deterministic_algorithms(False)
