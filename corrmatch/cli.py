@@ -7,7 +7,8 @@ __all__ = ['COMMANDS', 'field_help', 'add_fields', 'train_config', 'run_training
            'cmd_export', 'add_export', 'cmd_pseudo', 'add_pseudo', 'cmd_report', 'add_report', 'cmd_explore',
            'add_explore', 'cmd_bench', 'add_bench', 'cmd_table', 'add_table', 'make_parser', 'main']
 
-# %% ../nbs/23_cli.ipynb #fea8e8b1
+# %% ../nbs/23_cli.ipynb #6d45352c
+import corrmatch
 import argparse
 import inspect
 import json
@@ -26,6 +27,27 @@ def field_help(
     found = re.findall(r'^ {4}(\w+): *\w+ *= *.*?  +# (.*)$', inspect.getsource(Config), re.M)
     return {name: text.replace('%', '%%') for name, text in found}
 
+# %% ../nbs/23_cli.ipynb #9ac76e0c
+def _yes_no(text):
+    "Read yes or no."
+    if text.lower() in ('1', 'true', 'yes', 'on'): return True
+    if text.lower() in ('0', 'false', 'no', 'off'): return False
+    raise argparse.ArgumentTypeError(f"'{text}': say yes or no")
+
+def _count(text):
+    "Read a whole number from 0 on."
+    if not text.isdigit(): raise argparse.ArgumentTypeError(f"'{text}': give a whole number, 0 or more")
+    return int(text)
+
+def _device(text):
+    "Read the name of a device."
+    if re.fullmatch(r'auto|cpu|mps|(cuda|xpu)(:\d+)?', text): return text
+    raise argparse.ArgumentTypeError(f"'{text}' is no device; choose auto, cpu, cuda or cuda:N")
+
+def _reader(field):
+    "What reads the flag of a field."
+    return _device if field.name == 'device' else _yes_no if field.type is bool else cast(type, field.type)
+
 # %% ../nbs/23_cli.ipynb #d9545e95
 def add_fields(
     parser:argparse.ArgumentParser, # gets one flag a field, --like-this or --like_this
@@ -36,9 +58,8 @@ def add_fields(
     for f in fields(Config):
         if f.name in skip: continue
         kind = cast(type, f.type)
-        read = (lambda v: v.lower() in ('1', 'true', 'yes')) if kind is bool else kind
         names = dict.fromkeys([f'--{f.name}', f'--{f.name.replace("_", "-")}'])
-        group.add_argument(*names, dest=f.name, type=read, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f'{texts[f.name]} [{f.default!r}]')
+        group.add_argument(*names, dest=f.name, type=_reader(f), default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f'{texts[f.name]} [{f.default!r}]')
 
 # %% ../nbs/23_cli.ipynb #ec11a685
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +69,8 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         "Suggest for unknown flags here, where this parser's own flags are known."
         namespace, rest = super().parse_known_args(args, namespace)
-        if rest: self.error(f"unknown argument '{rest[0]}'{nearest(rest[0], [o for o in self._option_string_actions if o.startswith('--')])}")
+        flags = [o for o in self._option_string_actions if o.startswith('--') and o != '--help']
+        if rest: self.error(f"unknown argument '{rest[0]}'{nearest(rest[0], flags) if flags and rest[0].startswith('-') else ''}")
         return namespace, rest
 
 # %% ../nbs/23_cli.ipynb #3d916e6b
@@ -58,11 +80,16 @@ def train_config(
     "Make the record of a run from a preset's name or from a data folder."
     names = {f.name for f in fields(Config)}
     changes = {k: v for k, v in vars(args).items() if k in names and k not in ('name', 'method')}
-    if args.preset in PRESETS or not Path(args.preset).is_dir(): return preset(args.preset, args.method, **changes), ''
+    if args.preset not in PRESETS and not Path(args.preset).is_dir(): raise ValueError(f"'{args.preset}' is neither a folder nor a preset{nearest(args.preset, PRESETS)}")
+    if args.preset in PRESETS:
+        config = preset(args.preset, args.method, **changes)
+        if config.labeled and not config.data: raise ValueError(f"preset '{args.preset}' learns from pictures on disk: say where they are with --data FOLDER")
+        return config, ''
     from corrmatch.prepare import auto_config
     changes.pop('data', None)
     return auto_config(args.preset, args.method, labels=args.labels, classes=args.classes, **changes)
 
+# %% ../nbs/23_cli.ipynb #35af94be
 def run_training(
     config:Config,         # of the run
     resume:bool=False,     # go on
@@ -87,6 +114,7 @@ def cmd_train(
     config, text = train_config(args)
     run_training(config, args.resume, args.force, args.fit_memory, text)
 
+# %% ../nbs/23_cli.ipynb #57acb84f
 def add_train(
     command, # (name, help, example) -> parser
 ):
@@ -94,6 +122,7 @@ def add_train(
     parser = command('train', 'train one run', 'corrmatch train photos --labels 92      (a folder of your own)\n'
                      '         corrmatch train voc_92 --data data/voc --out runs/voc      (a preset)\n'
                      '         torchrun --nproc_per_node=4 -m corrmatch train voc_92 --data data/voc      (several GPUs)')
+    parser.usage = '%(prog)s [-h] [--method METHOD] [--labels INT] [--classes FILE] [--resume] [--force] [--fit-memory] [--SETTING VALUE ...] preset'
     parser.add_argument('preset', help=f'a data folder, or one of {", ".join(PRESETS)}')
     parser.add_argument('--method', default='corrmatch', help=f'one of {", ".join(METHODS)} [corrmatch]')
     parser.add_argument('--labels', type=int, default=0, help='data folder: labeled pictures to choose; 0: the lists that are there, or all masks [0]')
@@ -122,7 +151,7 @@ def add_resume(
     parser = command('resume', 'go on with a run that was stopped or killed', 'corrmatch resume runs/voc')
     parser.add_argument('run', help='run folder')
     for f in fields(Config):
-        if f.name in ('data', 'workers', 'device'): parser.add_argument(f'--{f.name}', type=f.type, default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=field_help()[f.name])
+        if f.name in ('data', 'workers', 'device'): parser.add_argument(f'--{f.name}', type=_reader(f), default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=field_help()[f.name])
     parser.set_defaults(handler=cmd_resume)
 
 # %% ../nbs/23_cli.ipynb #dc993749
@@ -134,6 +163,7 @@ def cmd_eval(
     from corrmatch.metrics import evaluate
     from corrmatch.step import eval_pairs, make_sources
     from corrmatch.trainer import iou_table, load_run, pick_device
+    if Path(args.run).is_file(): raise ValueError(f'{args.run}: is a file; give the run folder it lies in, and --checkpoint best or last')
     changes = {k: v for k, v in vars(args).items() if k in ('data', 'val', 'evaluation')}
     device = pick_device(getattr(args, 'device', 'auto'))
     model, config = load_run(args.run, f'{args.checkpoint}.pt', device, **changes)
@@ -143,6 +173,7 @@ def cmd_eval(
     confusion = evaluate(model, eval_pairs(sources.val, device), config.n_classes, config.evaluation, config.crop)
     print(iou_table({args.checkpoint: confusion}, sources.class_names))
 
+# %% ../nbs/23_cli.ipynb #2ebfbd26
 def add_eval(
     command, # (name, help, example) -> parser
 ):
@@ -150,7 +181,7 @@ def add_eval(
     parser = command('eval', 'score a run on a validation list', 'corrmatch eval runs/camvid --val test.txt')
     parser.add_argument('run', help='run folder')
     parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint [best]')
-    for name in ('data', 'val', 'evaluation', 'device'): parser.add_argument(f'--{name}', default=argparse.SUPPRESS, metavar='TEXT', help=field_help()[name])
+    for name in ('data', 'val', 'evaluation', 'device'): parser.add_argument(f'--{name}', type=_device if name == 'device' else str, default=argparse.SUPPRESS, metavar='TEXT', help=field_help()[name])
     parser.set_defaults(handler=cmd_eval)
 
 # %% ../nbs/23_cli.ipynb #cfaa3d38
@@ -168,7 +199,7 @@ def add_demo(
     parser = command('demo', 'train three times on the generated world and compare', 'corrmatch demo --seed 1')
     parser.add_argument('--seed', type=int, default=0, help='of weights, world and draws [0]')
     parser.add_argument('--out', default='runs/demo', help='folder for runs, table and pictures [runs/demo]')
-    parser.add_argument('--steps', type=int, default=0, help='training steps of each run; 0: the demo\'s own number [0]')
+    parser.add_argument('--steps', type=_count, default=0, help='training steps of each run; 0: the demo\'s own number [0]')
     parser.set_defaults(handler=cmd_demo)
 
 # %% ../nbs/23_cli.ipynb #2c688353
@@ -178,7 +209,7 @@ def cmd_runs(
     "List run folders with state and scores."
     from corrmatch.runfolder import list_runs, runs_table
     runs = list_runs(args.root)
-    print(runs_table(runs) if runs else f'no runs under {args.root}')
+    print(runs_table(runs) if runs else f'no runs under {args.root}' + ('' if Path(args.root).is_dir() else ': there is no such folder'))
 
 def add_runs(
     command, # (name, help, example) -> parser
@@ -236,11 +267,11 @@ def add_split(
 
 # %% ../nbs/23_cli.ipynb #94248026
 def cmd_fetch(
-    args:argparse.Namespace, # what, data, base
+    args:argparse.Namespace, # what, data, base, remove_archives
 ):
     "Fetch a data set or lists."
     from corrmatch.fetch import fetch
-    print(fetch(args.what, Path(args.data or f"data/{'voc' if args.what in ('sbd', 'splits') else args.what}"), args.base))
+    print(fetch(args.what, Path(args.data or f"data/{'voc' if args.what in ('sbd', 'splits') else args.what}"), args.base, args.remove_archives))
 
 def add_fetch(
     command, # (name, help, example) -> parser
@@ -250,6 +281,7 @@ def add_fetch(
     parser.add_argument('what', help='voc | sbd | splits | camvid | pets | cityscapes')
     parser.add_argument('--data', default='', help='folder to put it in [data/WHAT; data/voc for sbd and splits]')
     parser.add_argument('--base', default='', help='a mirror: address in front of the file names [the official places]')
+    parser.add_argument('--remove-archives', action='store_true', help='delete downloads/ when the data are in place [kept: nothing needs them any more, but another folder can be made of them offline]')
     parser.set_defaults(handler=cmd_fetch)
 
 # %% ../nbs/23_cli.ipynb #0b582b98
@@ -268,7 +300,8 @@ def number_list(
     text:str, # such as 0.75,1,1.25
 )->tuple:     # of floats
     "Read numbers separated by commas."
-    return tuple(float(v) for v in text.split(','))
+    try: return tuple(float(v) for v in text.split(','))
+    except ValueError: raise argparse.ArgumentTypeError(f"'{text}': give numbers separated by commas, such as 0.75,1,1.25") from None
 
 def add_predict(
     command, # (name, help, example) -> parser
@@ -281,10 +314,10 @@ def add_predict(
     parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint of a run folder [best]')
     parser.add_argument('--scales', type=number_list, default=(1.,), metavar='LIST', help='also look at these sizes and average, such as 0.75,1,1.25 [1]')
     parser.add_argument('--flip', action='store_true', help='also look in the mirror and average')
-    parser.add_argument('--tile', type=int, default=0, metavar='INT', help='pixels, side of the window that slides over large pictures; 0: twice the crop, at least 512 [0]')
-    parser.add_argument('--longest', type=int, default=0, metavar='INT', help='pixels, scale the long side down to it first, when objects are larger than in training; 0: no [0]')
-    parser.add_argument('--every', type=int, default=1, metavar='INT', help='of a video take each n-th frame [1]')
-    parser.add_argument('--device', default='auto', help='auto | cpu | cuda | cuda:N [auto]')
+    parser.add_argument('--tile', type=_count, default=0, metavar='INT', help='pixels, side of the window that slides over large pictures; 0: twice the crop, at least 512 [0]')
+    parser.add_argument('--longest', type=_count, default=0, metavar='INT', help='pixels, scale the long side down to it first, when objects are larger than in training; 0: no [0]')
+    parser.add_argument('--every', type=_count, default=1, metavar='INT', help='of a video take each n-th frame [1]')
+    parser.add_argument('--device', type=_device, default='auto', help='auto | cpu | cuda | cuda:N [auto]')
     parser.set_defaults(handler=cmd_predict)
 
 # %% ../nbs/23_cli.ipynb #c35be1d3
@@ -325,11 +358,11 @@ def add_pseudo(
     parser = command('pseudo', 'write pseudo-labels before and after propagation, ignored where not trusted', 'corrmatch pseudo runs/camvid unlabeled/ --out to_correct')
     parser.add_argument('run', help='run folder, or weights with a card')
     parser.add_argument('pictures', nargs='+', help='pictures and folders of them')
-    parser.add_argument('--out', default='pseudo', help='folder for weak/, pixel/, region/, shares.csv and classes.txt [pseudo]')
+    parser.add_argument('--out', default='pseudo', help='folder for index.html, weak/, pixel/, region/, shares.csv and classes.txt [pseudo]')
     parser.add_argument('--tau', type=float, default=None, metavar='FLOAT', help='confidence threshold, 0..1 [that of the run at the checkpoint]')
-    parser.add_argument('--longest', type=int, default=1024, metavar='INT', help='pixels of the long side at most while labels are made; 0: as it is [1024]')
+    parser.add_argument('--longest', type=_count, default=1024, metavar='INT', help='pixels of the long side at most while labels are made; 0: as it is [1024]')
     parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint of a run folder [best]')
-    parser.add_argument('--device', default='auto', help='auto | cpu | cuda | cuda:N [auto]')
+    parser.add_argument('--device', type=_device, default='auto', help='auto | cpu | cuda | cuda:N [auto]')
     parser.set_defaults(handler=cmd_pseudo)
 
 # %% ../nbs/23_cli.ipynb #c61e4c7a
@@ -349,9 +382,9 @@ def add_report(
     parser.add_argument('run', help='run folder; may still be training')
     parser.add_argument('--out', default='', help='HTML file [report.html in the run folder]')
     parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint predicts [best]')
-    parser.add_argument('--pictures', type=int, default=200, metavar='INT', help='validation pictures predicted at most, evenly spaced; 0: all [200]')
+    parser.add_argument('--pictures', type=_count, default=200, metavar='INT', help='validation pictures predicted at most, evenly spaced; 0: all [200]')
     parser.add_argument('--data', default='', metavar='TEXT', help='where the data are now [where the run found them]')
-    parser.add_argument('--device', default='auto', help='auto | cpu | cuda | cuda:N [auto]')
+    parser.add_argument('--device', type=_device, default='auto', help='auto | cpu | cuda | cuda:N [auto]')
     parser.set_defaults(handler=cmd_report)
 
 # %% ../nbs/23_cli.ipynb #70d5f695
@@ -360,7 +393,7 @@ def cmd_explore(
 ):
     "Write the explorer of a picture."
     from corrmatch.explore import explore_image
-    print(explore_image(args.image, args.model, args.out, args.checkpoint, args.longest, args.cut, args.tau, args.device))
+    print(explore_image(args.image, args.model, args.out, f'{args.checkpoint}.pt', args.longest, args.cut, args.tau, args.device))
 
 def add_explore(
     command, # (name, help, example) -> parser
@@ -370,11 +403,11 @@ def add_explore(
     parser.add_argument('image', help='any picture file')
     parser.add_argument('--model', required=True, metavar='RUN', help='run folder (a method with a correlation head)')
     parser.add_argument('--out', required=True, metavar='HTML', help='the page; its folder must exist')
-    parser.add_argument('--checkpoint', default='best.pt', choices=('best.pt', 'last.pt'), help='which checkpoint [best.pt]')
-    parser.add_argument('--longest', type=int, default=513, help='pixels of the long side at most [513]')
+    parser.add_argument('--checkpoint', type=lambda name: name.removesuffix('.pt'), default='best', choices=('best', 'last'), help='which checkpoint [best]')
+    parser.add_argument('--longest', type=_count, default=513, help='pixels of the long side at most [513]')
     parser.add_argument('--cut', type=float, help="share of a row's range that a region starts at [the run's]")
     parser.add_argument('--tau', type=float, help="threshold [the run's, at the checkpoint]")
-    parser.add_argument('--device', default='auto', help='auto | cpu | cuda [auto]')
+    parser.add_argument('--device', type=_device, default='auto', help='auto | cpu | cuda [auto]')
     parser.set_defaults(handler=cmd_explore)
 
 # %% ../nbs/23_cli.ipynb #0b8bd53b
@@ -394,7 +427,7 @@ def add_bench(
     parser.add_argument('--suite', action='store_true', help='every promised ratio with its target instead; the whole takes half an hour')
     parser.add_argument('--only', default='', help='a part of the suite: regions, pixels, data, start, evaluate, curve or step')
     parser.add_argument('--out', default='', help='JSON file to write; other results in it are kept')
-    parser.add_argument('--device', default='cpu', help='cpu | cuda | cuda:N [cpu]')
+    parser.add_argument('--device', type=_device, default='cpu', help='cpu | cuda | cuda:N [cpu]')
     parser.set_defaults(handler=cmd_bench)
 
 # %% ../nbs/23_cli.ipynb #df605794
@@ -428,7 +461,10 @@ COMMANDS = (add_demo, add_train, add_resume, add_eval, add_runs, add_check, add_
 def make_parser(
 )->argparse.ArgumentParser:
     "All commands and their flags."
-    parser = _Parser(prog='corrmatch', description='Semi-supervised semantic segmentation with correlation maps.')
+    parser = _Parser(prog='corrmatch', description='Semi-supervised semantic segmentation with correlation maps.', formatter_class=argparse.RawDescriptionHelpFormatter,
+                     epilog='first steps:\n  corrmatch demo                see it work, without data\n  corrmatch check FOLDER        is my data set in order?\n'
+                            '  corrmatch train FOLDER        learn from it\n  corrmatch COMMAND --help      all about a command, with an example')
+    parser.add_argument('--version', action='version', version=f'corrmatch {corrmatch.__version__}')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=_Parser)
     def command(name, help, example):
@@ -446,9 +482,10 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     args = make_parser().parse_args([a for a in argv if a != '--debug'])
     try: return args.handler(args) or 0
-    except (ValueError, ImportError) as e:
+    except (ValueError, ImportError, OSError) as e:
         if '--debug' in argv: raise
-        print(f'corrmatch: {e}', file=sys.stderr)
+        if isinstance(e, BrokenPipeError): return 1  # whoever read has heard enough
+        print(f'corrmatch: {f"{e.filename}: {e.strerror}; check the path" if isinstance(e, OSError) and e.filename else e}', file=sys.stderr)
         return 1
     except KeyboardInterrupt as e:
         print(f"corrmatch: {e or 'interrupted'}", file=sys.stderr)

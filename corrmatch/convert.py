@@ -22,7 +22,7 @@ from .config import Config
 from .data import DataError
 from .model import DeepLabV3Plus, _safetensors, read_tensors
 from .pixel import CorrMatchNet
-from .runfolder import read_checkpoint, write_atomic
+from .runfolder import read_checkpoint, read_csv, write_atomic
 from .step import make_model
 
 # %% ../nbs/13d_convert.ipynb #ff392e2f
@@ -209,22 +209,41 @@ def open_weights(
     model.load_state_dict(state)
     return model.to(device).eval(), config
 
+# %% ../nbs/13d_convert.ipynb #70ff6fbd
+def _which_weights(saved, average, where):
+    "The weights of a checkpoint, or their running average; and are they an average? None where the run kept none."
+    state, kept = clean_state(saved['model'], where), saved.get('average')
+    if not kept and average: raise ValueError(f'{where}: the run kept no average of its weights (ema is 0); leave average=False')
+    if not kept: return state, None
+    mean = {k: v for k, v in clean_state(kept, where).items() if k in state}
+    return (mean, True) if average else (state, all(torch.equal(v, mean[k]) for k, v in state.items()))
+
+def _noted_score(run, step, column):
+    "What val.csv says of a step, or None."
+    try: log = read_csv(Path(run)/'val.csv')
+    except (OSError, ValueError): return None
+    rows = [i for i, s in enumerate(log.get('step', ())) if s == step and column in log]
+    return float(log[column][rows[-1]]) if rows else None
+
 # %% ../nbs/13d_convert.ipynb #f50cc801
 def release(
     run,                 # run folder
     path,                # .safetensors or .pth to write
-    scores:dict|None=None,    # name -> number; None: the score the run noted with the checkpoint
+    scores:dict|None=None,    # name -> number; None: the score that the run noted for these weights
     data:dict|None=None,      # see make_card
     name:str='best.pt',  # which checkpoint
     note:str='',         # see make_card
+    average:bool=False,  # of a run with ema: the running average at the checkpoint, even if it scored worse
 )->Path:                 # of the card, beside the weights
     "Turn a checkpoint of a run into weights with a card."
     saved = read_checkpoint(Path(run)/name)
     known = {f.name for f in fields(Config)}
     config = Config(**{k: v for k, v in saved['config'].items() if k in known})
     model = make_model(replace(config, weights=''))[0]
-    model.load_state_dict(clean_state(saved['model']))
-    best = saved.get('best', -1)
-    scores = scores or ({'mIoU on the validation list, %': float(best)} if best >= 0 and name.startswith('best') else {})
-    data = data or {'data': Path(config.data).name or 'generated scenes', 'labeled list': config.labeled, 'unlabeled list': config.unlabeled, 'validation list': config.val}
-    return save_weights(model, path, make_card(config, scores, {k: v for k, v in data.items() if v}, saved.get('step'), note=note))
+    state, averaged = _which_weights(saved, average, Path(run)/name)
+    model.load_state_dict(state)
+    score = saved.get('best', -1) if name.startswith('best') and not average else _noted_score(run, saved.get('step'), 'miou_ema' if averaged else 'miou')
+    if scores is None: scores = {} if score is None or score < 0 else {'mIoU on the validation list, %': float(score)}
+    facts = data or {'data': Path(config.data).name or 'generated scenes', 'labeled list': config.labeled, 'unlabeled list': config.unlabeled, 'validation list': config.val}
+    if averaged is not None: facts = facts | {'weights': f'running average of the steps, ema={config.ema:g}' if averaged else f'of the step itself, not the running average that the run kept beside them (ema={config.ema:g})'}
+    return save_weights(model, path, make_card(config, scores, {k: v for k, v in facts.items() if v}, saved.get('step'), note=note))

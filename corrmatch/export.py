@@ -12,10 +12,13 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from .backbones import FitPicture, PatchBackbone
 from .convert import export_reference_state, load_reference_checkpoint, load_weights, open_weights, release, save_weights
 from .data import DataError
-from .model import PooledBranch
+from .formats import make_folder
+from .model import PooledBranch, resize
 from .predict import Opened, open_model
 from .runfolder import write_atomic
 from .views import IMAGENET_MEAN, IMAGENET_STD
@@ -24,6 +27,37 @@ from .views import IMAGENET_MEAN, IMAGENET_STD
 class _Pooled(PooledBranch):
     "The pooled branch in evaluation, which need not ask for the size of the batch."
     def forward(self, x): return self.gap(x).expand(-1, -1, *x.shape[-2:])
+
+# %% ../nbs/17d_export.ipynb #7cdd4e7e
+class _Fit(FitPicture):
+    "A fit that always resizes."
+    def forward(self, image):
+        m = self.multiple
+        if m > 1: image = resize(image, [(side+m-1)//m*m for side in image.shape[-2:]])
+        return image*self.scale + self.shift
+
+# %% ../nbs/17d_export.ipynb #177b627a
+class _Patches(PatchBackbone):
+    "Blocks of a plain transformer, enlarged with whole numbers."
+    def forward(self, image):
+        maps = self.net.forward_intermediates(self.fit(image), indices=self.levels, norm=True, output_fmt='NCHW', intermediates_only=True)
+        return [F.interpolate(maps[0], [(side+3)//4 for side in image.shape[-2:]], mode='bilinear', align_corners=False), *maps[1:]]
+
+# %% ../nbs/17d_export.ipynb #7d24ca52
+class _Same(nn.Conv2d):
+    "TensorFlow's padding, as a sum."
+    def forward(self, x):
+        ends = [(k-1)*d//2 for k, d in zip(self.kernel_size, self.dilation)]
+        top, left = [end+1-s + (n+s-1)//s*s - n for end, n, s in zip(ends, x.shape[2:], self.stride)]
+        return F.conv2d(F.pad(x, (left, ends[1], top, ends[0])), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+# %% ../nbs/17d_export.ipynb #d4ba5d61
+def _answer(module):
+    "Take the questions about sizes out of one module."
+    if type(module) is PooledBranch: module.__class__ = _Pooled
+    if type(module) is FitPicture: module.__class__ = _Fit
+    if type(module) is PatchBackbone: module.__class__ = _Patches
+    if type(module).__name__ == 'Conv2dSame' and all(k % 2 and s <= min(2, k) for k, s in zip(module.kernel_size, module.stride)): module.__class__ = _Same
 
 # %% ../nbs/17d_export.ipynb #2079e213
 class InferenceNet(nn.Module):
@@ -35,26 +69,41 @@ class InferenceNet(nn.Module):
         self.net = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         for name in ('corr', 'proj'):
             if hasattr(self.net, name): delattr(self.net, name)
-        for module in self.net.modules():
-            if type(module) is PooledBranch: module.__class__ = _Pooled
+        for module in self.net.modules(): _answer(module)
         for name, values in (('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)):
             self.register_buffer(name, 255*torch.tensor(values).view(1, 3, 1, 1))
         self.eval()
     def forward(self, image): return self.net.predict_logits((image-self.mean)/self.std)
 
+# %% ../nbs/17d_export.ipynb #04721b89
+def _recorded(net, size, low, high=16384):
+    "Record a network for sides of `low` to `high` pixels."
+    free = {0: torch.export.Dim('batch', min=1, max=65536), **{axis: torch.export.Dim(name, min=low, max=high) for axis, name in ((2, 'height'), (3, 'width'))}}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')
+        return torch.export.export(net, (torch.zeros(2, 3, *size),), dynamic_shapes=dict(image=free), prefer_deferred_runtime_asserts_over_guards=True)
+
+def _first_line(error): return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+def _sides(graph):
+    "Smallest and largest side of a picture that a graph takes."
+    image = next(n for n in graph.graph.nodes if n.name == 'image').meta['val']
+    ranges = [graph.range_constraints[side.node.expr] for side in image.shape[2:]]
+    return max(int(r.lower) for r in ranges), min(int(r.upper) for r in ranges)
+
 # %% ../nbs/17d_export.ipynb #3ebea6c7
 def export_graph(
-    net:nn.Module,         # InferenceNet
+    net:InferenceNet,      # of any backbone
     size:tuple=(96, 112),  # of the example; the graph works for all sizes
 )->torch.export.ExportedProgram:
     "Record a network with a free batch, height and width."
-    free = {0: torch.export.Dim('batch', min=1, max=65536), **{axis: torch.export.Dim(name, min=16, max=16384) for axis, name in ((2, 'height'), (3, 'width'))}}
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter('ignore')
-            return torch.export.export(net, (torch.zeros(2, 3, *size),), dynamic_shapes=dict(image=free))
-    except (torch._dynamo.exc.UserError, RuntimeError) as e:
-        raise ValueError(f'this backbone cannot be exported with free sizes ({str(e).strip().splitlines()[0]}); use --format safetensors') from None
+    if any(type(m).__name__.startswith('WindowAttention') for m in net.modules()):
+        raise ValueError('this backbone looks through windows (Swin), whose number depends on the size: recording it does not end in 20 minutes; use --format safetensors')
+    stride = getattr(getattr(net.net, 'backbone', None), 'stride', 8)
+    for low in (max(16, stride+1), 65):
+        try: return _recorded(net, size, low)
+        except Exception as e: fault = _first_line(e)  # the recorder raises whatever it likes
+    raise ValueError(f'this backbone cannot be exported for pictures of every size ({fault}); nothing was written: use --format safetensors')
 
 # %% ../nbs/17d_export.ipynb #dab9005a
 def _need(*modules):
@@ -62,6 +111,16 @@ def _need(*modules):
     import importlib
     try: return [importlib.import_module(m) for m in modules]
     except ImportError as e: raise DataError(f'ONNX needs {e.name}: pip install corrmatch-seg[onnx]') from None
+
+def _translated(graph):
+    "A graph as an ONNX model."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+        try: program = torch.onnx.export(graph, (), input_names=['image'], output_names=['logits'], dynamo=True, external_data=False, verbose=False)
+        except Exception as e: raise ValueError(f'this backbone cannot be translated to ONNX ({_first_line(e)}); nothing was written: use --format export') from None
+    assert program is not None
+    return program.model_proto
 
 INPUT_TEXT = 'RGB pictures, floats 0..255, (batch, 3, height, width); normalised inside'
 
@@ -72,12 +131,7 @@ def onnx_bytes(
 )->bytes:                               # an ONNX file
     "Translate a graph to ONNX."
     _need('onnx', 'onnxscript')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-        program = torch.onnx.export(graph, (), input_names=['image'], output_names=['logits'], dynamo=True, external_data=False, verbose=False)
-    assert program is not None
-    model = program.model_proto
+    model = _translated(graph)
     for value in (*model.graph.input, *model.graph.output):
         for axis, name in ((0, 'batch'), (2, 'height'), (3, 'width')): value.type.tensor_type.shape.dim[axis].dim_param = name
     for key, text in facts.items(): model.metadata_props.add(key=key, value=text)
@@ -112,26 +166,28 @@ def _facts(opened):
                 colors=json.dumps(opened.colors.tolist()), network=f'{c.backbone}, DeepLabV3+, output stride {c.stride}, trained by {c.method}, crop {c.crop}')
 
 def _largest_difference(run, net):
-    "Compare two functions of pictures at two sizes and batches."
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for b, h, w in ((1, 97, 65), (2, 80, 128)):
+    "Compare two functions of pictures at several sizes and batches."
+    generator, found = torch.Generator().manual_seed(0), []
+    for b, h, w in ((1, 97, 65), (2, 80, 128), (1, 66, 99), (3, 98, 112), (1, 96, 160)):
         image = torch.randint(256, (b, 3, h, w), generator=generator).float()
-        with torch.no_grad(): found.append(float((run(image) - net(image)).abs().max()))
+        try:
+            with torch.no_grad(): found.append(float((run(image) - net(image)).abs().max()))
+        except Exception as e: raise ValueError(f'the graph of this backbone fails on pictures of {w}x{h} ({_first_line(e)}); nothing was written: use --format safetensors') from None
     return max(found)
 
-# %% ../nbs/17d_export.ipynb #0a5dab2e
-def _write_graph(opened, path, format):
-    "Write ONNX or a .pt2 and return what runs it."
-    graph = export_graph(InferenceNet(opened.model))
+# %% ../nbs/17d_export.ipynb #c478fcca
+def _graph_file(opened, format):
+    "Bytes of an ONNX file or a .pt2, and what runs them."
+    net = InferenceNet(opened.model)
+    graph, facts = export_graph(net), _facts(opened)
+    facts['sides'] = '{} to {} pixels'.format(*_sides(graph))
     if format == 'onnx':
-        data = onnx_bytes(graph, _facts(opened))
-        write_atomic(path, data)
-        return onnx_runner(data)
+        data = onnx_bytes(graph, facts)
+        return data, onnx_runner(data)
     buffer = io.BytesIO()
-    torch.export.save(graph, buffer, extra_files={'corrmatch.json': json.dumps(_facts(opened))})
-    write_atomic(path, buffer.getvalue())
-    return torch.export.load(path).module()
+    try: torch.export.save(graph, buffer, extra_files={'corrmatch.json': json.dumps(facts)})
+    except Exception as e: raise ValueError(f'the graph of this backbone cannot be saved ({_first_line(e)}); nothing was written: use --format onnx or safetensors') from None
+    return buffer.getvalue(), torch.export.load(io.BytesIO(buffer.getvalue())).module()
 
 def _write_weights(opened, path, format, run, checkpoint):
     "Write safetensors or the reference's names and return what runs them."
@@ -146,6 +202,22 @@ def _write_weights(opened, path, format, run, checkpoint):
 # %% ../nbs/17d_export.ipynb #346f09a2
 FORMATS = {'onnx': ('.onnx',), 'export': ('.pt2',), 'safetensors': ('.safetensors',), 'reference': ('.pth', '.pt')}
 
+def _target(run, format, out):
+    "The file to write, after all that can be refused at once has been."
+    if format == 'torchscript': raise ValueError("format 'torchscript': torch.jit is deprecated; use --format export, which torch compiles for C++ too, or onnx")
+    if format not in FORMATS: raise ValueError(f"format '{format}' is not one of {', '.join(FORMATS)}")
+    path = Path(out) if out else Path(run).with_name(Path(run).stem + FORMATS[format][0])
+    if path.suffix not in FORMATS[format]: raise ValueError(f"out '{path}': the name of this format ends in {' or '.join(FORMATS[format])}")
+    if path.exists() and Path(run).exists() and path.samefile(run): raise ValueError(f"out '{path}': that is the file to read; give another name")
+    if format == 'onnx': _need('onnx', 'onnxscript', 'onnxruntime')
+    return path
+
+def _checked(difference, path, opened):
+    "Refuse a file that gives other scores."
+    if difference < 1e-2: return difference
+    raise DataError(f'{path}: would differ from the network by {difference:.3g}; do not use this format, and report the backbone: {opened.config.backbone}')
+
+# %% ../nbs/17d_export.ipynb #e7888bbe
 def export_run(
     run:Path,              # run folder, or weights with a card
     format:str,            # one of FORMATS
@@ -153,14 +225,13 @@ def export_run(
     checkpoint:str='best.pt', # of a run folder
 )->Exported:
     "Write a trained network in one of the formats and check the file."
-    if format == 'torchscript': raise ValueError("format 'torchscript': torch.jit is deprecated; use --format export, which torch compiles for C++ too, or onnx")
-    if format not in FORMATS: raise ValueError(f"format '{format}' is not one of {', '.join(FORMATS)}")
-    path = Path(out) if out else Path(run).with_name(Path(run).stem + FORMATS[format][0])
-    if path.suffix not in FORMATS[format]: raise ValueError(f"out '{path}': the name of this format ends in {' or '.join(FORMATS[format])}")
+    path = _target(run, format, out)
     opened = open_model(run, checkpoint)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if format in ('onnx', 'export'): runner = _write_graph(opened, path, format)
-    else: runner = _write_weights(opened, path, format, run, checkpoint)
-    difference = _largest_difference(runner, InferenceNet(opened.model))
-    if not difference < 1e-2: raise DataError(f'{path}: differs from the network by {difference:.3g}; do not use it, and report this backbone: {opened.config.backbone}')
+    net = InferenceNet(opened.model)
+    make_folder(path.parent)
+    if format in ('onnx', 'export'):
+        data, runner = _graph_file(opened, format)
+        difference = _checked(_largest_difference(runner, net), path, opened)
+        write_atomic(path, data)
+    else: difference = _checked(_largest_difference(_write_weights(opened, path, format, run, checkpoint), net), path, opened)
     return Exported(path, format, difference)

@@ -4,10 +4,10 @@
 __all__ = ['SPLITS_BASE', 'CITYSCAPES_LISTS', 'PASCAL_LISTS', 'CAMVID', 'CAMVID_MASKS', 'CITYSCAPES_HELP', 'FETCHES',
            'file_digest', 'download', 'unpack', 'sha256_text', 'fetch_splits', 'Remote', 'voc_source', 'fetch_voc',
            'merge_ids', 'read_sbd', 'sbd_source', 'fetch_sbd', 'content_hash', 'fetch_camvid', 'pets_sources',
-           'pet_mask', 'fetch_pets', 'fetch_cityscapes', 'fetch']
+           'pet_mask', 'fetch_pets', 'fetch_cityscapes', 'alone_in', 'fetch']
 
-# %% ../nbs/18b_fetch.ipynb #e43b9c2b
-import hashlib, http.client, json, os, re, shutil, stat, sys, tarfile, time, urllib.error, urllib.request, zipfile
+# %% ../nbs/18b_fetch.ipynb #5946027a
+import contextlib, errno, hashlib, http.client, json, os, re, shutil, stat, sys, tarfile, time, urllib.error, urllib.request, zipfile
 from pathlib import Path
 from types import MappingProxyType
 from typing import Callable, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from .config import IGNORE_INDEX
 from .data import DataError, climbs_out, list_lines
-from .formats import CAMVID_COLORS, CAMVID_NAMES, VOC_NAMES, load_picture, write_file
+from .formats import CAMVID_COLORS, CAMVID_NAMES, VOC_NAMES, load_picture, make_folder, write_file
 from .prepare import follow, in_threads
 from .viz import palette
 
@@ -322,6 +322,12 @@ def _need_scipy():
     import importlib.util
     if importlib.util.find_spec('scipy') is None: raise ValueError('the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]')
 
+def _has_masks(root, expected):
+    "Are the list of all training pictures and all its masks there?"
+    if not (root/'train_aug.txt').is_file(): return False
+    lines = _ids(root/'train_aug.txt')
+    return len(lines) == expected and all((root/line.split()[-1]).is_file() for line in lines)
+
 def sbd_source(
 )->Remote:
     "Where torchvision finds the Semantic Boundaries Dataset."
@@ -341,6 +347,7 @@ def fetch_sbd(
     "Add SBD's masks to VOC's, as the field does."
     root, sets = Path(root), Path(root)/'ImageSets'/'Segmentation'
     if not (sets/'val.txt').is_file(): raise DataError(f'{root}: holds no VOC yet; first run `corrmatch fetch voc`')
+    if _has_masks(root, expected): return f'{root}: {expected} training pictures are there: train_aug.txt'
     if read is read_sbd: _need_scipy()
     folder = _fetched(_mirror(source or sbd_source(), base), root, 'sbd', **kwargs)
     cls = next((p for p in sorted(folder.rglob('cls')) if p.is_dir()), None)
@@ -471,16 +478,60 @@ def fetch_cityscapes(
     missing = [p for p in ('gtFine', 'leftImg8bit') if not (root/p).is_dir()]
     return CITYSCAPES_HELP.format(root=root) if missing else f'{root}: leftImg8bit and gtFine are there; next `corrmatch check {root}`'
 
+# %% ../nbs/18b_fetch.ipynb #1d2e29e2
+def _hold(file):
+    "Lock an open file until it is closed or the process ends; OSError if another one has it."
+    if sys.platform == 'win32':
+        import msvcrt
+        file.seek(4096)  # a byte beyond the text, so that others can read that
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+# %% ../nbs/18b_fetch.ipynb #69d74634
+@contextlib.contextmanager
+def alone_in(
+    root:Path, # data folder; is made
+):             # context in which no other fetch runs there
+    "Keep other fetches out of a folder."
+    place = make_folder(root)/'.fetch.lock'
+    try: file = open(place, 'a+')
+    except OSError as e: raise DataError(f'{place}: cannot be written ({e.strerror}); choose another folder') from None
+    with file:
+        try: _hold(file)
+        except OSError as e:
+            if e.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK): pass  # a file system without locks
+            else: raise DataError(f'{root}: another fetch is at work there (process {place.read_text() or "unknown"}); wait for it, or choose another folder with --data') from None
+        file.truncate(0)
+        file.write(str(os.getpid())); file.flush()
+        yield
+
 # %% ../nbs/18b_fetch.ipynb #10693501
 FETCHES:MappingProxyType[str, Callable] = MappingProxyType({'voc': fetch_voc, 'sbd': fetch_sbd, 'splits': fetch_splits, 'camvid': fetch_camvid, 'pets': fetch_pets, 'cityscapes': fetch_cityscapes})
 
+def _archives(root, remove):
+    "Delete what lies in downloads/, or tell how much that is."
+    folder = Path(root)/'downloads'
+    ours = [p for p in folder.iterdir() if not p.name.endswith('_trainvaltest.zip')] if folder.is_dir() else []
+    size = sum(p.stat().st_size for top in ours for p in (top, *top.rglob('*')) if p.is_file())
+    if remove:
+        for p in ours: shutil.rmtree(p) if p.is_dir() else p.unlink()
+        if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
+    if not size: return ''
+    return f'\n{folder}: {"removed" if remove else "keeps the archives"}, {size/1e6:.1f} MB' + ('' if remove else ', no longer needed; --remove-archives deletes them')
+
+# %% ../nbs/18b_fetch.ipynb #d7ce299a
 def fetch(
     what:str,    # voc | sbd | splits | camvid | pets | cityscapes
     root:Path,   # data folder
     base:str='', # a mirror of the archives, or of the lists; '': the official place
+    remove_archives:bool=False, # delete the archives when the data are in place
     **kwargs,    # passed on
 )->str:          # what is there now
-    "Fetch one data set."
+    "Fetch one data set, alone in its folder."
     if what not in FETCHES: raise ValueError(f"'{what}' cannot be fetched; choose {', '.join(FETCHES)}")
-    done = FETCHES[what](root, **(dict(base=base) if base and what != 'cityscapes' else {}), **kwargs)
-    return done if isinstance(done, str) else f'{Path(root)/"splits"}: {len(done)} lists, all hashes right'
+    with alone_in(root):
+        done = FETCHES[what](root, **(dict(base=base) if base and what != 'cityscapes' else {}), **kwargs)
+        text = done if isinstance(done, str) else f'{Path(root)/"splits"}: {len(done)} lists, all hashes right'
+        return text + _archives(root, remove_archives)

@@ -5,7 +5,7 @@ __all__ = ['PICTURE_SUFFIXES', 'IMAGE_FOLDERS', 'MASK_FOLDERS', 'MASK_TAILS', 'I
            'OTHER_TAILS', 'CLASS_FILES', 'CITYSCAPES_IDS', 'CITYSCAPES_NAMES', 'VOC_NAMES', 'CAMVID_NAMES',
            'CAMVID_COLORS', 'VOID_COLORS', 'Place', 'parse_place', 'Item', 'Layout', 'find_classes', 'draw_objects',
            'find_layout', 'describe_layout', 'load_picture', 'read_photo', 'read_stored', 'MaskMap', 'find_mapping',
-           'is_color', 'map_ids', 'write_file']
+           'is_color', 'map_ids', 'make_folder', 'write_file']
 
 # %% ../nbs/17b_formats.ipynb #0d9c3c3f
 import csv, json, os, re
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from .config import IGNORE_INDEX
 from .data import IMAGE_SUFFIXES, DataError, list_lines
 from .viz import palette
@@ -263,6 +263,7 @@ def _kind(folders, has_tails):
 def _given(classes):
     "Classes that the user names: a file, or their number."
     if classes is None: return None
+    if str(classes).isdigit() and not 2 <= int(classes) <= IGNORE_INDEX: raise DataError(f"classes={classes}: give 2 to {IGNORE_INDEX}; a mask of 8 bits holds no more, and {IGNORE_INDEX} means ignored")
     if str(classes).isdigit(): return [f'class {c}' for c in range(int(classes))], None, f'classes={classes}'
     if not Path(classes).is_file(): raise DataError(f"classes='{classes}': no such file; give a file with lines `name R G B`, or a number")
     return find_classes(classes)
@@ -310,6 +311,20 @@ def describe_layout(
     if layout.classes: parts.append(f'{len(layout.classes[0])} classes named by {layout.classes[2]}')
     return ', '.join(parts)
 
+# %% ../nbs/17b_formats.ipynb #a9aebd58
+def _fault(path, error):
+    "Say why a file is no picture, and what to do."
+    if isinstance(error, FileNotFoundError): return 'no such file; add it or take it out of the annotations'
+    if isinstance(error, PermissionError): return 'may not be read; change its permissions'
+    if not os.path.isfile(path): return 'is no file; replace it or remove it'
+    if not os.path.getsize(path): return 'is empty (0 bytes); replace the file or remove it'
+    if isinstance(error, UnidentifiedImageError): return f'not a picture, its content is of no known format (it starts with {_start(path)}); replace the file or remove it'
+    reason = str(error).partition('\n')[0].replace(str(path), os.path.basename(path)) or type(error).__name__
+    return f'unreadable or cut short ({reason}); replace the file or remove it'
+
+def _start(path):
+    with open(path, 'rb') as f: return ascii(f.read(8).decode('latin-1'))
+
 # %% ../nbs/17b_formats.ipynb #74af99e8
 def load_picture(
     path:Path,     # any picture
@@ -317,10 +332,7 @@ def load_picture(
     "Decode a picture; every way to fail becomes a DataError."
     try:
         with Image.open(path) as picture: picture.load()
-    except FileNotFoundError: raise DataError(f'{path}: no such file; add it or take it out of the annotations') from None
-    except Exception as e:  # decoders raise whatever they like
-        reason = str(e).partition('\n')[0].replace(str(path), 'the file') or type(e).__name__
-        raise DataError(f'{path}: unreadable or cut short ({reason}); replace the file or remove it') from None
+    except Exception as e: raise DataError(f'{path}: {_fault(path, e)}') from None  # decoders raise whatever they like
     return picture
 
 # %% ../nbs/17b_formats.ipynb #a82a708c
@@ -480,16 +492,24 @@ def map_ids(
     values, where = np.unique(stored, return_inverse=True)
     return np.array([table.get(int(v), IGNORE_INDEX) for v in values], np.uint8)[where].reshape(stored.shape)
 
-# %% ../nbs/17b_formats.ipynb #f40f4fc5
+# %% ../nbs/17b_formats.ipynb #20ef188a
+def make_folder(
+    path:Path, # folder; those it lies in are made, too
+)->Path:       # the same path
+    "Make a folder that may be there already."
+    try: Path(path).mkdir(parents=True, exist_ok=True)
+    except FileExistsError: raise DataError(f'{path}: is a file, and a folder is to be made there; choose another folder') from None
+    except OSError as e: raise DataError(f'{path}: cannot be made ({e.strerror}); choose another folder') from None
+    return Path(path)
+
 def write_file(
     path:Path,  # target; its folders are made
     data,       # str or bytes
 )->Path:        # the same path
     "Write a file atomically."
     path = Path(path)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    part = make_folder(path.parent)/f'.{path.name}.{os.getpid()}.part'
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data.encode() if isinstance(data, str) else data)
         os.replace(part, path)
     except OSError as e:

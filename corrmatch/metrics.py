@@ -220,15 +220,17 @@ class _PackedConv(nn.Module):
         self.weight = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *self.options)
         self.bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach()
     def forward(self, x): return torch.mkldnn_convolution(x, self.weight, self.bias, *self.options)
+    def __deepcopy__(self, memo): raise ValueError('a packed network cannot be copied, exported or trained; use the network it was made from')
 
 # %% ../nbs/12_metrics.ipynb #78b3145e
 def packed(
-    model, # network in eval mode; anything but a float32 network on a CPU comes back as it is
+    model, # network in eval mode; anything but a float32 network on a CPU comes back as it is, and so does a packed one
 ):         # a copy that predicts the same, faster; it cannot be trained
     "Fold batch norms into convolutions and lay the weights out for the CPU, once for many predictions."
     weights = list(model.parameters()) if isinstance(model, nn.Module) and not model.training else []
     plain = bool(weights) and {(p.device.type, p.dtype) for p in weights} == {('cpu', torch.float32)}
     if not plain or torch.is_autocast_enabled('cpu') or not torch.backends.mkldnn.is_available(): return model
+    if any(isinstance(m, _PackedConv) for m in model.modules()): return model
     model = copy.deepcopy(model).requires_grad_(False)
     for module in list(model.modules()):
         parts = list(module.named_children())

@@ -28,7 +28,7 @@ from .config import IGNORE_INDEX, Config
 from .convert import open_weights
 from .correlation import correlation_rows
 from .data import DataError, read_classes
-from .formats import CITYSCAPES_NAMES, PICTURE_SUFFIXES, VOC_NAMES, read_photo
+from .formats import CITYSCAPES_NAMES, PICTURE_SUFFIXES, VOC_NAMES, make_folder, read_photo
 from .metrics import packed, window_starts
 from .model import resize
 from .pseudo import confidence, pseudo_label
@@ -147,7 +147,7 @@ class Predictor:
         if not scales or min(scales) <= 0: raise ValueError(f'scales={scales}: give one or more numbers above 0')
         self.slides = config.evaluation == 'slide'
         self.model, self.config, self.names, self.colors = packed(model), config, list(names), colors
-        self.device = next(model.parameters()).device
+        self.device = next(iter(model.parameters()), torch.empty(0)).device  # a packed network may have no parameters left
         self.tile = tile or (config.crop if self.slides else max(2*config.crop, 512))
         self.scales, self.flip, self.longest = tuple(scales), flip, longest
     def window(self, h, w):
@@ -205,6 +205,8 @@ def open_model(
     if run.is_dir():
         (model, config), threshold = load_run(run, checkpoint, device), read_checkpoint(run/checkpoint).get('threshold', {})
         tau = float(threshold.get('tau', config.tau))
+    elif run.suffix == '.pt' and (run.parent/'config.json').is_file(): raise DataError(f'{run}: is a checkpoint; give its run folder, {run.parent}')
+    elif run.is_file() and run.suffix not in ('.safetensors', '.pth', '.pt'): raise DataError(f'{run}: holds no weights; give a run folder, or weights with a card (.safetensors, .pth)')
     elif run.is_file(): (model, config), tau = open_weights(run, device), None
     else: raise DataError(f'{run}: no such run folder or file of weights; check the path')
     names, colors = class_look(config, run)
@@ -262,6 +264,7 @@ def find_inputs(
         if path.is_file(): found.append((path, Path(path.name)))
         elif path.is_dir(): found += [(p, p.relative_to(path)) for p in sorted(path.rglob('*')) if _is_input(p, path, own)]
         else: raise DataError(f'{path}: no such file or folder; check the path')
+    if not found and own in [Path(p).resolve() for p in paths]: raise DataError(f'{out}: is the folder of the pictures; choose another folder for the output')
     if not found: raise DataError(f'{", ".join(map(str, paths))}: holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...) and no videos')
     return _named_once(found)
 
@@ -296,7 +299,7 @@ def overlay(
 _STYLE = ('body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:75rem;margin:1.5rem auto;padding:0 1rem}h1{font-size:1.6rem;overflow-wrap:anywhere}'
           'h2{font-size:1.2rem;margin:2rem 0 .5rem;border-bottom:1px solid #ddd}img{max-width:100%;height:auto;display:block}'
           '.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1rem}figure{margin:0;min-width:0}'
-          '.two{display:grid;grid-template-columns:1fr 1fr;gap:2px}.two img{width:100%}figcaption{font-size:.8rem;overflow-wrap:anywhere}.wide{overflow-x:auto}'
+          '.cards.large{grid-template-columns:repeat(auto-fill,minmax(min(100%,30rem),1fr))}.two,.three{display:grid;grid-template-columns:1fr 1fr;gap:2px}.three{grid-template-columns:1fr 1fr 1fr}.two img,.three img{width:100%}figcaption{font-size:.8rem;overflow-wrap:anywhere}.wide{overflow-x:auto}'
           'table{border-collapse:collapse;font-size:.9rem}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child,.facts td,.facts th{text-align:left}.facts td:first-child{white-space:nowrap}.facts td{overflow-wrap:anywhere}'
           'ul.legend{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.3rem 1.2rem}i.c{display:inline-block;width:1em;height:1em;border:1px solid #777;margin-right:.4em;vertical-align:-.1em}'
           '.bad{color:#a00}.note{color:#555}pre{background:#f4f4f4;padding:.6rem;overflow-x:auto;font-size:.85rem}summary{cursor:pointer}')
@@ -400,8 +403,10 @@ class Done(NamedTuple):
 # %% ../nbs/17c_predict.ipynb #7bdca3a7
 def _put(path, data):
     "Write a file and the folders it lies in."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, data)
+    try:
+        make_folder(path.parent)
+        write_atomic(path, data)
+    except DataError as e: raise ValueError(str(e)) from None  # the next file would fail as well: stop
 
 def _jpeg(picture):
     "A picture as bytes of a JPEG."
@@ -417,6 +422,19 @@ def _shares(mask, k):
     "Share of each class among the pixels of a mask."
     return np.bincount(mask.ravel(), minlength=256)[:k]/mask.size
 
+# %% ../nbs/17c_predict.ipynb #4e80e2a0
+def _figure(name, link, pictures, *lines):
+    "Pictures {what: (h,w,3)} side by side, their name and lines of HTML."
+    row = ''.join(html_picture(picture, f'{what} {name}') for what, picture in pictures.items())
+    caption = '<br>'.join([f'<a href="{quote(os.fsencode(link))}">{html.escape(name)}</a>', *lines])
+    return f'<figure><div class="{"three" if len(pictures) > 2 else "two"}">{row}</div><figcaption>{caption}</figcaption></figure>'
+
+def _sheet_page(title, head, names, colors, cards, broken, large=False):
+    "A page of figures as bytes; what could not be read is named first."
+    bad = f'<h2>Could not be read</h2><ul class="bad">{"".join(f"<li>{html.escape(line)}</li>" for line in broken)}</ul>' if broken else ''
+    body = f'<p>{head}</p>{html_legend(names, colors)}{bad}<h2>Pictures</h2><div class="cards{" large" if large else ""}">{"".join(cards)}</div>'
+    return html_page(title, body).encode('utf-8', 'replace')
+
 # %% ../nbs/17c_predict.ipynb #a92017ea
 class _Sheet:
     "The table and the cards of a page, for at most `most` pictures."
@@ -428,19 +446,16 @@ class _Sheet:
         self.rows.append([name, *p.picture.shape[1::-1], f'{sure:.4f}', *[f'{s:.5f}' for s in shares]])
         if len(self.cards) >= self.most: return
         most = ', '.join(f'{html.escape(names[c])} {shares[c]:.0%}' for c in np.argsort(-shares, kind='stable')[:3] if shares[c] >= .005)
-        pair = html_picture(p.picture, f'picture {name}') + html_picture(picture, f'prediction for {name}')
-        caption = f'<a href="{quote(os.fsencode(link))}">{html.escape(name)}</a><br>{p.picture.shape[1]} x {p.picture.shape[0]}, mean confidence {sure:.2f}<br>{most}'
-        self.cards.append(f'<figure><div class="two">{pair}</div><figcaption>{caption}</figcaption></figure>')
+        pair = {'picture': p.picture, 'prediction for': picture}
+        self.cards.append(_figure(name, link, pair, f'{p.picture.shape[1]} x {p.picture.shape[0]}, mean confidence {sure:.2f}', most))
     def write(self, broken):
         "Write table.csv and index.html."
         p, text = self.predictor, io.StringIO()
         csv.writer(text).writerows([['name', 'width', 'height', 'confidence', *p.names], *self.rows])
         _put(self.out/'table.csv', text.getvalue().encode('utf-8', 'surrogateescape'))
         more = f' The first {len(self.cards)} are shown, all are in table.csv.' if len(self.rows) > len(self.cards) else ''
-        bad = f'<h2>Could not be read</h2><ul class="bad">{"".join(f"<li>{html.escape(line)}</li>" for line in broken)}</ul>' if broken else ''
-        head = f'<p>{len(self.rows)} pictures by {html.escape(p.config.method)} with {html.escape(p.config.backbone)}, scales {", ".join(f"{s:g}" for s in p.scales)}{", and mirrored" if p.flip else ""}.{more}</p>'
-        page = html_page('Predictions', f'{head}{html_legend(p.names, p.colors)}{bad}<h2>Pictures</h2><div class="cards">{"".join(self.cards)}</div>')
-        _put(self.out/'index.html', page.encode('utf-8', 'replace'))
+        head = f'{len(self.rows)} pictures by {html.escape(p.config.method)} with {html.escape(p.config.backbone)}, scales {", ".join(f"{s:g}" for s in p.scales)}{", and mirrored" if p.flip else ""}.{more}'
+        _put(self.out/'index.html', _sheet_page('Predictions', head, p.names, p.colors, self.cards, broken))
 
 # %% ../nbs/17c_predict.ipynb #ba5e1bd4
 def predict_files(
@@ -451,8 +466,9 @@ def predict_files(
     quiet:bool=False,    # no progress
 )->Done:
     "Predict files and write masks, overlays, confidence maps, a table and a page."
-    out, broken, n = Path(out), [], 0
-    inputs, sheet = find_inputs(paths, out), _Sheet(predictor, out)
+    out, broken, n = Path(out), list[str](), 0
+    if every < 1: raise ValueError(f'every={every}: give 1 or more')
+    inputs, sheet = find_inputs(paths, out), _Sheet(predictor, make_folder(out))
     for item in tqdm(inputs, 'predict', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
         try: n += (_predict_video if item.is_video else _predict_picture)(predictor, item, out, sheet, every)
         except DataError as e: broken.append(str(e))
@@ -473,7 +489,7 @@ def _predict_picture(predictor, item, out, sheet, every):
 def _predict_video(predictor, item, out, sheet, every):
     "Predict a video frame by frame; what came before a fault is kept."
     writer, n, target = None, 0, out/'overlays'/f'{item.name}.mp4'
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     try:
         for number, picture, rate in read_frames(item.path, every):
             writer = writer or VideoWriter(target, rate/every)
@@ -517,9 +533,24 @@ def pseudo_image(
     grown = region_targets(rows, grid, label, keep, torch.ones_like(keep), tau, cut, seg.logits.shape[1])
     return PseudoLabels(trusted(label, keep), trusted(pseudo_label(seg.logits_corr), keep), trusted(*grown))
 
+# %% ../nbs/17c_predict.ipynb #0660e5f3
+def _pseudo_shares(labels):
+    "Trusted before and after region propagation; changed by pixels, by regions. One share alone without a correlation head."
+    weak, pixel, region = labels
+    kept = weak != IGNORE_INDEX
+    if pixel is None: return [kept.mean()]
+    return [kept.mean(), (region != IGNORE_INDEX).mean(), (pixel != weak).mean(), ((region != weak) & kept).mean()]
+
+def _pseudo_card(name, picture, labels, shares, colors):
+    "The picture with its labels, and what is ignored of them."
+    shown = {'label without propagation of': labels.weak, 'label with propagation of': labels.region}
+    pictures = {what: overlay(picture, label, colors) for what, label in shown.items() if label is not None}
+    lines = [f'ignored without propagation: {1-shares[0]:.0%}', *([f'with it: {1-shares[1]:.0%}; of the trusted pixels rewritten: {shares[3]/max(shares[0], 1e-9):.0%}'] if len(shares) > 1 else [])]
+    return _figure(name, f'{"weak" if labels.region is None else "region"}/{name}.png', {'picture': picture, **pictures}, *lines)
+
 # %% ../nbs/17c_predict.ipynb #e0410076
 def _pseudo_file(opened, item, out, tau, longest):
-    "Write the labels of one picture; its tau and shares, empty where there is no correlation head."
+    "Write the labels of one picture; its row of the table and its card."
     picture, c = as_picture(item.path), opened.config
     seen, device = _scaled(picture, longest), next(opened.model.parameters()).device
     image = normalize(torch.from_numpy(seen.copy()).to(device).permute(2, 0, 1))
@@ -528,10 +559,20 @@ def _pseudo_file(opened, item, out, tau, longest):
         if label is None: continue
         full = np.asarray(Image.fromarray(label).resize(picture.shape[1::-1], Image.Resampling.NEAREST))
         _put(out/name/f'{item.name}.png', palette_png(full, opened.colors))
-    weak, pixel, region = labels
-    kept = weak != IGNORE_INDEX
-    shares = [kept.mean()] + ([(region != IGNORE_INDEX).mean(), (pixel != weak).mean(), ((region != weak) & kept).mean()] if pixel is not None else [])
-    return [f'{s:.4f}' for s in (tau, *shares)] + ['']*(4-len(shares))
+    shares = _pseudo_shares(labels)
+    row = [item.name, *[f'{s:.4f}' for s in (tau, *shares)], *['']*(4-len(shares))]
+    return row, _pseudo_card(item.name, seen, labels, shares, opened.colors)
+
+def _pseudo_page(opened, out, rows, cards, broken, tau):
+    "Write shares.csv, classes.txt and index.html."
+    text, c = io.StringIO(), opened.config
+    csv.writer(text).writerows([['name', 'tau', 'weak', 'region', 'pixel_changed', 'region_changed'], *rows])
+    _put(out/'shares.csv', text.getvalue().encode('utf-8', 'surrogateescape'))
+    _put(out/'classes.txt', ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(opened.names, opened.colors.tolist())).encode())
+    more = f' The first {len(cards)} are shown, all are in shares.csv.' if len(rows) > len(cards) else ''
+    order = 'the picture, its label without propagation (weak/), its label with propagation (region/)' if any('class="three"' in card for card in cards) else 'the picture, its label (weak/)'
+    head = f'{len(rows)} pictures by {html.escape(c.method)} with {html.escape(c.backbone)}, threshold {tau:.3f}. From left to right: {order}. What is not painted is ignored.{more}'
+    _put(out/'index.html', _sheet_page('Pseudo-labels', head, opened.names, opened.colors, cards, broken, large=True))
 
 # %% ../nbs/17c_predict.ipynb #064663d4
 def pseudo_files(
@@ -542,15 +583,16 @@ def pseudo_files(
     longest:int=1024,    # pixels of the long side at most, while the labels are made
     quiet:bool=False,    # no progress
 )->Done:
-    "Write the pseudo-labels of pictures as palette PNGs into weak/, pixel/ and region/."
-    out, broken, rows, tau = Path(out), [], [], opened.tau if tau is None else tau
+    "Write the pseudo-labels of pictures as palette PNGs into weak/, pixel/ and region/, with a table and a page."
+    broken, rows, cards, tau = list[str](), list[list](), list[str](), opened.tau if tau is None else tau
     if not 0 <= tau <= 1: raise ValueError(f'tau={tau}: must lie between 0 and 1')
+    if 0 < longest < 32: raise ValueError(f'longest={longest}: too small to correlate; give 32 or more, or 0')
     inputs = [i for i in find_inputs(paths, out) if not i.is_video]
+    if not inputs: raise DataError(f'{", ".join(map(str, paths))}: holds videos alone; pseudo-labels are made of pictures')
+    out = make_folder(out)
     for item in tqdm(inputs, 'pseudo', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
-        try: rows.append([item.name, *_pseudo_file(opened, item, out, tau, longest)])
-        except DataError as e: broken.append(str(e))
-    text = io.StringIO()
-    csv.writer(text).writerows([['name', 'tau', 'weak', 'region', 'pixel_changed', 'region_changed'], *rows])
-    _put(out/'shares.csv', text.getvalue().encode('utf-8', 'surrogateescape'))
-    _put(out/'classes.txt', ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(opened.names, opened.colors.tolist())).encode())
-    return Done(out/'shares.csv', len(rows), broken)
+        try: row, card = _pseudo_file(opened, item, out, tau, longest)
+        except DataError as e: broken.append(str(e)); continue
+        rows.append(row); cards += [card] if len(cards) < 300 else []
+    _pseudo_page(opened, out, rows, cards, broken, tau)
+    return Done(out/'index.html', len(rows), broken)

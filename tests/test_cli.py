@@ -69,6 +69,12 @@ def test_help_has_units_and_an_example(command):
     (('train', 'camvid', '--data', '/nowhere'), ('/nowhere', 'no such folder')),
     (('eval', '/nowhere'), ('/nowhere', 'no such checkpoint')),
     (('trian',), ('trian',)),
+    (('train', 'phtos'), ('phtos', 'neither a folder nor a preset')),
+    (('train', 'voc_92'), ('--data FOLDER',)),
+    (('train', 'toy', '--compile', 'maybe'), ('--compile', 'maybe', 'yes or no')),
+    (('eval', 'runs/x', '--device', 'gpu'), ('gpu', 'cuda:N')),
+    (('predict', 'runs/x', 'a.png', '--tile', '-3'), ('--tile', '-3', '0 or more')),
+    (('table', '--paper', '--out', '/proc/nowhere/x.md'), ('/proc/nowhere/x.md', 'check the path')),
 ])
 def test_wrong_words_fail_in_one_line(args, words): one_line(corrmatch(*args), *words)
 

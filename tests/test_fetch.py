@@ -1,6 +1,8 @@
 "Downloads over a bad line: a server on this computer that cuts, stalls, lies and fails; nothing wrong ever gets a final name."
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -16,6 +18,7 @@ from corrmatch.config import IGNORE_INDEX
 from corrmatch.data import DataError, read_split
 from corrmatch.fetch import Remote, download, fetch_camvid, fetch_cityscapes, fetch_pets, fetch_sbd, fetch_splits, fetch_voc, unpack
 from corrmatch.formats import find_layout
+from runs_for_tests import environment
 
 BODY = np.random.default_rng(0).bytes(300_000)
 QUICK = dict(wait=.01, timeout=.3, tries=4)
@@ -315,3 +318,53 @@ def test_cityscapes_explains_itself(tmp_path):
     (tmp_path/'gtFine_trainvaltest.zip').write_bytes(zip_of({'other/a.txt': b'x'}))
     refused(lambda: fetch_cityscapes(tmp_path), 'holds no gtFine')
     refused(lambda: F.fetch('mnist', tmp_path), 'choose voc')
+
+
+# --- two at a time ---
+
+HOLD = '''
+import sys, time
+from pathlib import Path
+from corrmatch.fetch import alone_in
+with alone_in(Path(sys.argv[1])):
+    print('held', flush=True)
+    time.sleep(60)
+'''
+
+
+def test_a_second_fetch_is_sent_away_and_death_frees_the_folder(server, tmp_path):
+    "The lock belongs to the process: a killed one leaves nothing to clear away."
+    lists = {f'pascal/{n}.txt': f'{n}\n'.encode() for n in ('a', 'b')}
+    for name, body in lists.items(): server.bodies[name] = body
+    def splits(): return F.fetch('splits', tmp_path, server.base, families=('pascal',), hashes={n: sha(b)[7:] for n, b in lists.items()}, **QUICK)
+    other = subprocess.Popen([sys.executable, '-c', HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment())
+    try:
+        assert other.stdout.readline() == 'held\n'
+        refused(splits, tmp_path, 'another fetch is at work there', f'process {other.pid}', '--data')
+        assert server.asked == [] and left(tmp_path) == ['.fetch.lock']
+    finally: other.kill(); other.wait(); other.stdout.close()
+    assert '2 lists' in splits() and (tmp_path/'splits/pascal/a.txt').read_bytes() == b'a\n'
+
+
+def test_archives_are_kept_or_removed(server, tmp_path):
+    voc = serve(server, 'voc.tar', tar_of(voc_files(), 'w'))
+    size = f'{len(server.bodies["voc.tar"])/1e6:.1f} MB'
+    kept = F.fetch('voc', tmp_path/'a', server.base, source=voc, **QUICK)
+    assert kept.splitlines()[-1].startswith(f'{tmp_path}/a/downloads: keeps the archives, {size}') and (tmp_path/'a/downloads/voc.tar').is_file()
+    gone = F.fetch('voc', tmp_path/'b', server.base, remove_archives=True, source=voc, **QUICK)
+    assert 'removed' in gone and left(tmp_path/'b') == ['.fetch.lock', 'ImageSets', 'JPEGImages', 'SegmentationClass']
+    n = len(server.asked)
+    assert F.fetch('voc', tmp_path/'b', server.base, source=voc, **QUICK).count('\n') == 0 and len(server.asked) == n, 'what is there is not fetched again'
+
+
+def test_archives_of_others_are_not_removed(tmp_path):
+    (tmp_path/'downloads').mkdir()
+    for part, tail in (('gtFine', 'gtFine_labelIds'), ('leftImg8bit', 'leftImg8bit')):
+        (tmp_path/f'downloads/{part}_trainvaltest.zip').write_bytes(zip_of({f'{part}/train/ulm/ulm_0_{tail}.png': png(mask(0))}))
+    assert 'are there' in F.fetch('cityscapes', tmp_path, remove_archives=True)
+    assert left(tmp_path/'downloads') == ['gtFine_trainvaltest.zip', 'leftImg8bit_trainvaltest.zip']
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path/'file').write_text('x')
+    for place in ('file', 'file/below'): refused(lambda: F.fetch('pets', tmp_path/place), tmp_path/place, 'choose another folder')

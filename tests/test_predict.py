@@ -1,4 +1,5 @@
 "Using a trained model: odd pictures and sizes, broken files, memory, videos, pages, exported networks, pseudo-labels."
+import copy
 import html
 import json
 import os
@@ -16,13 +17,14 @@ from PIL import Image
 
 from corrmatch import export, predict
 from corrmatch.config import IGNORE_INDEX, preset
-from corrmatch.convert import make_card, release, save_weights
+from corrmatch.convert import load_weights, make_card, open_weights, release, save_weights
 from corrmatch.data import DataError, read_classes
-from corrmatch.metrics import slide_probs
+from corrmatch.metrics import evaluate, slide_probs
 from corrmatch.predict import Predictor, find_inputs, load_predictor, open_model, palette_png, predict_bands, predict_files, pseudo_files
-from corrmatch.step import make_model
+from corrmatch.step import eval_pairs, make_model, make_sources
 from corrmatch.trainer import Trainer
 from corrmatch.views import normalize
+from errors_for_tests import refused
 from runs_for_tests import environment, small
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,6 +120,23 @@ def test_outputs_are_replaced_whole(predictor, tmp_path, monkeypatch):
     assert Image.open(tmp_path/'out'/'masks'/'a.png').size == (70, 90) and not list((tmp_path/'out').rglob('*.part'))
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(run, predictor, tmp_path, monkeypatch):
+    Image.fromarray(picture()).save(tmp_path/'a.png')
+    for use in (lambda out: predict_files(predictor, [tmp_path/'a.png'], out, quiet=True), lambda out: pseudo_files(open_model(run), [tmp_path/'a.png'], out, quiet=True)):
+        refused(lambda: use(tmp_path/'a.png'), 'is a file', 'choose another')
+        def full(*args): raise OSError(28, 'No space left on device')
+        with monkeypatch.context() as m:
+            m.setattr(os, 'replace', full)
+            with pytest.raises(ValueError, match='No space left'): use(tmp_path/'out')  # and not as a list of pictures that could not be read
+
+
+def test_a_predictor_of_a_predictor(run, predictor):
+    "Networks are packed once, however often they are handed on."
+    again = Predictor(predictor.model, predictor.config, predictor.names, predictor.colors)
+    assert again.model is predictor.model and (again.predict(picture()) == predictor.predict(picture())).all()
+    with pytest.raises(ValueError, match='the network it was made from'): export.InferenceNet(predictor.model)
+
+
 def test_names_do_not_collide(tmp_path):
     for name in ('a.png', 'a.jpg', 'A.PNG', 'x/a.png', 'b.tar.png', '.b.png'):
         (tmp_path/name).parent.mkdir(exist_ok=True)
@@ -129,6 +148,18 @@ def test_names_do_not_collide(tmp_path):
 def test_weights_file_predicts_the_same(run, predictor, tmp_path):
     release(run, tmp_path/'w.safetensors')
     assert (load_predictor(tmp_path/'w.safetensors', device='cpu').predict(picture()) == predictor.predict(picture())).all()
+
+
+def test_released_weights_have_the_score_of_the_card(tmp_path):
+    "With ema a run scores two sets of weights; each file must hold the one whose score it tells."
+    Trainer(small(tmp_path/'run', steps=6, eval_every=2, toy_labeled=4, ema=.3), quiet=True).fit()
+    for options in (dict(), dict(name='last.pt'), dict(name='last.pt', average=True)):
+        release(tmp_path/'run', tmp_path/'w.pth', **options)
+        model, config = open_weights(tmp_path/'w.pth')
+        [told], which = (card := load_weights(tmp_path/'w.pth')[1])['scores'].values(), card['data']['weights']
+        scored = evaluate(model, eval_pairs(make_sources(config, only_val=True).val, torch.device('cpu')), config.n_classes, config.evaluation, config.crop)
+        assert abs(100*scored.miou() - told) < .01 and ('ema=0.3' in which) and f'| weights | {which} |' in (tmp_path/'w.md').read_text()
+        if options: assert which.startswith('running average' if 'average' in options else 'of the step itself')
 
 
 def test_class_names(run, tmp_path):
@@ -243,6 +274,10 @@ def test_pseudo_labels(run, tmp_path):
         weak, pixel, region = (np.asarray(Image.open(tmp_path/'out'/kind/f'{i}.png')) for kind in ('weak', 'pixel', 'region'))
         assert weak.shape == (60, 90) and set(np.unique(weak)) <= {*range(5), IGNORE_INDEX}
         assert ((weak == IGNORE_INDEX) == (pixel == IGNORE_INDEX)).all() and (region[weak != IGNORE_INDEX] != IGNORE_INDEX).all()
+    page = done.look.read_text(encoding='utf-8')
+    rows = [line.split(',') for line in (tmp_path/'out'/'shares.csv').read_text().splitlines()[1:]]
+    assert page.count('class="three"') == 2 and all(f'ignored without propagation: {1-float(r[2]):.0%}<br>with it: {1-float(r[3]):.0%}' in page for r in rows)
+    assert '<script' not in page and set(re.findall(r'src="(\w+):', page)) == {'data'}
     none = pseudo_files(opened, [album/'0.png'], tmp_path/'none', tau=1., quiet=True)
     assert none.n == 1 and (np.asarray(Image.open(tmp_path/'none'/'weak'/'0.png')) == IGNORE_INDEX).all()
     assert open_model(run).tau != preset('toy').tau                                          # the run's own, which has moved
@@ -253,7 +288,9 @@ def test_pseudo_labels_of_a_plain_network(tmp_path):
     save_weights(make_model(config)[0], tmp_path/'w.pth', make_card(config))
     Image.fromarray(picture()).save(tmp_path/'a.png')
     pseudo_files(open_model(tmp_path/'w.pth'), [tmp_path/'a.png'], tmp_path/'out', quiet=True)
-    assert [p.name for p in sorted((tmp_path/'out').iterdir())] == ['classes.txt', 'shares.csv', 'weak']
+    assert [p.name for p in sorted((tmp_path/'out').iterdir())] == ['classes.txt', 'index.html', 'shares.csv', 'weak']
+    page = (tmp_path/'out'/'index.html').read_text()
+    assert page.count('<img') == 2 and 'class="two"' in page and 'with propagation' not in page
 
 
 def test_onnx(run, tmp_path):
@@ -274,6 +311,43 @@ def test_onnx(run, tmp_path):
         with torch.no_grad(): expected = eager.predict_logits(normalize(torch.from_numpy(image))).numpy()
         found = session.run(None, {'image': image})[0]
         assert found.shape == (b, 5, h, w) and abs(found - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize('backbone, stride, format', [('timm:test_vit', 16, 'export'), ('timm:test_convnext', 32, 'onnx')])
+def test_export_of_timm_networks(tmp_path, backbone, stride, format):
+    "Patches and strides that do not divide the picture, in graphs that serve every size."
+    for name in ('timm', *(('onnx', 'onnxscript', 'onnxruntime') if format == 'onnx' else ())): pytest.importorskip(name, reason=f'{name} is not installed')
+    config = preset('toy', backbone=backbone, stride=stride, weights='', dim=8, low_dim=4)
+    save_weights(make_model(config)[0], tmp_path/'w.pth', make_card(config))
+    done = export.export_run(tmp_path/'w.pth', format)
+    assert done.path == tmp_path/f'w{export.FORMATS[format][0]}' and done.difference < 1e-3
+    if format == 'onnx': sides = {p.key: p.value for p in __import__('onnx').load(done.path).metadata_props}['sides']
+    else:
+        torch.export.load(done.path, extra_files=(read := {'corrmatch.json': ''}))
+        sides = json.loads(read['corrmatch.json'])['sides']
+    assert sides == f'{stride+1} to 16384 pixels'
+
+
+@pytest.mark.parametrize('kernel, stride, dilation', [(3, 1, 1), (3, 2, 1), (5, 2, 1), (3, 1, 2), (1, 1, 1), (1, 2, 1)])
+def test_export_pads_as_timm_does(kernel, stride, dilation):
+    layers = pytest.importorskip('timm.layers', reason='timm is not installed')
+    theirs = layers.create_conv2d(3, 4, kernel, stride=stride, dilation=dilation, padding='same')
+    ours = copy.deepcopy(theirs)
+    export._answer(ours)
+    assert (type(ours) is export._Same) == (type(theirs).__name__ == 'Conv2dSame' and (kernel, stride) != (1, 2))
+    for h, w in ((16, 17), (31, 40)):
+        image = torch.rand(1, 3, h, w)
+        assert torch.equal(theirs(image), ours(image))
+
+
+def test_what_cannot_be_exported_is_refused_at_once(run, tmp_path, monkeypatch):
+    "Before the network is opened, and nothing is left behind."
+    monkeypatch.setattr(export, 'open_model', None)
+    for format, out, words in (('onnx', 'a.pb', 'ends in .onnx'), ('torchscript', None, 'deprecated'), ('tflite', None, 'not one of')):
+        with pytest.raises(ValueError, match=words): export.export_run(run, format, out and tmp_path/out)
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(DataError, match='corrmatch-seg.onnx'): export.export_run(run, 'onnx', tmp_path/'new'/'a.onnx')
+    assert not any(tmp_path.iterdir())
 
 
 def test_reference_names(tmp_path):

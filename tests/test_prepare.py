@@ -92,7 +92,7 @@ def test_five_faults(tmp_path):
 
 
 @pytest.mark.parametrize('make, word', [
-    (lambda p: p.write_bytes(b''), 'unreadable'),
+    (lambda p: p.write_bytes(b''), 'is empty'),
     (lambda p: p.write_bytes(p.read_bytes()[:-30]), 'unreadable'),
     (lambda p: p.write_bytes(p.read_bytes()[:60] + bytes(40) + p.read_bytes()[100:]), 'unreadable'),
     (lambda p: (p.unlink(), p.symlink_to('nowhere.png')), 'no such file'),

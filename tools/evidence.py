@@ -1,6 +1,6 @@
 """Measure methods and parts on real pictures; and try the Pascal preset on generated ones.
 
-  python tools/evidence.py plan    --camvid DIR --vocanimals DIR --weights FILE [--steps 1000 --seeds 3]     what would run, and how long
+  python tools/evidence.py plan    --camvid DIR --vocanimals DIR --weights FILE [--steps 600 --seeds 3]     what would run, and how long
   python tools/evidence.py time    --camvid DIR --weights FILE                                              measure seconds a step for that
   python tools/evidence.py run     --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence]       train what is not finished
   python tools/evidence.py collect --camvid DIR --vocanimals DIR [--out runs/evidence --results nbs/results/evidence]
@@ -51,10 +51,10 @@ from corrmatch.viz import palette
 # is missing. With all four stages of the ResNet, the last from random weights, 600 steps with 367 masks score no better than with 23, and
 # no method can show anything. The three pretrained stages, frozen, bring the two 12 points apart at a quarter of the cost.
 SETTINGS = dict(  # of every run: one schedule for all methods
-    backbone='resnet18_c3', freeze=True, crop=161, dim=64, stride=8, batch_x=4, batch_u=4, cutmix='in_batch', kl_inside=False,
+    backbone='resnet18_c3', freeze=True, crop=129, dim=64, stride=8, batch_x=4, batch_u=4, cutmix='in_batch', kl_inside=False,
     lr=.004, lr_multi=10., warmup=100, scale_min=.5, log_every=10,
     precision='bf16')  # one type for all: 'auto' is settled by timing on a CPU, and a busy moment would give one run another type than the next
-VALIDATIONS = 3  # of each run, evenly spaced
+VALIDATIONS = 2  # of each run, evenly spaced
 DATA = {  # what differs between the data sets; `pictures`: of the validation and the test list, for the estimate of time
     'camvid': dict(splits=('1_16', '1_30'), scale_max=1., test='test.txt', pictures=(101, 233)),
     'vocanimals': dict(splits=('1_16', '1_32'), scale_max=1.2, test='', pictures=(433, 0))}
@@ -485,7 +485,7 @@ def parse(argv=None):
         for data in DATA: sub.add_argument(f'--{data}', type=Path, metavar='DIR', help='folder of the data set; without it its runs are left out')
         sub.add_argument('--weights', default='', metavar='FILE', help='ImageNet weights of ResNet-18; some layers may be missing')
         sub.add_argument('--out', type=Path, default=Path('runs/evidence'))
-        sub.add_argument('--steps', type=int, default=1000)
+        sub.add_argument('--steps', type=int, default=600)
         sub.add_argument('--seeds', type=int, default=3)
         sub.add_argument('--stage', default='all', choices=('methods', 'beyond', 'parts', 'all'))
         sub.add_argument('--splits', type=lambda s: s.split(','), default=None, metavar='LIST', help='such as 1_16; changes of a method take the first one [both of each data set]')
