@@ -12,6 +12,7 @@ __all__ = ['lr_after_step', 'lr_in_force', 'Sources', 'make_sources', 'uses_unla
 import os
 import shutil
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -183,11 +184,15 @@ def make_batches(
 
 def total_steps(
     config:Config,    # steps or epochs, batch_u
-    sources:Sources,  # its unlabeled list counts the epochs
+    sources:Sources,  # from make_sources
 )->int:
-    "Steps of a run: given, or epochs over the longer of the two lists."
+    "Steps of a run: given, or epochs over the unlabeled list, which counts for supervised training too; without one over the labeled."
     if config.steps: return config.steps
-    n, batch = (len(sources.unlabeled), config.batch_u) if sources.unlabeled is not None else (len(sources.labeled), config.batch_x)
+    unlabeled = sources.unlabeled
+    if unlabeled is None and config.data and config.unlabeled:
+        try: unlabeled = open_unlabeled(config.unlabeled, Path(config.data))
+        except DataError: pass  # a list that only counts may be missing
+    n, batch = (len(unlabeled), config.batch_u) if unlabeled is not None else (len(sources.labeled), config.batch_x)
     return max(1, config.epochs*n//batch)
 
 # %% ../nbs/13_step.ipynb #75c9594b
@@ -424,6 +429,7 @@ def prepare_model(
     if config.compile:
         name = os.environ.get('CXX') or ('clang++' if sys.platform == 'darwin' else 'g++')
         if not shutil.which(name): raise ValueError(f"compile=True needs a C++ compiler and '{name}' is not installed: install one, or set compile=False")
+        if not Path(sysconfig.get_path('include'), 'Python.h').exists(): raise ValueError('compile=True needs the header files of Python (Debian, Ubuntu: the package python3-dev): install them, or set compile=False')
         for part in (model.backbone, model.head, model.fuse): part.compile()
     return model
 

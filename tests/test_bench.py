@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,7 +95,10 @@ def test_layout_changes_nothing_but_rounding(batches):
     torch.testing.assert_close(grad_a, grad_b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.skipif(not shutil.which(os.environ.get('CXX') or 'g++'), reason='no C++ compiler')
+HEADERS = Path(sysconfig.get_path('include'), 'Python.h').exists()
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get('CXX') or 'g++') or not HEADERS, reason='no C++ compiler, or no header files of Python')
 def test_compiled_network(batches):
     "The same keys and the same scores up to rounding; forward only, since each graph takes the compiler some seconds."
     plain, compiled = [prepare_model(make_model(TINY)[0], replace(TINY, compile=c), CPU).eval() for c in (False, True)]
@@ -106,6 +110,12 @@ def test_compiled_network(batches):
 def test_compile_without_a_compiler(monkeypatch):
     monkeypatch.setenv('CXX', 'no-such-compiler')
     with pytest.raises(ValueError, match="needs a C\\+\\+ compiler and 'no-such-compiler'"): prepare_model(make_model(TINY)[0], replace(TINY, compile=True), CPU)
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='no C++ compiler')
+def test_compile_without_headers(monkeypatch, tmp_path):
+    monkeypatch.setattr('sysconfig.get_path', lambda name: str(tmp_path))
+    with pytest.raises(ValueError, match='python3-dev'): prepare_model(make_model(TINY)[0], replace(TINY, compile=True), CPU)
 
 
 def test_precision():
