@@ -25,7 +25,8 @@ def soft_votes(
     n_classes:int,  # k
 )->tuple:           # (label, keep) as new tensors: filled labels, grown mask
     "Let all regions vote at once, every pixel with its confidence as weight."
-    support = torch.stack([_support(*image, gate, n_classes) for image in zip(label, conf, regions)])
+    with torch.autocast(conf.device.type, enabled=False):  # shares are held against a bar: bfloat16 would round across it
+        support = torch.stack([_support(*image, gate, n_classes) for image in zip(label, conf.float(), regions)])
     filled = ~keep & (support.amax(1) > 0)
     return torch.where(filled, support.argmax(1), label), keep | filled
 
@@ -133,7 +134,7 @@ def ask_labeled(
     cells = F.adaptive_avg_pool2d(rearrange(one_hot, 'n h w k -> n k h w').float(), (f2_x.shape[2], f2_x.shape[3]))
     keys, values = rearrange(f2_x, 'n k h w -> 1 k (n h w)'), rearrange(cells, 'n k h w -> k (n h w)')
     corr = correlation_map(f1, keys.expand(len(f1), -1, -1))
-    answer = einsum('b p q, k q -> b k p', corr, values)
+    with torch.autocast(f1.device.type, enabled=False): answer = einsum('b p q, k q -> b k p', corr, values)
     return resize(rearrange(answer, 'b k (h w) -> b k h w', h=f1.shape[2]), size)
 
 # %% ../nbs/10b_beyond.ipynb #b4a642e2
