@@ -142,6 +142,7 @@ def cmd_resume(
     path = Path(args.run)/'config.json'
     if not path.is_file(): raise ValueError(f'{args.run}: no run there (config.json is missing); `corrmatch runs` lists them')
     harmless = {k: getattr(args, k) for k in ('data', 'workers', 'device') if hasattr(args, k)}
+    if 'data' in harmless and not Path(harmless['data']).is_dir(): raise ValueError(f"{harmless['data']}: no such folder; --data is where the run's data are now")
     run_training(recorded_config(json.loads(path.read_text()), str(path), out=str(args.run), **harmless), resume=True)
 
 def add_resume(
@@ -167,6 +168,7 @@ def cmd_eval(
     changes = {k: v for k, v in vars(args).items() if k in ('data', 'val', 'evaluation')}
     device = pick_device(getattr(args, 'device', 'auto'))
     model, config = load_run(args.run, f'{args.checkpoint}.pt', device, **changes)
+    if 'val' in changes and not config.data: raise ValueError(f'{args.run}: trained on the generated world, which has no lists; leave out --val or add --data FOLDER')
     if 'val' not in changes and climbs_out(config.val): raise ValueError(f"{args.run}: its record names val='{config.val}', outside the data folder; say --val LIST to use it")
     sources = make_sources(config, only_val=True)
     print(f"{args.run}/{args.checkpoint}.pt on {len(sources.val)} pictures of {config.data or 'the generated world'}" + f' ({config.val})'*bool(config.data))
@@ -437,7 +439,9 @@ def cmd_table(
     "Collect finished runs into a table with mean and deviation over seeds."
     from corrmatch.tables import table_of
     if not args.runs and not args.paper: raise ValueError('no runs given: name run folders, or a folder that holds some; --paper alone shows the published cells')
-    text = table_of(args.runs, tuple(args.vary.split(',')) if args.vary else (), args.paper, args.format)
+    vary = tuple(args.vary.split(',')) if args.vary else ()
+    for name in set(vary) - {'any', *(f.name for f in fields(Config))}: raise ValueError(f"--vary {name}: no such setting{nearest(name, [f.name for f in fields(Config)])}; name fields of the record, or any")
+    text = table_of(args.runs, vary, args.paper, args.format)
     if args.out: Path(args.out).write_text(text.rstrip('\n') + '\n', encoding='utf-8')
     print(f'written: {args.out}' if args.out else text)
 

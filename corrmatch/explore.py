@@ -29,7 +29,8 @@ from .pixel import CorrMatchNet
 from .pseudo import confidence, pseudo_label
 from .region import region_maps
 from .toy import TOY_CLASSES
-from .trainer import load_run, pick_device, read_checkpoint, write_atomic
+from .runfolder import check_place, write_atomic
+from .trainer import load_run, pick_device, read_checkpoint
 from .views import normalize
 from .viz import palette, show_image
 
@@ -409,6 +410,7 @@ def explore_image(
     device:str='auto', # auto | cpu | cuda
 )->str:               # one line: what was written
     "Write the explorer of a picture under a trained model."
+    check_place(out)
     picture, size = load_picture(image, longest)
     model, config = load_run(run, checkpoint, pick_device(device))
     if not isinstance(model, CorrMatchNet): raise ValueError(f"{run}: method '{config.method}' has no correlation head; give a run with one, such as method=corrmatch")

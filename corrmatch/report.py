@@ -23,7 +23,7 @@ from .config import IGNORE_INDEX, METHODS, PRESETS, Config, preset
 from .data import DataError
 from .metrics import ConfusionMatrix, center_crop, mean_iou, packed, slide_predict, whole_predict
 from .predict import class_look, html_legend, html_page, html_picture
-from .runfolder import read_csv, run_state, write_atomic
+from .runfolder import check_place, read_csv, run_state, write_atomic
 from .step import eval_pairs, make_sources
 from .trainer import load_run, pick_device, recorded_config
 from .viz import colorize
@@ -389,9 +389,10 @@ def write_report(
 )->str:                       # one line: what was written
     "Write the report of a run as one HTML file; what cannot be had is said in it."
     log, path = read_run(folder), Path(out or Path(folder)/'report.html')
+    if out: path.parent.mkdir(parents=True, exist_ok=True)
+    check_place(path)
     scored:Any = None
     try: scored = score_run(folder, checkpoint, most, device, **changes)
     except DataError as e: scored = str(e)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, report_html(log, scored).encode('utf-8', 'replace'))
     return f'{run_line(log)}\n{path}: {path.stat().st_size/1000:.0f} KB' + (f'; left out: confusion and pictures ({scored})' if isinstance(scored, str) else '')
