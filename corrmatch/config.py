@@ -31,7 +31,7 @@ class Config:
     scale_min: float = 0.5           # smallest random resize, as a share of the long side
     scale_max: float = 2.0           # largest random resize, as a share of the long side
     jitter: float = 1.0              # strength of the strong view's colour jitter, 1 = the paper's (0.5, 0.5, 0.5, 0.25)
-    blur: float = 2.0                # pixels, largest sigma of the strong view's blur; small pictures bear little
+    blur: float = 2.0                # pixels, largest sigma of the strong view's blur; small pictures bear little; up to 0.1: none
     cutmix: str = 'same_image'       # partner of a CutMix box: same_image | other_image | in_batch | none
     strong_views: int = 1            # strong views per unlabeled picture, 1 or 2
     # --- network
@@ -175,7 +175,7 @@ def check_config(
         if value not in allowed: raise ValueError(f"{field}='{value}' is not one of {', '.join(map(str, allowed))}")
     for field in ('crop', 'batch_x', 'batch_u', 'n_classes', 'accumulate'):
         if getattr(config, field) < 1: raise ValueError(f'{field}={getattr(config, field)} must be at least 1')
-    for field, last in (('tau', 1), ('momentum_tau', 1), ('ema', 1), ('clip', float('inf')), ('save_minutes', float('inf'))):
+    for field, last in (('tau', 1), ('momentum_tau', 1), ('ema', 1), ('jitter', float('inf')), ('blur', float('inf')), ('clip', float('inf')), ('save_minutes', float('inf'))):
         if not 0 <= getattr(config, field) <= last: raise ValueError(f'{field}={getattr(config, field)} must lie between 0 and {last}')
     if not 0 < config.scale_min <= config.scale_max:
         raise ValueError(f'scale_min={config.scale_min} and scale_max={config.scale_max}: need 0 < scale_min <= scale_max')

@@ -92,7 +92,7 @@ def draw_strong(
     p_jitter:float=0.8,      # probability of the four above
     p_gray:float=0.2,        # probability of losing colour
     p_blur:float=0.5,        # probability of a blur
-    sigma_max:float=2.0,     # pixels; the blur's sigma is drawn from 0.1 to this
+    sigma_max:float=2.0,     # pixels; the blur's sigma is drawn from 0.1 to this; up to 0.1: no blur
 )->StrongDraw:
     "Draw the colour changes of a strong view."
     jitter = None
@@ -101,7 +101,7 @@ def draw_strong(
         factors = [float(rng.uniform(max(1-s, 0), 1+s)) for s in (brightness, contrast, saturation)]
         jitter = order, *factors, float(rng.uniform(-hue, hue))
     gray = bool(rng.random() < p_gray)
-    return StrongDraw(jitter, gray, float(rng.uniform(0.1, sigma_max)) if rng.random() < p_blur else None)
+    return StrongDraw(jitter, gray, float(rng.uniform(0.1, sigma_max)) if rng.random() < p_blur and sigma_max > 0.1 else None)
 
 # %% ../nbs/04_views.ipynb #3996e052
 def jitter_options(
