@@ -22,10 +22,12 @@ def correlation_map(
 def correlation_rows(
     f1:Tensor,    # (b,k,h,w) or (b,k,p) query side
     f2:Tensor,    # (b,k,h,w) or (b,k,q) key side
-    index:Tensor, # (m,) int64 positions y*w+x, the same for all images
+    index:Tensor, # int64 positions y*w+x: (m,) the same for all images, or (b,m)
 )->Tensor:        # (b,m,q) these rows of the map
     "Compute some rows of the correlation map and none of the others."
-    return correlation_map(f1.flatten(2)[..., index], f2)
+    f1 = f1.flatten(2)
+    if index.ndim == 1: return correlation_map(f1[..., index], f2)
+    return correlation_map(f1.gather(2, index[:, None].expand(-1, f1.shape[1], -1)), f2)
 
 # %% ../nbs/08_correlation.ipynb #5135f2e0
 class CorrelationHead(nn.Module):

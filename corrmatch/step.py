@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from .backbones import build_backbone, load_pretrained, param_groups
 from .batches import CachedSource, StepBatches, add_strong
 from .config import IGNORE_INDEX, Config
-from .beyond import Beyond, ClassThresholds, draw_unsure, gate_of, rows_at, soft_votes
+from .beyond import Beyond, ClassThresholds, draw_unsure, gate_of, soft_votes
 from .correlation import correlation_rows
 from .data import ArraySource, DataError, FolderSource, Source, read_classes, read_split
 from .losses import LossTerms, StepLogits, StepTargets, corrmatch_loss, supervised_ce, total_loss
@@ -304,7 +304,7 @@ def propagate_targets(
     size, k, inside = f1.shape[-2:], f1.shape[1], targets.valid_u & ~box
     if beyond.seeds == 'unsure': index = draw_unsure(targets.conf_w, size, m, generator)
     else: index = draw_positions(size[0]*size[1], m, generator).to(f1.device, non_blocking=True)
-    rows = rows_at(f1, f2, index)
+    rows = correlation_rows(f1, f2, index)
     if beyond.votes == 'soft':
         shapes = region_maps(rows, size, box.shape[-2:], cut)
         out = [soft_votes(label, conf, kept, shapes & within[:, None], tau**2, k) for label, conf, kept, within in zip(targets.label_u, targets.conf_u, keep, inside)]

@@ -75,6 +75,7 @@ PARTS = {  # name -> changes of corrmatch
     'no_pixel_no_region': _NO_PIXEL | dict(regions=0),
     'no_fp': dict(w_fp=0., w_s=.25),
     'fixed_tau': dict(threshold='fixed'),       # at the start value of the dynamic one
+    'high_tau': dict(threshold='fixed', tau=.95), # that of FixMatch and UniMatch
     'transposed': dict(transposed=True),
     'cutmix_same': dict(cutmix='same_image'), 'cutmix_other': dict(cutmix='other_image'),  # in_batch is the setting of all
     'regions_32': dict(regions=32), 'regions_512': dict(regions=512),                      # 128 likewise
@@ -82,7 +83,8 @@ PARTS = {  # name -> changes of corrmatch
 BEYOND = {  # options that are not in the paper (notebook 10b), each alone
     'soft_votes': dict(region_votes='soft'), 'seeds_unsure': dict(region_seeds='unsure'), 'per_class': dict(threshold='per_class'),
     'teacher_pixel': dict(teacher_pixel=.3), 'teacher_cross': dict(teacher_cross=.3),
-    'labels_double': dict(w_x=.5, w_x_corr=.5), 'warm_short': dict(warmup=100)}
+    'labels_double': dict(w_x=.5, w_x_corr=.5), 'warm_short': dict(warmup=100),
+    'short': dict(threshold='fixed', tau=.95, w_x=.4, w_x_corr=.1)}  # a high bar, and the labels' weight on the head that predicts
 CHANGES = PARTS | BEYOND
 
 # Processor seconds a step and a scored picture on one thread of a server CPU (AMD EPYC) that other programs kept busy; `time` measures
