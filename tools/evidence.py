@@ -74,6 +74,7 @@ PARTS = {  # name -> changes of corrmatch
     'no_region': dict(regions=0),
     'no_pixel_no_region': _NO_PIXEL | dict(regions=0),
     'no_fp': dict(w_fp=0., w_s=.25),
+    'no_kl': dict(w_kl=0., w_s=.25),
     'fixed_tau': dict(threshold='fixed'),       # at the start value of the dynamic one
     'high_tau': dict(threshold='fixed', tau=.95), # that of FixMatch and UniMatch
     'transposed': dict(transposed=True),
