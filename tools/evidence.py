@@ -6,9 +6,9 @@
   python tools/evidence.py collect --camvid DIR --vocanimals DIR [--out runs/evidence --results nbs/results/evidence]
   python tools/evidence.py pascal-smoke --steps 300 --out runs/pascal_smoke [--json FILE]
 
-`run` may be started several times, once a core: each takes one thread (--threads), because two processes of two threads on two cores were
-four times slower than two of one. They share the list by file locks. A run that was killed goes on where
-it stopped; SIGTERM or Ctrl-C ends it behind a finished step and a saved checkpoint. `collect` copies settings, thinned
+`run` may be started several times, once a core: each takes one thread (--threads), since processes with more threads than there are cores
+slow each other down. They share the list by file locks. A run that was killed goes on where it stopped; SIGTERM or Ctrl-C ends it behind
+a finished step and a saved checkpoint. `collect` copies settings, thinned
 metrics and scores of finished runs, without any path of this machine, and scores the test list where a data set has one.
 `corrmatch table RESULTS --vary any` reads the collected folders too.
 """
