@@ -107,10 +107,13 @@ class Job(NamedTuple):
 
 def make_plan(data, seeds=3, stage='all', splits=None, only=()) -> list:
     "All runs, those first that say most: methods before their changes, one seed of everything before the next."
-    chosen = {name: tuple(splits) if splits else DATA[name]['splits'] for name in data}
+    chosen = {name: [split for split in DATA[name]['splits'] if not splits or split in splits] for name in data}
+    asked = set(splits or ()) - {split for name in data for split in DATA[name]['splits']}
+    if asked: raise ValueError(f"--splits {asked.pop()}: use some of {', '.join(dict.fromkeys(split for name in data for split in DATA[name]['splits']))}")
     stages = dict(methods=(*METHODS, CEILING), beyond=tuple(BEYOND), parts=tuple(PARTS))
     jobs = [Job(name, split, variant, seed) for s in stages if stage in (s, 'all') for seed in range(FIRST_SEED, FIRST_SEED + seeds) for name in data
-            for split in chosen[name] for variant in stages[s] if split == chosen[name][0] or variant in METHODS]
+            for split in chosen[name]
+            for variant in stages[s] if variant in METHODS or split == (DATA[name]['splits'] if variant == CEILING else chosen[name])[0]]
     known = [v for s in stages.values() for v in s]
     unknown = set(only) - {*known}
     if unknown: raise ValueError(f"--only {unknown.pop()}: use some of {', '.join(known)}")
@@ -496,7 +499,7 @@ def parse(argv=None):
         sub.add_argument('--steps', type=int, default=STEPS)
         sub.add_argument('--seeds', type=int, default=3)
         sub.add_argument('--stage', default='all', choices=('methods', 'beyond', 'parts', 'all'))
-        sub.add_argument('--splits', type=lambda s: s.split(','), default=None, metavar='LIST', help='such as 1_16; changes of a method take the first one [both of each data set]')
+        sub.add_argument('--splits', type=lambda s: s.split(','), default=None, metavar='LIST', help='such as 1_16,1_32; changes of a method take the first one, all labels are for 1_16 alone [all]')
         sub.add_argument('--only', type=lambda s: s.split(','), default=(), metavar='LIST', help='variants, such as corrmatch,no_region')
         sub.add_argument('--watch', type=int, default=16, help='unlabeled pictures whose pseudo-labels are judged at each validation; 0: none')
         if name in ('time', 'run'): sub.add_argument('--threads', type=int, default=1, help='of the processor, for each process [1]')
