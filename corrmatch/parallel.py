@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['VIEWS_FIRST', 'World', 'read_world', 'start_world', 'stop_world', 'my_positions', 'micro_batches', 'Counts', 'add_up',
            'step_counts', 'SharedBatchNorm', 'share_batch_norm', 'WholeStep', 'wrap_step', 'without_exchange',
-           'same_buffers', 'agree', 'picture_keys']
+           'same_buffers', 'agree', 'first_checks', 'picture_keys']
 
 # %% ../nbs/13b_parallel.ipynb #817534a6
 import os
@@ -213,6 +213,19 @@ def agree(
     flags = torch.tensor(values)
     dist.all_reduce(flags, dist.ReduceOp.MAX, group=group)
     return flags.tolist()
+
+def first_checks(
+    check,       # without arguments; called by the first process alone
+    first:bool,  # is this the first process?
+    group=None,  # as in `agree`
+):
+    "Let one process look at files; what it raises ends the others, too, instead of leaving them to wait."
+    error = None
+    if first:
+        try: check()
+        except Exception as e: error = e
+    if agree([int(error is not None)], group) == [0]: return
+    raise error or ValueError('the first process refused to go on; its message says why')
 
 # %% ../nbs/13b_parallel.ipynb #35f9d567
 def picture_keys(

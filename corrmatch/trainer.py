@@ -29,7 +29,7 @@ from .config import IGNORE_INDEX, PRESETS, Config, check_config
 from .data import ArraySource, DataError, check_source, missing_classes
 from .losses import LossTerms, make_weights, ohem_ce, supervised_ce
 from .metrics import ConfusionMatrix, evaluate
-from .parallel import (World, add_up, agree, micro_batches, my_positions, picture_keys, read_world, same_buffers, share_batch_norm, start_world,
+from .parallel import (World, add_up, agree, first_checks, micro_batches, my_positions, picture_keys, read_world, same_buffers, share_batch_norm, start_world,
                                 step_counts, without_exchange, wrap_step)
 from .pseudo import confidence, pseudo_label
 from .runfolder import (CsvLog, Progress, config_changes, note_state, read_checkpoint, read_csv, read_latest, refuse_if_running,
@@ -203,7 +203,7 @@ class Trainer:
         shares = [my_positions(n, self.world, c.accumulate, name) for n, name in ((c.batch_x, 'batch_x'), (c.batch_u, 'batch_u')) if name == 'batch_x' or uses_unlabeled(c)]
         if c.cutmix == 'in_batch' and len(shares[-1])//c.accumulate < 2 and uses_unlabeled(c): raise ValueError(f"cutmix='in_batch' needs two unlabeled pictures in each micro-batch: raise batch_u={c.batch_u}, or lower accumulate={c.accumulate}")
         self.sources = sources or make_sources(c)
-        if self.world.first: preflight(self.sources, c)
+        first_checks(partial(preflight, self.sources, c), self.world.first, self.talk)
         check_memory(replace(c, batch_x=len(shares[0])//c.accumulate, batch_u=len(shares[-1])//c.accumulate), self.device)
         set_numerics(c, self.device)
         self.model, self.weights_text = make_model(c)
@@ -488,20 +488,25 @@ class SignalFlag:
 @patch
 def _open(self:Trainer, resume, force):
     "Make the run folder, or take up the one that is there."
-    if self.world.first: refuse_if_running(self.out)
+    first_checks(partial(refuse_if_running, self.out), self.world.first, self.talk)
     if resume: self.load(force)
-    elif self.world.first and (self.out/'last.pt').exists(): raise DataError(f'{self.out}: holds a run already; resume it, or choose another out=')
+    self.writer = None
+    first_checks(partial(self._make_folder, resume), self.world.first, self.talk)
     self._clock, self._saved = (time.monotonic(), self.step), time.monotonic()
-    self.writer, self.progress = None, Progress(str(self.out), self.steps, self.step, self.quiet)
+    self.progress = Progress(str(self.out), self.steps, self.step, self.quiet)
     self.model.train()
-    if not self.world.first: return
+    self._note('running')
+
+@patch
+def _make_folder(self:Trainer, resume):
+    "Make the folder and open its logs; the first process does it for all."
+    if not resume and (self.out/'last.pt').exists(): raise DataError(f'{self.out}: holds a run already; resume it, or choose another out=')
     for draft in self.out.glob('.*.part'): draft.unlink()  # of a process that was killed while it wrote
     try: (self.out/'pictures').mkdir(parents=True, exist_ok=True)
     except OSError as e: raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
     write_atomic(self.out/'config.json', json.dumps(asdict(self.config) | dict(steps=self.steps), indent=1).encode())
     self.metrics, self.val_log = CsvLog(self.out/'metrics.csv', self.step+1), CsvLog(self.out/'val.csv', self.step+1)
     self.skip_log, self.writer = CsvLog(self.out/'skipped.csv', self.step), _tensorboard(self.out, self.step)
-    self._note('running')
 
 # %% ../nbs/14_trainer.ipynb #ea51d689
 @patch

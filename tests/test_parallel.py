@@ -32,7 +32,7 @@ def two_processes(tmp_path_factory):
     "All runs of this file that need two processes, in one start of torchrun."
     root = tmp_path_factory.mktemp('two')
     jobs = [dict(out=root/folder(kind), **STEPS | changes) for kind, changes in (KINDS | CRASHES).items()]
-    jobs += [dict(out=root/'odd', batch_x=3)]
+    jobs += [dict(out=root/folder(next(iter(KINDS))), **STEPS), dict(out=root/'after', **STEPS), dict(out=root/'odd', batch_x=3)]
     done = subprocess.run(command(jobs, root, 2), env=environment(), capture_output=True, text=True, timeout=300)
     return root, done
 
@@ -79,6 +79,13 @@ def test_batch_that_does_not_divide_is_refused(two_processes):
     assert done.returncode and 'batch_x=3 does not divide by 2 processes' in done.stderr and 'choose 2 or 4' in done.stderr
 
 
+def test_what_the_first_process_refuses_ends_the_other_too(two_processes):
+    "Only the first one looks at the folder. The other does not wait for it: the next run of both goes through."
+    root, done = two_processes
+    assert done.stderr.count('holds a run already') == done.stderr.count('the first process refused to go on') == 1
+    assert result(root/'after')[0]['step'] == STEPS['steps']
+
+
 def test_nothing_else_is_said(two_processes):
     "No warning of torch, no traceback: the refusal of the last job is the only line of ours."
     _, done = two_processes
@@ -104,7 +111,7 @@ def test_resume_with_another_number_of_processes(tmp_path, two_processes):
     stopped = Trainer(small(tmp_path/'run', **STEPS | KINDS[kind] | dict(save_every=6)), quiet=True)
     stopped.fit()
     (tmp_path/'run'/'before.pt').replace(tmp_path/'run'/'last.pt')  # as if it had been stopped at step 6
-    assert read_checkpoint(tmp_path/'run'/'last.pt')['step'] == 6
+    assert read_checkpoint(tmp_path/'run'/'last.pt')['step'] == STEPS['steps']
     jobs = [dict(out=tmp_path/'run', resume=True, **STEPS | KINDS[kind] | dict(save_every=6))]
     done = subprocess.run(command(jobs, tmp_path/'jobs', 2), env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
