@@ -49,14 +49,14 @@ from corrmatch.viz import palette
 # ------------------------------------------------------------------ the settings, all in one place
 
 # Chosen with seed 0, which is therefore not among the seeds that are reported. Labels of few and of all pictures must lie apart, or no
-# method can show anything: a frozen network with complete ImageNet weights parts them within 1000 steps at crop 129. The first half of
-# a run sees labels alone: begun after 100 steps, pseudo-labels name nothing but the large classes and keep the thin ones from being learned.
+# method can show anything: a frozen network with complete ImageNet weights parts them within 1000 steps at crop 129. The first 750
+# steps see labels alone: begun after 100 steps, pseudo-labels name nothing but the large classes and keep the thin ones from being learned.
 SETTINGS = dict(  # of every run: one schedule for all methods
     backbone='timm:tf_efficientnet_lite0', freeze=True, crop=129, dim=64, stride=16, rate=2, batch_x=4, batch_u=4, cutmix='in_batch', kl_inside=False,
     lr=.004, lr_multi=10., scale_min=.5, log_every=10,
     precision='bf16')  # one type for all: 'auto' is settled by timing on a CPU, and a busy moment would give one run another type than the next
 STEPS = 1500    # of each run
-WARMUP = .5     # share of the steps on labeled pictures alone
+WARMUP = 750    # first steps on labeled pictures alone; half of a run that is shorter than twice this
 VALIDATIONS = 4 # of each run, evenly spaced
 FIRST_SEED = 1
 DATA = {  # what differs between the data sets; `pictures`: of the validation and the test list, for the estimate of time
@@ -120,11 +120,14 @@ def make_plan(data, seeds=3, stage='all', splits=None, only=()) -> list:
     return [j for j in jobs if not only or j.variant in only]
 
 
+def labels_alone(steps): return min(WARMUP, steps//2)
+
+
 def make_config(job, folder, weights, out, steps):
     "The record of a run."
     lists = {k: f'splits/{job.split}/{k}.txt' for k in ('labeled', 'unlabeled')}
     if job.variant == CEILING: lists['labeled'] = 'train.txt'
-    changes = SETTINGS | dict(scale_max=DATA[job.data]['scale_max'], warmup=int(WARMUP*steps)) | CHANGES.get(job.variant, {})
+    changes = SETTINGS | dict(scale_max=DATA[job.data]['scale_max'], warmup=labels_alone(steps)) | CHANGES.get(job.variant, {})
     return preset(job.data, job.method, data=str(folder), weights=str(weights), steps=steps, eval_every=-(-steps//VALIDATIONS), seed=job.seed,
                   out=str(Path(out)/job.name), **lists, **changes)
 
@@ -313,14 +316,14 @@ def estimate(job, steps, known, seconds=SECONDS) -> float:
     test = 2*DATA[job.data]['pictures'][1]*seconds['picture']
     if (job.data, job.variant) in known: return steps*known[job.data, job.variant] + test
     factor = {'cutmix_same': 1.15, 'cutmix_other': 1.15, 'regions_512': 1.1}.get(job.variant, 1)  # the mix stream's forward pass; more regions
-    warm = int(WARMUP*steps)
+    warm = labels_alone(steps)
     return warm*seconds['supervised'] + (steps - warm)*seconds[job.method]*factor + VALIDATIONS*(DATA[job.data]['pictures'][0] + 16*2)*seconds['picture'] + test
 
 
 def print_plan(jobs, config_of, steps, seconds) -> None:
     "One line a data set, split and variant, then the sums."
     known, total, left = measured_seconds(jobs, config_of), 0., 0.
-    print('settings of all runs: ' + ', '.join(f'{k}={v}' for k, v in (SETTINGS | dict(steps=steps, warmup=int(WARMUP*steps), validations=VALIDATIONS)).items()))
+    print('settings of all runs: ' + ', '.join(f'{k}={v}' for k, v in (SETTINGS | dict(steps=steps, warmup=labels_alone(steps), validations=VALIDATIONS)).items()))
     print(f"{'data':12}{'split':7}{'variant':20}{'state of each seed':40}{'hours each':>11}  changes")
     for key in dict.fromkeys(j[:3] for j in jobs):
         runs = [j for j in jobs if j[:3] == key]
