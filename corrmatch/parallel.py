@@ -214,6 +214,7 @@ def agree(
     dist.all_reduce(flags, dist.ReduceOp.MAX, group=group)
     return flags.tolist()
 
+# %% ../nbs/13b_parallel.ipynb #9484b1b4
 def first_checks(
     check,       # without arguments; called by the first process alone
     first:bool,  # is this the first process?
