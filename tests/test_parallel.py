@@ -111,7 +111,7 @@ def test_resume_with_another_number_of_processes(tmp_path, two_processes):
     stopped = Trainer(small(tmp_path/'run', **STEPS | KINDS[kind] | dict(save_every=6)), quiet=True)
     stopped.fit()
     (tmp_path/'run'/'before.pt').replace(tmp_path/'run'/'last.pt')  # as if it had been stopped at step 6
-    assert read_checkpoint(tmp_path/'run'/'last.pt')['step'] == STEPS['steps']
+    assert read_checkpoint(tmp_path/'run'/'last.pt')['step'] == 6
     jobs = [dict(out=tmp_path/'run', resume=True, **STEPS | KINDS[kind] | dict(save_every=6))]
     done = subprocess.run(command(jobs, tmp_path/'jobs', 2), env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
