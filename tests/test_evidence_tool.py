@@ -194,6 +194,23 @@ def test_regions_judged_by_hand():
     assert found.tolist() == [3, 3, 2, 2+4+3, 2+3+1]
 
 
+def test_norms_are_measured_anew_but_for_frozen_layers():
+    "The mean over the batches given, each of which counts alike; momentum and the mode for prediction are back afterwards."
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen, self.own = torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1)
+        def train(self, mode=True):
+            super().train(mode); self.frozen.eval()
+            return self
+        def forward(self, x): return self.own(x) + self.frozen(x)
+    net = Net()
+    net.own.running_mean.fill_(9.)
+    evidence.measure_norms(net, [torch.full((2, 1, 3, 3), 1.), torch.full((4, 1, 3, 3), 2.)])
+    assert net.own.running_mean.item() == pytest.approx(1.5) and net.frozen.running_mean.item() == 0
+    assert net.own.momentum == .1 and not net.own.training
+
+
 def test_collected_files_name_no_place(tmp_path):
     jobs, config_of = evidence.make_plan(['vocanimals'], 2, only=['no_fp', 'corrmatch'], splits=['1_32']), configs(tmp_path/'runs')
     for job in jobs:

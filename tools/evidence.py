@@ -4,6 +4,7 @@
   python tools/evidence.py time    --camvid DIR --weights FILE                                              measure seconds a step for that
   python tools/evidence.py run     --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence]       train what is not finished
   python tools/evidence.py collect --camvid DIR --vocanimals DIR [--out runs/evidence --results nbs/results/evidence]
+  python tools/evidence.py renorm  --camvid DIR --vocanimals DIR [--out runs/evidence --json FILE]          scores with batch norm statistics measured anew
   python tools/evidence.py pascal-smoke --steps 300 --out runs/pascal_smoke [--json FILE]
 
 `run` may be started several times, once a core: each takes one thread (--threads), since processes with more threads than there are cores
@@ -31,6 +32,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from corrmatch.config import IGNORE_INDEX, Config, preset
 from corrmatch.beyond import Beyond, gate_of, soft_votes
@@ -41,7 +43,7 @@ from corrmatch.pseudo import confidence, pseudo_label
 from corrmatch.region import draw_positions, propagate_regions_literal
 from corrmatch.runfolder import CsvLog, config_changes, read_csv, refuse_if_running, run_state, write_atomic
 from corrmatch.shapes import region_maps
-from corrmatch.step import eval_pairs, make_sources
+from corrmatch.step import eval_pairs, make_batches, make_sources, to_device
 from corrmatch.tables import mean_sd
 from corrmatch.trainer import Stopped, Trainer, load_run
 from corrmatch.viz import palette
@@ -278,6 +280,27 @@ def score_test(folder, data_folder, name, device='cpu'):
     write_atomic(path, '\n'.join(','.join(map(str, line)) for line in [rows[0], *[r.values() for r in rows]]).encode() + b'\n')
 
 
+@torch.no_grad()
+def measure_norms(model, pictures):
+    "Measure the batch norm statistics of the trained layers anew: the mean over some batches, all of which weigh alike."
+    model.train()  # a frozen backbone stays as it is
+    norms = [(m, m.momentum) for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    for m, _ in norms: m.reset_running_stats(); m.momentum = None
+    for image in pictures: model(image)
+    for m, momentum in norms: m.momentum = momentum
+    return model.eval()
+
+
+def renorm(folder, data_folder, steps=60) -> dict:
+    "Validation scores of a finished run as it is, and with batch norm statistics of nothing but labeled crops."
+    model, config = load_run(folder, 'last.pt', data=str(data_folder))
+    sources, device = make_sources(config), torch.device('cpu')
+    def score(): return round(100*evaluate(model.eval(), eval_pairs(sources.val), config.n_classes, config.evaluation, config.crop).miou(), 3)
+    batches, as_trained = make_batches(config, sources), score()
+    measure_norms(model, (to_device(batches[i], device)['image_x'] for i in range(steps)))
+    return dict(as_trained=as_trained, labeled_crops=score())
+
+
 def run_jobs(jobs, config_of, train=train, after=None, say=print) -> list:
     "Do every run that is neither finished nor somebody else's; return (job, reason) of those that failed."
     failed, number = [], len(jobs)
@@ -494,7 +517,7 @@ def pascal_smoke(steps, out, crop=321, batch=8, accumulate=1, json_path='', **ch
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest='command', required=True)
-    for name in ('plan', 'time', 'run', 'collect'):
+    for name in ('plan', 'time', 'run', 'collect', 'renorm'):
         sub = commands.add_parser(name)
         for data in DATA: sub.add_argument(f'--{data}', type=Path, metavar='DIR', help='folder of the data set; without it its runs are left out')
         sub.add_argument('--weights', default='', metavar='FILE', help='ImageNet weights of EfficientNet-lite0')
@@ -505,8 +528,9 @@ def parse(argv=None):
         sub.add_argument('--splits', type=lambda s: s.split(','), default=None, metavar='LIST', help='such as 1_16,1_32; changes of a method take the first one, all labels are for 1_16 alone [all]')
         sub.add_argument('--only', type=lambda s: s.split(','), default=(), metavar='LIST', help='variants, such as corrmatch,no_region')
         sub.add_argument('--watch', type=int, default=16, help='unlabeled pictures whose pseudo-labels are judged at each validation; 0: none')
-        if name in ('time', 'run'): sub.add_argument('--threads', type=int, default=1, help='of the processor, for each process [1]')
+        if name in ('time', 'run', 'renorm'): sub.add_argument('--threads', type=int, default=1, help='of the processor, for each process [1]')
         if name == 'collect': sub.add_argument('--results', type=Path, default=Path('nbs/results/evidence'))
+        if name == 'renorm': sub.add_argument('--json', type=Path, help='file for the scores')
     sub = commands.add_parser('pascal-smoke')
     sub.add_argument('--steps', type=int, default=300)
     sub.add_argument('--crop', type=int, default=321)
@@ -529,7 +553,7 @@ def main(argv=None) -> int:
         if args.command != 'plan' and not folder.is_dir(): raise ValueError(f'--{name} {folder}: no such folder')
     jobs = make_plan(list(folders), args.seeds, args.stage, args.splits, args.only)
     def config_of(job): return make_config(job, folders[job.data], args.weights, args.out, args.steps)
-    if args.command in ('time', 'run'): torch.set_num_threads(args.threads)
+    if args.command in ('time', 'run', 'renorm'): torch.set_num_threads(args.threads)
     timed = args.out/'seconds.json'
     seconds = SECONDS | (json.loads(timed.read_text()) if timed.exists() else {})
     if args.command == 'time':
@@ -547,6 +571,13 @@ def main(argv=None) -> int:
         return int(bool(failed))
     else:
         done = [j for j in jobs if (Path(config_of(j).out)/'config.json').exists() and is_finished(config_of(j))]
+        if args.command == 'renorm':
+            found = {}
+            for job in done:
+                found[job.name] = renorm(config_of(job).out, folders[job.data])
+                print(job.name, found[job.name], flush=True)
+            if args.json: write_atomic(args.json, (json.dumps(found, indent=1) + '\n').encode())
+            return 0
         for job in done:
             if DATA[job.data]['test']: score_test(config_of(job).out, folders[job.data], DATA[job.data]['test'])
             collect_run(config_of(job).out, args.results/job.name)
