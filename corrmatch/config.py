@@ -109,7 +109,7 @@ METHODS:MappingProxyType[str, dict] = MappingProxyType({  # what makes a method,
 _VOC = dict(n_classes=21, crop=321, backbone='resnet101_deep', lr=0.001, lr_multi=10., epochs=80, val='splits/pascal/val.txt')
 _CITY = dict(n_classes=19, crop=801, backbone='resnet101_deep', lr=0.005, lr_multi=1., epochs=240, ohem=100_000,
              threshold='fixed', tau=0., evaluation='slide', val='splits/cityscapes/val.txt')
-_FOLDER = dict(backbone='resnet18', cutmix='other_image', epochs=40, stride=16, lr=0.002)
+_FOLDER = dict(backbone='resnet18', cutmix='other_image', epochs=40, stride=16, lr=0.002, threshold='per_class')
 
 # %% ../nbs/00_config.ipynb #38dfdbea
 _TOY = dict(n_classes=5, crop=65, stride=4, dim=32, low_dim=16, rate=2, norm='group', weights='toy', toy_labeled=5, toy_unlabeled=300,
@@ -160,6 +160,7 @@ def preset(
     known, numbers, bundle = [f.name for f in fields(Config)], PRESETS[name], METHODS[method]
     for key in changes:
         if key not in known: raise ValueError(f"unknown setting '{key}'{nearest(key, known)}")
+    if 'epochs' in changes and 'steps' not in changes: changes['steps'] = 0  # or the preset's steps would win
     if numbers.get('threshold') == 'fixed': bundle = {k: v for k, v in bundle.items() if k not in ('threshold', 'tau')}
     config = Config(**{**numbers, **bundle, 'name': name, 'method': method, **changes})
     if config.scale_lr and 'lr' not in changes: config = replace(config, lr=scaled_lr(config.lr, config, Config(**numbers)))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
@@ -582,20 +583,22 @@ def _split_notes(lists, made, seed, left, copies):
     if copies: notes.append(f'copies of val pictures, kept out of training: {copies}')
     return notes
 
-# %% ../nbs/18_prepare.ipynb #91d51507
-def _numbers(sizes, n_labeled, n_unlabeled, crop=0):
-    "Numbers of a run from picture sizes and counts, each with its reason."
+# %% ../nbs/18_prepare.ipynb #f98cda08
+def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
+    "Numbers of a run from picture sizes, counts and what was given, each with its reason."
     long, top = int(np.median([max(s) for s in sizes])), max(max(s) for s in sizes)
     most = 321 if long < 900 else 513
     found = int(np.clip(32*round(.8*long/32) + 1, 65, most))
     stride = next((s for s in (4, 8, 16) if (found-1)//s + 1 <= 33), 16)
-    batch_x = min(8, n_labeled)
-    steps = int(np.clip(40*n_unlabeled//8, 1000, 40_000))
+    batch_x, passes = min(8, n_labeled), given.get('epochs', 40)
+    bounds = (1, None) if 'epochs' in given else (1000, 40_000)
+    steps = int(np.clip(passes*n_unlabeled//given.get('batch_u', 8), *bounds))
     slide = top > 1024
     return {'crop': (found, f'0.8 of the usual long side, {long} pixels, between 65 and {most}'),
-            'stride': (stride, f'{((crop or found)-1)//stride+1} feature positions a side'),
+            'stride': (stride, f'{((given.get("crop") or found)-1)//stride+1} feature positions a side'),
             'batch_x': (batch_x, f'{n_labeled} labeled pictures'), 'batch_u': (8, 'as in the paper'),
-            'steps': (steps, f'40 passes over {n_unlabeled} unlabeled pictures, at least 1000, at most 40000'),
+            'steps': (steps, f'{passes} passes over {n_unlabeled} unlabeled pictures' + ('' if 'epochs' in given else ', at least 1000, at most 40000')),
+            'warmup': (min(750, (given.get('steps') or steps)//2), 'first steps on labels alone: half of all, at most 750'),
             'evaluation': ('slide' if slide else 'whole', f'the largest picture has {top} pixels a side')}
 
 # %% ../nbs/18_prepare.ipynb #62ebc85d
@@ -656,7 +659,7 @@ def auto_config(
     if not chosen: chosen, why = _made_lists(report, labels, seed, val, lists, progress)
     else: _make_readable(report, chosen['labeled'], progress)
     count = {k: len(list_lines(root/p if (root/p).is_file() else Path(p))) for k, p in chosen.items()}
-    rules = _numbers([s.size for s in report.scans if s.size], count['labeled'], count.get('unlabeled', count['labeled']), changes.get('crop', 0))
+    rules = _numbers([s.size for s in report.scans if s.size], count['labeled'], count.get('unlabeled', count['labeled']), changes)
     numbers = {k: v for k, (v, _) in rules.items() if k not in changes} | _backbone(changes)
     fields = dict(data=str(root), n_classes=len(report.mapping.names), **{k: str(p) for k, p in chosen.items()}) | numbers | changes
     config = replace(preset('vocanimals', method, **fields), name=root.resolve().name or 'data')

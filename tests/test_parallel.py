@@ -16,6 +16,7 @@ KINDS = {  # what is compared -> changes of the small run
     # rounding grows with every step through batch norm: a small rate, and no yes-or-no decision about pixels that it could tip
     'batch norm synchronised': dict(norm='batch', cutmix='same_image', lr=.002, threshold='fixed', tau=0., regions=0),
     'clip, average, no warm-up': dict(clip=.5, ema=.9, warmup=0),
+    'a threshold for each class': dict(threshold='per_class'),
     'two micro-steps in each process, with workers': dict(cutmix='same_image', workers=1, accumulate=2),
 }
 CRASHES = {  # the two of this family: parameters without gradient; buffers changed between two forward passes

@@ -42,9 +42,9 @@ def test_another_seed_gives_other_weights(tmp_path):
 
 
 def test_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
-    Trainer(config(tmp_path/'straight', steps=40), quiet=True).fit()
+    Trainer(config(tmp_path/'straight', steps=40, threshold='per_class'), quiet=True).fit()
     code = ('from corrmatch.config import preset; from corrmatch.trainer import Trainer; import sys; sys.path.insert(0, "tests");'
-            'from test_trainer import config; Trainer(config(sys.argv[1], steps=40), quiet=True).fit()')
+            'from test_trainer import config; Trainer(config(sys.argv[1], steps=40, threshold="per_class"), quiet=True).fit()')
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(torch.get_num_threads()))
     process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'killed')], cwd=ROOT, env=env)
     deadline = time.time() + 120
@@ -52,7 +52,7 @@ def test_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # it was still running
     assert read_checkpoint(tmp_path/'killed'/'last.pt')['step'] < 40
-    Trainer(config(tmp_path/'killed', steps=40), quiet=True).fit(resume=True)
+    Trainer(config(tmp_path/'killed', steps=40, threshold='per_class'), quiet=True).fit(resume=True)
     assert equal(weights(tmp_path/'straight'), weights(tmp_path/'killed'))
     rows = [(tmp_path/run/'val.csv').read_text() for run in ('straight', 'killed')]
     assert rows[0] == rows[1]

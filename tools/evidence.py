@@ -34,7 +34,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from corrmatch.config import IGNORE_INDEX, Config, preset
+from corrmatch.config import IGNORE_INDEX, METHODS as BUNDLES, Config, preset
 from corrmatch.beyond import Beyond, gate_of, soft_votes
 from corrmatch.correlation import correlation_rows
 from corrmatch.metrics import evaluate
@@ -129,7 +129,8 @@ def make_config(job, folder, weights, out, steps):
     "The record of a run."
     lists = {k: f'splits/{job.split}/{k}.txt' for k in ('labeled', 'unlabeled')}
     if job.variant == CEILING: lists['labeled'] = 'train.txt'
-    changes = SETTINGS | dict(scale_max=DATA[job.data]['scale_max'], warmup=labels_alone(steps)) | CHANGES.get(job.variant, {})
+    papers = {} if 'threshold' in BUNDLES[job.method] else dict(threshold='dynamic')  # the presets of these folders have a threshold for each class
+    changes = SETTINGS | papers | dict(scale_max=DATA[job.data]['scale_max'], warmup=labels_alone(steps)) | CHANGES.get(job.variant, {})
     return preset(job.data, job.method, data=str(folder), weights=str(weights), steps=steps, eval_every=-(-steps//VALIDATIONS), seed=job.seed,
                   out=str(Path(out)/job.name), **lists, **changes)
 
