@@ -598,7 +598,6 @@ def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
             'stride': (stride, f'{((given.get("crop") or found)-1)//stride+1} feature positions a side'),
             'batch_x': (batch_x, f'{n_labeled} labeled pictures'), 'batch_u': (8, 'as in the paper'),
             'steps': (steps, f'{passes} passes over {n_unlabeled} unlabeled pictures' + ('' if 'epochs' in given else ', at least 1000, at most 40000')),
-            'warmup': (min(750, (given.get('steps') or steps)//2), 'first steps on labels alone: half of all, at most 750'),
             'evaluation': ('slide' if slide else 'whole', f'the largest picture has {top} pixels a side')}
 
 # %% ../nbs/18_prepare.ipynb #62ebc85d
