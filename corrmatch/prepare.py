@@ -592,7 +592,7 @@ def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
     stride = next((s for s in (4, 8, 16) if (found-1)//s + 1 <= 33), 16)
     batch_x, passes = min(8, n_labeled), given.get('epochs', 40)
     bounds = (1, None) if 'epochs' in given else (1000, 40_000)
-    steps = int(np.clip(passes*n_unlabeled//given.get('batch_u', 8), *bounds))
+    steps = int(np.clip(passes*n_unlabeled//max(1, given.get('batch_u', 8)), *bounds))
     slide = top > 1024
     return {'crop': (found, f'0.8 of the usual long side, {long} pixels, between 65 and {most}'),
             'stride': (stride, f'{((given.get("crop") or found)-1)//stride+1} feature positions a side'),

@@ -223,3 +223,8 @@ def test_each_argument_is_described(path):
                 if x.lineno not in comments or x.lineno in shared or (x.lineno == node.lineno):
                     lines.append(f'{path.name} cell {cell.number}: {node.name}({x.arg}) has no line and comment of its own')
     faults(lines)
+
+
+def test_links_of_the_readme_lead_to_files():
+    links = [t.split('#')[0] for t in re.findall(r'\]\(([^)\s]+)\)', (ROOT/'README.md').read_text()) if not t.startswith(('http', '#', 'mailto'))]
+    assert len(links) > 30 and [t for t in links if not (ROOT/t).exists()] == []

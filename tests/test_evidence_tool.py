@@ -54,6 +54,7 @@ def test_only_what_is_named_differs():
     config_of, free = configs('o'), {'method', 'seed', 'out', 'labeled', 'unlabeled'}
     bundles = {k for m in ('supervised', 'fixmatch', 'unimatch') for k, v in asdict(preset('toy', m)).items() if v != asdict(preset('toy'))[k]}
     base = asdict(config_of(evidence.Job('camvid', '1_16', 'corrmatch', 0)))
+    assert base['threshold'] == 'dynamic'  # the paper's, whatever the preset of these folders has
     for job in evidence.make_plan(['camvid']):
         own = asdict(config_of(job))
         changed = {k for k in own if own[k] != base[k]} - free

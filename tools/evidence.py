@@ -3,8 +3,8 @@
   python tools/evidence.py plan    --camvid DIR --vocanimals DIR --weights FILE [--steps 1500 --seeds 3]     what would run, and how long
   python tools/evidence.py time    --camvid DIR --weights FILE                                              measure seconds a step for that
   python tools/evidence.py run     --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence]       train what is not finished
-  python tools/evidence.py collect --camvid DIR --vocanimals DIR [--out runs/evidence --results nbs/results/evidence]
-  python tools/evidence.py renorm  --camvid DIR --vocanimals DIR [--out runs/evidence --json FILE]          scores with batch norm statistics measured anew
+  python tools/evidence.py collect --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence --results nbs/results/evidence]
+  python tools/evidence.py renorm  --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence --json FILE]   scores with batch norm statistics measured anew
   python tools/evidence.py pascal-smoke --steps 300 --out runs/pascal_smoke [--json FILE]
 
 `run` may be started several times, once a core: each takes one thread (--threads), since processes with more threads than there are cores
