@@ -73,12 +73,12 @@ class ClassThresholds(DynamicThreshold):
     )->Tensor:             # (k,) thresholds; a class never seen gets the largest
         "Move tau and every class's mean confidence."
         super().update(confidence, label, valid)
-        seen = torch.stack([confidence.where(valid, 0), valid.to(confidence.dtype)])
+        seen = torch.stack([confidence.double().where(valid, 0), valid.double()])  # a sum of millions drifts in 32 bits
         index = label.masked_fill(~valid, 0).flatten()
         sums, counts = total = seen.new_zeros(2, self.n_classes).index_add_(1, index, seen.flatten(1))
         if dist.is_available() and dist.is_initialized(): dist.all_reduce(total)
-        present = (counts > 0).to(sums.dtype)
-        self.total.mul_(self.momentum).add_((1-self.momentum)*present*sums/counts.clamp(min=1))
+        present = (counts > 0).float()
+        self.total.mul_(self.momentum).add_((1-self.momentum)*(sums/counts.clamp(min=1)).float())
         self.weight.mul_(self.momentum).add_((1-self.momentum)*present)
         return self.taus
 
@@ -122,9 +122,9 @@ def ask_labeled(
     one_hot = F.one_hot(mask_x.masked_fill(~known[..., 0], 0), f1.shape[1])*known
     cells = F.adaptive_avg_pool2d(rearrange(one_hot, 'n h w k -> n k h w').float(), (f2_x.shape[2], f2_x.shape[3]))
     keys, values = rearrange(f2_x, 'n k h w -> 1 k (n h w)'), rearrange(cells, 'n k h w -> k (n h w)')
-    corr = correlation_map(f1, keys.expand(len(f1), -1, -1))
-    with torch.autocast(f1.device.type, enabled=False): answer = einsum('b p q, k q -> b k p', corr, values)
-    return resize(rearrange(answer, 'b k (h w) -> b k h w', h=f1.shape[2]), size)
+    with torch.autocast(f1.device.type, enabled=False):  # a picture at a time: its map alone has h'w' x n h'w' entries
+        answers = [einsum('b p q, k q -> b k p', correlation_map(query, keys), values) for query in f1.split(1)]
+    return resize(rearrange(torch.cat(answers), 'b k (h w) -> b k h w', h=f1.shape[2]), size)
 
 # %% ../nbs/10b_beyond.ipynb #b4a642e2
 class Beyond(NamedTuple):

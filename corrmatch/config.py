@@ -85,7 +85,7 @@ class Config:
     log_every: int = 10              # steps between rows of the metrics file
     precision: str = 'auto'          # auto | fp32 | bf16: bf16 autocast; auto takes it where the GPU is good at it
     compile: bool = False            # compile the network with torch.compile; pays off after some hundred steps
-    deterministic: bool = False      # refuse operations whose result may change from run to run on a GPU
+    deterministic: bool = False      # operations that repeat themselves bit for bit; one that cannot is refused on a CPU, named by a warning on a GPU
     sync_bn: bool = True             # share batch norm statistics among processes; nothing to share with one
     fast_views: bool = True          # cut views out of the needed part of a picture; False: the literal pipeline
     strong_on_device: bool = False   # colour work of the strong views on the device, a batch at a time

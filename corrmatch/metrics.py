@@ -110,6 +110,7 @@ def miou(self:ConfusionMatrix,
 def pixel_accuracy(self:ConfusionMatrix,
 )->float: # 0..1
     "Share of the scored pixels that have the right class."
+    self.check()
     return (self.matrix.diagonal().sum() / self.matrix.sum().clamp(min=1)).item()
 
 # %% ../nbs/12_metrics.ipynb #6836f762
@@ -120,6 +121,7 @@ def merge(self:ConfusionMatrix,
     "Add the counts of another matrix."
     if other.n_classes != self.n_classes: raise ValueError(f'cannot merge {other.n_classes} classes into {self.n_classes}: use the same n_classes')
     self.matrix = self.matrix + other.matrix.to(self.matrix.device)
+    self.strays = self.strays + other.strays.to(self.strays.device)
     return self
 
 # %% ../nbs/12_metrics.ipynb #ad96e2dc
@@ -127,7 +129,8 @@ def merge(self:ConfusionMatrix,
 def sync(self:ConfusionMatrix,
 )->ConfusionMatrix:
     "Add up the counts of all processes; call once, after the last update."
-    if dist.is_available() and dist.is_initialized(): dist.all_reduce(self.matrix)
+    if dist.is_available() and dist.is_initialized():
+        for counts in (self.matrix, self.strays): dist.all_reduce(counts)
     return self
 
 # %% ../nbs/12_metrics.ipynb #70c436dd

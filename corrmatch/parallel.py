@@ -50,11 +50,12 @@ def start_world(
 )->tuple:                  # World, device of this process, group for questions between hosts (None alone)
     "Meet the other processes, if there are any."
     world = world or read_world()
-    if device.type == 'cuda' and device.index is None and world.size > 1: device = torch.device('cuda', world.local)
-    if device.type == 'cuda': torch.cuda.set_device(device)
+    if device.type == 'cuda':
+        if device.index is None: device = torch.device('cuda', world.local if world.size > 1 else 0)
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(f'there is no {device} for process {world.local} of this machine ({torch.cuda.device_count()} GPUs): start fewer with --nproc_per_node, or choose another with --device')
+        torch.cuda.set_device(device)
     if world.size == 1: return world, device, None
-    if device.type == 'cuda' and device.index >= torch.cuda.device_count():
-        raise ValueError(f'process {world.local} of this machine has no GPU of its own ({torch.cuda.device_count()} there): start fewer with --nproc_per_node')
     if not dist.is_initialized():
         os.environ.setdefault('MASTER_PORT', '29500')
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', rank=world.rank, world_size=world.size, timeout=timedelta(minutes=minutes))
@@ -95,7 +96,7 @@ def micro_batches(
     parts = {k: cut(k, v) for k, v in batch.items()}
     return [{k: v[i] for k, v in parts.items()} for i in range(accumulate)]
 
-VIEWS_FIRST = ('image_u_s', 'image_mix_s', 'box_u', 'keys_u_s')  # these have the axis of strong views in front
+VIEWS_FIRST = ('image_u_s', 'image_mix_s', 'box_u', 'keys_u_s', 'draws_u', 'draws_mix')  # these have the axis of strong views in front
 
 # %% ../nbs/13b_parallel.ipynb #bf2afc52
 class Counts(NamedTuple):

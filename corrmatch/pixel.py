@@ -127,5 +127,6 @@ class CorrMatchNet(DeepLabV3Plus):
         *projection, dropout = self.proj
         feats = nn.Sequential(*projection)(seg.feats)
         keyed = keys is not None and self.training  # channels chosen by the picture's key, see drop_channels
-        f1, f2 = self.corr(drop_channels(feats, dropout.p, keys=keys, stream=2) if keyed else dropout(feats))
+        kept = drop_channels(feats, dropout.p, keys=keys, stream=2) if keyed else dropout(feats)
+        with torch.autocast(image.device.type, enabled=False): f1, f2 = self.corr(kept.float())
         return seg._replace(logits_corr=propagate_logits(f1, f2, seg.logits, transposed=self.transposed), f1=f1, f2=f2)

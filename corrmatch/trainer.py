@@ -137,7 +137,7 @@ def set_numerics(
     device:torch.device, # cpu or cuda
 ):
     "Choose between the fastest kernels and those that repeat themselves; settings of the whole process."
-    torch.set_float32_matmul_precision('high')  # TF32 where the GPU has it
+    torch.set_float32_matmul_precision('highest')  # correlation maps and votes in all of 32 bits, also on a GPU that could round them to TF32
     torch.backends.cudnn.benchmark = not config.deterministic
     if config.deterministic: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.use_deterministic_algorithms(config.deterministic, warn_only=device.type == 'cuda')
@@ -245,7 +245,7 @@ def _keyed(self:Trainer, batch):
     c, b = self.config, self.batches
     keys = dict(keys_x=picture_keys(c.seed, self.step, b.positions_x))
     if 'image_u_w' in batch:
-        views = range(2, 2+len(batch['image_u_s']))
+        views = range(2, 2+len(batch['box_u']))
         keys |= dict(keys_u_w=picture_keys(c.seed, self.step, b.positions_u, 1), keys_u_s=torch.stack([picture_keys(c.seed, self.step, b.positions_u, s) for s in views]))
     return batch | keys
 
@@ -255,7 +255,8 @@ def _keyed(self:Trainer, batch):
 def _look_ahead(self:Trainer, parts):
     "The threshold of a step from the weak views of all its micro-batches."
     if len(parts) == 1 or 'image_u_w' not in parts[0] or isinstance(self.threshold, FixedThreshold): return self.threshold
-    logits = [self.beyond.teacher(self.model(torch.cat([p['image_x'], p['image_u_w']])), p['mask_x']) for p in parts]
+    def weak(part): return self.model(torch.cat([part['image_x'], part['image_u_w']]), keys=torch.cat([part['keys_x'], part['keys_u_w']]))
+    with autocast(self.device, self.dtype): logits = [self.beyond.teacher(weak(p), p['mask_x']) for p in parts]
     self.guard.put_back()
     seen = [torch.cat(maps) for maps in zip(*[(confidence(l), pseudo_label(l), mixed_valid(p)[0]) for l, p in zip(logits, parts)])]
     return Known(self.threshold.update(*seen))
@@ -405,7 +406,7 @@ def score(self:Trainer,
     pairs = eval_pairs(self.sources.val, self.device, rows, c.batch_x)
     confusion = evaluate(model.eval(), pairs, c.n_classes, c.evaluation, c.crop)
     model.train(was_training)
-    if self.world.size > 1: confusion.matrix = confusion.matrix.to(self.device)
+    if self.world.size > 1: confusion.matrix, confusion.strays = confusion.matrix.to(self.device), confusion.strays.to(self.device)
     return confusion.sync()
 
 # %% ../nbs/14_trainer.ipynb #499ad452
