@@ -192,13 +192,13 @@ def literal_evaluate(
     for image, mask in pairs:
         if mode == 'whole': label = model(image.contiguous()).logits.softmax(1).argmax(1)
         else:
-            total = torch.zeros(len(image), n_classes, *image.shape[2:])
+            total = torch.zeros(len(image), n_classes, *image.shape[2:], device=image.device)
             for y in range(0, image.shape[2], step):
                 for x in range(0, image.shape[3], step):
                     probs = model(image[..., y:y+crop, x:x+crop].contiguous()).logits.softmax(1)
                     total += F.pad(probs, (x, image.shape[3]-x-probs.shape[3], y, image.shape[2]-y-probs.shape[2]))
             label = total.argmax(1)
-        label, mask = label.numpy(), mask.numpy()
+        label, mask = label.cpu().numpy(), mask.cpu().numpy()
         valid = mask != IGNORE_INDEX
         for c in range(n_classes): counts[c] += [((label == c) & (mask == c)).sum(), ((label == c) & valid).sum(), (mask == c).sum()]
     return counts

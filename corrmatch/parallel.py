@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['VIEWS_FIRST', 'World', 'read_world', 'start_world', 'stop_world', 'my_positions', 'micro_batches', 'Counts', 'add_up',
-           'step_counts', 'SharedBatchNorm', 'share_batch_norm', 'WholeStep', 'wrap_step', 'without_exchange',
+           'step_counts', 'SharedBatchNorm', 'share_batch_norm', 'WholeStep', 'wrap_step', 'without_exchange', 'gather',
            'same_buffers', 'agree', 'first_checks', 'picture_keys']
 
 # %% ../nbs/13b_parallel.ipynb #817534a6
@@ -38,8 +38,10 @@ def read_world(
     env = os.environ if env is None else env
     for names in (('RANK', 'WORLD_SIZE', 'LOCAL_RANK'), ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID')):
         if not all(n in env for n in names): continue
-        if names[0] != 'RANK' and 'MASTER_ADDR' not in env: continue  # a batch script's own shell, or one task that was not meant to talk
-        return World(*(int(env[n]) for n in names))
+        rank, size, local = (int(env[n]) for n in names)
+        if names[0] == 'RANK': return World(rank, size, local)
+        if 'MASTER_ADDR' not in env: continue  # a batch script's own shell, or one task that was not meant to talk
+        return World(rank, size, local if ',' in env.get('CUDA_VISIBLE_DEVICES', ',') else 0)  # one GPU a task: each task calls its own 0
     return World()
 
 # %% ../nbs/13b_parallel.ipynb #b9946015
@@ -51,7 +53,7 @@ def start_world(
     "Meet the other processes, if there are any."
     world = world or read_world()
     if device.type == 'cuda':
-        if device.index is None: device = torch.device('cuda', world.local if world.size > 1 else 0)
+        if device.index is None: device = torch.device('cuda', world.local)
         if device.index >= torch.cuda.device_count():
             raise ValueError(f'there is no {device} for process {world.local} of this machine ({torch.cuda.device_count()} GPUs): start fewer with --nproc_per_node, or choose another with --device')
         torch.cuda.set_device(device)
@@ -142,7 +144,10 @@ class SharedBatchNorm(nn.BatchNorm2d):
     "Batch norm over the pictures of all processes, for CPUs."
     def forward(self, x):
         "Normalise (b,c,h,w) with the mean and variance over all pictures and positions of all processes."
-        if not self.training or not dist.is_initialized(): return super().forward(x)
+        normal = self.normalise(x) if self.training and dist.is_initialized() else super().forward(x)
+        return self.act(self.drop(normal)) if hasattr(self, 'act') else normal  # a layer of timm holds its activation
+    def normalise(self, x):
+        "The forward pass of training, without activation."
         n = _Sum.apply(x.new_tensor([x.numel()//x.shape[1]]))
         mean = _Sum.apply(x.sum((0, 2, 3)))/n
         centred = x - mean[:, None, None]
@@ -158,9 +163,12 @@ def share_batch_norm(
     device:torch.device, # cuda: torch's own synchronised batch norm; cpu: SharedBatchNorm
 )->nn.Module:
     "Let batch norm see the pictures of all processes."
-    if device.type == 'cuda': return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d: module.__class__ = SharedBatchNorm
+    found = [m for m in model.modules() if type(m).__name__ in ('BatchNorm2d', 'BatchNormAct2d')]  # the second of timm
+    if device.type == 'cuda':
+        if not any(hasattr(m, 'act') for m in found): return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        from timm.layers import convert_sync_batchnorm
+        return convert_sync_batchnorm(model)  # torch's own drops the activations
+    for module in found: module.__class__ = SharedBatchNorm
     return model
 
 # %% ../nbs/13b_parallel.ipynb #fbe2e79e
@@ -195,7 +203,17 @@ def without_exchange(
     "Keep the gradients of a micro-step that is not the last one to oneself."
     return step.no_sync() if isinstance(step, DistributedDataParallel) else nullcontext()
 
-# %% ../nbs/13b_parallel.ipynb #dd5a5015
+# %% ../nbs/13b_parallel.ipynb #ef0c051c
+def gather(
+    values:list,  # of this process
+    group=None,   # group for questions between hosts, from start_world
+)->list:          # those of all processes, in their order
+    "Hear what every process has to tell."
+    if group is None: return list(values)
+    told = [list()]*dist.get_world_size()
+    dist.all_gather_object(told, list(values), group=group)
+    return [value for one in told for value in one]
+
 @torch.no_grad()
 def same_buffers(
     model:nn.Module, # its floating point buffers are averaged over processes

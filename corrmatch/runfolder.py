@@ -215,12 +215,14 @@ def run_state(
 
 # %% ../nbs/13c_runfolder.ipynb #2b92fa37
 def refuse_if_running(
-    folder:Path, # run folder
+    folder:Path,      # run folder
+    force:bool=False, # not when it is on another machine, of which nobody here can say whether it lives
 ):
     "Raise DataError when another living process trains in a folder."
     facts = run_state(folder)
-    if facts['state'] == 'running' and (facts.get('host'), facts.get('pid')) != (socket.gethostname(), os.getpid()):
-        raise DataError(f"{folder}: process {facts.get('pid')} on {facts.get('host')} is training there; wait for it or choose another out=")
+    here, host, pid = socket.gethostname(), facts.get('host'), facts.get('pid')
+    if facts['state'] != 'running' or (host, pid) == (here, os.getpid()) or (force and host != here): return
+    raise DataError(f'{folder}: process {pid} on {host} is training there; wait for it or choose another out=' + ('' if host == here else f', or --force if {host} is gone'))
 
 # %% ../nbs/13c_runfolder.ipynb #155232b2
 class Run(NamedTuple):

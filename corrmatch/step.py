@@ -122,7 +122,7 @@ def make_model(
     options = dict(transposed=config.transposed) if kind is CorrMatchNet else {}
     model = kind(backbone, config.n_classes, config.dim, config.low_dim, rates, norm=config.norm, **options)
     if config.freeze: model.backbone.requires_grad_(False)
-    if not config.weights: return model, 'backbone: random weights'
+    if not config.weights: return model, 'backbone: random weights' + (', while published scores start from ImageNet weights: give weights=FILE' if config.backbone != 'toynet' else '')
     weights = toy_weights() if config.weights == 'toy' else config.weights
     return model, f'backbone weights {config.weights}: {load_pretrained(backbone, config.backbone, weights)}'
 
@@ -258,6 +258,7 @@ def forward_views(
 )->Passes:
     "Run the mix stream, then [x; w], then s."
     logits_mix = mix_logits(model, batch)
+    torch.clear_autocast_cache()  # some versions of torch keep weights that were cast without a graph, and nothing would learn
     keys_xw, keys_s = (torch.cat([batch['keys_x'], batch['keys_u_w']]), batch['keys_u_s'].flatten()) if 'keys_x' in batch else (None, None)
     labeled_weak = model(torch.cat([batch['image_x'], batch['image_u_w']]), perturb=perturb, keys=keys_xw)
     return Passes(labeled_weak, model(paste_partner(batch).flatten(0, 1), keys=keys_s), logits_mix)

@@ -1,13 +1,16 @@
 "One process, two processes, or micro-steps: the same losses and weights."
+import csv
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from corrmatch.backbones import timm_backbone
+from corrmatch.parallel import share_batch_norm
 from corrmatch.runfolder import read_checkpoint, read_csv
 from corrmatch.trainer import Trainer
-from runs_for_tests import command, environment, small
+from runs_for_tests import ROOT, command, environment, small
 
 STEPS = dict(steps=10, eval_every=10, log_every=1, batch_x=4, batch_u=4, toy_unlabeled=12)
 KINDS = {  # what is compared -> changes of the small run
@@ -22,6 +25,7 @@ KINDS = {  # what is compared -> changes of the small run
 CRASHES = {  # the two of this family: parameters without gradient; buffers changed between two forward passes
     'correlation head unused in the warm-up': dict(w_x_corr=0., warmup=3),
     'each process its own batch norm': dict(sync_bn=False, norm='batch'),
+    'decoder unused in the warm-up': dict(w_x=0., warmup=3),
 }
 
 
@@ -99,6 +103,56 @@ def test_two_micro_steps_equal_one(tmp_path, kind):
     agree(together(tmp_path/'one', **KINDS[kind]), together(tmp_path/'parts', accumulate=2, **KINDS[kind]))
 
 
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_shared_batch_norm_keeps_activations_of_timm(device):
+    "Torch's own conversion drops them."
+    net, image = timm_backbone('timm:tf_efficientnet_lite0', 16).eval(), torch.rand(1, 3, 65, 65)
+    before = [stage.clone() for stage in net(image)]
+    shared = share_batch_norm(net, torch.device(device)).eval()
+    for a, b in zip(before, shared(image), strict=True): torch.testing.assert_close(a, b)
+    assert {type(m).__name__ for m in shared.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)} == {'SharedBatchNorm' if device == 'cpu' else 'SyncBatchNormAct'}
+
+
+ACCIDENTS = '''
+import sys
+sys.path.insert(0, "tests")
+from runs_for_tests import small
+from corrmatch.parallel import stop_world
+from corrmatch.trainer import Trainer
+class Unlucky(Trainer):
+    "The second process meets a loss that is not a number in its second step, and in the other run a picture that cannot be read."
+    def _part(self, *args):
+        result = super()._part(*args)
+        return result._replace(total=result.total*float("nan")) if (self.out.name, self.step, self.world.rank) == ("nan", 1, 1) else result
+    def _loader(self):
+        for batch in super()._loader(): yield batch | dict(broken=["x.jpg: unreadable"]) if (self.out.name, self.step, self.world.rank) == ("broken", 2, 1) else batch
+for name in ("nan", "broken"):
+    try: Unlucky(small(f"{sys.argv[1]}/{name}", batch_x=4, batch_u=4), quiet=True).fit()
+    except ValueError as e: print(f"refused: {e}")
+stop_world()
+'''
+
+
+def test_an_accident_in_one_process_is_known_to_all(tmp_path):
+    (tmp_path/'accidents.py').write_text(ACCIDENTS)
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', str(tmp_path/'accidents.py'), str(tmp_path)],
+                          env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = read_checkpoint(tmp_path/'nan'/'last.pt')
+    with open(tmp_path/'nan'/'skipped.csv', newline='') as f: skipped = list(csv.DictReader(f))
+    assert state['skipped'] == 1 and all(torch.isfinite(v).all() for v in state['model'].values())
+    assert [row['step'] for row in skipped] == ['1'] and len(skipped[0]['names'].split()) == 8         # pictures of both processes
+    assert done.stdout.count('refused: 1 of') == 2 and 'x.jpg' in done.stdout and read_checkpoint(tmp_path/'broken'/'last.pt')['step'] == 3
+
+
+def test_the_command_line_in_two_processes_ends_well(tmp_path):
+    words = 'train toy --steps 4 --eval_every 4 --warmup 1 --crop 33 --toy_unlabeled 8 --batch_x 4 --batch_u 4 --dim 16 --low_dim 8 --regions 8 --device cpu --out'.split()
+    start = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', '-m', 'corrmatch']
+    done = subprocess.run([*start, *words, str(tmp_path/'run')], env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count('score it: corrmatch eval') == 1 and read_checkpoint(tmp_path/'run'/'last.pt')['step'] == 4
+
+
 def test_micro_steps_with_batch_norm_are_another_run(tmp_path):
     "What accumulation cannot make equal, said in notebook 13b: if this fails, the sentence is wrong."
     changes = KINDS['batch norm synchronised']
@@ -122,11 +176,12 @@ def test_resume_with_another_number_of_processes(tmp_path, two_processes):
 
 BATCH_NORM = '''
 import torch, torch.distributed as dist, torch.nn as nn
+from timm.layers import BatchNormAct2d
 from corrmatch.parallel import share_batch_norm, start_world, stop_world
 world, device, _ = start_world(torch.device("cpu"))
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), BatchNormAct2d(4, act_layer=nn.SiLU), nn.Conv2d(4, 2, 1))
 x, y = (torch.randn(4, c, s, s, generator=torch.Generator().manual_seed(c)) for c, s in ((3, 6), (2, 4)))
 alone = net()
 (alone(x)*y).sum().backward()

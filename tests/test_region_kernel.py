@@ -2,6 +2,7 @@
 
 Triton decides when it is imported whether it interprets, so each test runs in a process of its own."""
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,9 +91,8 @@ def test_kernel_equals_the_definition(tmp_path):
 
 
 def test_kernel_compiles_for_a_gpu(tmp_path):
-    env = {'TRITON_INTERPRET': '0'}
-    done = run(COMPILE, tmp_path, **env)
-    if 'ptxas' in done.stderr or 'No module named' in done.stderr: pytest.skip('the compiler for GPUs is not installed')
+    if not [*Path(triton.__file__).parent.glob('backends/nvidia/bin/ptxas*')] and not shutil.which('ptxas'): pytest.skip('the compiler for GPUs is not installed')
+    done = run(COMPILE, tmp_path, TRITON_INTERPRET='0')
     assert done.stdout.strip() == 'compiled', done.stderr[-2000:]
 
 

@@ -1,7 +1,8 @@
 "Killed, damaged, interrupted, out of space: what a run survives."
+import itertools
 import json
 import os
-
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import time
 import pytest
 import torch
 
+from corrmatch.cli import main
 from corrmatch.data import DataError
-from corrmatch.runfolder import read_checkpoint, run_state
+from corrmatch.runfolder import read_checkpoint, run_state, save_checkpoint
 from corrmatch.trainer import Trainer
 from runs_for_tests import ROOT, command, environment, small
 
@@ -85,8 +87,8 @@ def test_a_signal_to_one_of_two_processes_stops_both_behind_a_saved_step(tmp_pat
     process = subprocess.Popen(command(jobs, tmp_path, 2), env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path/'run'/'metrics.csv', process)
     os.kill(json.loads((tmp_path/'run'/'state.json').read_text())['pid'], number)
-    process.communicate(timeout=60)
-    assert process.returncode
+    _, said = process.communicate(timeout=60)
+    assert process.returncode and set(re.findall(r'exitcode +: (-?\d+)', said)) == {str(code)}, said[-2000:]
     step = read_checkpoint(tmp_path/'run'/'last.pt')['step']
     assert 0 < step < 4000 and run_state(tmp_path/'run')['state'] == 'stopped' and run_state(tmp_path/'run')['step'] == step
 
@@ -177,7 +179,28 @@ def test_changed_settings_are_named_and_refused_unless_forced(tmp_path):
     Trainer(small(tmp_path/'run', steps=2), quiet=True).fit()
     changed = small(tmp_path/'run', steps=2, lr=.5, workers=2, log_every=1)
     with pytest.raises(ValueError, match=r'other settings \(lr: 0.02 -> 0.5\)'): Trainer(changed, quiet=True).fit(resume=True)
-    Trainer(changed, quiet=True).fit(resume=True, force=True)
+    forced = Trainer(changed, quiet=True)
+    forced.fit(resume=True, force=True)
+    assert {group['base'] for group in forced.optimizer.param_groups} == {.5, .5*changed.lr_multi}
+    with pytest.raises(DataError, match='does not fit these settings .*dim: 16 -> 8'): Trainer(small(tmp_path/'run', steps=2, dim=8), quiet=True).fit(resume=True, force=True)
+
+
+def test_a_run_of_epochs_resumes_by_its_folder_alone(tmp_path, capsys):
+    config = small(tmp_path/'run', steps=0, epochs=1)
+    started = Trainer(config, quiet=True)
+    started._open(False, False)
+    for batch in itertools.islice(started._loader(), 2): started.run_step(batch)
+    started.save()
+    started._note('stopped')
+    record = json.loads((tmp_path/'run'/'config.json').read_text())
+    assert started.steps == record['steps'] == 4 and main(['resume', str(tmp_path/'run')]) == 0, capsys.readouterr().err
+    assert read_checkpoint(tmp_path/'run'/'last.pt')['step'] == 4 and run_state(tmp_path/'run')['state'] == 'finished'
+    old = read_checkpoint(tmp_path/'run'/'last.pt')
+    old['config'] |= dict(steps=0)  # as runs wrote that counted their epochs anew each time
+    save_checkpoint(tmp_path/'run', old)
+    Trainer(config, quiet=True).fit(resume=True)
+    assert main(['resume', str(tmp_path/'run'), '--lr', '0.3']) == 1 and 'lr: 0.02 -> 0.3' in capsys.readouterr().err
+    assert main(['resume', str(tmp_path/'run'), '--lr', '0.3', '--force']) == 0
 
 
 def test_a_run_from_before_a_field_existed_goes_on(tmp_path, monkeypatch):
