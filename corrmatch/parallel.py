@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['VIEWS_FIRST', 'World', 'read_world', 'start_world', 'stop_world', 'my_positions', 'micro_batches', 'Counts', 'add_up',
-           'step_counts', 'SharedBatchNorm', 'share_batch_norm', 'WholeStep', 'wrap_step', 'without_exchange', 'gather',
-           'same_buffers', 'agree', 'first_checks', 'picture_keys']
+           'step_counts', 'SharedBatchNorm', 'share_batch_norm', 'WholeStep', 'wrap_step', 'without_exchange',
+           'same_buffers', 'agree', 'gather', 'first_checks', 'picture_keys']
 
 # %% ../nbs/13b_parallel.ipynb #817534a6
 import os
@@ -203,17 +203,7 @@ def without_exchange(
     "Keep the gradients of a micro-step that is not the last one to oneself."
     return step.no_sync() if isinstance(step, DistributedDataParallel) else nullcontext()
 
-# %% ../nbs/13b_parallel.ipynb #ef0c051c
-def gather(
-    values:list,  # of this process
-    group=None,   # group for questions between hosts, from start_world
-)->list:          # those of all processes, in their order
-    "Hear what every process has to tell."
-    if group is None: return list(values)
-    told = [list()]*dist.get_world_size()
-    dist.all_gather_object(told, list(values), group=group)
-    return [value for one in told for value in one]
-
+# %% ../nbs/13b_parallel.ipynb #dd5a5015
 @torch.no_grad()
 def same_buffers(
     model:nn.Module, # its floating point buffers are averaged over processes
@@ -232,6 +222,17 @@ def agree(
     flags = torch.tensor(values)
     dist.all_reduce(flags, dist.ReduceOp.MAX, group=group)
     return flags.tolist()
+
+# %% ../nbs/13b_parallel.ipynb #ef0c051c
+def gather(
+    values:list,  # of this process
+    group=None,   # group for questions between hosts, from start_world
+)->list:          # those of all processes, in their order
+    "Hear what every process has to tell."
+    if group is None: return list(values)
+    told = [list()]*dist.get_world_size()
+    dist.all_gather_object(told, list(values), group=group)
+    return [value for one in told for value in one]
 
 # %% ../nbs/13b_parallel.ipynb #9484b1b4
 def first_checks(
