@@ -203,3 +203,11 @@ def test_shared_batch_norm_equals_one_large_batch(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     worst = dict(line.split() for line in done.stdout.splitlines())
     assert float(worst['shared']) < 1e-4 < 1e-2 < float(worst['own'])
+
+
+def test_the_look_ahead_computes_in_the_type_of_the_step(tmp_path):
+    trainer = Trainer(small(tmp_path/'run', precision='bf16', accumulate=2, cutmix='same_image', batch_x=4, batch_u=4, warmup=0), quiet=True)
+    seen = list()
+    trainer.model.classifier.register_forward_hook(lambda module, taken, given: seen.append(given.dtype))
+    trainer.run_step(trainer.batches[0])
+    assert set(seen) == {torch.bfloat16} and len(seen) >= 8  # two for the threshold, three for each of the micro-steps
