@@ -312,7 +312,7 @@ def add_predict(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch predict`."
-    parser = command('predict', 'predict pictures, folders and videos of any size; exit code 1: some could not be read', 'corrmatch predict runs/camvid holiday/ clip.mp4 --out predictions')
+    parser = command('predict', 'predict pictures, folders and videos, large ones in parts; exit code 1: some could not be read', 'corrmatch predict runs/camvid holiday/ clip.mp4 --out predictions')
     parser.add_argument('run', help='run folder, or weights with a card (.safetensors, .pth)')
     parser.add_argument('pictures', nargs='+', help='pictures, videos, folders of them')
     parser.add_argument('--out', default='predictions', help='folder for masks, overlays, confidence maps, table.csv and index.html [predictions]')
@@ -440,12 +440,13 @@ def cmd_table(
     args:argparse.Namespace, # runs, vary, paper, format, out
 ):
     "Collect finished runs into a table with mean and deviation over seeds."
+    from corrmatch.runfolder import write_atomic
     from corrmatch.tables import table_of
     if not args.runs and not args.paper: raise ValueError('no runs given: name run folders, or a folder that holds some; --paper alone shows the published cells')
     vary = tuple(args.vary.split(',')) if args.vary else ()
     for name in set(vary) - {'any', *(f.name for f in fields(Config))}: raise ValueError(f"--vary {name}: no such setting{nearest(name, [f.name for f in fields(Config)])}; name fields of the record, or any")
     text = table_of(args.runs, vary, args.paper, args.format)
-    if args.out: Path(args.out).write_text(text.rstrip('\n') + '\n', encoding='utf-8')
+    if args.out: write_atomic(Path(args.out), (text.rstrip('\n') + '\n').encode())
     print(f'written: {args.out}' if args.out else text)
 
 def add_table(
@@ -496,7 +497,7 @@ def main(
         return 1
     except RuntimeError as e:
         if '--debug' in argv or type(e).__name__ != 'OutOfMemoryError': raise
-        print('corrmatch: the memory of the GPU is too small for this: --fit-memory divides the batch of a run, a smaller --crop or batch needs less', file=sys.stderr)
+        print('corrmatch: the memory of the GPU is too small for this: a run divides its batch with --fit-memory or takes a smaller --crop, predict a smaller --tile or --longest', file=sys.stderr)
         return 1
     except KeyboardInterrupt as e:
         print(f"corrmatch: {e or 'interrupted'}", file=sys.stderr)

@@ -357,7 +357,7 @@ def write_explorer(
 )->Path:        # the file
     "Write the explorer as one HTML file that needs neither server nor network."
     text = explorer_html(image, source, **settings)
-    write_atomic(path, lambda draft: draft.write_text(text, encoding='utf-8'))
+    write_atomic(path, text.encode('utf-8', 'replace'))  # a file name may hold bytes that are no text
     return Path(path)
 
 # %% ../nbs/16_explore.ipynb #8fb5e178

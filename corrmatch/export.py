@@ -8,6 +8,8 @@ import copy
 import io
 import json
 import logging
+import os
+import tempfile
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -173,7 +175,7 @@ def _largest_difference(run, net):
         try:
             with torch.no_grad(): found.append(float((run(image) - net(image)).abs().max()))
         except Exception as e: raise ValueError(f'the graph of this backbone fails on pictures of {w}x{h} ({_first_line(e)}); nothing was written: use --format safetensors') from None
-    return max(found)
+    return float(torch.tensor(found).max())  # not a number wins, so that it is refused
 
 # %% ../nbs/17d_export.ipynb #c478fcca
 def _graph_file(opened, format):
@@ -206,7 +208,8 @@ def _target(run, format, out):
     "The file to write, after all that can be refused at once has been."
     if format == 'torchscript': raise ValueError("format 'torchscript': torch.jit is deprecated; use --format export, which torch compiles for C++ too, or onnx")
     if format not in FORMATS: raise ValueError(f"format '{format}' is not one of {', '.join(FORMATS)}")
-    path = Path(out) if out else Path(run).with_name(Path(run).stem + FORMATS[format][0])
+    start = Path(run) if Path(run).name not in ('', '..') else Path(run).resolve()
+    path = Path(out) if out else start.with_name((start.name if start.is_dir() else start.stem) + FORMATS[format][0])
     if path.suffix not in FORMATS[format]: raise ValueError(f"out '{path}': the name of this format ends in {' or '.join(FORMATS[format])}")
     if path.exists() and Path(run).exists() and path.samefile(run): raise ValueError(f"out '{path}': that is the file to read; give another name")
     if format == 'onnx': _need('onnx', 'onnxscript', 'onnxruntime')
@@ -233,5 +236,8 @@ def export_run(
         data, runner = _graph_file(opened, format)
         difference = _checked(_largest_difference(runner, net), path, opened)
         write_atomic(path, data)
-    else: difference = _checked(_largest_difference(_write_weights(opened, path, format, run, checkpoint), net), path, opened)
+    else:
+        with tempfile.TemporaryDirectory(prefix='.export', dir=path.parent) as draft:  # moved to its place once it is checked
+            difference = _checked(_largest_difference(_write_weights(opened, Path(draft)/path.name, format, run, checkpoint), net), path, opened)
+            for file in Path(draft).iterdir(): os.replace(file, path.with_name(file.name))
     return Exported(path, format, difference)

@@ -2,13 +2,13 @@
 
 # %% auto #0
 __all__ = ['PICTURE_SUFFIXES', 'IMAGE_FOLDERS', 'MASK_FOLDERS', 'MASK_TAILS', 'IMAGE_TAILS', 'SPLIT_NAMES', 'SKIPPED',
-           'OTHER_TAILS', 'CLASS_FILES', 'CITYSCAPES_IDS', 'CITYSCAPES_NAMES', 'VOC_NAMES', 'CAMVID_NAMES',
-           'CAMVID_COLORS', 'VOID_COLORS', 'Place', 'parse_place', 'Item', 'Layout', 'find_classes', 'draw_objects',
-           'find_layout', 'describe_layout', 'load_picture', 'read_photo', 'read_stored', 'MaskMap', 'find_mapping',
-           'is_color', 'map_ids', 'make_folder', 'write_file']
+           'OTHER_TAILS', 'CLASS_FORMS', 'CLASS_FILES', 'CITYSCAPES_IDS', 'CITYSCAPES_NAMES', 'VOC_NAMES',
+           'CAMVID_NAMES', 'CAMVID_COLORS', 'VOID_COLORS', 'Place', 'parse_place', 'Item', 'Layout', 'find_classes',
+           'Outlined', 'draw_objects', 'find_layout', 'describe_layout', 'load_picture', 'rgb_bytes', 'read_photo',
+           'read_stored', 'MaskMap', 'find_mapping', 'is_color', 'map_ids', 'make_folder', 'write_file']
 
-# %% ../nbs/17b_formats.ipynb #0d9c3c3f
-import csv, json, os, re
+# %% ../nbs/17b_formats.ipynb #a1343794
+import csv, json, os, posixpath, re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from .config import IGNORE_INDEX
-from .data import IMAGE_SUFFIXES, DataError, list_lines
+from .data import IMAGE_SUFFIXES, DataError, climbs_out, list_lines
 from .viz import palette
 
 # %% ../nbs/17b_formats.ipynb #8e2b6ec5
@@ -147,39 +147,82 @@ def _match(root, paths):
         items.append(Item(name, root/order[0], root/masks[twin][0] if twin is not None else None, key[0]))
     return sorted(items, key=lambda i: i.name), sorted(root/f for key, files in masks.items() if key not in used for f in files)
 
+# %% ../nbs/17b_formats.ipynb #e5a69afd
+def _tails(path):
+    "A path, and what is left of it as its leading folders go: a/b/c, b/c, c."
+    parts = [p for p in path.replace('\\', '/').split('/') if p not in ('', '.')]
+    return ['/'.join(parts[i:]) for i in range(len(parts))]
+
+def _index(root, items):
+    "Numbers of items by their paths and names, and by the ends of these; -1 where one fits several."
+    whole, ends = {}, {}
+    for n, item in enumerate(items):
+        keys = {os.path.splitext(str(p).removeprefix(f'{root}{os.sep}').replace(os.sep, '/'))[0] for p in (item.image, item.mask) if p} | {item.name}
+        for key in keys: whole[key] = n if whole.get(key, n) == n else -1
+        for end in {e for key in keys for e in _tails(key)}: ends[end] = n if ends.get(end, n) == n else -1
+    return ends | whole
+
+def _row(index, entry):
+    "Number of the item that an entry of a list names: its longest end that is known decides; -1 where it fits several, None without one."
+    for end in _tails(entry):
+        for key in (end, os.path.splitext(end)[0]):
+            if key in index: return index[key]
+
 # %% ../nbs/17b_formats.ipynb #799eca23
 def _listed(root, texts, items):
     "Give items the split that lists name; True if any list was used."
-    index = {i.name.rpartition('/')[2]: n for n, i in enumerate(items)} | {i.image.stem: n for n, i in enumerate(items)}
-    split, order = {}, sorted(texts, key=lambda t: ('imagesets/' in t.lower() and 'segmentation' not in t.lower(), t.count('/'), t))
-    for text in order:
+    index, split = None, {}
+    for text in sorted(texts, key=lambda t: ('imagesets/' in t.lower() and 'segmentation' not in t.lower(), t.count('/'), t)):
         kind = {**SPLIT_NAMES, 'train_aug': 'train'}.get(os.path.splitext(os.path.basename(text))[0].lower())
         if kind is None or kind in split: continue
-        try: stems = [Path(l.split('\t')[0] if '\t' in l else l.split()[0]).name for _, l in list_lines(root/text)]
+        try: fields = [(n, l.split('\t')[0] if '\t' in l else l.split()[0]) for n, l in list_lines(root/text)]
         except DataError: continue
-        rows = [index.get(s, index.get(os.path.splitext(s)[0])) for s in stems]
-        if sum(r is not None for r in rows)*2 > len(rows): split[kind] = [r for r in rows if r is not None]
+        index = index or _index(root, items)
+        rows = [_row(index, f'{os.path.dirname(text)}/{f}') for _, f in fields]
+        if sum(r is not None for r in rows)*2 <= len(rows): continue
+        if -1 in rows:
+            n, field = fields[rows.index(-1)]
+            raise DataError(f'{root/text} line {n}: `{field}` fits several pictures; write its path below the data folder')
+        split[kind] = [r for r in rows if r is not None]
     for kind in ('train', 'test', 'val'):  # val last: a picture in train and val is scored, so it must not train
         for row in split.get(kind, ()): items[row] = items[row]._replace(split=kind)
     return bool(split)
 
-# %% ../nbs/17b_formats.ipynb #1468a14b
-def _class_rows(path):
-    "Rows (name, r, g, b) of a class file; colours are None where it has none."
-    if path.suffix == '.csv':
-        with open(path, newline='', encoding='utf-8-sig') as f: table = [r for r in csv.reader(f) if r][1:]
-        return [(r[0], *map(int, r[1:4])) for r in table]
+# %% ../nbs/17b_formats.ipynb #62af0d3a
+def _class_fields(path):
+    "(line number, line, name, colour as text) of every class in a class file."
+    if path.suffix.lower() == '.csv':
+        with open(path, newline='', encoding='utf-8-sig') as f:
+            reader = csv.reader(f)
+            table = [(reader.line_num, [c.strip() for c in row]) for row in reader if any(row)]
+        if table and not (len(table[0][1]) > 3 and all(c.isdecimal() for c in table[0][1][1:4])): table = table[1:]  # the header
+        return [(n, ','.join(row), row[0], row[1:4] if any(row[1:4]) else []) for n, row in table]
+    lines = [(n, l) for n, l in list_lines(path) if not l.startswith('#')]
     if path.name == 'labelmap.txt':
-        parts = [l.split(':') for _, l in list_lines(path) if not l.startswith('#')]
-        return [(p[0], *map(int, p[1].split(','))) for p in parts]
-    lines = [l for _, l in list_lines(path)]
-    first, last = r'(\d+)\s+(\d+)\s+(\d+)\s+(\S.*)', r'(.*\S)\s+(\d+)\s+(\d+)\s+(\d+)'
-    if path.name == 'label_colors.txt': return [(m[4], int(m[1]), int(m[2]), int(m[3])) for l in lines if (m := re.fullmatch(first, l))]
-    if not any(re.fullmatch(last, l) for l in lines): return [(l, None, None, None) for l in lines]
-    return [(m[1], int(m[2]), int(m[3]), int(m[4])) for l in lines if (m := re.fullmatch(last, l))]
+        parts = [(n, l, *f'{l}:'.split(':')[:2]) for n, l in lines]
+        return [(n, l, name.strip(), [c.strip() for c in rgb.split(',')] if rgb.strip() else []) for n, l, name, rgb in parts]
+    if path.name == 'label_colors.txt': return [(n, l, ''.join(l.split(None, 3)[3:]), l.split(None, 3)[:3]) for n, l in lines]
+    colored = any(re.fullmatch(r'\S.*\s\d+\s+\d+\s+\d+', l) for _, l in lines)
+    return [(n, l, *([*l.rsplit(None, 3)[:1], l.rsplit(None, 3)[1:]] if colored else [l, []])) for n, l in lines]
 
-# %% ../nbs/17b_formats.ipynb #7f808484
-CLASS_FILES = ('classes.txt', 'label_colors.txt', 'class_dict.csv', 'labelmap.txt')
+# %% ../nbs/17b_formats.ipynb #a4ee65ba
+CLASS_FORMS = MappingProxyType({'classes.txt': 'name R G B', 'label_colors.txt': 'R G B name', 'class_dict.csv': 'name,r,g,b', 'labelmap.txt': 'name:R,G,B::'})
+
+def _class_rows(path):
+    "Names, and colours as numbers or [], of a class file."
+    form = CLASS_FORMS.get('class_dict.csv' if path.suffix.lower() == '.csv' else path.name, 'name R G B')
+    try: fields = _class_fields(path)
+    except DataError: raise
+    except (ValueError, OSError, csv.Error): raise DataError(f'{path}: cannot be read as a list of classes; write lines `{form}`') from None
+    if not fields: raise DataError(f'{path}: names no class; write lines `{form}`')
+    for n, line, name, rgb in fields:
+        if not name or rgb and not (len(rgb) == 3 and all(c.isdecimal() and int(c) < 256 for c in rgb)):
+            raise DataError(f'{path} line {n}: `{line}` is not `{form}` with numbers 0..255; correct it')
+        if bool(rgb) != bool(fields[0][3]): raise DataError(f'{path} line {n}: `{line}`: give all classes a colour, or none')
+    return [(name, [int(c) for c in rgb]) for _, _, name, rgb in fields]
+
+# %% ../nbs/17b_formats.ipynb #bbd8f7a5
+CLASS_FILES = tuple(CLASS_FORMS)
 
 def find_classes(
     root:Path,    # data folder, or such a file itself
@@ -187,47 +230,94 @@ def find_classes(
     "Read the file that names the classes, in any of its usual forms."
     path = Path(root) if Path(root).is_file() else next((p for n in CLASS_FILES if (p := Path(root)/n).is_file()), None)
     if path is None: return None
-    try: rows = _class_rows(path)
-    except (ValueError, IndexError, TypeError) as e:
-        if isinstance(e, DataError): raise
-        raise DataError(f'{path}: cannot be read as a list of classes; write lines `name R G B`') from None
-    if not rows: raise DataError(f'{path}: names no class; write lines `name R G B`')
-    colors = None if rows[0][1] is None else np.array([r[1:4] for r in rows], np.int64)
-    if colors is not None and (colors.min() < 0 or colors.max() > 255): raise DataError(f'{path}: a colour outside 0..255; correct it')
-    return [r[0].strip() for r in rows], colors if colors is None else colors.astype(np.uint8), path.name
+    rows = _class_rows(path)
+    return [name for name, _ in rows], np.array([rgb for _, rgb in rows], np.uint8) if rows[0][1] else None, path.name
 
-# %% ../nbs/17b_formats.ipynb #c1bd5521
+# %% ../nbs/17b_formats.ipynb #3c9f7156
+def _need(path, what, entry, *fields):
+    "An entry of a COCO file, refused if it lacks one of these fields."
+    entry = entry if isinstance(entry, dict) else {}
+    lost = next((f for f in fields if not isinstance(entry.get(f), (str, int, float))), None)
+    if lost: raise DataError(f"{path}: {what} {entry.get('id', '?')} has no {lost}; add it or remove the entry")
+    return entry
+
 def _read_coco(path):
     "Pictures, annotations by picture and categories of a COCO file; None if it is something else."
-    try: data = json.loads(path.read_text(encoding='utf-8'))
+    try: data = json.loads(path.read_text(encoding='utf-8-sig'))
     except (ValueError, OSError): return None
-    if not isinstance(data, dict) or not {'images', 'annotations', 'categories'} <= data.keys(): return None
-    objects = {picture['id']: [] for picture in data['images']}
+    if not isinstance(data, dict) or not all(isinstance(data.get(k), list) for k in ('images', 'annotations', 'categories')): return None
+    categories = [(c['id'], str(c['name'])) for c in data['categories'] if _need(path, 'category', c, 'id', 'name')]
+    if len(categories) >= IGNORE_INDEX: raise DataError(f'{path}: {len(categories)} categories; a mask of 8 bits holds {IGNORE_INDEX-1} beside background, merge some')
+    objects, known = {p['id']: [] for p in data['images'] if _need(path, 'picture', p, 'id', 'file_name')}, {c for c, _ in categories}
+    if len(objects) < len(data['images']): raise DataError(f'{path}: two pictures have one id; give each its own')
     for a in data['annotations']:
-        if a.get('segmentation'): objects.setdefault(a['image_id'], []).append(a)
-    return data['images'], objects, sorted((c['id'], c['name']) for c in data['categories'])
+        if not isinstance(a, dict) or not a.get('segmentation'): continue
+        _need(path, 'annotation', a, 'image_id', 'category_id')
+        if a['category_id'] not in known: raise DataError(f"{path}: annotation {a.get('id')} is of category {a['category_id']}, which the file does not define; add it to the categories")
+        objects.setdefault(a['image_id'], []).append(a)
+    return data['images'], objects, sorted(categories, key=lambda c: (isinstance(c[0], str), c[0]))
 
+# %% ../nbs/17b_formats.ipynb #021c08de
 def _json_files(jsons):
     "The files that may be COCO's: instances_*.json where there are any, else those not made per picture."
     instances = [j for j in jsons if os.path.basename(j).startswith('instances')]
     return instances or [j for j in jsons if not re.search(r'captions|keypoints|panoptic|stuff_|image_info', j)][:8]
 
+def _coco_split(path):
+    "train, val, test or '', from a file's name or else the folders it lies in: instances_train2017.json, valid/a.json."
+    for part in reversed(path.split('/')):
+        words = re.sub(r'([a-z])([A-Z])', r'\1_\2', part).lower()
+        found = re.search(r'(?<![a-z])(train|val|test)(?:ing|id|idation|set)?(?![a-z])', words)
+        if found: return found[1]
+    return ''
+
+def _coco_picture(root, path, name, by_name):
+    "Path below `root` of the picture that the COCO file `path` calls `name`."
+    if climbs_out(name): raise DataError(f'{root/path}: file_name {name} leaves the data folder; write it relative to the folder')
+    name, folder, split = posixpath.normpath(name.replace('\\', '/')), os.path.dirname(path), _coco_split(path)
+    fits = by_name.get(os.path.basename(name), [])
+    for wanted in (posixpath.join(folder, name), name):
+        if wanted in fits: return wanted
+    for good in (lambda f: f.endswith(f'/{name}'), lambda f: f.startswith(f'{folder}/'), lambda f: _coco_split(os.path.dirname(f)) == split):
+        fits = [f for f in fits if good(f)] or fits
+    if len(fits) > 1: raise DataError(f'{root/path}: file_name {name} fits {fits[0]} and {fits[1]}; write its path below the data folder')
+    return fits[0] if fits else name
+
+# %% ../nbs/17b_formats.ipynb #27043eee
+class Outlined(NamedTuple):
+    "A picture of a COCO file."
+    source:str    # the COCO file, below the data folder
+    file_name:str # as written there
+    split:str
+    objects:tuple # annotations, each with its class
+
+    @property
+    def outlines(self): return [(a['segmentation'], a['class']) for a in self.objects]
+
+def _coco_names(entries):
+    "Unique names for {path: Outlined}: file_name where that is enough, else the path."
+    for names in ([os.path.splitext(o.file_name)[0] for o in entries.values()], [os.path.splitext(path)[0] for path in entries]):
+        if len(set(names)) == len(names): return names
+    return [*entries]
+
 # %% ../nbs/17b_formats.ipynb #931a2a14
 def _coco_items(root, found):
     "Items of all COCO files of a tree, and the categories; ([], []) without any."
-    items, classes, by_name = [], [], {}
+    entries, classes, by_name = {}, [], {}
     for path in found['picture']: by_name.setdefault(os.path.basename(path), []).append(path)
     for path in _json_files(found['.json']):
         read = _read_coco(root/path)
         if read is None: continue
         pictures, objects, categories = read
         if classes and classes != categories: raise DataError(f'{root/path}: its categories differ from those of the file before; keep one set of categories')
-        classes, split = categories, next((s for s in ('train', 'val', 'test') if s in os.path.basename(path).lower()), '')
-        number = {c: n for n, (c, _) in enumerate(categories, 1)}
+        classes, number = categories, {c: n for n, (c, _) in enumerate(categories, 1)}
         for p in pictures:
-            files = sorted(by_name.get(os.path.basename(p['file_name']), [p['file_name']]), key=lambda f: (p['file_name'] not in f, split not in f, f))
-            drawn = tuple({**a, 'class': number[a['category_id']]} for a in objects[p['id']])
-            items.append(Item(os.path.splitext(p['file_name'])[0], root/files[0], None, split, drawn))
+            image = _coco_picture(root, path, str(p['file_name']), by_name)
+            new = Outlined(path, str(p['file_name']), _coco_split(path), tuple({**a, 'class': number[a['category_id']]} for a in objects[p['id']]))
+            old = entries.get(image, new)
+            if old.outlines != new.outlines: raise DataError(f"{root/path}: picture {p['id']} is {image}, which has other outlines in {old.source}; keep one of the two")
+            entries[image] = new if new.split == 'val' else old  # in train and val: scored, as with lists
+    items = [Item(name, root/image, None, o.split, o.objects) for name, (image, o) in zip(_coco_names(entries), entries.items())]
     return sorted(items, key=lambda i: i.name), classes
 
 # %% ../nbs/17b_formats.ipynb #158c74ce
@@ -239,7 +329,7 @@ def draw_objects(
     try: from pycocotools import mask as rle
     except ImportError: raise ValueError('COCO annotations need pycocotools: pip install corrmatch-seg[coco]') from None
     (w, h), ids = size, np.zeros(size[::-1], np.uint8)
-    for a in sorted(objects, key=lambda a: (not a.get('iscrowd'), -a.get('area', 0))):  # crowds first, then large to small
+    for a in sorted(objects, key=lambda a: (not a.get('iscrowd'), -(a.get('area') or 0))):  # crowds first, then large to small
         try: code = _code(rle, a['segmentation'], w, h)
         except Exception as e: raise DataError(f"annotation {a.get('id')}: its outline cannot be drawn ({type(e).__name__}); correct the annotation") from None
         if tuple(code['size']) != (h, w): raise DataError(f"annotation {a.get('id')}: drawn for {code['size'][1]}x{code['size'][0]} pixels, the picture has {w}x{h}; correct the annotation")
@@ -319,6 +409,9 @@ def _fault(path, error):
     if not os.path.isfile(path): return 'is no file; replace it or remove it'
     if not os.path.getsize(path): return 'is empty (0 bytes); replace the file or remove it'
     if isinstance(error, UnidentifiedImageError): return f'not a picture, its content is of no known format (it starts with {_start(path)}); replace the file or remove it'
+    if isinstance(error, Image.DecompressionBombError):
+        size = re.search(r'\d+', str(error))
+        return f'{int(size[0]):,} pixels, more than the {2*Image.MAX_IMAGE_PIXELS:,} that are read; scale it down or cut it into parts'
     reason = str(error).partition('\n')[0].replace(str(path), os.path.basename(path)) or type(error).__name__
     return f'unreadable or cut short ({reason}); replace the file or remove it'
 
@@ -327,7 +420,7 @@ def _start(path):
 
 # %% ../nbs/17b_formats.ipynb #74af99e8
 def load_picture(
-    path:Path,     # any picture
+    path:Path,     # a picture of up to 179 million pixels, Pillow's limit
 )->Image.Image:    # decoded, in its own mode
     "Decode a picture; every way to fail becomes a DataError."
     try:
@@ -343,7 +436,14 @@ def _eight_bits(values):
     depth = next(bits for bits in (8, 10, 12, 14, 16, 32) if top < 2**bits)
     return (values.clip(0).astype(np.int64) >> (depth-8)).astype(np.uint8)
 
-# %% ../nbs/17b_formats.ipynb #1df527fa
+# %% ../nbs/17b_formats.ipynb #110af0c4
+def rgb_bytes(
+    picture:Image.Image, # of any mode
+)->np.ndarray:           # (h,w,3) uint8
+    "Turn a picture of any depth into RGB bytes."
+    if picture.mode.startswith(('I', 'F')): return _eight_bits(np.asarray(picture))[..., None].repeat(3, -1)
+    return np.asarray(picture.convert('RGB'))
+
 def read_photo(
     path:Path,      # any picture
     turn:bool=False,# follow the EXIF note of how the camera was held
@@ -353,8 +453,7 @@ def read_photo(
     if turn:
         from PIL import ImageOps
         picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(('I', 'F')): return _eight_bits(np.asarray(picture))[..., None].repeat(3, -1)
-    return np.asarray(picture.convert('RGB'))
+    return rgb_bytes(picture)
 
 # %% ../nbs/17b_formats.ipynb #0032b8ca
 def read_stored(

@@ -230,7 +230,7 @@ def gather(
 )->list:          # those of all processes, in their order
     "Hear what every process has to tell."
     if group is None: return list(values)
-    told = [list()]*dist.get_world_size()
+    told:list[list] = [[]]*dist.get_world_size()
     dist.all_gather_object(told, list(values), group=group)
     return [value for one in told for value in one]
 

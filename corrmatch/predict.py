@@ -15,7 +15,8 @@ import io
 import os
 import sys
 from collections import Counter
-from pathlib import Path
+from itertools import count
+from pathlib import Path, PurePosixPath
 from typing import Any, Iterator, NamedTuple, Sequence
 from urllib.parse import quote
 import numpy as np
@@ -28,7 +29,7 @@ from .config import IGNORE_INDEX, Config
 from .convert import open_weights
 from .correlation import correlation_rows
 from .data import DataError, read_classes
-from .formats import CITYSCAPES_NAMES, PICTURE_SUFFIXES, VOC_NAMES, make_folder, read_photo
+from .formats import CITYSCAPES_NAMES, PICTURE_SUFFIXES, VOC_NAMES, make_folder, read_photo, rgb_bytes
 from .metrics import packed, window_starts
 from .model import resize
 from .pseudo import confidence, pseudo_label
@@ -103,12 +104,13 @@ def as_picture(
 )->np.ndarray: # (h,w,3) uint8, turned as viewers show it
     "Bring any picture into one form."
     if isinstance(image, (str, Path)): return read_photo(Path(image), turn=True)
-    if isinstance(image, Image.Image): return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    if isinstance(image, Image.Image): return rgb_bytes(ImageOps.exif_transpose(image))
     if isinstance(image, Tensor):
         if image.ndim != 3 or len(image) != 3: raise ValueError(f'a tensor of shape {tuple(image.shape)}: pass one picture, (3,h,w)')
         if image.is_floating_point():
             if image.amin() < 0 or image.amax() > 1: raise ValueError(f'a tensor of values {image.amin():.2f} to {image.amax():.2f}: pass 0..1 or uint8, not normalised')
             image = (image*255).round()
+        elif image.dtype != torch.uint8: raise ValueError(f'a tensor of type {image.dtype}: pass uint8, or floats 0..1')
         image = image.byte().permute(1, 2, 0).cpu().numpy()
     image = np.asarray(image)
     if image.ndim == 2: image = image[..., None].repeat(3, -1)
@@ -151,9 +153,8 @@ class Predictor:
         self.tile = tile or (config.crop if self.slides else max(2*config.crop, 512))
         self.scales, self.flip, self.longest = tuple(scales), flip, longest
     def window(self, h, w):
-        "Return the side of the windows for a picture of h x w; one window sees it all if it is small."
-        small = max(h, w) <= self.tile if self.slides else h*w <= self.tile**2
-        return max(h, w) if small else self.tile
+        "Return the side of the windows for a picture of h x w; one window sees it all if it is small, unless the run was scored by windows."
+        return self.tile if self.slides or h*w > self.tile**2 else max(h, w)
     def predict(self, image):
         "Return the mask (h,w) uint8 of a path, PIL picture, (h,w,3) array or (3,h,w) tensor."
         return self.predict_full(image).mask
@@ -234,7 +235,15 @@ class Input(NamedTuple):
     @property
     def is_video(self): return self.path.suffix.lower() in VIDEO_SUFFIXES
 
-# %% ../nbs/17c_predict.ipynb #cc965b86
+# %% ../nbs/17c_predict.ipynb #01bbd23c
+def _files(root):
+    "All files of a tree, those behind links to folders too, each folder once."
+    seen = set[str]()
+    for place, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(place)) in seen: folders.clear(); continue
+        seen.add(real)
+        yield from (Path(place)/name for name in names)
+
 def _is_input(path, root, out):
     "Is it a visible picture or video outside of the output folder?"
     if path.suffix.lower() not in PICTURE_SUFFIXES + VIDEO_SUFFIXES or not path.is_file(): return False
@@ -244,13 +253,18 @@ def _is_input(path, root, out):
 # %% ../nbs/17c_predict.ipynb #af2f0ef3
 def _named_once(found):
     "Give every file the name of its outputs: without suffix, with it where two would share a name, numbered if that is not enough."
-    stems = Counter(p.with_suffix('').as_posix().lower() for _, p in found)
-    inputs, used = [], Counter()
-    for path, relative in found:
-        name = relative.with_suffix('').as_posix()
-        if stems[name.lower()] > 1: name += relative.suffix.replace('.', '_')
-        used[name.lower()] += 1
-        inputs.append(Input(path, name if used[name.lower()] == 1 else f'{name}_{used[name.lower()]}'))
+    stems, taken, folders = Counter(p.with_suffix('').as_posix().lower() for _, p in found), set[str](), set[str]()
+    inputs = [Input(path, '') for path, _ in found]
+    for i in sorted(range(len(found)), key=lambda i: inputs[i].is_video):  # a video's pictures lie in a folder of its name: behind all folders
+        path, relative = found[i]
+        name = plain = relative.with_suffix('').as_posix()
+        if stems[name.lower()] > 1: name = plain = name + relative.suffix.replace('.', '_')
+        for n in count(2):
+            if name.lower() not in taken and not (inputs[i].is_video and name.lower() in folders): break
+            name = f'{plain}_{n}'
+        inputs[i] = Input(path, name)
+        taken.add(name.lower())
+        folders |= {str(p).lower() for p in PurePosixPath(name).parents}
     return inputs
 
 # %% ../nbs/17c_predict.ipynb #16197939
@@ -262,9 +276,9 @@ def find_inputs(
     found, own = [], Path(out).resolve() if out else None
     for path in map(Path, paths):
         if path.is_file(): found.append((path, Path(path.name)))
-        elif path.is_dir(): found += [(p, p.relative_to(path)) for p in sorted(path.rglob('*')) if _is_input(p, path, own)]
+        elif path.is_dir(): found += [(p, p.relative_to(path)) for p in sorted(_files(path)) if _is_input(p, path, own)]
         else: raise DataError(f'{path}: no such file or folder; check the path')
-    if not found and own in [Path(p).resolve() for p in paths]: raise DataError(f'{out}: is the folder of the pictures; choose another folder for the output')
+    if not found and own and any(own in (q := Path(p).resolve(), *q.parents) for p in paths): raise DataError(f'{out}: holds the pictures themselves; choose another folder for the output')
     if not found: raise DataError(f'{", ".join(map(str, paths))}: holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...) and no videos')
     return _named_once(found)
 
@@ -290,7 +304,7 @@ def overlay(
     "Paint a mask over a picture."
     paint = np.zeros((256, 3), np.uint8)
     paint[:len(colors)] = np.round(alpha*colors)
-    dimmed = np.round((1-alpha)*np.arange(256)).astype(np.uint8)[picture]
+    dimmed = np.floor((1-alpha)*np.arange(256)).astype(np.uint8)[picture]  # downwards: the sum stays below 256
     dimmed += paint[mask]
     if (ignored := mask == IGNORE_INDEX).any(): dimmed[ignored] = picture[ignored]
     return dimmed

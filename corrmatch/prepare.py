@@ -10,7 +10,7 @@ import base64, hashlib, html, io, json, os, shutil, sys, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -19,9 +19,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageOps
 from .config import IGNORE_INDEX, Config, preset
-from .data import IMAGE_SUFFIXES, DataError, list_lines, read_classes, read_split
-from .formats import (Item, Layout, MaskMap, describe_layout, find_layout, find_mapping, is_color, load_picture, map_ids, read_photo,
+from .data import IMAGE_SUFFIXES, DataError, list_lines, parse_line, read_classes, read_split
+from .formats import (Item, Layout, MaskMap, describe_layout, find_layout, find_mapping, is_color, load_picture, make_folder, map_ids, read_photo,
                                read_stored, write_file)
+from .shards import open_unlabeled
 from .viz import colorize
 
 # %% ../nbs/18_prepare.ipynb #de8e0163
@@ -36,12 +37,19 @@ class Scan(NamedTuple):
     values:dict|None=None     # stored value -> pixels; None without a mask
     turned:bool=False         # the mask fits the picture only after the EXIF turn
     fault:str=''              # why a file cannot be read
+    note:int=1                # EXIF orientation; 5 to 8 exchange width and height
 
 def _count(stored, most=2000):
     "Pixels of each stored value, {value: pixels}."
     if stored.size and 0 <= stored.min() and stored.max() < 256: counts = enumerate(np.bincount(stored.ravel()).tolist())
     else: counts = zip(*(a.tolist() for a in np.unique(stored, return_counts=True)))
     return {v: n for v, n in list(counts)[:most] if n}
+
+def _looks(picture):
+    "Size and RGB bytes of a picture; its own bytes where RGB cannot hold them."
+    if picture.mode.startswith(('I', 'F')) or picture.mode == 'LAB': return f'{picture.size}{picture.mode}'.encode() + picture.tobytes()
+    if picture.mode != 'RGB': picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB').convert('RGB')
+    return f'{picture.size}'.encode() + picture.tobytes()
 
 # %% ../nbs/18_prepare.ipynb #a037f160
 def scan_item(
@@ -50,15 +58,15 @@ def scan_item(
     "Open both files of an item and count what is in them; a fault becomes a line, not an exception."
     try:
         picture = load_picture(item.image)
-        turn = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations with width and height exchanged
-        digest = hashlib.blake2b(f'{picture.size}{picture.mode}'.encode() + picture.tobytes(), digest_size=16).hexdigest()
-        found = Scan(item, picture.size, picture.mode, digest)
+        note = picture.getexif().get(0x0112, 1)
+        digest = hashlib.blake2b(_looks(picture), digest_size=16).hexdigest()
+        found = Scan(item, picture.size, picture.mode, digest, note=note if note in range(2, 9) else 1)
     except (DataError, MemoryError) as e: return Scan(item, fault=str(e))
     if not item.has_mask: return found
     try: stored, mode = read_stored(item, picture.size)
     except DataError as e: return found._replace(fault=str(e))
     size = stored.shape[::-1]
-    return found._replace(mask_size=size, mask_mode=mode, values=_count(stored), turned=turn and size != picture.size and size == picture.size[::-1])
+    return found._replace(mask_size=size, mask_mode=mode, values=_count(stored), turned=found.note >= 5 and size != picture.size and size == picture.size[::-1])
 
 # %% ../nbs/18_prepare.ipynb #52d27cca
 def follow(
@@ -102,11 +110,22 @@ def scan_items(
     scans = in_threads(scan_item, items, workers)
     return list(progress(scans, len(items), 'read') if progress else scans)
 
+# %% ../nbs/18_prepare.ipynb #7bf57802
+def _unsure(scan):
+    "Does a mask fit its picture both as it is stored and as its EXIF note turns it?"
+    return scan.note > 1 and not scan.fault and scan.mask_size == scan.size and (scan.note < 5 or scan.size[0] == scan.size[1])
+
+def _turn_alike(scans):
+    "Follow all EXIF notes of a data set where the sizes of some masks ask for it, and of none against it."
+    against = any(s.note >= 5 and s.mask_size == s.size and s.size[0] != s.size[1] for s in scans)
+    if against or not any(s.turned for s in scans): return scans
+    return [s._replace(turned=True) if s.note > 1 and not s.fault and (s.values is None or _unsure(s)) else s for s in scans]
+
 # %% ../nbs/18_prepare.ipynb #c3140e80
 class Finding(NamedTuple):
     "One thing to say about a data set."
     level:str # error | warning
-    kind:str  # unreadable, size, mode, values, no mask, lonely mask, duplicate, leak, classes, conversion
+    kind:str  # unreadable, size, mode, values, no mask, lonely mask, duplicate, leak, classes, conversion, orientation
     file:str  # relative to the data folder; '' for the whole set
     text:str  # value and remedy
 
@@ -168,6 +187,15 @@ class Report:
     def ok(self): return not any(f.level == 'error' for f in self.findings)
     @property
     def errors(self): return [f for f in self.findings if f.level == 'error']
+    @cached_property
+    def plain(self):
+        "Names without blanks for the pictures whose names have some, {name: unique name}."
+        taken, out = {s.item.name for s in self.scans}, {}
+        for name in (s.item.name for s in self.scans if any(c.isspace() for c in s.item.name)):
+            new = ''.join('_' if c.isspace() else c for c in name)
+            while new in taken: new += '_'
+            taken.add(new); out[name] = new
+        return out
 
 # %% ../nbs/18_prepare.ipynb #9a266ee0
 def _shares(scans, mapping):
@@ -199,7 +227,7 @@ def check_data(
 )->Report:
     "Read every file of a data set and say what is wrong with it."
     layout = find_layout(folder, classes)
-    scans = scan_items(layout.items, workers, progress)
+    scans = _turn_alike(scan_items(layout.items, workers, progress))
     modes, values = _evidence(scans)
     if not values: raise DataError(_no_masks(layout, scans))
     mapping = find_mapping(layout, modes, values)
@@ -228,6 +256,8 @@ def _remarks(layout, mapping, scans):
     "Findings about what has to be converted, and about the class file."
     n_images, n_masks = sum(map(_odd_image, scans)), sum(_odd_mask(s, mapping) for s in scans)
     out = [Finding('warning', 'conversion', '', f'not readable in training as they are: {n_images} of the pictures, {n_masks} of the masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies')] if n_images + n_masks else []
+    unsure = [s for s in scans if _unsure(s) and not s.turned]
+    if unsure: out.append(Finding('warning', 'orientation', _rel(unsure[0].item.image, layout.root), f'has an EXIF note that turns it, and the size of its mask does not tell whether that was drawn on the turned picture: {len(unsure)} such pictures are used as they are stored; where masks do not fit, save the pictures turned and without the note'))
     try: read_classes(layout.root)
     except DataError as e: out.append(Finding('error', 'classes', 'classes.txt', str(e).partition(': ')[2]))
     return out
@@ -252,7 +282,7 @@ def _share_rows(report):
     columns = ['class', 'pictures', 'share %', *[f'{s} %' for s in sides if len(sides) > 1], '']
     def percent(part, c): return f'{100*part[:, c].mean():.2f}' if len(part) else '-'
     rows = [[name, int((shares[:, c] > 0).sum()), percent(shares, c), *[percent(shares[side == s], c) for s in sides if len(sides) > 1],
-             '#'*round(30*shares[:, c].mean())] for c, name in enumerate(report.mapping.names)]
+             '#'*round(30*shares[:, c].mean() if len(shares) else 0)] for c, name in enumerate(report.mapping.names)]
     return columns, rows
 
 # %% ../nbs/18_prepare.ipynb #30302261
@@ -377,40 +407,56 @@ def _targets(scan, report, everything):
     "Where picture and mask of an item go, relative to the new folder; None for what stays."
     name, item, inside = scan.item.name, scan.item, '' if everything else 'prepared/'
     image = mask = None
-    blank = scan.values is None and ' ' in _rel(item.image, report.layout.root)  # a list cannot name a lone path with a blank
+    blank = scan.values is None and any(c.isspace() for c in _rel(item.image, report.layout.root))  # a list cannot name a lone path with a blank
     if everything or blank or _odd_image(scan):
-        image = f'{inside}images/{name.replace(" ", "_") if blank else name}{".png" if _odd_image(scan) else item.image.suffix.lower()}'
+        image = f'{inside}images/{report.plain.get(name, name) if blank else name}{".png" if _odd_image(scan) else item.image.suffix.lower()}'
     if scan.values is not None and (everything or _odd_mask(scan, report.mapping)):
         mask = f'{inside}masks/{name}.png'
         if report.mapping.kind == 'Cityscapes ids' and not everything: mask = _rel(item.mask, report.layout.root).replace('_labelIds', '_labelTrainIds')
     return image, mask
 
-def _current(target, sources): return target.is_file() and all(target.stat().st_mtime >= s.stat().st_mtime for s in sources)
+def _stamps(scans, report, everything):
+    "Size and time of the source of every file to be made, and whether it is turned."
+    out = {}
+    for s in scans:
+        for target, source in zip(_targets(s, report, everything), (s.item.image, s.item.mask or s.item.image)):
+            if target: found = os.stat(source); out[target] = [found.st_size, found.st_mtime_ns, s.turned]
+    return out
 
+def _noted(note, mark):
+    "Stamps of the last conversion, if it came to its end and the masks meant the same; else {}."
+    try: kind, table, stamps = json.loads(note.read_text())
+    except (OSError, ValueError, TypeError): return {}
+    return stamps if [kind, table] == mark and isinstance(stamps, dict) else {}
+
+# %% ../nbs/18_prepare.ipynb #6550ad87
 def _encode(picture):
     "PNG bytes."
     buffer = io.BytesIO(); picture.save(buffer, 'PNG')
     return buffer.getvalue()
 
-# %% ../nbs/18_prepare.ipynb #68788b59
-def _convert_one(scan, report, root, everything, fresh):
-    "Write what one item needs; (picture, mask) relative to root."
+def _convert_one(scan, report, root, everything, current):
+    "Write what one item needs and what is not current; (picture, mask) relative to root."
     (image, mask), item = _targets(scan, report, everything), scan.item
-    if image and (fresh or not _current(root/image, [item.image])):
+    if image and not (image in current and (root/image).is_file()):
         if _odd_image(scan): write_file(root/image, _encode(Image.fromarray(read_photo(item.image, scan.turned))))
         else: _link(item.image, root/image)
-    if mask and (fresh or not _current(root/mask, [item.mask or item.image])):
+    if mask and not (mask in current and (root/mask).is_file()):
         ids = Image.fromarray(map_ids(read_stored(item, scan.size)[0], report.mapping.table))
         ids.putpalette(np.vstack([report.mapping.colors, np.zeros((256-len(report.mapping.colors), 3), np.uint8)]).tobytes())
         write_file(root/mask, _encode(ids))
     return image or _rel(item.image, root), mask or (_rel(item.mask, root) if item.mask and scan.values is not None else None)
 
 def _link(source, target):
-    "The same file under a second name where the disk allows it, else a copy."
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists(): target.unlink()
-    try: os.link(source, target)
-    except OSError: shutil.copyfile(source, target)
+    "The same file under a second name where the disk allows it, else a copy; what has the name now is replaced, never written into."
+    part = make_folder(target.parent)/f'.{target.name}.{os.getpid()}.part'
+    try:
+        part.unlink(missing_ok=True)
+        try: os.link(os.path.realpath(source), part)
+        except OSError: shutil.copyfile(source, part)
+        os.replace(part, target)
+    except OSError as e: raise DataError(f'{target}: cannot be written ({e.strerror}); make room or choose another folder') from None
+    finally: part.unlink(missing_ok=True)  # is left where both are one file already
 
 # %% ../nbs/18_prepare.ipynb #c7623530
 def convert_data(
@@ -423,12 +469,13 @@ def convert_data(
     rel = partial(_rel, root=report.layout.root)
     good = [s for s in report.scans if not s.fault and not bad & {rel(p) for p in (s.item.image, s.item.mask) if p}]
     if out and root.resolve() == report.layout.root.resolve(): raise DataError(f'{root}: is the data folder itself; give another folder, originals are not touched')
-    note, mark = root/('mapping.json' if out else 'prepared/mapping.json'), json.dumps([report.mapping.kind, sorted(report.mapping.table.items())])
-    fresh, needed = not note.is_file() or note.read_text() != mark, any(any(_targets(s, report, bool(out))) for s in good)
+    note, mark = root/('mapping.json' if out else 'prepared/mapping.json'), [report.mapping.kind, [list(pair) for pair in sorted(report.mapping.table.items())]]
+    needed, last = _stamps(good, report, bool(out)), _noted(note, mark)
+    current = {target for target, stamp in needed.items() if last.get(target) == stamp}
     if needed: write_file(note, '')  # empty until all is done
-    done = in_threads(lambda s: _convert_one(s, report, root, bool(out), fresh), good)
+    done = in_threads(lambda s: _convert_one(s, report, root, bool(out), current), good)
     report.converted = dict(zip([s.item.name for s in good], progress(done, len(good), 'convert') if progress and needed else done))
-    if needed: write_file(note, mark)
+    if needed: write_file(note, json.dumps([*mark, needed]))
     if out: _write_sides(root, good, report.converted)
     if out or not (root/'classes.txt').exists() and (needed or report.layout.classes): _write_classes(root, report.mapping)
     return root
@@ -437,7 +484,11 @@ def convert_data(
 def _line(paths):
     "One line of a list; a tab where a path has blanks."
     paths = [p for p in paths if p]
-    return ('\t' if any(' ' in p for p in paths) else ' ').join(paths) + '\n'
+    line = ('\t' if any(c.isspace() for p in paths for c in p) else ' ').join(paths)
+    try: same = not {'\n', '\r'} & {*line} and list(parse_line(line)[1:len(paths)+1]) == paths
+    except DataError: same = False
+    if not same: raise DataError(f'{paths[0]!r}: a list cannot hold this name; rename the file, without tabs, line breaks and blanks at the ends')
+    return line + '\n'
 
 def _write_sides(root, scans, converted):
     "Lists train.txt, val.txt and test.txt of a new folder, as far as the old one told."
@@ -511,8 +562,8 @@ def _choose_val(report, share, seed):
     return [free[i] for i in rows], True
 
 def _rest(report, val):
-    "Rows of `usable` for training, scans of all pictures that may serve as unlabeled, copies of val pictures left out."
-    scored = {report.usable[i].digest for i in val}
+    "Rows of `usable` for training, scans of all pictures that may serve as unlabeled, copies of val and test pictures left out."
+    scored = {report.usable[i].digest for i in val} | {s.digest for s in report.scans if s.digest and s.item.split in ('val', 'test')}
     bad, chosen = {f.file for f in report.errors}, {report.usable[i].item.name for i in val}
     def free(s): return s.item.name not in chosen and s.item.split not in ('val', 'test') and s.digest not in scored
     rows = [i for i, s in enumerate(report.usable) if free(s)]
@@ -520,13 +571,21 @@ def _rest(report, val):
     copies = sum(s.digest in scored and s.item.name not in chosen and s.item.split not in ('val', 'test') for s in report.scans if s.digest)
     return rows, pool, copies
 
-# %% ../nbs/18_prepare.ipynb #355d992c
+# %% ../nbs/18_prepare.ipynb #32013cd1
+def _keep_val(folder, size, text):
+    "Refuse a val.txt of other pictures where label sets of other sizes were made with the one that is there."
+    def images(text): return {parse_line(line)[1] for line in text.split('\n') if line.strip()}
+    val, others = folder/'val.txt', sorted(p.parent.name for p in folder.glob('*/labeled.txt') if p.parent.name != size)
+    if others and val.is_file() and images(val.read_text(encoding='utf-8')) != images(text):
+        raise DataError(f'{val}: names other pictures than this split needs, and {", ".join(others[:3])} beside it were made with it; take another seed, or delete {folder} to make all sets anew')
+
 def _write_lists(report, root, folder, lists):
     "Write the lists; {name: path}, relative to root where they lie inside."
-    files = {}
-    for name, members in lists.items():
-        if not members: continue
-        path = write_file(folder/('' if name == 'val' else str(len(lists['labeled'])))/f'{name}.txt', ''.join(_line(report.converted[n]) for n in sorted(members)))
+    files, size = {}, str(len(lists['labeled']))
+    texts = {name: ''.join(_line(report.converted[n]) for n in sorted(members)) for name, members in lists.items() if members}
+    _keep_val(folder, size, texts['val'])
+    for name, text in texts.items():
+        path = write_file(folder/('' if name == 'val' else size)/f'{name}.txt', text)
         inside = path.resolve().is_relative_to(root.resolve())
         files[name] = _rel(path.resolve(), root.resolve()) if inside else str(path.resolve())
     return files
@@ -580,7 +639,7 @@ def _split_notes(lists, made, seed, left, copies):
              'labeled: every class first, rarest first, then the picture that brings the class shares closest to those of all',
              'val: chosen by the same rule' if made else 'val: as the data set says']
     if left > 0: notes.append(f'left out as faulty: {left}; see `corrmatch check`')
-    if copies: notes.append(f'copies of val pictures, kept out of training: {copies}')
+    if copies: notes.append(f'copies of val or test pictures, kept out of training: {copies}')
     return notes
 
 # %% ../nbs/18_prepare.ipynb #f98cda08
@@ -600,34 +659,78 @@ def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
             'steps': (steps, f'{passes} passes over {n_unlabeled} unlabeled pictures' + ('' if 'epochs' in given else ', at least 1000, at most 40000')),
             'evaluation': ('slide' if slide else 'whole', f'the largest picture has {top} pixels a side')}
 
-# %% ../nbs/18_prepare.ipynb #62ebc85d
-def _found_lists(root):
-    "Lists in the data folder: the longest labeled list and what belongs to it; {} without any."
-    labeled = sorted((p for p in Path(root).rglob('labeled.txt') if 'prepared' not in p.parts), key=lambda p: (-len(list_lines(p)), str(p)))
-    if not labeled: return {}, ''
-    best, val = labeled[0], next((p for folder in (labeled[0].parent, *labeled[0].parent.parents) if folder.is_relative_to(root) and (p := folder/'val.txt').is_file()), None)
-    if val is None: return {}, ''
-    others = f'; {len(labeled)-1} other labeled lists were found, choose with labeled=LIST unlabeled=LIST' if len(labeled) > 1 else ''
-    lists = dict(labeled=best, unlabeled=best.parent/'unlabeled.txt', val=val)
-    return {k: _rel(p, root) for k, p in lists.items() if p.is_file()}, f'lists: found in {_rel(best.parent, root)}{others}'
+# %% ../nbs/18_prepare.ipynb #781f4b9b
+def _known(report):
+    "Names of the pictures by what a list may call them: their path or that of their copy, without the ending."
+    root = report.layout.root
+    return {_bare(p): s.item.name for s in report.scans for p in (_targets(s, report, False)[0], _rel(s.item.image, root)) if p}
 
-def _made_lists(report, labels, seed, val, out, progress):
+def _bare(path):
+    stem, suffix = os.path.splitext(os.path.normpath(path).replace(os.sep, '/'))
+    return stem + suffix*(suffix.lower() not in IMAGE_SUFFIXES)
+
+def _names_in(path, known):
+    "Names of the pictures in a list; the path where none is known by it."
+    return {known.get(p := _bare(parse_line(line, f'{path} line {n}')[1]), p) for n, line in list_lines(path)}
+
+def _hold_out(report, val, known):
+    "The same report with the pictures of a list as val; what the data set calls val is kept out of training as well."
+    named = _names_in(val, known)
+    def side(s): return s._replace(item=s.item._replace(split='val' if s.item.name in named else 'test' if s.item.split == 'val' else s.item.split))
+    marked = replace(report, scans=[side(s) for s in report.scans], usable=[side(s) for s in report.usable])
+    if not any(s.item.split == 'val' for s in marked.usable): raise DataError(f'{val}: names no picture of {report.layout.root} that has a usable mask; give labeled=LIST and unlabeled=LIST too')
+    return marked
+
+# %% ../nbs/18_prepare.ipynb #a44cbe7b
+def _found_lists(root, known, val=None):
+    "Lists in the data folder: the longest labeled list that shares no picture with val, and what belongs to it; {} without any."
+    labeled, passed = sorted((p for p in Path(root).rglob('labeled.txt') if 'prepared' not in p.parts), key=lambda p: (-len(list_lines(p)), str(p))), 0
+    for best in labeled:
+        own = val or next((p for folder in (best.parent, *best.parent.parents) if folder.is_relative_to(root) and (p := folder/'val.txt').is_file()), None)
+        if own is None: continue
+        lists = {k: p for k, p in dict(labeled=best, unlabeled=best.parent/'unlabeled.txt', val=own).items() if p.is_file()}
+        taught = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]  # a list found beside its val may use that without masks
+        if any(_names_in(p, known) & _names_in(own, known) for p in taught): passed += 1; continue
+        others = f'; {len(labeled)-1} other labeled lists were found, choose with labeled=LIST unlabeled=LIST' if len(labeled) > 1 else ''
+        return {k: _rel(p, root) for k, p in lists.items()}, f'lists: found in {_rel(best.parent, root)}{others}{_passed(passed)}'
+    return {}, _passed(passed)
+
+def _passed(n): return f'; passed over because they share pictures with val: {n}' if n else ''
+
+def _made_lists(report, labels, seed, share, out, progress):
     "Lists made here, and the sentence that says so."
-    val_rows, _ = _choose_val(report, val, seed)
+    val_rows, _ = _choose_val(report, share, seed)
     n = len(_rest(report, val_rows)[0])
-    split = make_split(report.layout.root, labels or n, seed, val, out, report=report, progress=progress)
+    split = make_split(report.layout.root, labels or n, seed, share, out, report=report, progress=progress)
     lists = dict(split.files)
     note = '' if 'unlabeled' in lists else '; no picture is left, so the labeled ones serve as unlabeled too (hide some with labels=N)'
     lists.setdefault('unlabeled', lists['labeled'])
     return lists, f'lists: {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} val, made with seed {seed}{note}'
 
-# %% ../nbs/18_prepare.ipynb #d18552be
-def _make_readable(report, labeled, progress):
-    "Convert what needs it, and refuse a list that names files as they were before."
+# %% ../nbs/18_prepare.ipynb #ad2a2bae
+def _make_readable(report, lists, progress):
+    "Convert what needs it, and refuse lists that name files as they were before."
     root, odd = report.layout.root, {os.path.realpath(p) for s in report.usable for p, bad in ((s.item.image, _odd_image(s)), (s.item.mask, _odd_mask(s, report.mapping))) if bad and p}
     convert_data(report, None, progress)
-    named = [p for pair in read_split(root/labeled if (root/labeled).is_file() else labeled, root) for p in pair[:2] if os.path.realpath(p) in odd]
-    if named: raise DataError(f'{labeled}: names {_rel(named[0], root)}, which training cannot read as it is ({report.mapping.text}); let `corrmatch split` make the list, or `corrmatch check {root} --convert NEW_FOLDER` a clean folder')
+    for name in lists:
+        named = [p for pair in read_split(_at(root, name), root) for p in pair[:2] if os.path.realpath(p) in odd]
+        if named: raise DataError(f'{name}: names {_rel(named[0], root)}, which training cannot read as it is ({report.mapping.text}); let `corrmatch split` make the list, or `corrmatch check {root} --convert NEW_FOLDER` a clean folder')
+
+def _at(root, name): return root/name if (root/name).is_file() else Path(name)
+
+def _choose_lists(report, given, labels, seed, share, out, progress):
+    "Lists that are given, else found, else made; and the sentence that says so."
+    root, known = report.layout.root, _known(report)
+    val = _at(root, given['val']) if given.get('val') else None
+    if 'labeled' in given: chosen, why = (dict(val='val.txt') if (root/'val.txt').is_file() else {}) | given, 'lists: given'
+    else: chosen, why = ({}, '') if labels else _found_lists(root, known, val)
+    readable = [p for k, p in (chosen | given).items() if k in ('labeled', 'val') and p]
+    if readable: _make_readable(report, readable, progress)
+    if not chosen:
+        if val: report, out = _hold_out(report, val, known), out or root/'splits'/f's{seed}-{val.stem}'
+        chosen, made = _made_lists(report, labels, seed, share, out, progress)
+        why = made + why + ('; unlabeled: given' if given.get('unlabeled') else '')
+    return chosen | given, why
 
 # %% ../nbs/18_prepare.ipynb #26789311
 def _weights_at_hand(name='resnet18', seconds=4.):
@@ -645,7 +748,7 @@ def auto_config(
     folder:Path,            # data set, in any layout
     method:str='corrmatch', # as in preset
     labels:int=0,           # labeled pictures; 0: all that have masks
-    val:float=.2,           # share kept for scoring, where the data set names no val
+    share:float=.2,         # share kept for scoring, where neither the data set nor val= names pictures
     lists:Path|None=None,   # folder for lists that have to be made; None: splits/ in the data folder
     classes=None,           # a class file or a number of classes; None: found
     progress=follow,        # shows how far it has come; None: silent
@@ -654,10 +757,8 @@ def auto_config(
     "Make the record of a run from a data folder alone."
     report, seed = check_data(folder, classes, progress=progress), changes.get('seed', 0)
     root, given = report.layout.root, {k: changes[k] for k in ('labeled', 'unlabeled', 'val') if k in changes}
-    chosen, why = (given, 'lists: given') if 'labeled' in given else ({}, '') if labels else _found_lists(root)
-    if not chosen: chosen, why = _made_lists(report, labels, seed, val, lists, progress)
-    else: _make_readable(report, chosen['labeled'], progress)
-    count = {k: len(list_lines(root/p if (root/p).is_file() else Path(p))) for k, p in chosen.items()}
+    chosen, why = _choose_lists(report, given, labels, seed, share, lists, progress)
+    count = {k: len(open_unlabeled(str(p), root)) if k == 'unlabeled' else len(list_lines(_at(root, p))) for k, p in chosen.items() if p}
     rules = _numbers([s.size for s in report.scans if s.size], count['labeled'], count.get('unlabeled', count['labeled']), changes)
     numbers = {k: v for k, (v, _) in rules.items() if k not in changes} | _backbone(changes)
     fields = dict(data=str(root), n_classes=len(report.mapping.names), **{k: str(p) for k, p in chosen.items()}) | numbers | changes

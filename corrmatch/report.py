@@ -23,7 +23,7 @@ from .config import IGNORE_INDEX, METHODS, PRESETS, Config, preset
 from .data import DataError
 from .metrics import ConfusionMatrix, center_crop, mean_iou, packed, slide_predict, whole_predict
 from .predict import class_look, html_legend, html_page, html_picture
-from .runfolder import check_place, read_csv, run_state, write_atomic
+from .runfolder import best_scores, check_place, read_csv, run_state, write_atomic
 from .step import eval_pairs, make_sources
 from .trainer import load_run, pick_device, recorded_config
 from .viz import colorize
@@ -99,7 +99,7 @@ def draw_panel(
     "Draw the lines of a panel."
     for i, (label, (x, y)) in enumerate(panel.lines.items()):
         style = dict(color=_INK[i % len(_INK)] if colors is None else colors[i], linestyle=('-', '--', ':')[i//len(_INK) % 3])
-        ax.plot(x, y, label=label, marker='.' if len(x) < 30 else None, markersize=4, linewidth=1.4, **style)
+        ax.plot(x, y, label=' '*label.startswith('_') + label, marker='.' if len(x) < 30 else None, markersize=4, linewidth=1.4, **style)
     if step is not None: ax.axvline(step, color='#7f7f7f', linewidth=1, zorder=0)
     ax.set_title(panel.title, fontsize=9); ax.tick_params(labelsize=8); ax.grid(alpha=.25)
     ax.set_xlabel('step', fontsize=8)
@@ -132,7 +132,7 @@ def run_line(
     log:RunLog, # from read_run
 )->str:
     "Say in one line how a run is."
-    s, best = log.state, log.val.get('miou', np.zeros(0))
+    s, best = log.state, best_scores(log.val)
     steps = f"step {s.get('step', 0)} of {s.get('steps', log.config.steps)}"
     score = f', best mIoU {np.nanmax(best):.2f} at step {int(log.val["step"][np.nanargmax(best)])}' if len(best) else ', no validation yet'
     return f"{log.folder.name}: {s['state']}, {steps}{score}"
@@ -284,8 +284,9 @@ def summary_rows(
             ('data', f'{c.data or "generated scenes"}; labeled {c.labeled or c.toy_labeled}, unlabeled {c.unlabeled or c.toy_unlabeled}'),
             ('step', f'{c.batch_x} labeled and {c.batch_u} unlabeled crops of {c.crop} pixels, seed {c.seed}, {c.precision}')]
     if len(v.get('miou', ())):
-        best = int(np.nanargmax(v['miou']))
-        rows += [('best mIoU', f"{v['miou'][best]:.2f} % at step {v['step'][best]:.0f}; choosing it on the validation list flatters it"), ('last mIoU', f"{v['miou'][-1]:.2f} % at step {v['step'][-1]:.0f}")]
+        scores = best_scores(v)
+        best = int(np.nanargmax(scores))
+        rows += [('best mIoU', f"{scores[best]:.2f} % at step {v['step'][best]:.0f}{' with averaged weights'*bool(scores[best] > v['miou'][best])}; choosing it on the validation list flatters it"), ('last mIoU', f"{v['miou'][-1]:.2f} % at step {v['step'][-1]:.0f}")]
     if 'time' in s: rows.append(('noted', time.strftime('%Y-%m-%d %H:%M', time.localtime(s['time'])) + f", {s.get('processes', 1)} process(es)"))
     skipped = log.metrics.get('skipped', np.zeros(1))
     if np.nanmax(skipped, initial=0): rows.append(('skipped steps', f'{np.nanmax(skipped):.0f} without a finite loss, see skipped.csv'))
@@ -295,7 +296,7 @@ def summary_rows(
 def class_rows(
     log:RunLog, # from read_run
 )->list:        # (class, best, last, change) as text, then the mean
-    "Put each class's IoU at the best and the last validation side by side."
+    "Put each class's IoU at the best and the last validation of the network's own weights side by side."
     v = log.val
     if not len(v.get('miou', ())): return []
     best = int(np.nanargmax(v['miou']))

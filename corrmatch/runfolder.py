@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['HARMLESS', 'write_atomic', 'remove_draft', 'check_place', 'seal', 'is_sealed', 'read_checkpoint', 'save_checkpoint',
            'read_latest', 'config_changes', 'CsvLog', 'read_csv', 'process_start', 'note_state', 'run_state',
-           'refuse_if_running', 'Run', 'list_runs', 'runs_table', 'progress_text', 'hours', 'Progress']
+           'refuse_if_running', 'Run', 'best_scores', 'list_runs', 'runs_table', 'progress_text', 'hours', 'Progress']
 
 # %% ../nbs/13c_runfolder.ipynb #819318d9
 import csv
@@ -234,6 +234,13 @@ class Run(NamedTuple):
     best:float   # best validation mIoU in percent, NaN before the first
     last:float   # the latest one
 
+# %% ../nbs/13c_runfolder.ipynb #8d4a8b7b
+def best_scores(
+    val:dict,    # val.csv from read_csv
+)->np.ndarray:   # (n,) percent, of the network's weights or of their average, whichever is better, as best.pt holds it
+    "Score of every validation."
+    return np.fmax(val['miou'], val.get('miou_ema', val['miou'])) if 'miou' in val else np.zeros(0)
+
 # %% ../nbs/13c_runfolder.ipynb #1168710c
 def list_runs(
     root:Path, # folder with run folders at any depth
@@ -242,9 +249,10 @@ def list_runs(
     runs = []
     for config in sorted(Path(root).rglob('config.json')):
         facts, folder = run_state(config.parent), config.parent
-        try: miou = read_csv(folder/'val.csv').get('miou', np.zeros(0))
-        except (OSError, ValueError): miou = np.zeros(0)
-        best, last = (float(miou.max()), float(miou[-1])) if len(miou) else (float('nan'),)*2
+        try: val = read_csv(folder/'val.csv')
+        except (OSError, ValueError): val = {}
+        miou = val.get('miou', np.zeros(0))
+        best, last = (float(best_scores(val).max()), float(miou[-1])) if len(miou) else (float('nan'),)*2
         runs.append(Run(folder, facts['state'], int(facts.get('step', 0)), int(facts.get('steps', 0)), best, last))
     return runs
 

@@ -227,8 +227,10 @@ def write_shards(
     return shards
 
 def _sample(pair, keys):
-    "The files of one picture by ending, and its key; a dot would end a key, so it becomes a line."
-    key, suffix = pair.name.replace('.', '_'), pair.image.suffix[1:].lower()
+    "The files of one picture by ending, and its key, in which a line stands for what could not be read back."
+    key, suffix = ''.join(c if c.isprintable() and c != '.' else '_' for c in pair.name), pair.image.suffix[1:].lower()
+    if key.startswith('__'): key = '_' + key.lstrip('_')
+    if climbs_out(key): raise DataError(f'{pair.image}: its name {key} leaves the shard; give a relative name')
     if key in keys: raise DataError(f'{pair.image}: the key {key} is taken already; rename one of the two files')
     keys.add(key)
     sample = {'__key__': key, suffix: pair.image.read_bytes()}
@@ -349,14 +351,19 @@ def find_shards(
         raise DataError(f"unlabeled='{pattern}': shards are read from a file system; copy or mount them and give their path")
     if not pattern.endswith('.tar'): return _listed_shards(_below(pattern, root), root)
     names = list(_extra('braceexpand').braceexpand(pattern)) if '{' in pattern else [pattern]
-    found = [Path(p) for name in names for p in (sorted(glob.glob(str(_below(name, root, glob.glob)))) if glob.has_magic(name) else [_below(name, root)])]
+    found = [p for name in names for p in (_matching(name, root) if glob.has_magic(name) and not _below(name, root).exists() else [_below(name, root)])]
     if not found: raise DataError(f"unlabeled='{pattern}': no shard has such a name in {root}; check the path")
     return found
 
-def _below(name, root, exists=os.path.exists):
+# %% ../nbs/03b_shards.ipynb #543c6bdf
+def _below(name, root):
     "A path given relative to the data folder, or to where the command runs."
     inside = os.path.join(root, name)
-    return Path(name) if not exists(inside) and exists(name) else Path(inside)
+    return Path(name) if not os.path.exists(inside) and os.path.exists(name) else Path(inside)
+
+def _matching(pattern, root):
+    "The paths that match a pattern below the data folder, whose own name is no pattern, else where the command runs."
+    return [Path(p) for p in sorted(glob.glob(os.path.join(glob.escape(os.fspath(root)), pattern)) or glob.glob(pattern))]
 
 def _listed_shards(path, root):
     "The shards of a text list, which may not leave the data folder."

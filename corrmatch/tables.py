@@ -183,6 +183,11 @@ class Row(NamedTuple):
     @property
     def difference(self): return self.best[0] - self.cell.miou if self.cell and self.seeds else math.nan
 
+def _other_lists(config):
+    "Lists that are not those of the preset, by the name of the split and the file."
+    base = preset(config.name, config.method)
+    return {k: v for k in ('labeled', 'unlabeled') if (v := getattr(config, k)) and Path(v).parts[-2:] != Path(getattr(base, k)).parts[-2:]}
+
 def _make_row(label, group):
     "Average the runs of one row."
     seeds, config = [r.config.seed for r in group], group[0].config
@@ -191,7 +196,7 @@ def _make_row(label, group):
         if len(twice) > 1: raise ValueError(f'seed {seed} of {label[0]}, {label[1]} was run twice ({", ".join(twice)}); leave one out')
     tests = [sum(r.test[i] for r in group)/len(group) for i in (0, 1)]
     return Row(*label, tuple(sorted(seeds)), mean_sd([r.best for r in group]), mean_sd([r.last for r in group]), tuple(tests),
-               published(config.name, config.method, config.crop), changed_fields(config))
+               (cell := published(config.name, config.method, config.crop)), changed_fields(config) | (_other_lists(config) if cell else {}))
 
 # %% ../nbs/22_paper.ipynb #58c24939
 def make_rows(

@@ -42,7 +42,16 @@ from .step import (Sources, StepResult, autocast, eval_pairs, labeled_step, make
                             uses_correlation, uses_unlabeled)
 from .threshold import FixedThreshold
 
-# %% ../nbs/14_trainer.ipynb #2907f474
+# %% ../nbs/14_trainer.ipynb #79d2a5f0
+def _refuse_overlap(sources, config):
+    "Raise DataError if a validation picture is learned from; unlabeled sets of more than fifty thousand are not compared."
+    def files(source): return {os.path.realpath(source.where(i)[0]) for i in range(len(source))}
+    val = files(sources.val)
+    for name, source in (('labeled', sources.labeled), ('unlabeled', sources.unlabeled)):
+        if source is None or len(source) > 50_000: continue
+        shared = sorted(val & files(source))
+        if shared: raise DataError(f"{name}='{getattr(config, name)}': holds {len(shared)} of the pictures of val='{config.val}', such as {shared[0]}; a score on what was learned says nothing: take them out of one of the lists")
+
 def preflight(
     sources:Sources, # from make_sources
     config:Config,   # n_classes, labeled
@@ -53,6 +62,7 @@ def preflight(
     counts = check_source(sources.labeled, config.n_classes)
     check_source(sources.val, config.n_classes)
     if sources.unlabeled is not None: check_source(sources.unlabeled, config.n_classes, masks=False, decode=False, progress=spot_check)
+    if config.data: _refuse_overlap(sources, config)
     missing = missing_classes(counts, sources.class_names)
     if missing: raise DataError(f"labeled='{config.labeled}': {missing}")
     return counts
@@ -133,10 +143,13 @@ def pick_device(
     name:str, # auto | cpu | cuda | cuda:N
 )->torch.device:
     "The GPU if there is one and nobody said otherwise."
-    if name != 'auto' and name.startswith('cuda') and not torch.cuda.is_available():
-        raise ValueError(f"device='{name}': this machine has no usable GPU; choose device=cpu")
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    return torch.device(name)
+    device, there = torch.device(name), torch.accelerator.current_accelerator(check_available=True)
+    if device.type != 'cpu' and (there is None or there.type != device.type):
+        raise ValueError(f"device='{name}': this machine has no usable GPU of that kind; choose device={there.type if there else 'cpu'}")
+    if device.index and device.type != 'cpu' and device.index >= torch.accelerator.device_count():
+        raise ValueError(f"device='{name}': {torch.accelerator.device_count()} there, counted from 0; choose device={device.type}")
+    return device
 
 def set_numerics(
     config:Config,       # deterministic

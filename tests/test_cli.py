@@ -34,13 +34,13 @@ def one_line(result, *words):
 
 def make_folder(root, n=8, size=49):
     "A small data folder of toy scenes in the images/ masks/ layout."
-    images, masks = toy_arrays(range(n), size)
+    images, masks = toy_arrays(range(n+2), size)
     (root/'images').mkdir(parents=True); (root/'masks').mkdir()
     for i, (image, mask) in enumerate(zip(images, masks)):
         Image.fromarray(image).save(root/'images'/f's{i}.png'); Image.fromarray(mask).save(root/'masks'/f's{i}.png')
     (root/'labeled.txt').write_text('\n'.join(f's{i}' for i in range(n//2)))
     (root/'unlabeled.txt').write_text('\n'.join(f's{i}' for i in range(n//2, n)))
-    (root/'val.txt').write_text('s0\ns1\n')
+    (root/'val.txt').write_text(f's{n}\ns{n+1}\n')
     return root
 
 
@@ -74,7 +74,7 @@ def test_help_has_units_and_an_example(command):
     (('train', 'toy', '--compile', 'maybe'), ('--compile', 'maybe', 'yes or no')),
     (('eval', 'runs/x', '--device', 'gpu'), ('gpu', 'cuda:N')),
     (('predict', 'runs/x', 'a.png', '--tile', '-3'), ('--tile', '-3', '0 or more')),
-    (('table', '--paper', '--out', '/proc/nowhere/x.md'), ('/proc/nowhere/x.md', 'check the path')),
+    (('table', '--paper', '--out', '/proc/nowhere/x.md'), ('/proc/nowhere/x.md', 'cannot be written')),
 ])
 def test_wrong_words_fail_in_one_line(args, words): one_line(corrmatch(*args), *words)
 

@@ -310,6 +310,11 @@ def test_pets(server, tmp_path):
     assert '2 train, 1 test' in fetch_pets(tmp_path, (photos, notes), server.base, None, **QUICK)
     assert np.asarray(Image.open(tmp_path/'masks/b.png'))[0, :3].tolist() == [2, 0, IGNORE_INDEX]
     assert [i.split for i in find_layout(tmp_path).items] == ['train', 'train', 'test']
+    again = lambda: fetch_pets(tmp_path, (photos, notes), server.base, None, **QUICK)
+    assert 'are there' in again()
+    for lost in ('images/b.jpg', 'masks/c.png', 'test.txt'):
+        (tmp_path/lost).unlink()
+        assert '2 train, 1 test' in again() and (tmp_path/lost).is_file() and 'are there' in again()
 
 
 def test_cityscapes_explains_itself(tmp_path):
@@ -363,6 +368,34 @@ def test_archives_of_others_are_not_removed(tmp_path):
         (tmp_path/f'downloads/{part}_trainvaltest.zip').write_bytes(zip_of({f'{part}/train/ulm/ulm_0_{tail}.png': png(mask(0))}))
     assert 'are there' in F.fetch('cityscapes', tmp_path, remove_archives=True)
     assert left(tmp_path/'downloads') == ['gtFine_trainvaltest.zip', 'leftImg8bit_trainvaltest.zip']
+
+
+def test_only_names_that_fetching_makes_are_removed(tmp_path):
+    ours = ['VOCtrainval_11-May-2012.tar.part', 'benchmark.tgz', 'images.tar.gz.whole', 'annotations.tar.gz', 'bb68b64.zip', 'annotations/a.txt', '.sbd.part/b.txt', 'gone.zip']
+    theirs = ['thesis.pdf', 'coco/images/1.jpg', 'train2017.zip', 'images.tar.gz.backup']
+    for name in ours + theirs:
+        (tmp_path/'downloads'/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/'downloads'/name).write_bytes(bytes(50_000))
+    text = F.fetch('cityscapes', tmp_path, remove_archives=True)
+    assert 'removed, 0.3 MB' in text and left(tmp_path/'downloads') == ['coco', 'gone.zip', 'images.tar.gz.backup', 'thesis.pdf', 'train2017.zip']
+
+
+@pytest.mark.parametrize('lost', ['val.txt', 'images/03.png', 'masks/41.png', 'splits/1_8/unlabeled.txt'])
+def test_classes_alone_are_not_camvid(server, tmp_path, lost):
+    sides = ['train']*40 + ['val']*2
+    files = {f'repo-1/CamVid/{s}{tail}/{i:02d}.png': png(f(i)) for i, s in enumerate(sides) for tail, f in (('', image), ('annot', mask))}
+    archive = serve(server, 'camvid.zip', zip_of(files | {'repo-1/CamVid/test/50.png': png(image(50)), 'repo-1/CamVid/testannot/50.png': png(mask(50))}))
+    again = lambda: fetch_camvid(tmp_path, archive, server.base, '', **QUICK)
+    again()
+    assert 'is there' in again()
+    (tmp_path/lost).unlink()
+    assert '40 train' in again() and (tmp_path/lost).is_file() and 'is there' in again()
+
+
+def test_a_folder_with_other_classes_is_left_alone(server, tmp_path):
+    (tmp_path/'classes.txt').write_text('road 1 2 3\ntree 4 5 6\n')
+    for call in (fetch_camvid, fetch_pets): refused(lambda: call(tmp_path, base=server.base, **QUICK), 'classes.txt', 'another data set', 'choose another folder')
+    assert server.asked == [] and left(tmp_path) == ['classes.txt']
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -1,6 +1,7 @@
 "Data sets in every layout, and broken in many ways: what check, split and a run without preset make of them."
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,6 +236,47 @@ def test_turned_photograph(tmp_path):
     assert (np.asarray(Image.open(tmp_path/'prepared/images/s01.png')) == image).all()
 
 
+@pytest.mark.parametrize('witness, turned', [(6, True), (0, False)], ids=['a size asks for it', 'no size tells'])
+def test_notes_that_no_size_can_check(tmp_path, witness, turned):
+    "Upside down (3) or square: what the other masks of the set ask for decides, and if none does, the report says so."
+    fill(tmp_path)
+    def noted(name, image, mask, note):
+        exif = Image.Exif()
+        exif[0x0112] = note
+        put(tmp_path/f'images/{name}.png', image, exif=exif)
+        put(tmp_path/f'masks/{name}.png', mask)
+    image, mask = scene(1)
+    noted('s01', np.rot90(image, 2), mask, 3)
+    noted('s02', np.rot90(image[:, :16]), mask[:, :16], 6)        # square
+    if witness: noted('s03', np.rot90(image), mask, witness)
+    report = check(tmp_path)
+    found = [f for f in report.findings if f.kind == 'orientation']
+    assert report.ok and [s.item.name for s in report.scans if s.turned] == (['s01', 's02', 's03'] if turned else [])
+    assert found == [] if turned else len(found) == 1 and found[0].file == 'images/s01.png' and ': 2 such pictures' in found[0].text
+    convert_data(report, None, None)
+    assert not turned or all((np.asarray(Image.open(tmp_path/f'prepared/images/{n}.png')) == i).all() for n, i in (('s01', image), ('s02', image[:, :16])))
+
+
+def test_no_usable_mask_still_gives_a_report(tmp_path):
+    report = check(fill(tmp_path, change=lambda m: m[::2, ::2]))
+    assert report.usable == [] and 'mask has 10x8 pixels' in report_text(report) and 'class 3' in report_html(report)
+
+
+def test_copies_of_test_pictures_and_palettes(tmp_path):
+    "A copy of a test picture must not train; equal indices with another palette are no copy."
+    fill(tmp_path)
+    put(tmp_path/'images/s09.png', scene(3)[0])
+    (tmp_path/'test.txt').write_text('s03\ns04\n')
+    for i in (10, 11):
+        picture = Image.fromarray(scene(5)[1])
+        picture.putpalette(bytes([20*i])*768)
+        picture.save(tmp_path/f'images/s{i}.png')
+    report = check(tmp_path)
+    assert not any('s10' in f.file + f.text for f in report.findings)
+    split = make_split(tmp_path, 6, report=report, progress=None)
+    assert 's09' not in split.labeled + split.unlabeled and 'kept out of training: 1' in split.text and {'s10', 's11'} <= {*split.labeled, *split.unlabeled, *split.val}
+
+
 # --- layouts ---
 
 def test_side_by_side_and_blanks(tmp_path):
@@ -247,6 +289,34 @@ def test_side_by_side_and_blanks(tmp_path):
     assert '\t' in (tmp_path/split.files['labeled']).read_text()
     assert len(read_split(tmp_path/split.files['unlabeled'], tmp_path, masks=False)) == len(split.unlabeled) == 6
     assert len(masks_of(tmp_path, split)) == 6
+
+
+@pytest.mark.parametrize('linking', [True, False], ids=['links', 'copies'])
+def test_blanks_of_every_kind(tmp_path, monkeypatch, linking):
+    "No-break and ideographic blanks end a field like any other; names without them stay distinct, and originals as they were."
+    if not linking: monkeypatch.setattr('os.link', lambda *args: (_ for _ in ()).throw(OSError('no links')))
+    fill(tmp_path/'data', 12, 10)
+    lone = ['a b', 'a\u00a0b', 'a\u202fb', 'a\u3000b', 'a_b']
+    for i, name in enumerate([*lone, 'c\u00a0d']): put(tmp_path/f'data/images/{name}.png', scene(50+i)[0])
+    put(tmp_path/'data/masks/c\u00a0d.png', scene(55)[1])
+    before = {p: p.read_bytes() for p in (tmp_path/'data').rglob('*.png')}
+    for out in (None, tmp_path/'clean'):
+        for _ in range(2): root = convert_data(report := check(tmp_path/'data'), out, None)
+        paths = [report.converted[n][0] for n in lone]
+        assert len(set(paths)) == 5 and not any(c.isspace() for p in paths for c in p)
+        for i, p in enumerate(paths): assert (np.asarray(Image.open(root/p)) == scene(50+i)[0]).all()
+    assert {p: p.read_bytes() for p in before} == before
+    split = make_split(tmp_path/'data', 5, progress=None)
+    read = [read_split(tmp_path/'data'/split.files[n], tmp_path/'data', masks=False) for n in ('labeled', 'unlabeled', 'val')]
+    assert sum(map(len, read)) == 18 and [p.mask for part in read for p in part if p.name == 'c\u00a0d'][0] is not None
+
+
+def test_a_source_replaced_by_an_older_file_is_converted_again(tmp_path):
+    make_split(fill(tmp_path, change=colored), 6, progress=None)
+    put(tmp_path/'masks/s05.png', colored(scene(6)[1]))
+    os.utime(tmp_path/'masks/s05.png', (0, 0))
+    convert_data(check(tmp_path), None, None)
+    assert (np.asarray(Image.open(tmp_path/'prepared/masks/s05.png')) == scene(6)[1]).all()
 
 
 def test_split_folders(tmp_path):
@@ -411,7 +481,77 @@ def test_auto_config_takes_lists_that_are_there(tmp_path):
     config, text = auto_config(tmp_path, progress=None, weights='', crop=97)
     assert config.labeled == 'splits/s0/9/labeled.txt' and 'choose with labeled=LIST' in text and 'crop=97: given' in text
     given, _ = auto_config(tmp_path, progress=None, weights='', labeled='splits/s0/5/labeled.txt', unlabeled='splits/s0/5/unlabeled.txt', val='splits/s0/val.txt')
-    assert given.labeled == 'splits/s0/5/labeled.txt'
+    assert given.labeled == 'splits/s0/5/labeled.txt' and given.val == 'splits/s0/val.txt'
+
+
+def names_in(root, path): return {Path(line.split()[0]).stem for line in (root/path).read_text().splitlines()}
+
+
+def test_a_val_list_alone_keeps_its_pictures_out_of_training(tmp_path):
+    fill(tmp_path)
+    put(tmp_path/'images/s27.png', scene(1)[0])                 # a copy of a val picture
+    (tmp_path/'own.txt').write_text('s01\ns02\ns03\n')
+    config, _ = auto_config(tmp_path, progress=None, weights='', labels=8, val='own.txt')
+    assert config.val == 'own.txt'
+    taught = names_in(tmp_path, config.labeled) | names_in(tmp_path, config.unlabeled)
+    assert not taught & {'s01', 's02', 's03', 's27'} and len(taught) == 24 and len(names_in(tmp_path, config.labeled)) == 8
+    put(tmp_path/'masks/s05.png', scene(5)[1][::2])
+    (tmp_path/'bad.txt').write_text('s05\n')
+    with pytest.raises(DataError, match='bad.txt: names no picture'): auto_config(tmp_path, progress=None, weights='', labels=8, val='bad.txt')
+
+
+def test_a_val_list_alone_against_the_lists_that_are_there(tmp_path):
+    "Lists found in the folder are used with another val only if they share no picture with it."
+    fill(tmp_path)
+    split = make_split(tmp_path, 5, progress=None)
+    (tmp_path/'own.txt').write_text(f'{split.labeled[0]}\n{split.val[0]}\n')
+    config, text = auto_config(tmp_path, progress=None, weights='', val='own.txt')
+    assert 'passed over because they share pictures with val: 1' in text and config.labeled == 'splits/s0-own/22/labeled.txt'
+    assert not names_in(tmp_path, config.labeled) & {split.labeled[0], split.val[0]}
+    (tmp_path/'own.txt').write_text(f'{split.val[0]}\n{split.val[1]}\n')
+    assert auto_config(tmp_path, progress=None, weights='', val='own.txt')[0].labeled == split.files['labeled']
+
+
+def test_val_is_not_changed_under_older_sets(tmp_path):
+    "Pictures that are labeled in an older set must not become val of it."
+    fill(tmp_path)
+    old = make_split(tmp_path, 5, progress=None)
+    for i in range(30, 60): put(tmp_path/f'images/s{i}.png', scene(i)[0]); put(tmp_path/f'masks/s{i}.png', scene(i)[1])
+    before = (tmp_path/old.files['val']).read_bytes()
+    with pytest.raises(DataError, match='val.txt: names other pictures than this split needs, and 5 beside it'): make_split(tmp_path, 9, progress=None)
+    assert (tmp_path/old.files['val']).read_bytes() == before and not (tmp_path/'splits/s0/9').exists()
+    assert make_split(tmp_path, 5, progress=None).val != old.val, 'the only set is made anew together with its val'
+    make_split(tmp_path, 9, progress=None)
+    assert make_split(tmp_path, 9, seed=1, progress=None).files['val'] == 'splits/s1/val.txt'
+
+
+def test_found_sets_that_overlap_val_are_passed_over(tmp_path):
+    fill(tmp_path)
+    small, large = make_split(tmp_path, 5, progress=None), make_split(tmp_path, 9, progress=None)
+    only = next(n for n in large.labeled if n not in small.labeled)
+    with open(tmp_path/'splits/s0/val.txt', 'a') as f: f.write(f'images/{only}.png masks/{only}.png\n')
+    config, text = auto_config(tmp_path, progress=None, weights='')
+    assert config.labeled == 'splits/s0/5/labeled.txt' and 'share pictures with val: 1' in text
+
+
+def test_unlabeled_pictures_given_as_a_folder_or_shards(tmp_path):
+    pytest.importorskip('webdataset')
+    from corrmatch.shards import write_shards
+    make_split(fill(tmp_path/'data'), 5, progress=None)
+    (tmp_path/'data/list.txt').write_text(''.join(f's{i:02d}\n' for i in range(20)))
+    write_shards(read_split(tmp_path/'data/list.txt', tmp_path/'data'), tmp_path/'data/shards', 10)
+    for name, n in (('shards/*.tar', 20), ('images', 28), ('list.txt', 20)):
+        for more in ({}, dict(labeled='splits/s0/5/labeled.txt', val='splits/s0/val.txt')):
+            config, text = auto_config(tmp_path/'data', progress=None, weights='', unlabeled=name, epochs=8, **more)
+            assert config.unlabeled == name and config.steps == n and f'8 passes over {n} unlabeled pictures' in text
+
+
+def test_auto_config_looks_at_the_values_of_val(tmp_path):
+    split = make_split(fill(tmp_path, change=colored), 6, progress=None)
+    (tmp_path/'own.txt').write_text('s01\ns02\n')
+    lists = dict(labeled=split.files['labeled'], unlabeled=split.files['unlabeled'])
+    for val in (lists, {}):
+        with pytest.raises(DataError, match='own.txt: names masks/s01.png, which training cannot read'): auto_config(tmp_path, progress=None, weights='', val='own.txt', **val)
 
 
 def test_auto_config_after_a_conversion(tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from corrmatch import shards as shards_module
 from corrmatch.batches import StepBatches, make_loader
-from corrmatch.data import DataError, FolderSource, check_source, read_split
+from corrmatch.data import DataError, FolderSource, Pair, check_source, read_split
 from corrmatch.shards import (LARGE, ListSource, NameStore, ShardSource, find_shards, list_folder, open_list, open_unlabeled, spot_check,
                               write_shards)
 from errors_for_tests import refused
@@ -296,6 +296,23 @@ def test_keys_that_clash_or_hold_dots(root):
     assert list(open_unlabeled('dots/*.tar', root).names) == ['a_b']
     (root/'dots.txt').write_text('images/a.b.jpg\nimages/a_b.jpg\n')
     refused(lambda: write_shards(read_split(root/'dots.txt', root, masks=False), root/'clash'), 'a_b', 'rename')
+
+
+def test_every_name_is_read_back(root):
+    "Two lines in front mark notes of packing tools, and names that do not print are refused: such names change."
+    names = ['__a', 'b\u00a0c', 'd\u3000e', 'f g', 'a']
+    for name in names: (root/'images'/f'{name}.jpg').write_bytes((root/'images'/'p00.jpg').read_bytes())
+    pairs = [Pair(root/'images'/f'{name}.jpg', None, name) for name in names]
+    write_shards(pairs, root/'odd')
+    assert list(open_unlabeled('odd/*.tar', root).names) == ['_a', 'b_c', 'd_e', 'f g', 'a']
+    refused(lambda: write_shards([pairs[0], pairs[0]._replace(name='_a')], root/'twice'), '_a', 'rename')
+
+
+def test_data_folder_whose_name_looks_like_a_pattern(root):
+    there = root.rename(root.parent/'set[1]*')
+    assert len(open_unlabeled('shards/*.tar', there)) == 20 and len(find_shards('shards/shard-{000000..000002}.tar', there)) == 3
+    (there/'shards/shard-000000.tar').rename(there/'shards/x[0].tar')
+    assert find_shards('shards/x[0].tar', there) == [there/'shards/x[0].tar']
 
 
 def test_extra_that_is_missing_is_named(root, monkeypatch):
