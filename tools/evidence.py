@@ -87,6 +87,7 @@ BEYOND = {  # options that are not in the paper (notebook 10b), each alone
     'soft_votes': dict(region_votes='soft'), 'seeds_unsure': dict(region_seeds='unsure'), 'per_class': dict(threshold='per_class'),
     'teacher_pixel': dict(teacher_pixel=.3), 'teacher_cross': dict(teacher_cross=.3),
     'labels_double': dict(w_x=.5, w_x_corr=.5), 'warm_short': dict(warmup=100),
+    'rate_double': dict(lr=2*SETTINGS['lr']),  # the terms of the head that predicts weigh .625 together, in the other methods 1
     'short': dict(threshold='fixed', tau=.95, w_x=.4, w_x_corr=.1)}  # a high bar, and the labels' weight on the head that predicts
 CHANGES = PARTS | BEYOND
 
