@@ -2,10 +2,9 @@
 
 # %% auto #0
 __all__ = ['SPLITS_BASE', 'CITYSCAPES_LISTS', 'PASCAL_LISTS', 'CAMVID', 'CAMVID_MASKS', 'CAMVID_SHARES', 'CAMVID_LISTS',
-           'CITYSCAPES_HELP', 'FETCHES', 'ARCHIVES', 'UNPACKED', 'file_digest', 'download', 'unpack', 'sha256_text',
-           'fetch_splits', 'Remote', 'voc_source', 'fetch_voc', 'merge_ids', 'read_sbd', 'sbd_source', 'fetch_sbd',
-           'content_hash', 'fetch_camvid', 'pets_sources', 'pet_mask', 'fetch_pets', 'fetch_cityscapes', 'alone_in',
-           'fetch']
+           'CITYSCAPES_HELP', 'FETCHES', 'UNPACKED', 'file_digest', 'download', 'unpack', 'sha256_text', 'fetch_splits',
+           'Remote', 'voc_source', 'fetch_voc', 'merge_ids', 'read_sbd', 'sbd_source', 'fetch_sbd', 'content_hash',
+           'fetch_camvid', 'pets_sources', 'pet_mask', 'fetch_pets', 'fetch_cityscapes', 'alone_in', 'fetch']
 
 # %% ../nbs/18b_fetch.ipynb #5946027a
 import contextlib, errno, hashlib, http.client, json, os, re, shutil, stat, sys, tarfile, time, urllib.error, urllib.request, zipfile
@@ -529,18 +528,19 @@ def alone_in(
 # %% ../nbs/18b_fetch.ipynb #10693501
 FETCHES:MappingProxyType[str, Callable] = MappingProxyType({'voc': fetch_voc, 'sbd': fetch_sbd, 'splits': fetch_splits, 'camvid': fetch_camvid, 'pets': fetch_pets, 'cityscapes': fetch_cityscapes})
 
-ARCHIVES = ('VOCtrainval_11-May-2012.tar', 'benchmark.tgz', CAMVID.name, 'images.tar.gz', 'annotations.tar.gz')
 UNPACKED = ('voc', 'sbd', 'camvid', 'annotations', 'pictures')
 
 def _archives(root, remove, names=()):
     "Delete what fetching left in downloads/, or tell how much that is; `names` are archives beside the usual ones."
     folder = Path(root)/'downloads'
-    made = {f'{n}{end}' for n in (*ARCHIVES, *names) for end in ('', '.part', '.whole')} | {made for n in UNPACKED for made in (n, f'.{n}.part')}
-    ours = [p for p in folder.iterdir() if p.name in made] if folder.is_dir() else []
+    if not folder.is_dir(): return ''
+    usual = [s.name for s in (voc_source(), sbd_source(), CAMVID, *pets_sources())]
+    made = {f'{n}{end}' for n in (*usual, *names) for end in ('', '.part', '.whole')} | {made for n in UNPACKED for made in (n, f'.{n}.part')}
+    ours = [p for p in folder.iterdir() if p.name in made]
     size = sum(p.stat().st_size for top in ours for p in (top, *top.rglob('*')) if p.is_file())
     if remove:
         for p in ours: shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
-        if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
+        if not any(folder.iterdir()): folder.rmdir()
     if not size: return ''
     return f'\n{folder}: {"removed" if remove else "keeps the archives"}, {size/1e6:.1f} MB' + ('' if remove else ', no longer needed; --remove-archives deletes them')
 

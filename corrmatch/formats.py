@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['PICTURE_SUFFIXES', 'IMAGE_FOLDERS', 'MASK_FOLDERS', 'MASK_TAILS', 'IMAGE_TAILS', 'SPLIT_NAMES', 'SKIPPED',
            'OTHER_TAILS', 'CLASS_FORMS', 'CLASS_FILES', 'CITYSCAPES_IDS', 'CITYSCAPES_NAMES', 'VOC_NAMES',
-           'CAMVID_NAMES', 'CAMVID_COLORS', 'VOID_COLORS', 'Place', 'parse_place', 'Item', 'Layout', 'find_classes',
-           'Outlined', 'draw_objects', 'find_layout', 'describe_layout', 'load_picture', 'rgb_bytes', 'read_photo',
-           'read_stored', 'MaskMap', 'find_mapping', 'is_color', 'map_ids', 'make_folder', 'write_file']
+           'CAMVID_NAMES', 'CAMVID_COLORS', 'VOID_COLORS', 'Place', 'parse_place', 'Item', 'Layout', 'visible_files',
+           'find_classes', 'Outlined', 'draw_objects', 'find_layout', 'describe_layout', 'load_picture', 'rgb_bytes',
+           'read_photo', 'read_stored', 'MaskMap', 'find_mapping', 'is_color', 'map_ids', 'make_folder', 'write_file']
 
 # %% ../nbs/17b_formats.ipynb #a1343794
 import csv, json, os, posixpath, re
@@ -87,20 +87,29 @@ class Layout:
     classes:tuple|None=None # names, (k,3) colours or None, the file's name; None where nothing names classes
     n_ignored:int=0  # pictures left out because no list names them
 
+# %% ../nbs/17b_formats.ipynb #104c9866
+def visible_files(
+    root:Path,    # folder to search
+    skipped=(),   # names of folders to leave out, lower case
+):                # iterator of (folder, file name), in a fixed order
+    "Walk a tree, behind links to folders too, each folder once and hidden things left out."
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):  # data often lives on another disk
+        folders[:] = sorted(f for f in folders if not f.startswith('.') and f.lower() not in skipped)
+        if (real := os.path.realpath(folder)) in seen: folders[:] = []; continue
+        seen.add(real)
+        yield from ((folder, name) for name in sorted(names) if not name.startswith('.'))
+
 # %% ../nbs/17b_formats.ipynb #730e3bae
 def _walk(root):
     "Relative paths, sorted: pictures, text lists, JSON files."
-    found, seen = {'picture': [], '.txt': [], '.json': []}, set()
-    for folder, folders, names in os.walk(root, followlinks=True):  # data often lives on another disk
-        folders[:] = sorted(f for f in folders if not f.startswith('.') and f.lower() not in SKIPPED)
-        if os.path.realpath(folder) in seen: folders[:] = []; continue
-        seen.add(os.path.realpath(folder))
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            path = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, '/')
-            if name.startswith('.') or stem.endswith(OTHER_TAILS): continue
-            if suffix.lower() in PICTURE_SUFFIXES: found['picture'].append(path)
-            elif suffix.lower() in found: found[suffix.lower()].append(path)
+    found = {'picture': [], '.txt': [], '.json': []}
+    for folder, name in visible_files(root, SKIPPED):
+        stem, suffix = os.path.splitext(name)
+        path = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, '/')
+        if stem.endswith(OTHER_TAILS): continue
+        if suffix.lower() in PICTURE_SUFFIXES: found['picture'].append(path)
+        elif suffix.lower() in found: found[suffix.lower()].append(path)
     return found
 
 # %% ../nbs/17b_formats.ipynb #7d29b03c

@@ -29,7 +29,7 @@ from .config import IGNORE_INDEX, Config
 from .convert import open_weights
 from .correlation import correlation_rows
 from .data import DataError, read_classes
-from .formats import CITYSCAPES_NAMES, PICTURE_SUFFIXES, VOC_NAMES, make_folder, read_photo, rgb_bytes
+from .formats import CITYSCAPES_NAMES, PICTURE_SUFFIXES, VOC_NAMES, make_folder, read_photo, rgb_bytes, visible_files
 from .metrics import packed, window_starts
 from .model import resize
 from .pseudo import confidence, pseudo_label
@@ -235,19 +235,10 @@ class Input(NamedTuple):
     @property
     def is_video(self): return self.path.suffix.lower() in VIDEO_SUFFIXES
 
-# %% ../nbs/17c_predict.ipynb #01bbd23c
-def _files(root):
-    "All files of a tree, those behind links to folders too, each folder once."
-    seen = set[str]()
-    for place, folders, names in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(place)) in seen: folders.clear(); continue
-        seen.add(real)
-        yield from (Path(place)/name for name in names)
-
-def _is_input(path, root, out):
-    "Is it a visible picture or video outside of the output folder?"
+# %% ../nbs/17c_predict.ipynb #b3fa84fb
+def _is_input(path, out):
+    "Is it a picture or video outside of the output folder?"
     if path.suffix.lower() not in PICTURE_SUFFIXES + VIDEO_SUFFIXES or not path.is_file(): return False
-    if any(part.startswith('.') for part in path.relative_to(root).parts): return False
     return out is None or out not in path.resolve().parents
 
 # %% ../nbs/17c_predict.ipynb #af2f0ef3
@@ -276,7 +267,7 @@ def find_inputs(
     found, own = [], Path(out).resolve() if out else None
     for path in map(Path, paths):
         if path.is_file(): found.append((path, Path(path.name)))
-        elif path.is_dir(): found += [(p, p.relative_to(path)) for p in sorted(_files(path)) if _is_input(p, path, own)]
+        elif path.is_dir(): found += [(p, p.relative_to(path)) for p in sorted(Path(place)/name for place, name in visible_files(path)) if _is_input(p, own)]
         else: raise DataError(f'{path}: no such file or folder; check the path')
     if not found and own and any(own in (q := Path(p).resolve(), *q.parents) for p in paths): raise DataError(f'{out}: holds the pictures themselves; choose another folder for the output')
     if not found: raise DataError(f'{", ".join(map(str, paths))}: holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...) and no videos')

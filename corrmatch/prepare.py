@@ -689,7 +689,7 @@ def _found_lists(root, known, val=None):
         own = val or next((p for folder in (best.parent, *best.parent.parents) if folder.is_relative_to(root) and (p := folder/'val.txt').is_file()), None)
         if own is None: continue
         lists = {k: p for k, p in dict(labeled=best, unlabeled=best.parent/'unlabeled.txt', val=own).items() if p.is_file()}
-        taught = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]  # a list found beside its val may use that without masks
+        taught = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]  # one that holds pictures of the val beside it is refused before training (notebook 14)
         if any(_names_in(p, known) & _names_in(own, known) for p in taught): passed += 1; continue
         others = f'; {len(labeled)-1} other labeled lists were found, choose with labeled=LIST unlabeled=LIST' if len(labeled) > 1 else ''
         return {k: _rel(p, root) for k, p in lists.items()}, f'lists: found in {_rel(best.parent, root)}{others}{_passed(passed)}'
