@@ -88,9 +88,16 @@ def resumed(out, sources):
     return ended(forked(train, out, sources, resume=(out/'last.pt').exists() or (out/'before.pt').exists()))
 
 
-def begun(out):
-    "Wait until a run has opened its folder; the time."
-    while not (out/'state.json').exists(): time.sleep(.001)
+def steps_logged(out):
+    "How many steps stand in the log of a run."
+    return max((out/'metrics.csv').read_bytes().count(b'\n')-1, 0) if (out/'metrics.csv').exists() else 0
+
+
+def wait_for_steps(out, pid, steps):
+    "Wait until a run has opened its folder and logged so many steps, or has ended; the time."
+    while not ((out/'state.json').exists() and steps_logged(out) >= steps):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT): break
+        time.sleep(.001)
     return time.monotonic()
 
 
@@ -101,17 +108,17 @@ def main():
     train(folder/'straight', sources)  # in this process: what is imported and warmed up here the children need not do again
     expected = state(folder/'straight')
     pid = forked(train, folder/'timed', sources)
-    start = begun(folder/'timed')
+    seconds = -wait_for_steps(folder/'timed', pid, 1) + wait_for_steps(folder/'timed', pid, RUN['steps'])
     assert ended(pid) == 0 and equal(expected, state(folder/'timed'))
-    seconds = time.monotonic()-start
     rng = random.Random(seed)
-    plans = [(f'after {share:.3f} of the time', share) for share in sorted(rng.random() for _ in range(kills))]
+    plans = [(f'after {step:.3f} steps', step) for step in ((i + rng.random())/kills*(RUN['steps']-1) for i in range(kills))]
     plans += [(place, rng.randrange(2, 20)) for place in ('half written', 'before the rename', 'behind the rename')*2]
     for i, (place, number) in enumerate(plans):
         out = folder/f'run{i}'
         if place.startswith('after'):
             pid = forked(train, out, sources)
-            begun(out); time.sleep(number*seconds); os.kill(pid, signal.SIGKILL)
+            wait_for_steps(out, pid, int(number))  # what the run has done, then a part of a step: a machine that is faster or slower by now does not move the moment
+            time.sleep(number % 1 * seconds/(RUN['steps']-1)); os.kill(pid, signal.SIGKILL)
         else: pid = forked(die_while_writing, out, sources, place, number)
         code = ended(pid)
         drafts = len(list(out.glob('.*.part'))) if out.exists() else 0

@@ -22,7 +22,7 @@ KILLS = 20
 
 @pytest.fixture(scope='module')
 def kills(tmp_path_factory):
-    "One line for each SIGKILL: 20 at random moments, six within the writing of a file."
+    "One line for each SIGKILL: 20 at random moments, spread over its steps, six within the writing of a file."
     folder = tmp_path_factory.mktemp('kills')
     env = environment(PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT/"tests"}')
     done = subprocess.run([sys.executable, str(ROOT/'tests'/'kill_lab.py'), str(folder), '0', str(KILLS)], env=env, capture_output=True, text=True, timeout=600)
