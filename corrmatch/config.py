@@ -41,6 +41,7 @@ class Config:
     low_dim: int = 48                # channels kept of the stride-4 features in the decoder
     norm: str = 'batch'              # normalisation layers: batch | group
     freeze: bool = False             # leave the backbone's weights as they are
+    freeze_norm: bool = False        # batch norm layers of the backbone stay as its weights bring them; for batches of few pictures
     layer_decay: float = 1.0         # factor on the backbone's rate from each layer to the one before it, 0..1
     rate: int = 0                    # first ASPP dilation in feature positions, the others are 2 and 3 times it; 0: 96 / stride
     # --- the unlabeled signal

@@ -31,7 +31,7 @@ from .correlation import correlation_rows
 from .data import ArraySource, DataError, FolderSource, Source, read_classes, read_split
 from .losses import LossTerms, StepLogits, StepTargets, corrmatch_loss, supervised_ce, total_loss
 from .metrics import whole_predict
-from .model import DeepLabV3Plus
+from .model import DeepLabV3Plus, batch_norms, freeze_backbone
 from .pixel import CorrMatchNet
 from .pseudo import confidence, mix_maps, pseudo_label
 from .region import draw_positions, propagate_regions, region_targets
@@ -112,7 +112,7 @@ def uses_unlabeled(
 
 # %% ../nbs/13_step.ipynb #ca3528da
 def make_model(
-    config:Config, # backbone, stride, dim, low_dim, norm, weights, n_classes, seed
+    config:Config, # backbone, stride, dim, low_dim, norm, freeze, freeze_norm, weights, n_classes, seed
 )->tuple:          # the network and a text that says which weights were loaded
     "Build the network of a run from its seed; load backbone weights if the record names some."
     torch.manual_seed(config.seed)
@@ -121,7 +121,7 @@ def make_model(
     rates = [config.rate*i for i in (1, 2, 3)] if config.rate else None
     options = dict(transposed=config.transposed) if kind is CorrMatchNet else {}
     model = kind(backbone, config.n_classes, config.dim, config.low_dim, rates, norm=config.norm, **options)
-    if config.freeze: model.backbone.requires_grad_(False)
+    freeze_backbone(model.backbone, config.freeze, config.freeze_norm)
     if not config.weights: return model, 'backbone: random weights' + (', while published scores start from ImageNet weights: give weights=FILE' if config.backbone != 'toynet' else '')
     weights = toy_weights() if config.weights == 'toy' else config.weights
     return model, f'backbone weights {config.weights}: {load_pretrained(backbone, config.backbone, weights)}'

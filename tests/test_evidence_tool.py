@@ -42,7 +42,7 @@ def pretend(config, rows=200):
 
 def test_plan_holds_everything_once():
     jobs = evidence.make_plan(['camvid', 'vocanimals'])
-    assert len({j.name for j in jobs}) == len(jobs) == 4*3*4 + (1 + len(evidence.PARTS) + len(evidence.BEYOND))*3*2
+    assert len({j.name for j in jobs}) == len(jobs) == 4*3*4 + (1 + len(evidence.PARTS) + len(evidence.BEYOND) + len(evidence.TRAINED))*3*2
     assert {j.split for j in jobs if j.variant not in evidence.METHODS} == {'1_16'}
     assert [j.variant for j in jobs[:5]] == [*evidence.METHODS, evidence.CEILING] and {j.seed for j in jobs[:18]} == {evidence.FIRST_SEED}
     assert [j.name for j in evidence.make_plan(['camvid'], 1, only=['no_fp'])] == ['camvid_1_16_no_fp_s1']
@@ -58,7 +58,7 @@ def test_only_what_is_named_differs():
     for job in evidence.make_plan(['camvid']):
         own = asdict(config_of(job))
         changed = {k for k in own if own[k] != base[k]} - free
-        assert changed <= set(evidence.CHANGES[job.variant]) if job.variant in evidence.CHANGES else changed <= bundles | {'tau'}
+        assert changed <= set(evidence.CHANGES.get(job.variant, ())) | (set() if job.method == 'corrmatch' else bundles | {'tau'})
         assert sum(v for k, v in own.items() if k.startswith('w_')) == pytest.approx(1.5 if job.variant == 'labels_double' else 1)
     assert base['precision'] == 'bf16'  # not settled anew by each run
 

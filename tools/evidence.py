@@ -89,7 +89,11 @@ BEYOND = {  # options that are not in the paper (notebook 10b), each alone
     'labels_double': dict(w_x=.5, w_x_corr=.5), 'warm_short': dict(warmup=100),
     'rate_double': dict(lr=2*SETTINGS['lr']),  # the terms of the head that predicts weigh .625 together, in the other methods 1
     'short': dict(threshold='fixed', tau=.95, w_x=.4, w_x_corr=.1)}  # a high bar, and the labels' weight on the head that predicts
-CHANGES = PARTS | BEYOND
+# With a frozen backbone nothing that the correlation head learns reaches the features. These train the backbone as well, at a quarter of the
+# rate (the head's stays), and leave its batch norm alone: what a batch of eight pictures measures spoils ImageNet's statistics.
+_TRAINED = dict(freeze=False, freeze_norm=True, lr=SETTINGS['lr']/4, lr_multi=4*SETTINGS['lr_multi'])
+TRAINED = {f'trained_{name}': _TRAINED | PARTS.get(name, {}) for name in ('supervised', 'fixmatch', 'unimatch', 'corrmatch', 'no_pixel', 'no_region')}
+CHANGES = PARTS | BEYOND | TRAINED
 
 # Processor seconds a step and a scored picture on one thread of a server CPU (AMD EPYC) that other programs kept busy; `time` measures
 # those of another machine. Only for the estimate of a plan of which nothing has finished yet.
@@ -105,7 +109,9 @@ class Job(NamedTuple):
     @property
     def name(self): return f'{self.data}_{self.split}_{self.variant}_s{self.seed}'
     @property
-    def method(self): return 'supervised' if self.variant == CEILING else self.variant if self.variant in METHODS else 'corrmatch'
+    def method(self):
+        name = self.variant.removeprefix('trained_')
+        return 'supervised' if name == CEILING else name if name in METHODS else 'corrmatch'
 
 
 def make_plan(data, seeds=3, stage='all', splits=None, only=()) -> list:
@@ -113,7 +119,7 @@ def make_plan(data, seeds=3, stage='all', splits=None, only=()) -> list:
     chosen = {name: [split for split in DATA[name]['splits'] if not splits or split in splits] for name in data}
     asked = set(splits or ()) - {split for name in data for split in DATA[name]['splits']}
     if asked: raise ValueError(f"--splits {asked.pop()}: use some of {', '.join(dict.fromkeys(split for name in data for split in DATA[name]['splits']))}")
-    stages = dict(methods=(*METHODS, CEILING), beyond=tuple(BEYOND), parts=tuple(PARTS))
+    stages = dict(methods=(*METHODS, CEILING), beyond=tuple(BEYOND), parts=tuple(PARTS), trained=tuple(TRAINED))
     jobs = [Job(name, split, variant, seed) for s in stages if stage in (s, 'all') for seed in range(FIRST_SEED, FIRST_SEED + seeds) for name in data
             for split in chosen[name]
             for variant in stages[s] if variant in METHODS or split == (DATA[name]['splits'] if variant == CEILING else chosen[name])[0]]
@@ -526,7 +532,7 @@ def parse(argv=None):
         sub.add_argument('--out', type=Path, default=Path('runs/evidence'))
         sub.add_argument('--steps', type=int, default=STEPS)
         sub.add_argument('--seeds', type=int, default=3)
-        sub.add_argument('--stage', default='all', choices=('methods', 'beyond', 'parts', 'all'))
+        sub.add_argument('--stage', default='all', choices=('methods', 'beyond', 'parts', 'trained', 'all'))
         sub.add_argument('--splits', type=lambda s: s.split(','), default=None, metavar='LIST', help='such as 1_16,1_32; changes of a method take the first one, all labels are for 1_16 alone [all]')
         sub.add_argument('--only', type=lambda s: s.split(','), default=(), metavar='LIST', help='variants, such as corrmatch,no_region')
         sub.add_argument('--watch', type=int, default=16, help='unlabeled pictures whose pseudo-labels are judged at each validation; 0: none')
