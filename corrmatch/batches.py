@@ -417,7 +417,7 @@ class StepLoader(DataLoader):
         try: yield from iterator
         except RuntimeError as e:
             if 'DataLoader worker' not in str(e): raise
-            raise DataError(f'a loader process died ({str(e).split(". ")[0]}); often memory: lower workers, crop or batch') from None
+            raise DataError(f'a loader process died ({str(e).split(". ")[0]}); often memory: lower workers, crop or batch; in a container give more shared memory (--shm-size)') from None
         finally:
             if self.num_workers: iterator._shutdown_workers()
 
@@ -431,21 +431,21 @@ def keep_memory():
     mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the largest that is allowed
 
 def _start_worker(worker):
-    "One thread each; Ctrl-C is the trainer's business, SIGTERM ends a worker."
+    "One thread each; signals are the trainer's business: torchrun sends SIGTERM to the whole group, and a step must still be finished and saved."
     keep_memory()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
 
 def make_loader(
     batches:StepBatches, # item `step` is a whole batch
     start:int,           # first step; resuming a run needs nothing else
     steps:int,           # one past the last step
     workers:int=0,       # processes; any number gives the same batches
+    pin:bool=False,      # lay the batches in pinned memory, for a GPU
 )->StepLoader:
     "Serve the batches of steps start..steps-1 in order."
     return StepLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=workers, collate_fn=_as_is,
-                      pin_memory=torch.cuda.is_available(), worker_init_fn=_start_worker,
+                      pin_memory=pin, worker_init_fn=_start_worker,
                       multiprocessing_context='fork' if workers else None)
 
 # %% ../nbs/04b_batches.ipynb #9fd7048b

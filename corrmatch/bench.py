@@ -68,7 +68,7 @@ def measure(
     warm:int=1,       # untimed calls of each before
 )->dict:              # name -> dict of median wall time, median processor time, shortest wall time (s), calls
     "Time jobs in turns."
-    wait = torch.cuda.synchronize if str(device).startswith('cuda') else (lambda: None)
+    wait = partial(torch.cuda.synchronize, device) if str(device).startswith('cuda') else (lambda: None)
     times, start = {name: list[tuple]() for name in jobs}, time.perf_counter()
     for n in range(rounds+warm):
         for name, job in jobs.items():
@@ -86,8 +86,8 @@ def extra_peak(
 )->int:               # bytes
     "Highest sum of what a job has allocated and not yet released; NumPy's own arrays are not seen."
     if str(device).startswith('cuda'):
-        torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(device); before = torch.cuda.memory_allocated(device)
-        job(); torch.cuda.synchronize()
+        torch.cuda.synchronize(device); torch.cuda.reset_peak_memory_stats(device); before = torch.cuda.memory_allocated(device)
+        job(); torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record: result = job()
     events = sorted((e for e in record.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns())

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import cast
 from .config import METHODS, PRESETS, Config, nearest, preset
@@ -87,7 +88,16 @@ def train_config(
         return config, ''
     from corrmatch.prepare import auto_config
     changes.pop('data', None)
-    return auto_config(args.preset, args.method, labels=args.labels, classes=args.classes, **changes)
+    return _by_the_first(partial(auto_config, args.preset, args.method, labels=args.labels, classes=args.classes, **changes), changes.get('device', 'auto'))
+
+def _by_the_first(make, device):
+    "Let one process look at a folder and make lists; the others hear what came out."
+    from corrmatch.parallel import first_checks, gather, read_world, start_world
+    if read_world().size == 1: return make()
+    from corrmatch.trainer import pick_device
+    (world, _, talk), made = start_world(pick_device(device)), []
+    first_checks(lambda: made.append(make()), world.first, talk)
+    return gather(made, talk)[0]
 
 # %% ../nbs/23_cli.ipynb #35af94be
 def run_training(

@@ -24,6 +24,7 @@ class Config:
     val: str = 'val.txt'             # validation list, relative to data
     weights: str = ''                # backbone weights: a path, 'torchvision', 'timm', 'toy' (shipped), or empty for random
     n_classes: int = 6               # classes, background included
+    allow_missing: bool = False      # go on, with a warning, when no labeled mask shows some class; published lists are as they are
     toy_labeled: int = 12            # toy world only: labeled pictures
     toy_unlabeled: int = 400         # toy world only: unlabeled pictures
     # --- views
@@ -106,9 +107,9 @@ METHODS:MappingProxyType[str, dict] = MappingProxyType({  # what makes a method,
     'corrmatch':  dict(),
 })
 
-# %% ../nbs/00_config.ipynb #84b46ea8
-_VOC = dict(n_classes=21, crop=321, backbone='resnet101_deep', lr=0.001, lr_multi=10., epochs=80, val='splits/pascal/val.txt')
-_CITY = dict(n_classes=19, crop=801, backbone='resnet101_deep', lr=0.005, lr_multi=1., epochs=240, ohem=100_000,
+# %% ../nbs/00_config.ipynb #cb01e318
+_VOC = dict(n_classes=21, allow_missing=True, crop=321, backbone='resnet101_deep', lr=0.001, lr_multi=10., epochs=80, val='splits/pascal/val.txt')
+_CITY = dict(n_classes=19, allow_missing=True, crop=801, backbone='resnet101_deep', lr=0.005, lr_multi=1., epochs=240, ohem=100_000,
              threshold='fixed', tau=0., evaluation='slide', val='splits/cityscapes/val.txt')
 _FOLDER = dict(backbone='resnet18', cutmix='other_image', epochs=40, stride=16, lr=0.002, threshold='per_class')
 

@@ -161,7 +161,7 @@ class PooledBranch(nn.Module):
         super().__init__()
         self.gap = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_norm_relu(d_in, d_out, 1, 1, norm))
     def forward(self, x):
-        if len(x) == 1 and self.gap[2].training and isinstance(self.gap[2], nn.BatchNorm2d):
+        if len(x) == 1 and self.gap[2].training and isinstance(self.gap[2], nn.BatchNorm2d) and not getattr(self.gap[2], 'shared', False):
             raise ValueError("training on a batch of one: batch norm has one value per channel after pooling; use norm='group' or a batch of 2 or more")
         return self.gap(x).expand(-1, -1, *x.shape[-2:])
 

@@ -59,7 +59,7 @@ def start_world(
         torch.cuda.set_device(device)
     if world.size == 1: return world, device, None
     if not dist.is_initialized():
-        os.environ.setdefault('MASTER_PORT', '29500')
+        os.environ.setdefault('MASTER_PORT', str(20_000 + int(os.environ['SLURM_JOB_ID']) % 10_000 if 'SLURM_JOB_ID' in os.environ else 29_500))  # two jobs on one machine, two ports
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', rank=world.rank, world_size=world.size, timeout=timedelta(minutes=minutes))
     return world, device, dist.new_group(backend='gloo')
 
@@ -142,6 +142,7 @@ class _Sum(torch.autograd.Function):
 # %% ../nbs/13b_parallel.ipynb #4b7d0cdd
 class SharedBatchNorm(nn.BatchNorm2d):
     "Batch norm over the pictures of all processes, for CPUs."
+    shared = True  # a lone picture has company
     def forward(self, x):
         "Normalise (b,c,h,w) with the mean and variance over all pictures and positions of all processes."
         normal = self.normalise(x) if self.training and dist.is_initialized() else super().forward(x)

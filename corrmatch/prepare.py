@@ -758,6 +758,7 @@ def auto_config(
     report, seed = check_data(folder, classes, progress=progress), changes.get('seed', 0)
     root, given = report.layout.root, {k: changes[k] for k in ('labeled', 'unlabeled', 'val') if k in changes}
     chosen, why = _choose_lists(report, given, labels, seed, share, lists, progress)
+    if 'unlabeled' not in chosen: chosen, why = chosen | dict(unlabeled=chosen['labeled']), f'{why}; no unlabeled list, so the labeled pictures serve as unlabeled too'
     count = {k: len(open_unlabeled(str(p), root)) if k == 'unlabeled' else len(list_lines(_at(root, p))) for k, p in chosen.items() if p}
     rules = _numbers([s.size for s in report.scans if s.size], count['labeled'], count.get('unlabeled', count['labeled']), changes)
     numbers = {k: v for k, (v, _) in rules.items() if k not in changes} | _backbone(changes)

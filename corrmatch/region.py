@@ -4,8 +4,9 @@
 __all__ = ['draw_positions', 'sample_regions', 'clear_regions', 'propagate_regions_literal', 'propagate_regions',
            'region_targets']
 
-# %% ../nbs/10_region.ipynb #0b2918ef
-from functools import partial
+# %% ../nbs/10_region.ipynb #e73acb5a
+import warnings
+from functools import cache, partial
 import numpy as np
 import torch
 from einops import rearrange
@@ -267,7 +268,17 @@ def _propagate_by_kernel(
 # %% ../nbs/10_region.ipynb #f6e490b0
 def _has_kernel(device, n_classes):
     "Say whether the kernels can run there."
-    return triton is not None and device.type == 'cuda' and n_classes <= 256
+    return triton is not None and device.type == 'cuda' and n_classes <= 256 and _kernel_runs(device)
+
+@cache
+def _kernel_runs(device):
+    "Build the kernels and run them on a small case, once a device; where they cannot be built, say so and do without."
+    label, keep, tau = (torch.zeros(1, 8, 8, dtype=dtype, device=device) for dtype in (torch.int64, torch.bool, torch.float32))
+    try: _propagate_by_kernel(label, keep, keep[:, None], tau[0, 0, 0], 2)
+    except Exception as e:  # no compiler, no Python headers, a GPU that Triton does not know: many libraries, many types of error
+        warnings.warn(f'regions vote without the fast kernel on {device}, which cannot be built ({" ".join(str(e).split())[:120]}); it needs a C compiler and the headers of Python')
+        return False
+    return True
 
 # %% ../nbs/10_region.ipynb #ab8c8984
 def propagate_regions(

@@ -129,8 +129,8 @@ def read_latest(
         warn(f'warning: {e}. Going on from before.pt, step {state.get("step")}')
         return state
 
-# %% ../nbs/13c_runfolder.ipynb #acb63ac5
-HARMLESS = ('out', 'workers', 'device', 'data', 'log_every', 'save_every', 'save_minutes', 'accumulate')  # do not change what is learnt
+# %% ../nbs/13c_runfolder.ipynb #5a947a41
+HARMLESS = ('out', 'workers', 'device', 'data', 'log_every', 'save_every', 'save_minutes', 'allow_missing')  # do not change what is learnt
 
 # %% ../nbs/13c_runfolder.ipynb #19720dde
 def config_changes(

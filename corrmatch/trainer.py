@@ -17,6 +17,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Callable
 import matplotlib.pyplot as plt
@@ -54,7 +55,7 @@ def _refuse_overlap(sources, config):
 
 def preflight(
     sources:Sources, # from make_sources
-    config:Config,   # n_classes, labeled
+    config:Config,   # n_classes, labeled, allow_missing
 ):                   # ClassCounts of the labeled masks
     "Raise a one-line DataError for anything that would stop the run later."
     for source in (sources.labeled, sources.val):
@@ -64,7 +65,8 @@ def preflight(
     if sources.unlabeled is not None: check_source(sources.unlabeled, config.n_classes, masks=False, decode=False, progress=spot_check)
     if config.data: _refuse_overlap(sources, config)
     missing = missing_classes(counts, sources.class_names)
-    if missing: raise DataError(f"labeled='{config.labeled}': {missing}")
+    if missing and not config.allow_missing: raise DataError(f"labeled='{config.labeled}': {missing}, or set allow_missing=True")
+    if missing: print(f"warning: labeled='{config.labeled}': {missing.split(';')[0]}; they cannot be learned and will score about 0", flush=True)
     return counts
 
 # %% ../nbs/14_trainer.ipynb #485fd1a4
@@ -83,6 +85,7 @@ def activation_bytes(
     plain = dict(correlate=False) if uses_correlation(config) else {}  # the correlation map is never held whole
     with torch.device('meta'):
         model = make_model(replace(config, weights=''))[0].train()
+        if n == 1: model.head.b4.eval()  # its batch norm would refuse a lone picture, which may have company in other processes
         image = torch.empty(n, 3, config.crop, config.crop)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t): model(image, perturb=config.w_fp != 0, **plain)
     return total
@@ -119,10 +122,11 @@ def fit_memory(
     processes:int=1, # that share the batch
 )->Config:          # with the smallest `accumulate` that fits
     "Cut the batch into the largest micro-batches that fit."
-    sizes = [config.batch_x] + [config.batch_u]*uses_unlabeled(config)
-    least = 2 if config.cutmix == 'in_batch' and uses_unlabeled(config) else 1
+    sizes, alone = [config.batch_x] + [config.batch_u]*uses_unlabeled(config), processes == 1 or not config.sync_bn
+    least = [2 if alone and config.norm == 'batch' else 1]*len(sizes)  # batch norm wants two pictures, a pair of neighbours too
+    if config.cutmix == 'in_batch' and uses_unlabeled(config): least[-1] = 2
     for n in range(1, max(sizes)+1):
-        if any(s % (n*processes) for s in sizes) or sizes[-1] < n*processes*least: continue
+        if any(s % (n*processes) for s in sizes) or n > 1 and any(s < n*processes*l for s, l in zip(sizes, least)): continue
         if fits(replace(config, accumulate=n)): return replace(config, accumulate=n)
     raise DataError(f'crop={config.crop}: not even the smallest share of batch_x={config.batch_x} and batch_u={config.batch_u} fits; choose a smaller crop')
 
@@ -241,7 +245,7 @@ class Trainer:
         self.config = replace(self.config, steps=self.steps)  # the record says how many, whoever counts the pictures later
         self.batches = replace(make_batches(c, self.sources), positions_x=shares[0], positions_u=shares[-1] if uses_unlabeled(c) else None)
         self.out = Path(c.out or f'runs/{c.name}_{c.method}_s{c.seed}')
-        self.step, self.best, self.broken = 0, -1., dict[str, int]()
+        self.step, self.best, self.broken, self.asked_to_stop = 0, -1., dict[str, int](), lambda: False
 
 # %% ../nbs/14_trainer.ipynb #b3f7dd5d
 @patch
@@ -277,7 +281,8 @@ def _keyed(self:Trainer, batch):
 def _look_ahead(self:Trainer, parts):
     "The threshold of a step from the weak views of all its micro-batches."
     if len(parts) == 1 or 'image_u_w' not in parts[0] or isinstance(self.threshold, FixedThreshold): return self.threshold
-    def weak(part): return self.model(torch.cat([part['image_x'], part['image_u_w']]), keys=torch.cat([part['keys_x'], part['keys_u_w']]))
+    perturb = bool(self.weights.fp)  # as in the step itself: the dropped copies are part of what the decoder's batch norm sees
+    def weak(part): return self.model(torch.cat([part['image_x'], part['image_u_w']]), perturb=perturb, keys=torch.cat([part['keys_x'], part['keys_u_w']]))
     with autocast(self.device, self.dtype): logits = [self.beyond.teacher(weak(p), p['mask_x']) for p in parts]
     self.guard.put_back()
     seen = [torch.cat(maps) for maps in zip(*[(confidence(l), pseudo_label(l), mixed_valid(p)[0]) for l, p in zip(logits, parts)])]
@@ -354,13 +359,17 @@ def fits_for_real(
     "Does one step of this process's share run through? Each process tries alone: one that ran out of memory would let the others wait."
     world = read_world()
     share = replace(config, warmup=0, batch_x=config.batch_x//world.size, batch_u=config.batch_u//world.size)
-    try: _try_step(Trainer(share, quiet=True, world=World(local=world.local)))
-    except (torch.OutOfMemoryError, TooLarge): fits = False
+    try: _try_step(Trainer(share, quiet=True, world=World(local=world.local)), world.size > 1 and config.sync_bn)
+    except TooLarge: fits = False
+    except RuntimeError as e:  # OutOfMemoryError is one; cuDNN says it in its own words
+        if not isinstance(e, torch.OutOfMemoryError) and 'unable to find an engine' not in str(e): raise
+        fits = False
     else: fits = True
     gc.collect(); torch.cuda.empty_cache()
     return fits
 
-def _try_step(trial):
+def _try_step(trial, shared=False):
+    if shared: trial.model.head.b4.gap[2] = nn.Identity()  # the others' pictures are not here to keep a lone one company
     trial.run_step(trial.batches[0])
     if trial.device.type == 'cuda': torch.cuda.synchronize(trial.device)
 
@@ -441,8 +450,11 @@ def score(self:Trainer,
     "Score the validation set."
     c, was_training = self.config, model.training
     rows = range(self.world.rank, len(self.sources.val), self.world.size)
-    pairs = eval_pairs(self.sources.val, self.device, rows, c.batch_x)
+    at_once = 1 if c.evaluation == 'slide' else max(1, c.batch_x//(self.world.size*c.accumulate))  # no more memory than a step
+    pairs = takewhile(lambda pair: not self.asked_to_stop(), eval_pairs(self.sources.val, self.device, rows, at_once))
+    searching, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # whole pictures have many sizes: no search for each
     confusion = evaluate(model.eval(), pairs, c.n_classes, c.evaluation, c.crop)
+    torch.backends.cudnn.benchmark = searching
     model.train(was_training)
     if self.world.size > 1: confusion.matrix, confusion.strays = confusion.matrix.to(self.device), confusion.strays.to(self.device)
     return confusion.sync()
@@ -450,11 +462,12 @@ def score(self:Trainer,
 # %% ../nbs/14_trainer.ipynb #499ad452
 @patch
 def validate(self:Trainer,
-)->ConfusionMatrix:
+)->ConfusionMatrix|None: # None: a signal cut it short, and half a score is none
     "Score the validation set, write a row and pictures, keep the best."
     same_buffers(self.model)
     found = {'': (self.model, self.score(self.model))}
     if self.average is not None: found['_ema'] = self.average.module, self.score(self.average.module)
+    if agree([int(self.asked_to_stop())], self.talk) != [0]: return None
     scores = {f'miou{n}': round(100*m.miou(), 3) for n, (_, m) in found.items()}
     model, confusion = max(found.values(), key=lambda pair: pair[1].miou())
     better, self.best = 100*confusion.miou() > self.best, max(100*confusion.miou(), self.best)
@@ -561,8 +574,9 @@ def _loader(self:Trainer):
     "Batches from the current step on: labeled ones during the warm-up, then all."
     c, warm = self.config, min(self.config.warmup, self.steps)
     labeled = replace(self.batches, unlabeled=None, positions_u=None)
-    yield from make_loader(labeled, self.step, warm, c.workers) if self.step < warm else ()
-    yield from make_loader(self.batches, self.step, self.steps, c.workers)
+    pin = self.device.type == 'cuda'
+    yield from make_loader(labeled, self.step, warm, c.workers, pin) if self.step < warm else ()
+    yield from make_loader(self.batches, self.step, self.steps, c.workers, pin)
 
 def _tensorboard(folder, step):
     "A TensorBoard writer if TensorBoard is installed."
@@ -608,6 +622,8 @@ def fit(self:Trainer,
     self._open(resume, force)
     try:
         with SignalFlag() as flag, self.progress:
+            self.asked_to_stop = lambda: bool(flag.number)
+            self._catch_up()
             for batch in self._loader():
                 self._after_step(self.run_step(batch), batch['broken'], flag)
     except BaseException as e:
@@ -620,21 +636,33 @@ def fit(self:Trainer,
 
 # %% ../nbs/14_trainer.ipynb #9b9dc3b3
 @patch
+def _due(self:Trainer):
+    "Is this a step to validate at?"
+    return self.step == self.steps or self.step % (self.config.eval_every or max(1, self.steps//10)) == 0
+
+@patch
+def _catch_up(self:Trainer):
+    "Make up for a validation that a signal cut short."
+    scored = self.world.first and any(int(row['step']) == self.step for row in self.val_log.rows)
+    if self.step and self._due() and agree([int(scored)], self.talk) == [0]: self.validate()
+
+@patch
 def _after_step(self:Trainer, result, broken, flag):
     "Log, validate, save, or stop, whatever the step's number and the clock ask for."
-    c, last = self.config, self.step == self.steps
-    every = c.eval_every or max(1, self.steps//10)
-    logged = self.step % c.log_every == 0 or last
+    c, scored = self.config, None
+    logged = self.step % c.log_every == 0 or self.step == self.steps
     row = self._log(result) if logged else None
     self.progress.step(self.step, row)
     if self.step % 10 == 0 and not logged: self.note_skipped()
     overdue = bool(c.save_minutes) and time.monotonic() - self._saved > 60*c.save_minutes
     number, overdue, some = agree([flag.number, int(overdue and self.world.first), int(bool(broken))], self.talk)
     if some: self.note_broken(broken)
-    if scored := self.step % every == 0 or last: self.validate()
+    if self._due() and not number:
+        scored = self.validate()
+        if scored is None: number, = agree([flag.number], self.talk)
     if scored or overdue or number or (c.save_every and self.step % c.save_every == 0): self._save_last()
     if logged: self._note('running')
-    if number and not last:
+    if number and (scored is None or self.step < self.steps):
         raise Stopped(number, f'stopped at step {self.step} of {self.steps}, saved in {self.out}; corrmatch resume {self.out} goes on')
 
 # %% ../nbs/14_trainer.ipynb #4cf531b0

@@ -211,3 +211,20 @@ def test_the_look_ahead_computes_in_the_type_of_the_step(tmp_path):
     trainer.model.classifier.register_forward_hook(lambda module, taken, given: seen.append(given.dtype))
     trainer.run_step(trainer.batches[0])
     assert set(seen) == {torch.bfloat16} and len(seen) >= 8  # two for the threshold, three for each of the micro-steps
+
+
+@pytest.mark.parametrize('norm', ['batch', 'group'])
+def test_the_look_ahead_predicts_what_the_step_will(tmp_path, norm):
+    "The threshold follows the confidences of the micro-steps themselves, whatever the decoder's batch norm sees beside the weak views."
+    trainer = Trainer(small(tmp_path/'run', norm=norm, accumulate=2, cutmix='same_image', batch_x=4, batch_u=4, warmup=0), quiet=True)
+    threshold, ahead, later = trainer.threshold.update, [], []
+    trainer.threshold.update = lambda conf, label, valid: (ahead.extend(conf), threshold(conf, label, valid))[1]
+    look = trainer._look_ahead
+    def watched(parts):
+        known = look(parts)
+        update = known.update
+        known.update = lambda conf, label, valid: (later.extend(conf), update(conf, label, valid))[1]
+        return known
+    trainer._look_ahead = watched
+    trainer.run_step(trainer.batches[0])
+    assert len(ahead) == len(later) == 4 and all(torch.equal(a, b) for a, b in zip(ahead, later))

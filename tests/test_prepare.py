@@ -566,6 +566,8 @@ def test_auto_config_after_a_conversion(tmp_path):
 def test_auto_config_with_every_picture_labeled(tmp_path):
     config, text = auto_config(fill(tmp_path, 24, 24), progress=None, weights='', method='supervised')
     assert config.method == 'supervised' and config.unlabeled == config.labeled and 'serve as unlabeled too' in text
+    again, text = auto_config(tmp_path, progress=None, weights='', method='supervised')  # now with the lists that the first call made
+    assert again == config and 'serve as unlabeled too' in text
 
 
 def test_map_ids_ignores_what_it_does_not_know():

@@ -199,6 +199,7 @@ class Watched(Trainer):
     def validate(self):
         "Score, then count."
         confusion, source = super().validate(), self.sources.unlabeled
+        if confusion is None: return None  # cut short by a signal
         if source is None: source = self.sources.val  # supervised opens no unlabeled list: its counts are of other pictures
         if not self.watch or not source.has_mask(0): return confusion
         rows = np.linspace(0, len(source)-1, min(self.watch, len(source))).round().astype(int).tolist()

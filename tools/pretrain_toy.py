@@ -18,7 +18,7 @@ from corrmatch.metrics import evaluate
 from corrmatch.step import eval_pairs, make_model, make_optimizer, set_lr, to_device
 from corrmatch.toy import OTHER_TEXTURES, toy_arrays
 from corrmatch.trainer import step_seed, write_atomic
-from corrmatch.views import StepBatches, make_loader
+from corrmatch.batches import StepBatches, make_loader
 
 
 def source(first, n, size, n_classes):
