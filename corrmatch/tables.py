@@ -228,7 +228,8 @@ def departures(
 )->list:     # of 'field=value'; empty where the row is the published experiment, or has none
     "Say in what a row is not the experiment whose published number stands beside it."
     if not row.cell or not row.seeds: return []
-    wanted = _AS_PUBLISHED.get((row.cell.preset.split('_')[0], row.cell.method), {})
+    experiment = row.cell.preset.split('_')[0], row.cell.method
+    wanted = dict(crop=513) if (*experiment, row.cell.crop) == ('voc', 'corrmatch', 0) else _AS_PUBLISHED.get(experiment, {})
     found = [f'{k}={v}' for k, v in row.changes.items() if k != 'weights' and wanted.get(k) != v]
     found += [f'{k} is not {v}' for k, v in wanted.items() if k not in row.changes]
     return found + ['no pretrained weights']*('weights' not in row.changes)
@@ -331,8 +332,10 @@ def cell_command(
     if cell.method != 'corrmatch': options.insert(0, f'--method {cell.method}')
     if cell.method == 'supervised': options.append(f'--steps {paper_steps(preset(cell.preset))}')
     if cell.method == 'unimatch': options += ['--stride 16'] + ['--ohem 200000']*(family == 'cityscapes')
+    large = (family, cell.method, cell.crop) == ('voc', 'corrmatch', 0)  # the row that mixes crops
+    if large: options.append('--crop 513')
     start = f'torchrun --nproc_per_node={gpus} -m corrmatch' if gpus > 1 else 'corrmatch'
-    return f'{start} train {cell.preset} {" ".join(options)} --out runs/paper/{cell.preset}_{cell.method}_s{seed}'
+    return f'{start} train {cell.preset} {" ".join(options)} --out runs/paper/{cell.preset}_{cell.method}{"_513"*large}_s{seed}'
 
 # %% ../nbs/22_paper.ipynb #d406155c
 def _pass_operations(model, n, crop, perturb, backward):
