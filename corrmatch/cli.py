@@ -83,6 +83,8 @@ def train_config(
     changes = {k: v for k, v in vars(args).items() if k in names and k not in ('name', 'method')}
     if args.preset not in PRESETS and not Path(args.preset).is_dir(): raise ValueError(f"'{args.preset}' is neither a folder nor a preset{nearest(args.preset, PRESETS)}")
     if args.preset in PRESETS:
+        for name in ('labels', 'classes'):
+            if getattr(args, name): raise ValueError(f"--{name} is for a data folder, and '{args.preset}' is a preset: a folder of that name is ./{args.preset}; lists for a preset are --labeled and --unlabeled")
         config = preset(args.preset, args.method, **changes)
         if config.labeled and not config.data: raise ValueError(f"preset '{args.preset}' learns from pictures on disk: say where they are with --data FOLDER")
         return config, ''
@@ -132,8 +134,8 @@ def add_train(
     parser = command('train', 'train one run', 'corrmatch train photos --labels 92      (a folder of your own)\n'
                      '         corrmatch train voc_92 --data data/voc --out runs/voc      (a preset)\n'
                      '         torchrun --nproc_per_node=4 -m corrmatch train voc_92 --data data/voc      (several GPUs)')
-    parser.usage = '%(prog)s [-h] [--method METHOD] [--labels INT] [--classes FILE] [--resume] [--force] [--fit-memory] [--SETTING VALUE ...] preset'
-    parser.add_argument('preset', help=f'a data folder, or one of {", ".join(PRESETS)}')
+    parser.usage = '%(prog)s [-h] [--method METHOD] [--labels INT] [--classes FILE] [--resume] [--force] [--fit-memory] [--SETTING VALUE ...] FOLDER_OR_PRESET'
+    parser.add_argument('preset', metavar='FOLDER_OR_PRESET', help=f'a data folder, or one of {", ".join(PRESETS)}')
     parser.add_argument('--method', default='corrmatch', help=f'one of {", ".join(METHODS)} [corrmatch]')
     parser.add_argument('--labels', type=int, default=0, help='data folder: labeled pictures to choose; 0: the lists that are there, or all masks [0]')
     parser.add_argument('--classes', help='data folder: a file with lines NAME R G B, or a number of classes [found]')
@@ -148,12 +150,13 @@ def cmd_resume(
     args:argparse.Namespace, # run, and the fields that were set
 ):
     "Go on with a run."
+    from corrmatch.runfolder import read_record
     from corrmatch.trainer import recorded_config
     path = Path(args.run)/'config.json'
     if not path.is_file(): raise ValueError(f'{args.run}: no run there (config.json is missing); `corrmatch runs` lists them')
     given = {k: getattr(args, k) for k in RESUME_FIELDS if hasattr(args, k)}
     if 'data' in given and not Path(given['data']).is_dir(): raise ValueError(f"{given['data']}: no such folder; --data is where the run's data are now")
-    run_training(recorded_config(json.loads(path.read_text()), str(path), out=str(args.run), **given), resume=True, force=args.force)
+    run_training(recorded_config(read_record(args.run), str(path), out=str(args.run), **given), resume=True, force=args.force)
 
 RESUME_FIELDS = ('data', 'workers', 'device', 'lr', 'clip', 'precision')  # the first three change no result, the others need --force
 

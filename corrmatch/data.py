@@ -162,6 +162,7 @@ def _open(path, modes, wanted, decode=True):
         with Image.open(path) as picture:
             if decode: picture.load()
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as e:
+        if isinstance(e, FileNotFoundError): raise DataError(f'{path}: no such file; correct the path, or take it out of the list') from None
         reason = str(e).partition('\n')[0] or type(e).__name__
         raise DataError(f'{path}: unreadable picture ({reason}); replace the file or take it out of the list') from None
     if picture.mode not in modes: raise DataError(f'{path}: a picture of mode {picture.mode}; {wanted}')

@@ -579,6 +579,8 @@ def find_mapping(
     if special: return special
     n = sum(modes.values())
     if is_color(max(modes, key=lambda m: modes[m])): return _color_map(values, layout)
+    jpeg = next((i.mask for i in layout.items if i.mask and i.mask.suffix.lower() in ('.jpg', '.jpeg')), None)
+    if jpeg and len(values) > 16: raise DataError(f'{jpeg}: a JPEG mask, whose compression has made {len(values)} values out of the classes; export the masks as PNG')
     found = _id_map(values, layout, {v for v, c in values.items() if n >= 5 and c <= max(1, .01*n)})
     if '1' not in modes: return found
     return found._replace(kind='binary', text='binary, 1 bit: set pixels are class 1') if set(values) <= {0, 1} else found

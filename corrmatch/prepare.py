@@ -300,7 +300,8 @@ def report_text(
         lines += [f'{level}: {f.file + ": " if f.file else ""}{f.text}' for f in of[:most]]
         if len(of) > most: lines.append(f'... and {len(of)-most} more {level}s, all of them in report.html and report.json')
     n_bad = len({f.file for f in report.errors if f.file})
-    verdict = 'can be trained on' if report.ok else f'cannot be trained on as it is, faulty files: {n_bad}; mend or remove them, or let `corrmatch split` leave them out'
+    missing = '' if not report.usable or not _absent(report.mapping, report.shares) else ', but for the classes that no mask shows: `train` refuses them unless told to go on (--allow_missing yes)'
+    verdict = f'can be trained on{missing}' if report.ok else f'cannot be trained on as it is, faulty files: {n_bad}; mend or remove them, or let `corrmatch split` leave them out'
     return '\n'.join([*lines, f'usable pictures with a mask: {len(report.usable)}; {verdict}'])
 
 # %% ../nbs/18_prepare.ipynb #47c43f2f
@@ -458,6 +459,13 @@ def _link(source, target):
     except OSError as e: raise DataError(f'{target}: cannot be written ({e.strerror}); make room or choose another folder') from None
     finally: part.unlink(missing_ok=True)  # is left where both are one file already
 
+# %% ../nbs/18_prepare.ipynb #e970b065
+def _same_classes(report):
+    "Refuse classes that were given where the folder's own file names others: training and prediction read the file."
+    own = read_classes(report.layout.root)
+    if report.layout.classes and own and own[0] != list(report.mapping.names):
+        raise DataError(f'{report.layout.root/"classes.txt"}: names other classes ({", ".join(own[0][:4])}{", ..." if len(own[0]) > 4 else ""}: {len(own[0])}) than those given ({len(report.mapping.names)}); take the file away, or give no classes')
+
 # %% ../nbs/18_prepare.ipynb #c7623530
 def convert_data(
     report:Report,     # from check_data
@@ -469,6 +477,8 @@ def convert_data(
     rel = partial(_rel, root=report.layout.root)
     good = [s for s in report.scans if not s.fault and not bad & {rel(p) for p in (s.item.image, s.item.mask) if p}]
     if out and root.resolve() == report.layout.root.resolve(): raise DataError(f'{root}: is the data folder itself; give another folder, originals are not touched')
+    if out and not (root/'mapping.json').is_file() and root.is_dir() and any(root.iterdir()): raise DataError(f'{root}: is not empty, and no earlier conversion; give a new folder')
+    _same_classes(report)
     note, mark = root/('mapping.json' if out else 'prepared/mapping.json'), [report.mapping.kind, [list(pair) for pair in sorted(report.mapping.table.items())]]
     needed, last = _stamps(good, report, bool(out)), _noted(note, mark)
     current = {target for target, stamp in needed.items() if last.get(target) == stamp}
@@ -755,9 +765,11 @@ def auto_config(
     **changes,              # fields of Config; they win
 )->tuple:                   # Config and the text that explains it
     "Make the record of a run from a data folder alone."
-    report, seed = check_data(folder, classes, progress=progress), changes.get('seed', 0)
+    report = check_data(folder, classes, progress=progress)
+    absent = _absent(report.mapping, report.shares)
+    if absent and classes and not changes.get('allow_missing'): raise DataError(f'{report.layout.root}: {absent[0].text}, give other --classes, or set allow_missing=True')
     root, given = report.layout.root, {k: changes[k] for k in ('labeled', 'unlabeled', 'val') if k in changes}
-    chosen, why = _choose_lists(report, given, labels, seed, share, lists, progress)
+    chosen, why = _choose_lists(report, given, labels, 0, share, lists, progress)  # the run's seed draws no lists: runs of several seeds share them
     if 'unlabeled' not in chosen: chosen, why = chosen | dict(unlabeled=chosen['labeled']), f'{why}; no unlabeled list, so the labeled pictures serve as unlabeled too'
     count = {k: len(open_unlabeled(str(p), root)) if k == 'unlabeled' else len(list_lines(_at(root, p))) for k, p in chosen.items() if p}
     rules = _numbers([s.size for s in report.scans if s.size], count['labeled'], count.get('unlabeled', count['labeled']), changes)

@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['HARMLESS', 'write_atomic', 'remove_draft', 'check_place', 'seal', 'is_sealed', 'read_checkpoint', 'save_checkpoint',
-           'read_latest', 'config_changes', 'CsvLog', 'read_csv', 'process_start', 'note_state', 'run_state',
-           'refuse_if_running', 'Run', 'best_scores', 'list_runs', 'runs_table', 'progress_text', 'hours', 'Progress']
+           'read_latest', 'read_record', 'config_changes', 'CsvLog', 'read_csv', 'process_start', 'note_state',
+           'run_state', 'refuse_if_running', 'Run', 'best_scores', 'list_runs', 'runs_table', 'progress_text', 'hours',
+           'Progress']
 
 # %% ../nbs/13c_runfolder.ipynb #819318d9
 import csv
@@ -131,6 +132,17 @@ def read_latest(
 
 # %% ../nbs/13c_runfolder.ipynb #5a947a41
 HARMLESS = ('out', 'workers', 'device', 'data', 'log_every', 'save_every', 'save_minutes', 'allow_missing')  # do not change what is learnt
+
+# %% ../nbs/13c_runfolder.ipynb #16aa841a
+def read_record(
+    folder:Path, # run folder
+)->dict:         # its fields
+    "Read config.json."
+    path = Path(folder)/'config.json'
+    try: record = json.loads(path.read_text())
+    except (OSError, ValueError) as e: raise DataError(f'{path}: cannot be read ({e}); restore it, or leave this run out') from None
+    if not isinstance(record, dict): raise DataError(f'{path}: holds no settings; restore it, or leave this run out')
+    return record
 
 # %% ../nbs/13c_runfolder.ipynb #19720dde
 def config_changes(

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import METHODS, PRESETS, Config, preset
 from .data import DataError
 from .metrics import window_starts
-from .runfolder import HARMLESS, Run, list_runs, read_csv
+from .runfolder import HARMLESS, Run, list_runs, read_csv, read_record
 from .step import make_model, uses_correlation, uses_unlabeled
 from .trainer import activation_bytes, recorded_config
 
@@ -92,7 +92,7 @@ def read_results(
         if run.state != 'finished': left.append(f'{run.folder}: {run.state} at step {run.step} of {run.steps}')
         elif math.isnan(run.best): left.append(f'{run.folder}: finished, but val.csv holds no scores')
         else:
-            config = recorded_config(json.loads((run.folder/'config.json').read_text()), str(run.folder/'config.json'))
+            config = recorded_config(read_record(run.folder), str(run.folder/'config.json'))
             results.append(Result(run.folder, config, run.best, run.last, _test_scores(run.folder)))
     return results, left
 
@@ -115,7 +115,7 @@ def changed_fields(
 )->dict:           # field -> value, where it is not the preset's
     "Say how a run departs from its preset."
     known = config.name in PRESETS
-    base = preset(config.name, config.method) if known else Config()
+    base = preset(config.name if known else 'vocanimals', config.method)  # what a folder of one's own starts from (notebook 18)
     if known and config.scale_lr: base = replace(base, lr=preset(config.name, config.method, batch_x=config.batch_x, batch_u=config.batch_u).lr)
     plain = {'name', 'method', 'seed', 'labeled', 'unlabeled', *HARMLESS}
     if base.precision == 'auto': plain.add('precision')   # recorded as what it became

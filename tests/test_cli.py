@@ -152,3 +152,34 @@ def test_demo_writes_table_and_pictures(tmp_path):
     assert code == 0, err
     assert 'of that gap' in out and out.splitlines()[0].split() == ['few', 'labels', 'CorrMatch', 'all', 'labels']
     assert {'curves.png', 'propagation.png', 'demo.txt', 'few_labels', 'corrmatch', 'all_labels'} <= {p.name for p in (tmp_path/'demo').iterdir()}
+
+
+@pytest.mark.parametrize('flags, words', [
+    (('--regions', '-1'), ('regions=-1', 'at least 0')), (('--log_every', '0'), ('log_every=0', 'at least 1')), (('--dim', '-1'), ('dim=-1',)),
+    (('--steps', '-5'), ('steps=-5',)), (('--lr', 'nan'), ('lr=nan',)), (('--lr', '-1'), ('lr=-1',)), (('--lr_multi', '-1'), ('lr_multi=-1',)), (('--seed', '-1'), ('seed=-1',)),
+    (('--workers', '-1'), ('workers=-1',)), (('--region_cut', '7'), ('region_cut=7', 'between 0 and 1')), (('--warmup', '-2'), ('warmup=-2',)),
+    (('--cache', '-1'), ('cache=-1',)), (('--steps', '0', '--epochs', '0'), ('steps=0 and epochs=0',)), (('--w_s', 'inf'), ('w_s=inf',)),
+    (('--labels', '4'), ('--labels is for a data folder', './toy'))])
+def test_a_value_that_cannot_work_is_named_before_a_folder_is_made(tmp_path, flags, words):
+    one_line(corrmatch('train', 'toy', '--out', tmp_path/'run', *flags), *words)
+    assert not (tmp_path/'run').exists()
+
+
+def test_a_broken_record_is_named(tmp_path):
+    (tmp_path/'run').mkdir(); (tmp_path/'run'/'config.json').write_text('{"lr"')
+    (tmp_path/'run'/'state.json').write_text('{"state": "finished", "step": 1, "steps": 1}')
+    (tmp_path/'run'/'val.csv').write_text('step,miou\n1,3.0\n')
+    for command in ('table', 'resume'): one_line(corrmatch(command, tmp_path/'run'), 'config.json', 'cannot be read')
+
+
+def test_methods_on_a_folder_of_ones_own_stand_in_one_table(tmp_path):
+    folder = make_folder(tmp_path/'data', 12)
+    for method in ('supervised', 'corrmatch', 'fixmatch'):
+        for seed in range(2 if method == 'corrmatch' else 1):
+            code, _, err = corrmatch('train', folder, '--method', method, '--seed', seed, '--backbone', 'toynet', '--weights', '', '--crop', '33', '--dim', '16', '--low_dim', '8',
+                                     '--steps', '2', '--batch_x', '2', '--batch_u', '2', '--labels', '4', '--device', 'cpu',
+                                     '--out', tmp_path/'runs'/f'{method}{seed}')
+            assert code == 0, err
+    code, out, err = corrmatch('table', tmp_path/'runs')
+    assert code == 0, err
+    assert sum(m in out for m in ('supervised', 'corrmatch', 'fixmatch')) == 3 and out.count('±') >= 2  # two seeds of corrmatch on the same lists

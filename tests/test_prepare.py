@@ -467,7 +467,7 @@ def test_report_is_escaped_self_contained_and_stable(tmp_path):
 def test_auto_config(tmp_path):
     fill(tmp_path, change=colored)
     config, text = auto_config(tmp_path, labels=6, progress=None, weights='', seed=3)
-    assert (config.n_classes, config.crop, config.labeled, config.seed) == (21, 65, 'splits/s3/6/labeled.txt', 3)
+    assert (config.n_classes, config.crop, config.labeled, config.seed) == (21, 65, 'splits/s0/6/labeled.txt', 3)  # seeds share their lists
     assert read_classes(tmp_path)[0] == list(VOC_NAMES) and 'lists: 6 labeled, 17 unlabeled, 5 val' in text
     from corrmatch.step import make_sources
     sources = make_sources(config)
@@ -572,3 +572,29 @@ def test_auto_config_with_every_picture_labeled(tmp_path):
 
 def test_map_ids_ignores_what_it_does_not_know():
     assert map_ids(np.array([[0, 9], [1, 70000]]), {0: 0, 1: 2}).tolist() == [[0, IGNORE_INDEX], [2, IGNORE_INDEX]]
+
+
+def test_a_conversion_goes_to_a_folder_of_its_own(tmp_path):
+    mine, other = fill(tmp_path/'mine', change=colored), fill(tmp_path/'other')
+    before = {p: p.read_bytes() for p in other.rglob('*') if p.is_file()}
+    with pytest.raises(DataError, match='is not empty, and no earlier conversion'): convert_data(check(mine), other, progress=None)
+    assert before == {p: p.read_bytes() for p in other.rglob('*') if p.is_file()}
+    for _ in range(2): convert_data(check(mine), tmp_path/'new', progress=None)  # a conversion may be repeated
+
+
+def test_given_classes_and_the_folders_own_do_not_go_apart(tmp_path):
+    fill(tmp_path)
+    (tmp_path/'names.txt').write_text('\n'.join(f'n{i} {i} 0 0' for i in range(K)))
+    (tmp_path/'classes.txt').write_text('\n'.join(f'old{i} {i} 0 0' for i in range(K)))
+    with pytest.raises(DataError, match='classes.txt: names other classes'): auto_config(tmp_path, progress=None, weights='', classes=tmp_path/'names.txt')
+    (tmp_path/'classes.txt').unlink()
+    with pytest.raises(DataError, match='occur in no usable mask'): auto_config(tmp_path, progress=None, weights='', classes=K+3)
+    assert not (tmp_path/'classes.txt').exists()  # a wrong guess leaves nothing behind
+
+
+def test_a_mask_that_is_a_jpeg_is_named(tmp_path):
+    fill(tmp_path)
+    for i, path in enumerate(sorted((tmp_path/'masks').glob('*.png'))):
+        noise = np.random.default_rng(i).integers(0, 9, np.asarray(Image.open(path)).shape)
+        Image.fromarray((np.asarray(Image.open(path))*20 + noise).astype(np.uint8)).save(path.with_suffix('.jpg')); path.unlink()
+    with pytest.raises(DataError, match='a JPEG mask'): check(tmp_path)
