@@ -55,12 +55,12 @@ def add_fields(
     skip=('name', 'method'),        # set by other arguments
 ):
     "Give a parser a flag for every field of Config; unset flags stay absent."
-    texts, group = field_help(), parser.add_argument_group('settings (a preset brings its own; in brackets: where it says nothing)')
+    texts, group = field_help(), parser.add_argument_group('settings (a preset or a data folder brings its own, and a run prints them; in brackets: where neither does)')
     for f in fields(Config):
         if f.name in skip: continue
         kind = cast(type, f.type)
         names = dict.fromkeys([f'--{f.name}', f'--{f.name.replace("_", "-")}'])
-        group.add_argument(*names, dest=f.name, type=_reader(f), default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f'{texts[f.name]} [{f.default!r}]')
+        group.add_argument(*names, dest=f.name, type=_reader(f), default=argparse.SUPPRESS, metavar='YES|NO' if kind is bool else kind.__name__.upper(), help=f'{texts[f.name]} [{f.default!r}]')
 
 # %% ../nbs/23_cli.ipynb #ec11a685
 class _Parser(argparse.ArgumentParser):

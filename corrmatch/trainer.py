@@ -623,7 +623,7 @@ def fit(self:Trainer,
     try:
         with SignalFlag() as flag, self.progress:
             self.asked_to_stop = lambda: bool(flag.number)
-            self._catch_up()
+            self._catch_up(flag)
             for batch in self._loader():
                 self._after_step(self.run_step(batch), batch['broken'], flag)
     except BaseException as e:
@@ -641,15 +641,17 @@ def _due(self:Trainer):
     return self.step == self.steps or self.step % (self.config.eval_every or max(1, self.steps//10)) == 0
 
 @patch
-def _catch_up(self:Trainer):
+def _catch_up(self:Trainer, flag):
     "Make up for a validation that a signal cut short."
     scored = self.world.first and any(int(row['step']) == self.step for row in self.val_log.rows)
-    if self.step and self._due() and agree([int(scored)], self.talk) == [0]: self.validate()
+    if not self.step or not self._due() or agree([int(scored)], self.talk) != [0]: return
+    if self.validate() is None: self._stop_if(*agree([flag.number], self.talk))
+    self._save_last()
 
 @patch
 def _after_step(self:Trainer, result, broken, flag):
     "Log, validate, save, or stop, whatever the step's number and the clock ask for."
-    c, scored = self.config, None
+    c = self.config
     logged = self.step % c.log_every == 0 or self.step == self.steps
     row = self._log(result) if logged else None
     self.progress.step(self.step, row)
@@ -657,13 +659,16 @@ def _after_step(self:Trainer, result, broken, flag):
     overdue = bool(c.save_minutes) and time.monotonic() - self._saved > 60*c.save_minutes
     number, overdue, some = agree([flag.number, int(overdue and self.world.first), int(bool(broken))], self.talk)
     if some: self.note_broken(broken)
-    if self._due() and not number:
-        scored = self.validate()
-        if scored is None: number, = agree([flag.number], self.talk)
-    if scored or overdue or number or (c.save_every and self.step % c.save_every == 0): self._save_last()
+    due = self._due() and not number
+    if due and self.validate() is None: number, = agree([flag.number], self.talk)
+    if due or overdue or number or (c.save_every and self.step % c.save_every == 0): self._save_last()
     if logged: self._note('running')
-    if number and (scored is None or self.step < self.steps):
-        raise Stopped(number, f'stopped at step {self.step} of {self.steps}, saved in {self.out}; corrmatch resume {self.out} goes on')
+    self._stop_if(number)
+
+@patch
+def _stop_if(self:Trainer, number):
+    "End the run if a signal asked for it."
+    if number: raise Stopped(number, f'stopped at step {self.step} of {self.steps}, saved in {self.out}; corrmatch resume {self.out} goes on')
 
 # %% ../nbs/14_trainer.ipynb #4cf531b0
 def iou_table(

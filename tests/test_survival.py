@@ -122,7 +122,11 @@ def test_a_validation_cut_short_by_a_signal_is_made_up_for(tmp_path, step, monke
     monkeypatch.setattr(source, 'read_image', reading)
     with pytest.raises(KeyboardInterrupt, match=f'stopped at step {step} of 6'): cut.fit()
     assert 0 < len(read) < len(cut.sources.val) and read_checkpoint(tmp_path/'run'/'last.pt')['step'] == step
+    read.clear()
+    with pytest.raises(KeyboardInterrupt, match=f'stopped at step {step} of 6'): cut.fit(resume=True)  # once more, while it is made up for
     Trainer(small(tmp_path/'run'), quiet=True).fit(resume=True)
+    last = read_checkpoint(tmp_path/'run'/'last.pt')
+    assert last['best'] == read_checkpoint(tmp_path/'straight'/'last.pt')['best']
     rows = [CsvLog(tmp_path/name/'val.csv', 10**9).rows for name in ('straight', 'run')]
     assert rows[0] == rows[1] and [r['step'] for r in rows[0]] == ['2', '4', '6']
     a, b = (read_checkpoint(tmp_path/name/'best.pt')['model'] for name in ('straight', 'run'))

@@ -117,7 +117,7 @@ def test_commands_are_understood():
         config, _ = train_config(make_parser().parse_args(line.split()))
         assert (config.name, config.method, config.seed) == (cell.preset, cell.method, 1)
         assert published(config.name, config.method, cell.crop or config.crop) is not None
-        assert set(changed_fields(config)) <= {'weights', 'steps', 'stride', 'ohem'}
+        assert set(changed_fields(config)) <= {'weights', 'steps', 'stride', 'ohem', 'crop'}
         assert config.steps in (0, paper_steps(config))
 
 
