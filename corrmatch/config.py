@@ -191,6 +191,7 @@ def check_config(
     if config.n_classes > IGNORE_INDEX: raise ValueError(f'n_classes={config.n_classes}: at most {IGNORE_INDEX}')
     return config
 
+# %% ../nbs/00_config.ipynb #fa7d1868
 LEAST = MappingProxyType({
     1: ('crop', 'batch_x', 'batch_u', 'n_classes', 'accumulate', 'dim', 'low_dim', 'log_every'),
     0: ('rate', 'regions', 'steps', 'epochs', 'warmup', 'ohem', 'eval_every', 'save_every', 'seed', 'workers', 'cache', 'toy_labeled', 'toy_unlabeled',

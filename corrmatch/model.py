@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['SegOutput', 'stage_plan', 'make_norm', 'BasicBlock', 'Bottleneck', 'ResNet', 'make_backbone', 'PooledBranch', 'ASPP',
-           'resize', 'keep_channels', 'drop_channels', 'batch_norms', 'freeze_backbone', 'DeepLabV3Plus',
-           'WeightReport', 'read_tensors', 'load_backbone', 'torchvision_weights']
+           'resize', 'keep_channels', 'drop_channels', 'DeepLabV3Plus', 'WeightReport', 'read_tensors', 'load_backbone',
+           'torchvision_weights']
 
 # %% ../nbs/05_model.ipynb #9fd1761d
 import math
@@ -216,25 +216,6 @@ def drop_channels(
     else: keep = torch.rand(feats.shape[:2], generator=generator, device=feats.device) >= p
     return feats*(keep.to(feats.dtype)/(1-p))[..., None, None]
 
-# %% ../nbs/05_model.ipynb #7e5dadbb
-def batch_norms(
-    net:nn.Module, # any
-):                 # iterates over its batch norm layers, shared among processes or not
-    "Find the batch norm layers of a network."
-    return (layer for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
-
-def freeze_backbone(
-    backbone:nn.Module, # changed in place
-    whole:bool=True,    # every weight
-    norm:bool=False,    # the batch norm layers; ValueError if there are none
-):
-    "Take a backbone, or the batch norm of it, out of training."
-    if whole: backbone.requires_grad_(False)
-    if not norm: return
-    layers = list(batch_norms(backbone))
-    if not layers: raise ValueError('freeze_norm: the backbone has no batch norm layers; leave it out')
-    for layer in layers: layer.requires_grad_(False)
-
 # %% ../nbs/05_model.ipynb #06d7baaa
 class DeepLabV3Plus(nn.Module):
     "Segmentation network: backbone, ASPP, and a decoder at the size of stage 1."
@@ -256,8 +237,8 @@ class DeepLabV3Plus(nn.Module):
         "Switch to training or evaluation; a backbone, or a batch norm of it, with nothing to train stays in evaluation."
         super().train(mode)
         if not any(p.requires_grad for p in self.backbone.parameters()): self.backbone.eval()
-        for layer in batch_norms(self.backbone):
-            if not any(p.requires_grad for p in layer.parameters()): layer.eval()
+        for layer in self.backbone.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in layer.parameters()): layer.eval()
         return self
     def features(self, image):
         "Return c1 (b,d,h/4,w/4) and c4 (b,d',h',w') of image (b,3,h,w)."

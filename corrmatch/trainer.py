@@ -649,6 +649,12 @@ def _catch_up(self:Trainer, flag):
     self._save_last()
 
 @patch
+def _stop_if(self:Trainer, number):
+    "End the run if a signal asked for it."
+    if number: raise Stopped(number, f'stopped at step {self.step} of {self.steps}, saved in {self.out}; corrmatch resume {self.out} goes on')
+
+# %% ../nbs/14_trainer.ipynb #4506628d
+@patch
 def _after_step(self:Trainer, result, broken, flag):
     "Log, validate, save, or stop, whatever the step's number and the clock ask for."
     c = self.config
@@ -665,11 +671,6 @@ def _after_step(self:Trainer, result, broken, flag):
     if logged: self._note('running')
     self._stop_if(number)
 
-@patch
-def _stop_if(self:Trainer, number):
-    "End the run if a signal asked for it."
-    if number: raise Stopped(number, f'stopped at step {self.step} of {self.steps}, saved in {self.out}; corrmatch resume {self.out} goes on')
-
 # %% ../nbs/14_trainer.ipynb #4cf531b0
 def iou_table(
     results:dict,       # column name -> ConfusionMatrix
@@ -681,7 +682,7 @@ def iou_table(
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows)
 
-# %% ../nbs/14_trainer.ipynb #4506628d
+# %% ../nbs/14_trainer.ipynb #d0031be1
 @patch
 def describe(self:Trainer)->str:
     "What is about to run."
@@ -705,7 +706,7 @@ def lr_text(
     scaled = now != before and abs(config.lr*before - base.lr*now) < 1e-9
     return own + (f': the preset\'s {base.lr:g} times {now}/{before} pictures' if scaled else '')
 
-# %% ../nbs/14_trainer.ipynb #d0031be1
+# %% ../nbs/14_trainer.ipynb #bc2ee333
 @patch
 def say(self:Trainer,
     text:str, # to print
@@ -725,7 +726,7 @@ def fitted(
     if world.first: print(f'fit-memory: accumulate={config.accumulate}, micro-batches of {config.batch_x//parts}+{config.batch_u//parts} pictures')
     return config
 
-# %% ../nbs/14_trainer.ipynb #bc2ee333
+# %% ../nbs/14_trainer.ipynb #6d8e8eed
 @patch
 def summary(self:Trainer)->str:
     "Scores of the best and the last validation, class by class, and what to type next."
