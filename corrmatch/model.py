@@ -238,7 +238,7 @@ class DeepLabV3Plus(nn.Module):
         super().train(mode)
         if not any(p.requires_grad for p in self.backbone.parameters()): self.backbone.eval()
         for layer in self.backbone.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in layer.parameters()): layer.eval()
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.affine and not layer.weight.requires_grad: layer.eval()
         return self
     def features(self, image):
         "Return c1 (b,d,h/4,w/4) and c4 (b,d',h',w') of image (b,3,h,w)."
