@@ -92,7 +92,8 @@ BEYOND = {  # options that are not in the paper (notebook 10b), each alone
 # With a frozen backbone nothing that the correlation head learns reaches the features. These train the backbone as well, at a quarter of the
 # rate (the head's stays), and leave its batch norm alone: what a batch of eight pictures measures spoils ImageNet's statistics.
 _TRAINED = dict(freeze=False, freeze_norm=True, lr=SETTINGS['lr']/4, lr_multi=4*SETTINGS['lr_multi'])
-TRAINED = {f'trained_{name}': _TRAINED | PARTS.get(name, {}) for name in ('supervised', 'fixmatch', 'unimatch', 'corrmatch', 'no_pixel', 'no_region')}
+TRAINED = {f'trained_{name}': _TRAINED | (PARTS | BEYOND).get(name, {})
+           for name in ('supervised', 'fixmatch', 'unimatch', 'corrmatch', 'no_pixel', 'no_region', 'per_class')}
 CHANGES = PARTS | BEYOND | TRAINED
 
 # Processor seconds a step and a scored picture on one thread of a server CPU (AMD EPYC) that other programs kept busy; `time` measures
