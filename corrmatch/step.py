@@ -90,7 +90,7 @@ def make_sources(
         raise DataError(f"method='{config.method}' learns from unlabeled pictures and has none: set {'unlabeled=LIST' if config.data else 'toy_unlabeled=N'}, or method=supervised")
     if not config.data: return _toy_sources(config)
     root = Path(config.data)
-    if not root.is_dir(): raise DataError(f"data='{root}': no such folder; give the folder that holds the images")
+    if not root.is_dir(): raise DataError(f"data='{root}': no such folder{'' if root.is_absolute() else f' in {Path.cwd()}'}; give the one that holds the images (--data)")
     def pairs(name, masks): return FolderSource(read_split(_list_path(root, name), root, masks))
     names, colors = read_classes(root) or ([f'class {c}' for c in range(config.n_classes)], palette(config.n_classes, 'pascal'))
     if len(names) != config.n_classes:
