@@ -86,6 +86,7 @@ class Layout:
     lonely:list      # mask files without a picture
     classes:tuple|None=None # names, (k,3) colours or None, the file's name; None where nothing names classes
     n_ignored:int=0  # pictures left out because no list names them
+    doubles:tuple=() # (picture left out, the picture of the same name that is used)
 
 # %% ../nbs/17b_formats.ipynb #104c9866
 def visible_files(
@@ -141,20 +142,22 @@ def _roles(paths):
 
 # %% ../nbs/17b_formats.ipynb #a264e9ce
 def _match(root, paths):
-    "Items and lonely masks of a tree of pictures and masks."
+    "Items, lonely masks and pictures that give way to one of their name, of a tree of pictures and masks."
     images, masks = _roles(paths)
     names = {full: parse_place(files[0]).key for full, files in images.items()}
     stems, lone = Counter(k[-1] for k in names.values()), Counter(key[-1] for key in masks if key not in images)
     by_stem = {key[-1]: key for key in masks if lone[key[-1]] == 1}
-    items, used = [], set()
+    items, used, doubles = [], set(), []
     for full, files in images.items():
         key = names[full]
         twin = full if full in masks else by_stem.get(key[-1]) if stems[key[-1]] == 1 else None
         used.add(twin)
         order = sorted(files, key=lambda f: (PICTURE_SUFFIXES.index(os.path.splitext(f)[1].lower()), f))
+        doubles += [(root/f, root/order[0]) for f in order[1:]]
         name = key[-1] if stems[key[-1]] == 1 else '/'.join(k for k in full if k)
         items.append(Item(name, root/order[0], root/masks[twin][0] if twin is not None else None, key[0]))
-    return sorted(items, key=lambda i: i.name), sorted(root/f for key, files in masks.items() if key not in used for f in files)
+    lonely = sorted(root/f for key, files in masks.items() if key not in used for f in files)
+    return sorted(items, key=lambda i: i.name), lonely, doubles
 
 # %% ../nbs/17b_formats.ipynb #e5a69afd
 def _tails(path):
@@ -386,9 +389,9 @@ def find_layout(
     if not found['picture']: raise DataError(f'{root}: holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...); give the folder that holds images and masks')
     items, categories = _coco_items(root, found)
     if items: return Layout(root, 'COCO', items, [], (['background', *[n for _, n in categories]], None, 'the COCO file'))
-    items, lonely = _match(root, found['picture'])
+    items, lonely, doubles = _match(root, found['picture'])
     folders = {part.lower() for path in found['picture'] for part in path.split('/')[:-1]}
-    layout = Layout(root, _kind(folders, any(i.mask for i in items)), items, lonely, classes)
+    layout = Layout(root, _kind(folders, any(i.mask for i in items)), items, lonely, classes, doubles=tuple(doubles))
     if layout.kind == 'Cityscapes': layout.items = items = _one_numbering(items)
     listed = _listed(root, found['.txt'], items)
     if listed and layout.kind == 'VOC': layout.items = [i for i in items if i.split]

@@ -157,6 +157,7 @@ def _judge(scan, mapping, root):
 def _whole(layout, scans, usable):
     "Findings about the data set as a whole."
     out, root = [Finding('warning', 'lonely mask', _rel(p, layout.root), 'mask without a picture is not used; add the picture or remove it') for p in layout.lonely], layout.root
+    out += [Finding('warning', 'duplicate', _rel(p, root), f'not used: {_rel(kept, root)} has the same name; rename one of them or remove it') for p, kept in layout.doubles]
     bare = [s for s in scans if not s.fault and s.values is None]
     if bare: out.append(Finding('warning', 'no mask', _rel(bare[0].item.image, root), f'has no mask and serves as unlabeled, like all such pictures: {len(bare)} in number'))
     groups = {}
