@@ -94,6 +94,8 @@ BEYOND = {  # options that are not in the paper (notebook 10b), each alone
 _TRAINED = dict(freeze=False, freeze_norm=True, lr=SETTINGS['lr']/4, lr_multi=4*SETTINGS['lr_multi'])
 TRAINED = {f'trained_{name}': _TRAINED | (PARTS | BEYOND).get(name, {})
            for name in ('supervised', 'fixmatch', 'unimatch', 'corrmatch', 'no_pixel', 'no_region', 'per_class')}
+# On labels alone the terms of CorrMatch's head that predicts weigh a half. This is labels alone with that step.
+TRAINED['trained_supervised_slow'] = _TRAINED | dict(lr=SETTINGS['lr']/8)
 CHANGES = PARTS | BEYOND | TRAINED
 
 # Processor seconds a step and a scored picture on one thread of a server CPU (AMD EPYC) that other programs kept busy; `time` measures
@@ -111,7 +113,7 @@ class Job(NamedTuple):
     def name(self): return f'{self.data}_{self.split}_{self.variant}_s{self.seed}'
     @property
     def method(self):
-        name = self.variant.removeprefix('trained_')
+        name = self.variant.removeprefix('trained_').removesuffix('_slow')
         return 'supervised' if name == CEILING else name if name in METHODS else 'corrmatch'
 
 
@@ -357,13 +359,13 @@ def print_plan(jobs, config_of, steps, seconds) -> None:
     "One line a data set, split and variant, then the sums."
     known, total, left = measured_seconds(jobs, config_of), 0., 0.
     print('settings of all runs: ' + ', '.join(f'{k}={v}' for k, v in (SETTINGS | dict(steps=steps, warmup=labels_alone(steps), validations=VALIDATIONS)).items()))
-    print(f"{'data':12}{'split':7}{'variant':20}{'state of each seed':40}{'hours each':>11}  changes")
+    print(f"{'data':12}{'split':7}{'variant':24}{'state of each seed':40}{'hours each':>11}  changes")
     for key in dict.fromkeys(j[:3] for j in jobs):
         runs = [j for j in jobs if j[:3] == key]
         states = [run_state(config_of(j).out)['state'].replace('unknown', '-') for j in runs]
         each = estimate(runs[0], steps, known, seconds)/3600
         total += each*len(runs); left += each*sum(s != 'finished' for s in states)
-        print(f"{key[0]:12}{key[1]:7}{key[2]:20}{' '.join(states):40}{each:11.2f}  {' '.join(f'{k}={v}' for k, v in CHANGES.get(key[2], {}).items())}")
+        print(f"{key[0]:12}{key[1]:7}{key[2]:24}{' '.join(states):40}{each:11.2f}  {' '.join(f'{k}={v}' for k, v in CHANGES.get(key[2], {}).items())}")
     print(f'{len(jobs)} runs, about {total:.1f} core hours, {left:.1f} of them to do: {left/2:.1f} h for two runners on two free cores (one thread each)')
     print('hours: by finished runs of the same kind where there are any, else by processor seconds ' + ', '.join(f'{k} {v}' for k, v in seconds.items()))
 
@@ -431,9 +433,9 @@ def summary(results) -> str:
         m, sd = mean_sd([float(v) for v in values])
         return f'{m:.2f}' + (f' ± {sd:.2f}' if not math.isnan(sd) else '')
     order = [*METHODS, CEILING, *CHANGES]
-    lines = [f"{'data':12}{'split':7}{'variant':20}{'n':>3}{'best':>15}{'last':>15}{'test best':>15}{'test last':>15}"]
+    lines = [f"{'data':12}{'split':7}{'variant':24}{'n':>3}{'best':>15}{'last':>15}{'test best':>15}{'test last':>15}"]
     for key in sorted(groups, key=lambda k: (k[0], k[1], order.index(k[2]) if k[2] in order else len(order))):
-        lines.append(f'{key[0]:12}{key[1]:7}{key[2]:20}{len(groups[key]):3}' + ''.join(f'{text(column):>15}' for column in zip(*groups[key])))
+        lines.append(f'{key[0]:12}{key[1]:7}{key[2]:24}{len(groups[key]):3}' + ''.join(f'{text(column):>15}' for column in zip(*groups[key])))
     return '\n'.join(lines)
 
 
