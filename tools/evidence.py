@@ -94,8 +94,8 @@ BEYOND = {  # options that are not in the paper (notebook 10b), each alone
 _TRAINED = dict(freeze=False, freeze_norm=True, lr=SETTINGS['lr']/4, lr_multi=4*SETTINGS['lr_multi'])
 TRAINED = {f'trained_{name}': _TRAINED | (PARTS | BEYOND).get(name, {})
            for name in ('supervised', 'fixmatch', 'unimatch', 'corrmatch', 'no_pixel', 'no_region', 'per_class')}
-# On labels alone the terms of CorrMatch's head that predicts weigh a half. This is labels alone with that step.
-TRAINED['trained_supervised_slow'] = _TRAINED | dict(lr=SETTINGS['lr']/8)
+# Before pseudo-labels the terms of CorrMatch's head that predicts weigh a half. These are labels alone with that step.
+BEYOND['supervised_slow'], TRAINED['trained_supervised_slow'] = dict(lr=SETTINGS['lr']/2), _TRAINED | dict(lr=SETTINGS['lr']/8)
 CHANGES = PARTS | BEYOND | TRAINED
 
 # Processor seconds a step and a scored picture on one thread of a server CPU (AMD EPYC) that other programs kept busy; `time` measures
