@@ -24,6 +24,7 @@ class Config:
     val: str = 'val.txt'             # validation list, relative to data
     weights: str = ''                # backbone weights: a path, 'torchvision', 'timm', 'toy' (shipped), or empty for random
     n_classes: int = 6               # classes, background included
+    depth: str = ''                  # LOW:HIGH, values that become black and white in images of more than 8 bits; empty: as the data set shows
     allow_missing: bool = False      # go on, with a warning, when no labeled mask shows some class; published lists are as they are
     toy_labeled: int = 12            # toy world only: labeled pictures
     toy_unlabeled: int = 400         # toy world only: unlabeled pictures

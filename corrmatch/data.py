@@ -292,7 +292,7 @@ def missing_classes(
     "Say which classes no mask holds."
     absent = [f'{c} ({names[c]})' if names else str(c) for c in np.flatnonzero(counts.images == 0)]
     if not absent: return ''
-    return (f'{len(absent)} of {len(counts.images)} classes occur in none of the {counts.n_images} masks: {", ".join(absent)}; '
+    return (f'{len(absent)} of {len(counts.images)} classes occur in none of the {counts.n_images} masks: {", ".join(absent[:8])}{", ..." if len(absent) > 8 else ""}; '
             'add labeled pictures that show them, or lower n_classes')
 
 # %% ../nbs/03_data.ipynb #05140317

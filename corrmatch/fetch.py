@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 from .config import IGNORE_INDEX
 from .data import DataError, climbs_out, list_lines, read_classes
-from .formats import CAMVID_COLORS, CAMVID_NAMES, VOC_NAMES, load_picture, make_folder, write_file
+from .formats import make_folder, write_file
+from .masks import CAMVID_COLORS, CAMVID_NAMES, VOC_NAMES, load_picture
 from .prepare import follow, in_threads
 from .viz import palette
 

@@ -2,10 +2,9 @@
 
 # %% auto #0
 __all__ = ['PICTURE_SUFFIXES', 'IMAGE_FOLDERS', 'MASK_FOLDERS', 'MASK_TAILS', 'IMAGE_TAILS', 'SPLIT_NAMES', 'SKIPPED',
-           'OTHER_TAILS', 'CLASS_FORMS', 'CLASS_FILES', 'CITYSCAPES_IDS', 'CITYSCAPES_NAMES', 'VOC_NAMES',
-           'CAMVID_NAMES', 'CAMVID_COLORS', 'VOID_COLORS', 'Place', 'parse_place', 'Item', 'Layout', 'visible_files',
-           'find_classes', 'Outlined', 'draw_objects', 'find_layout', 'describe_layout', 'load_picture', 'rgb_bytes',
-           'read_photo', 'read_stored', 'MaskMap', 'find_mapping', 'is_color', 'map_ids', 'make_folder', 'write_file']
+           'OTHER_TAILS', 'CLASS_FORMS', 'CLASS_FILES', 'Place', 'parse_place', 'Item', 'Layout', 'visible_files',
+           'find_classes', 'Outlined', 'draw_objects', 'find_layout', 'describe_layout', 'read_stored', 'make_folder',
+           'write_file']
 
 # %% ../nbs/17b_formats.ipynb #a1343794
 import csv, json, os, posixpath, re
@@ -15,10 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from .config import IGNORE_INDEX
 from .data import IMAGE_SUFFIXES, DataError, climbs_out, list_lines
-from .viz import palette
+from .masks import StoredMask, load_picture, read_mask
 
 # %% ../nbs/17b_formats.ipynb #8e2b6ec5
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, '.jfif', '.gif', '.ppm', '.pgm', '.jp2', '.tga')
@@ -413,197 +411,18 @@ def describe_layout(
     if layout.classes: parts.append(f'{len(layout.classes[0])} classes named by {layout.classes[2]}')
     return ', '.join(parts)
 
-# %% ../nbs/17b_formats.ipynb #a9aebd58
-def _fault(path, error):
-    "Say why a file is no picture, and what to do."
-    if isinstance(error, FileNotFoundError): return 'no such file; add it or take it out of the annotations'
-    if isinstance(error, PermissionError): return 'may not be read; change its permissions'
-    if not os.path.isfile(path): return 'is no file; replace it or remove it'
-    if not os.path.getsize(path): return 'is empty (0 bytes); replace the file or remove it'
-    if isinstance(error, UnidentifiedImageError): return f'not a picture, its content is of no known format (it starts with {_start(path)}); replace the file or remove it'
-    if isinstance(error, Image.DecompressionBombError):
-        size = re.search(r'\d+', str(error))
-        return f'{int(size[0]):,} pixels, more than the {2*Image.MAX_IMAGE_PIXELS:,} that are read; scale it down or cut it into parts'
-    reason = str(error).partition('\n')[0].replace(str(path), os.path.basename(path)) or type(error).__name__
-    return f'unreadable or cut short ({reason}); replace the file or remove it'
-
-def _start(path):
-    with open(path, 'rb') as f: return ascii(f.read(8).decode('latin-1'))
-
-# %% ../nbs/17b_formats.ipynb #74af99e8
-def load_picture(
-    path:Path,     # a picture of up to 179 million pixels, Pillow's limit
-)->Image.Image:    # decoded, in its own mode
-    "Decode a picture; every way to fail becomes a DataError."
-    try:
-        with Image.open(path) as picture: picture.load()
-    except Exception as e: raise DataError(f'{path}: {_fault(path, e)}') from None  # decoders raise whatever they like
-    return picture
-
-# %% ../nbs/17b_formats.ipynb #a82a708c
-def _eight_bits(values):
-    "Values of 16 or more bits as uint8, scaled by the depth they show."
-    top = values.max(initial=0)
-    if values.dtype.kind == 'f': return (np.nan_to_num(values/max(top, 1e-9)).clip(0, 1)*255 if top <= 1 else values.clip(0, 255)).astype(np.uint8)
-    depth = next(bits for bits in (8, 10, 12, 14, 16, 32) if top < 2**bits)
-    return (values.clip(0).astype(np.int64) >> (depth-8)).astype(np.uint8)
-
-# %% ../nbs/17b_formats.ipynb #110af0c4
-def rgb_bytes(
-    picture:Image.Image, # of any mode
-)->np.ndarray:           # (h,w,3) uint8
-    "Turn a picture of any depth into RGB bytes."
-    if picture.mode.startswith(('I', 'F')): return _eight_bits(np.asarray(picture))[..., None].repeat(3, -1)
-    return np.asarray(picture.convert('RGB'))
-
-def read_photo(
-    path:Path,      # any picture
-    turn:bool=False,# follow the EXIF note of how the camera was held
-)->np.ndarray:      # (h,w,3) uint8
-    "Read a picture of any depth as RGB bytes."
-    picture = load_picture(path)
-    if turn:
-        from PIL import ImageOps
-        picture = ImageOps.exif_transpose(picture)
-    return rgb_bytes(picture)
-
 # %% ../nbs/17b_formats.ipynb #0032b8ca
 def read_stored(
-    item:Item,           # with a mask
-    size:tuple|None=None,# (w, h) of the picture, for outlines
-)->tuple:                # (h,w) int32 stored values, and the mode: P, L, 1, I;16, RGB, ..., objects
-    "Read the values of a mask as they are stored; colours are packed into one number."
-    if item.objects is not None: return draw_objects(item.objects, size or load_picture(item.image).size).astype(np.int32), 'objects'
+    item:Item,            # with a mask
+    size:tuple|None=None, # (w, h) of the image, for outlines
+    by_color:bool=False,  # look up the palettes of palette masks
+)->StoredMask:            # its values as they are stored
+    "Read the mask of an item, from a file or from outlines."
+    if item.objects is not None:
+        drawn = draw_objects(item.objects, size or load_picture(item.image).size)
+        return StoredMask(drawn.astype(np.int32), 'objects', None, False)
     if item.mask is None: raise DataError(f'{item.image}: has no mask; add one or leave it unlabeled')
-    picture = load_picture(item.mask)
-    mode = picture.mode
-    if mode in ('LA', 'PA'): picture = picture.getchannel(0)
-    if mode in ('L', 'LA', 'P', 'PA', '1') or mode.startswith(('I', 'F')): return np.asarray(picture).astype(np.int32), mode
-    r, g, b = (np.asarray(c, np.int32) for c in picture.convert('RGB').split())
-    return (r << 16) + (g << 8) + b, mode
-
-# %% ../nbs/17b_formats.ipynb #5d147371
-class MaskMap(NamedTuple):
-    "What the stored values of all masks mean."
-    kind:str       # ids, binary, levels, colours, grey colours, Cityscapes ids, SegNet ids, objects
-    table:dict     # stored value -> class id, or IGNORE_INDEX
-    packed:bool    # the values are colours
-    names:list     # k
-    colors:np.ndarray # (k,3) uint8
-    text:str       # what was found, for the user
-
-    @property
-    def as_is(self): return self.kind == 'ids'  # training can read the masks as they are
-
-# %% ../nbs/17b_formats.ipynb #b2b8afb0
-CITYSCAPES_IDS = MappingProxyType({7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
-                                   27: 14, 28: 15, 31: 16, 32: 17, 33: 18})  # label id -> train id; all others are ignored
-CITYSCAPES_NAMES = ('road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic light', 'traffic sign', 'vegetation', 'terrain', 'sky',
-                    'person', 'rider', 'car', 'truck', 'bus', 'train', 'motorcycle', 'bicycle')
-VOC_NAMES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable', 'dog', 'horse',
-             'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
-CAMVID_NAMES = ('Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car', 'Pedestrian', 'Bicyclist')
-CAMVID_COLORS = ((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0), (192, 128, 128), (64, 64, 128),
-                 (64, 0, 128), (64, 64, 0), (0, 128, 192))
-VOID_COLORS = (0x000000, 0xffffff, 0xe0e0c0)  # black, white, VOC's cream: ignored where no class has them
-
-# %% ../nbs/17b_formats.ipynb #5341ec4d
-def _pack(colors): return [(int(r) << 16) + (int(g) << 8) + int(b) for r, g, b in colors]
-
-def _named(k, classes, colors=None):
-    "k names and colours, from a class file where there is one."
-    names, own = (classes[0], classes[1]) if classes and len(classes[0]) == k else ([f'class {c}' for c in range(k)], None)
-    if colors is None: colors = palette(k, 'pascal') if own is None else own
-    return list(names), np.asarray(colors, np.uint8)
-
-def _special(layout, values):
-    "The mapping of a data set with its own numbering, or None."
-    if layout.kind == 'Cityscapes' and not all('TrainIds' in i.mask.name for i in layout.items if i.mask):
-        table = {v: CITYSCAPES_IDS.get(v, IGNORE_INDEX) for v in range(256)}
-        return MaskMap('Cityscapes ids', table, False, list(CITYSCAPES_NAMES), palette(19, 'cityscapes'), 'label ids of Cityscapes: mapped to its 19 train ids')
-    if layout.kind == 'CamVid/SegNet' and len(layout.classes[0] if layout.classes else CAMVID_NAMES) == 11 and max(values) == 11:
-        return MaskMap('SegNet ids', {**{c: c for c in range(11)}, 11: IGNORE_INDEX}, False, list(CAMVID_NAMES), np.array(CAMVID_COLORS, np.uint8), 'ids of SegNet\'s CamVid: 11 is void and ignored')
-    if layout.kind == 'VOC' and layout.classes is None and set(values) <= {*range(21), IGNORE_INDEX}:
-        return MaskMap('ids', {**{c: c for c in range(21)}, IGNORE_INDEX: IGNORE_INDEX}, False, list(VOC_NAMES), palette(21, 'pascal'), 'class ids of VOC 0..20, 255 ignored')
-    if layout.kind != 'COCO': return None
-    names, colors = _named(len(layout.classes[0]), layout.classes)
-    return MaskMap('objects', {**{c: c for c in range(len(names))}, IGNORE_INDEX: IGNORE_INDEX}, False, names, colors, 'outlines of COCO: drawn into masks, 0 is background, crowds are ignored')
-
-# %% ../nbs/17b_formats.ipynb #6c6b2a1b
-def _color_map(values, layout):
-    "The mapping of masks in colours, from their counts."
-    if all(v >> 16 == (v >> 8) & 255 == v & 255 for v in values):
-        inner = _id_map({v & 255: n for v, n in values.items()}, layout)
-        return inner._replace(kind='grey colours', packed=True, table={v*0x10101: c for v, c in inner.table.items()}, text=f'grey stored as RGB: {inner.text}')
-    known = [('Pascal VOC', VOC_NAMES, palette(21, 'pascal')), ('Cityscapes', CITYSCAPES_NAMES, palette(19, 'cityscapes')), ('CamVid', CAMVID_NAMES, CAMVID_COLORS)]
-    if layout.classes and layout.classes[1] is not None: known = [(layout.classes[2], *layout.classes[:2])]
-    for source, names, colors in known:
-        table = dict(zip(_pack(colors), range(len(names))))
-        void = {v: IGNORE_INDEX for v in values if v in VOID_COLORS and v not in table}
-        if len(known) == 1 or set(values) <= {*table, *void}:
-            return MaskMap('colours', table | void, True, list(names), np.array(colors, np.uint8), f'RGB colours: mapped through the colours of {source}' + (f', {len(void)} void colours ignored' if void else ''))
-    if len(values) > 64: return MaskMap('colours', {}, True, [], np.zeros((0, 3), np.uint8), f'RGB with {len(values)} colours, which cannot be classes (JPEG or smoothing?)')
-    found = sorted(values)
-    names, colors = _named(len(found), layout.classes, [(v >> 16, (v >> 8) & 255, v & 255) for v in found])
-    names = names if layout.classes else [f'color_{v:06x}' for v in found]
-    return MaskMap('colours', dict(zip(found, range(len(found)))), True, names, colors, f'RGB colours: {len(found)} found and numbered in order; write classes.txt (`name R G B`) to fix names and order')
-
-# %% ../nbs/17b_formats.ipynb #382cca5a
-def _n_classes(values, rare):
-    "Classes of masks that hold ids: the run from 0 up to a gap that only rare values cross."
-    ids = sorted(v for v in values if v != IGNORE_INDEX)
-    for a, b in zip(ids, ids[1:]):
-        if b - a > 8 and rare.issuperset(v for v in ids if v >= b): return a + 1
-    return max(ids, default=0) + 1
-
-def _id_map(values, layout, rare=frozenset()):
-    "The mapping of single-channel masks, from the values that occur; `rare` ones may be faults."
-    ids, known = sorted(v for v in values if v != IGNORE_INDEX), len(layout.classes[0]) if layout.classes else 0
-    common = [v for v in ids if v not in rare] or ids
-    if set(values) == {0, IGNORE_INDEX}:
-        names, colors = _named(2, layout.classes, ((0, 0, 0), (255, 255, 255)))
-        return MaskMap('binary', {0: 0, IGNORE_INDEX: 1}, False, names if layout.classes else ['background', 'foreground'], colors, 'binary, 0 and 255: 255 is class 1')
-    levels = sorted({*common, *(v for v in values if v == IGNORE_INDEX)})
-    if len(common) > 2 and known in (0, len(levels)) and min(b-a for a, b in zip(common, common[1:])) > 4:
-        return MaskMap('levels', dict(zip(levels, range(len(levels)))), False, *_named(len(levels), layout.classes), f'{len(levels)} grey levels {levels[:4]}...: numbered in order; write classes.txt to fix names')
-    k = known or _n_classes(values, rare)
-    table = {c: c for c in range(k)} | {IGNORE_INDEX: IGNORE_INDEX}
-    return MaskMap('ids', table, False, *_named(k, layout.classes), f'class ids 0..{k-1}, {IGNORE_INDEX} ignored')
-
-# %% ../nbs/17b_formats.ipynb #aa9cb7c7
-def find_mapping(
-    layout:Layout,  # from find_layout
-    modes:dict,     # mode -> masks
-    values:dict,    # stored value -> masks in which it occurs, of the masks of the commoner kind
-)->MaskMap:
-    "Find out what the stored values mean, from all masks together."
-    if not values: raise DataError(f'{layout.root}: no readable mask; add masks of at least a few pictures')
-    special = _special(layout, values)
-    if special: return special
-    n = sum(modes.values())
-    if is_color(max(modes, key=lambda m: modes[m])): return _color_map(values, layout)
-    jpeg = next((i.mask for i in layout.items if i.mask and i.mask.suffix.lower() in ('.jpg', '.jpeg')), None)
-    if jpeg and len(values) > 16: raise DataError(f'{jpeg}: a JPEG mask, whose compression has made {len(values)} values out of the classes; export the masks as PNG')
-    found = _id_map(values, layout, {v for v, c in values.items() if n >= 5 and c <= max(1, .01*n)})
-    if '1' not in modes: return found
-    return found._replace(kind='binary', text='binary, 1 bit: set pixels are class 1') if set(values) <= {0, 1} else found
-
-def is_color(
-    mode:str, # of a mask, as read_stored gives it
-)->bool:
-    "Does a mask of this mode hold colours instead of values?"
-    return mode not in ('L', 'LA', 'P', 'PA', '1', 'objects') and not mode.startswith(('I', 'F'))
-
-# %% ../nbs/17b_formats.ipynb #e9b52f3d
-def map_ids(
-    stored:np.ndarray, # (h,w) stored values, from read_stored
-    table:dict,        # stored value -> class id
-)->np.ndarray:         # (h,w) uint8 class ids; values that are not in the table are ignored
-    "Turn stored values into class ids."
-    if stored.size and 0 <= stored.min() and stored.max() < 256:
-        return np.array([table.get(v, IGNORE_INDEX) for v in range(256)], np.uint8)[stored]
-    values, where = np.unique(stored, return_inverse=True)
-    return np.array([table.get(int(v), IGNORE_INDEX) for v in values], np.uint8)[where].reshape(stored.shape)
+    return read_mask(item.mask, by_color)
 
 # %% ../nbs/17b_formats.ipynb #20ef188a
 def make_folder(

@@ -29,7 +29,8 @@ from .config import IGNORE_INDEX, Config
 from .convert import open_weights
 from .correlation import correlation_rows
 from .data import DataError, read_classes
-from .formats import CITYSCAPES_NAMES, PICTURE_SUFFIXES, VOC_NAMES, make_folder, read_photo, rgb_bytes, visible_files
+from .formats import PICTURE_SUFFIXES, make_folder, visible_files
+from .masks import CITYSCAPES_NAMES, VOC_NAMES, read_photo, rgb_bytes
 from .metrics import packed, window_starts
 from .model import resize
 from .pseudo import confidence, pseudo_label
