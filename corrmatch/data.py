@@ -7,7 +7,7 @@ __all__ = ['IMAGE_SUFFIXES', 'LABELED', 'UNLABELED', 'MIX', 'DataError', 'iter_l
            'rng_for', 'EndlessOrder']
 
 # %% ../nbs/03_data.ipynb #4a57317c
-import os, struct
+import os
 from pathlib import Path
 from typing import Iterator, NamedTuple, Protocol, Sequence
 import numpy as np
@@ -160,8 +160,9 @@ def _open(path, modes, wanted, decode=True):
     "Open and decode a file of one of these PIL modes; every way to fail becomes a DataError."
     try:
         with Image.open(path) as picture:
+            picture.info['pages'] = getattr(picture, 'n_frames', 1)
             if decode: picture.load()
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as e:
+    except Exception as e:  # decoders raise whatever they like
         if isinstance(e, FileNotFoundError): raise DataError(f'{path}: no such file; correct the path, or take it out of the list') from None
         reason = str(e).partition('\n')[0] or type(e).__name__
         raise DataError(f'{path}: unreadable picture ({reason}); replace the file or take it out of the list') from None
@@ -179,8 +180,11 @@ def open_image(
 def open_mask(
     path:Path, # PNG, or an open file
 )->Image.Image: # 'L' or 'P', pixel value = class id
-    "Open a mask."
-    return _open(path, ('L', 'P'), 'a mask is an 8-bit grey or palette PNG whose pixel values are class ids: convert it')
+    "Open a mask of one page; JPEG is refused, whose compression changes ids near borders."
+    mask = _open(path, ('L', 'P'), 'a mask is an 8-bit grey or palette PNG whose pixel values are class ids: convert it')
+    if mask.format in ('JPEG', 'MPO'): raise DataError(f'{path}: a JPEG mask: its compression changes values near borders; export masks as PNG')
+    if mask.info['pages'] > 1: raise DataError(f"{path}: {mask.info['pages']} pages; a mask has one: save the class of each pixel in a single page")
+    return mask
 
 # %% ../nbs/03_data.ipynb #4c07800a
 class Source(Protocol):

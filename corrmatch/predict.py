@@ -30,7 +30,7 @@ from .convert import open_weights
 from .correlation import correlation_rows
 from .data import DataError, read_classes
 from .formats import PICTURE_SUFFIXES, make_folder, visible_files
-from .masks import CITYSCAPES_NAMES, VOC_NAMES, read_photo, rgb_bytes
+from .masks import CITYSCAPES_NAMES, VOC_NAMES, Depth, parse_depth, read_photo, rgb_bytes
 from .metrics import packed, window_starts
 from .model import resize
 from .pseudo import confidence, pseudo_label
@@ -102,10 +102,11 @@ def predict_bands(
 # %% ../nbs/17c_predict.ipynb #ad022e67
 def as_picture(
     image, # path, PIL picture, array (h,w,3) or (h,w) uint8, tensor (3,h,w) uint8 or floats 0..1
+    depth:Depth|None=None, # of the run's images, if they have more than 8 bits
 )->np.ndarray: # (h,w,3) uint8, turned as viewers show it
     "Bring any picture into one form."
-    if isinstance(image, (str, Path)): return read_photo(Path(image), turn=True)
-    if isinstance(image, Image.Image): return rgb_bytes(ImageOps.exif_transpose(image))
+    if isinstance(image, (str, Path)): return read_photo(Path(image), True, depth)
+    if isinstance(image, Image.Image): return rgb_bytes(ImageOps.exif_transpose(image), depth)
     if isinstance(image, Tensor):
         if image.ndim != 3 or len(image) != 3: raise ValueError(f'a tensor of shape {tuple(image.shape)}: pass one picture, (3,h,w)')
         if image.is_floating_point():
@@ -161,7 +162,7 @@ class Predictor:
         return self.predict_full(image).mask
     def predict_full(self, image):
         "Return the Prediction of a picture."
-        picture = as_picture(image)
+        picture = as_picture(image, parse_depth(self.config.depth))
         seen, (h, w) = _scaled(picture, self.longest), picture.shape[:2]
         mask, sure = np.empty(seen.shape[:2], np.uint8), np.empty(seen.shape[:2], np.uint8)
         tile = self.window(*mask.shape)
@@ -557,7 +558,8 @@ def _pseudo_card(name, picture, labels, shares, colors):
 # %% ../nbs/17c_predict.ipynb #e0410076
 def _pseudo_file(opened, item, out, tau, longest):
     "Write the labels of one picture; its row of the table and its card."
-    picture, c = as_picture(item.path), opened.config
+    c = opened.config
+    picture = as_picture(item.path, parse_depth(c.depth))
     seen, device = _scaled(picture, longest), next(opened.model.parameters()).device
     image = normalize(torch.from_numpy(seen.copy()).to(device).permute(2, 0, 1))
     labels = pseudo_image(opened.model, image, tau, c.regions or 128, c.region_cut)
