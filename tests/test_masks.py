@@ -1,0 +1,361 @@
+"What the values of masks and deep images mean: each convention is read as it was meant, or refused by name; a seeded fuzz says so for many."
+import os
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from corrmatch.cli import main
+from corrmatch.config import IGNORE_INDEX
+from corrmatch.data import DataError, open_mask, read_split
+from corrmatch.masks import Depth, Meaning, find_mapping, mask_facts, read_mask, read_photo
+from corrmatch.prepare import auto_config, check_data, convert_data, make_split
+from corrmatch.viz import palette
+from errors_for_tests import refused
+
+N, H, W = 10, 40, 48
+
+
+def truth(i, k=3):
+    "Class ids of scene i: two blocks of other classes on class 0."
+    rng = np.random.default_rng(i)
+    ids = np.zeros((H, W), np.uint8)
+    for c in [1 + i % (k-1), 1 + (i+1) % (k-1)]:
+        y, x = rng.integers(0, H-16), rng.integers(0, W-16)
+        ids[y:y+14, x:x+12] = c
+    return ids
+
+
+def image(i): return np.random.default_rng(100+i).integers(0, 256, (H, W, 3), np.uint8)
+
+
+def save(path, array, **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(path, **kwargs)
+
+
+def folder(root, encode, n=N, suffix='.png', **kwargs):
+    "A data set whose masks are encoded by `encode(ids, i)`."
+    for i in range(n):
+        save(root/f'images/p{i:02d}.png', image(i))
+        save(root/f'masks/p{i:02d}{suffix}', encode(truth(i), i), **kwargs)
+    return root
+
+
+def check(root, *meaning, **kwargs): return check_data(root, progress=None, meaning=Meaning(*meaning) if meaning else None, **kwargs)
+
+
+def learned(root, *meaning, labels=3):
+    "Class ids that training reads, {number of the scene: ids}."
+    split = make_split(root, labels, progress=None, meaning=Meaning(*meaning) if meaning else None)
+    pairs = [p for kind in ('labeled', 'val') for p in read_split(root/split.files[kind], root)]
+    return {int(p.name[1:3]): np.asarray(open_mask(p.mask)) for p in pairs}
+
+
+def agrees(root, table, *meaning):
+    "Does training read table[id] wherever the ground truth is id?"
+    for i, ids in learned(root, *meaning).items(): assert (ids == np.array(table)[truth(i)]).all(), f'scene {i}'
+
+
+def errors(root, *meaning, **kwargs): return [f'{f.file}: {f.text}' for f in check(root, *meaning, **kwargs).errors]
+
+
+# --- conventions that are read
+
+LEVELS = np.array([0, 128, 255], np.uint8)
+
+
+@pytest.mark.parametrize('encode, table', [
+    (lambda m, i: LEVELS[m], [0, 1, 2]),
+    (lambda m, i: np.array([0, 127, 255], np.uint8)[m], [0, 1, 2]),
+    (lambda m, i: np.array([0, 100, 200], np.uint8)[m], [0, 1, 2]),
+    (lambda m, i: ((m > 0)*128).astype(np.uint8), [0, 1, 1]),
+    (lambda m, i: ((m > 0)*254).astype(np.uint8), [0, 1, 1]),
+    (lambda m, i: ((m > 0)*65535).astype(np.uint16), [0, 1, 1]),
+    (lambda m, i: np.array([0, 1, 65535], np.uint16)[m], [0, 1, IGNORE_INDEX]),
+    (lambda m, i: np.array([0, 1000, 30000], np.uint16)[m], [0, 1, 2]),
+    (lambda m, i: np.dstack([LEVELS[m]]*3), [0, 1, 2]),
+    (lambda m, i: np.dstack([palette(3, 'pascal')[m], ((m > 0)*255).astype(np.uint8)]), [0, 1, 2]),  # alpha says what colours say
+], ids=['0 128 255', '0 127 255', '0 100 200', '0 128', '0 254', '0 65535', '65535 ignored', 'far ids', 'levels as RGB', 'RGBA cutout'])
+def test_conventions_that_are_read(tmp_path, encode, table):
+    folder(tmp_path, encode)
+    assert check(tmp_path, allow_missing=True).ok
+    agrees(tmp_path, table)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.int32])
+def test_whole_numbers_of_other_types(tmp_path, dtype):
+    agrees(folder(tmp_path, lambda m, i: m.astype(dtype), suffix='.tif'), [0, 1, 2])
+
+
+def test_minus_one_is_ignored(tmp_path):
+    agrees(folder(tmp_path, lambda m, i: m.astype(np.int32) - (m == 2)*np.int32(3), suffix='.tif'), [0, 1, IGNORE_INDEX])
+
+
+def test_palettes_in_another_order(tmp_path):
+    "Every file orders its palette by its own colours, as programs that optimise palettes do."
+    def encode(m, i):
+        order = np.random.default_rng(i).permutation(3)
+        found = Image.fromarray(order.argsort()[m].astype(np.uint8))
+        found.putpalette(np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)[order].tobytes())
+        return found
+    report = check(folder(tmp_path, encode))
+    assert report.ok and any('palettes differ' in f.text for f in report.findings)
+    agrees(tmp_path, [0, 2, 1])  # colours are numbered by value: black, green, red
+    agrees(tmp_path, [0, 2, 1])  # and again, with the class file that was written
+
+
+def test_palettes_that_nobody_can_compare(tmp_path):
+    def encode(m, i):
+        found = Image.fromarray((m > 0).astype(np.uint8))
+        found.putpalette([0, 0, 0, *([255, 0, 0] if i % 2 else [0, 255, 0])])
+        return found
+    refused(lambda: check(folder(tmp_path, encode)), 'palettes differ', 'index 1', '--map FILE')
+    (tmp_path/'colors.txt').write_text('0 0 0 background\n255 0 0 red\n0 255 0 green\n')
+    assert check(tmp_path, (), str(tmp_path/'colors.txt')).mapping.names == ['background', 'red', 'green']
+    (tmp_path/'indices.txt').write_text('0 background\n1 thing\n')
+    assert check(tmp_path, (), str(tmp_path/'indices.txt')).mapping.names == ['background', 'thing']
+
+
+# --- what is refused, and what the user may say
+
+def blurred(m, i): return Image.fromarray((m > 0).astype(np.uint8)*255).filter(ImageFilter.GaussianBlur(1.5))
+
+
+@pytest.mark.parametrize('encode, words', [
+    (blurred, ('10 of 10 masks cannot be trusted', 'soft edges', '--map FILE')),
+    (lambda m, i: Image.fromarray((m > 0).astype(np.uint8)*255).resize((W*3, H*3), Image.Resampling.BICUBIC).resize((W, H), Image.Resampling.BILINEAR), ('soft edges',)),
+    (lambda m, i: Image.fromarray(palette(3, 'pascal')[m]).filter(ImageFilter.GaussianBlur(1)), ('soft edges',)),
+    (lambda m, i: ((m > 0)*(255 if i % 2 else 1)).astype(np.uint8), ('5 masks hold 0 and 1', '5 hold 0 and 255', '--ignore 255')),
+    (lambda m, i: np.where((m == 1) & (i > 4), 255, np.array([0, 90, 200])[m]).astype(np.uint8), ('is 255 a class or ignored?', '--ignore 255', '--classes 4')),
+    (lambda m, i: np.dstack([np.full((H, W, 3), 255, np.uint8), (m > 0).astype(np.uint8)*255]), ('no readable mask', 'alpha channel')),
+    (lambda m, i: Image.merge('LA', [Image.new('L', (W, H), 7), Image.fromarray((m > 0).astype(np.uint8)*255)]), ('alpha channel',)),
+    (lambda m, i: np.full((H, W), 255, np.uint8), ('hold 255 alone',)),
+    (lambda m, i: (m.astype(np.int32)*1000 + np.arange(H)[:, None]//4*100).astype(np.int32), ('values', '--map FILE')),
+], ids=['blur', 'resized', 'smoothed colours', 'mixed binary', 'a 255 among levels', 'alpha', 'grey alpha', 'all ignored', 'instance ids'])
+def test_what_is_refused(tmp_path, encode, words):
+    folder(tmp_path, encode, suffix='.tif')
+    refused(lambda: check(tmp_path), *words)
+
+
+@pytest.mark.parametrize('array, suffix, words', [
+    (np.full((H, W), .37, np.float32), '.tif', 'values such as 0.37'),
+    (np.full((H, W), np.nan, np.float32), '.tif', 'NaN'),
+    (np.full((H, W), 1e20, np.float32), '.tif', 'no class ids'),
+], ids=['probabilities', 'NaN', 'huge'])
+def test_float_masks(tmp_path, array, suffix, words):
+    folder(tmp_path, lambda m, i: m)
+    (tmp_path/'masks/p04.png').unlink()
+    save(tmp_path/f'masks/p04{suffix}', array)
+    assert [words in e and e.startswith('masks/p04.tif') for e in errors(tmp_path)] == [True]
+
+
+def test_jpeg_masks_of_few_values(tmp_path):
+    refused(lambda: check(folder(tmp_path, lambda m, i: m, suffix='.jpg', quality=95)), 'a JPEG mask', 'masks/p00.jpg')
+    with pytest.raises(DataError, match='a JPEG mask'): open_mask(tmp_path/'masks/p00.jpg')
+
+
+def test_pages(tmp_path):
+    folder(tmp_path, lambda m, i: Image.fromarray(m), suffix='.tif', save_all=True, append_images=[Image.fromarray(truth(0))])
+    refused(lambda: check(tmp_path), 'no readable mask', '2 pages')
+    with pytest.raises(DataError, match='2 pages'): open_mask(tmp_path/'masks/p00.tif')
+
+
+def test_one_bad_mask_among_good_ones(tmp_path):
+    "A soft, a stray, a coloured and an all-ignored mask are named; classes stay as they are."
+    folder(tmp_path, lambda m, i: m)
+    save(tmp_path/'masks/p01.png', blurred(truth(1), 1))
+    stray = truth(2)
+    stray[0, 0] = 77
+    save(tmp_path/'masks/p02.png', stray)
+    save(tmp_path/'masks/p03.png', palette(3, 'pascal')[truth(3)])
+    save(tmp_path/'masks/p04.png', np.full((H, W), 255, np.uint8))
+    report = check(tmp_path)
+    assert [f.file for f in report.errors] == ['masks/p01.png', 'masks/p02.png', 'masks/p03.png'] and len(report.mapping.names) == 3
+    assert [f.file for f in report.findings if f.kind == 'empty'] == ['masks/p04.png'] and len(report.usable) == 6
+
+
+def test_a_stray_id_next_to_the_classes_is_no_class(tmp_path):
+    folder(tmp_path, lambda m, i: m)
+    stray = truth(5)
+    stray[3, 3] = 3
+    save(tmp_path/'masks/p05.png', stray)
+    assert [e[:48] for e in errors(tmp_path)] == ['masks/p05.png: value 3 in 1 pixels is no class (']
+    assert check(tmp_path, classes=4).ok, 'unless the user counts it'
+
+
+def test_a_rare_class_in_one_mask_is_a_class(tmp_path):
+    folder(tmp_path, lambda m, i: m)
+    rare = truth(5)
+    rare[:8, :8] = 3
+    save(tmp_path/'masks/p05.png', rare)
+    assert len(check(tmp_path).mapping.names) == 4
+
+
+@pytest.mark.parametrize('first, flags, table', [
+    (lambda m, i: m+1, dict(ignore=(0,)), [0, 1, 2]),
+    (lambda m, i: np.array([0, 7, 8], np.uint8)[m], dict(map='order'), [0, 1, 2]),
+    (lambda m, i: m, dict(ignore=(0,)), [IGNORE_INDEX, 0, 1]),
+], ids=['ids from 1', 'ids with gaps', 'zero ignored'])
+def test_the_message_proposes_the_flag(tmp_path, first, flags, table):
+    folder(tmp_path, first)
+    found = errors(tmp_path)
+    assert ['--ignore 0' in f or '--map order' in f for f in found] == [True]*(table[0] == 0), found
+    meaning = (flags.get('ignore', ()), flags.get('map', ''))
+    agrees(tmp_path, table, *meaning)
+    agrees(tmp_path, table)  # what was said is remembered
+    assert any('as at the last conversion' in f.text for f in check(tmp_path).findings)
+
+
+def test_ranges_make_soft_masks_usable(tmp_path):
+    folder(tmp_path/'d', blurred)
+    (tmp_path/'map.txt').write_text('0..99 background\n100..155 ignore\n156..255 thing\n')
+    for i, ids in learned(tmp_path/'d', (), str(tmp_path/'map.txt')).items():
+        sure = ids != IGNORE_INDEX
+        assert .5 < sure.mean() < 1 and (ids == (truth(i) > 0))[sure].mean() > .97
+    config, text = auto_config(tmp_path/'d', progress=None, weights='')
+    assert config.n_classes == 2 and 'as map.txt says' in text
+
+
+def test_background_by_name(tmp_path):
+    folder(tmp_path, lambda m, i: np.array([[200, 0, 0], [0, 0, 9], [0, 90, 0]], np.uint8)[m])
+    assert check(tmp_path, (), '', 'color_c80000').mapping.names[0] == 'color_c80000'
+    agrees(tmp_path, [0, 1, 2], (), '', 'color_c80000')
+    agrees(tmp_path, [0, 1, 2])
+    refused(lambda: check(tmp_path, (), '', 'road'), 'no class has this name', 'color_')
+
+
+def test_never_none_one_or_too_many_classes(tmp_path):
+    report = check(folder(tmp_path/'one', lambda m, i: m*0))
+    assert not report.ok and 'one class alone (class 0)' in report.errors[0].text
+    many = lambda m, i: np.kron(np.arange(30*i, 30*i+30, dtype=np.int32).reshape(5, 6), np.ones((8, 8), np.int32))
+    refused(lambda: check(folder(tmp_path/'many', many, suffix='.tif')), 'at most 254 classes', '--map FILE')
+
+
+def test_messages_stay_short(tmp_path):
+    folder(tmp_path, lambda m, i: m)
+    (tmp_path/'classes.txt').write_text(''.join(f'class_{c}\n' for c in range(130)))
+    text = errors(tmp_path)[-1]
+    assert '127 of 130' in text and len(text) < 400
+
+
+# --- images of more than 8 bits
+
+def deep_folder(root, make, suffix='.tif'):
+    folder(root, lambda m, i: m)
+    for i in range(N):
+        (root/f'images/p{i:02d}.png').unlink()
+        save(root/f'images/p{i:02d}{suffix}', make(i))
+    return root
+
+
+@pytest.mark.parametrize('make, depth, middle', [
+    (lambda i: (image(i)[..., 0].astype(np.uint16) << 4)//(1+i % 2), Depth(0, 4095), 128),
+    (lambda i: image(i)[..., 0].astype(np.uint16) << 8, Depth(0, 65535), 128),
+    (lambda i: image(i)[..., 0]/np.float32(255), Depth(0, 1), 127),
+    (lambda i: image(i)[..., 0].astype(np.float32)*10, Depth(0, 2550), 127),
+    (lambda i: image(i)[..., 0].astype(np.int32)*10 - 1000, Depth(-1000, 1550), 127),
+], ids=['12 in 16', '16', 'floats 0..1', 'floats beyond', 'negative'])
+def test_one_range_for_the_data_set(tmp_path, make, depth, middle):
+    report = check(deep_folder(tmp_path, make))
+    assert report.ok and report.depth == depth and any('become 0 to 255' in f.text for f in report.findings)
+    convert_data(report, None, None)
+    for i in range(N):
+        wanted = (make(i).astype(np.float64) - depth.low)/(depth.high-depth.low)*255
+        assert np.abs(np.asarray(Image.open(tmp_path/f'prepared/images/p{i:02d}.png'))[..., 0] - wanted).max() <= 1.01
+    config, _ = auto_config(tmp_path, progress=None, weights='')
+    assert config.depth == str(depth)
+
+
+def test_an_extreme_value_asks_for_a_range(tmp_path):
+    def make(i): return image(i)[..., 0].astype(np.float32) - (i == 3)*np.eye(H, W, dtype=np.float32)*99999
+    (found,) = errors(deep_folder(tmp_path, make))
+    assert '--depth LOW:HIGH' in found and 'images/p03.tif reaches from -99' in found
+    assert check(tmp_path, depth=Depth(0, 255)).ok
+    assert main(['check', str(tmp_path), '--depth', '0:255', '--out', str(tmp_path.parent/'rep')]) == 0
+
+
+def test_nan_has_no_brightness(tmp_path):
+    def make(i): return np.where(np.eye(H, W) * (i == 2) > 0, np.nan, image(i)[..., 0]/255).astype(np.float32)
+    assert [e.startswith('images/p02.tif: NaN') for e in errors(deep_folder(tmp_path, make))] == [True]
+
+
+def test_bands_beyond_four_are_named(tmp_path):
+    "A TIFF of six bands, written by hand."
+    def entry(tag, kind, n, value): return tag.to_bytes(2, 'little') + kind.to_bytes(2, 'little') + n.to_bytes(4, 'little') + value.to_bytes(4, 'little')
+    data = bytes(6*4)
+    tags = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 6), (278, 3, 1, 2), (279, 4, 1, 24)]
+    body = b'II*\0' + (8+len(data)).to_bytes(4, 'little') + data + len(tags).to_bytes(2, 'little') + b''.join(entry(*t) for t in tags) + bytes(4)
+    (tmp_path/'bands.tif').write_bytes(body)
+    refused(lambda: read_photo(tmp_path/'bands.tif'), 'bands.tif', 'bands')
+
+
+def test_pages_of_an_image_are_said(tmp_path):
+    folder(tmp_path, lambda m, i: m)
+    (tmp_path/'images/p00.png').unlink()
+    save(tmp_path/'images/p00.tif', image(0), save_all=True, append_images=[Image.fromarray(image(1))])
+    report = check(tmp_path)
+    assert report.ok and [f.text for f in report.findings if f.kind == 'pages'][0].startswith('has 2 pages')
+
+
+# --- many, at random: what is learned is what the files say, or it is refused
+
+def conventions(rng):
+    "A random way to store ids, and the ids that training must read (None: to be refused or named)."
+    k = 3
+    colors = rng.permutation(np.array([[r, g, b] for r in (0, 90, 200) for g in (0, 130) for b in (0, 60, 250)], np.uint8))[:k]
+    levels = np.sort(rng.choice(np.arange(6, 250, 12), k-1, replace=False))
+    return {
+        'ids': lambda m, i: m, 'ids 16': lambda m, i: m.astype(np.uint16), 'float ids': lambda m, i: m.astype(np.float32),
+        'binary': lambda m, i: ((m > 0)*255).astype(np.uint8),
+        'levels': lambda m, i: np.array([0, *levels], np.uint8)[m], 'colours': lambda m, i: colors[m],
+        'rgba': lambda m, i: np.dstack([colors[m], np.full(m.shape, 255, np.uint8)]), 'grey colours': lambda m, i: np.dstack([m]*3),
+    }
+
+
+FAULTS = {
+    'none': lambda a, rng: a,
+    'blur': lambda a, rng: np.asarray(Image.fromarray(a).filter(ImageFilter.GaussianBlur(1))),
+    'resize': lambda a, rng: np.asarray(Image.fromarray(a).resize((W//2, H//2), Image.Resampling.BILINEAR).resize((W, H), Image.Resampling.BILINEAR)),
+    'speck': lambda a, rng: put_speck(a, rng),
+    'cut': lambda a, rng: a[:-5],
+}
+
+
+def put_speck(a, rng):
+    a = a.copy()
+    a[rng.integers(H), rng.integers(W)] = 201
+    return a
+
+
+ROUNDS = int(os.environ.get('CORRMATCH_FUZZ', 60))
+
+
+@pytest.mark.parametrize('seed', range(ROUNDS))
+def test_learned_is_what_the_files_say(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    name, encode = list(conventions(rng).items())[seed % 8]
+    fault = list(FAULTS)[seed//8 % len(FAULTS)]
+    victims = set(rng.choice(N, int(rng.choice([1, 2, N])), replace=False).tolist()) if fault != 'none' else set()
+    suffix = '.tif' if name == 'float ids' else '.png'
+    stored = {}
+    for i in range(N):
+        array = encode(truth(i), i)
+        if i in victims and array.dtype == np.uint8: array = FAULTS[fault](array, rng)
+        save(tmp_path/f'images/p{i:02d}.png', image(i))
+        save(tmp_path/f'masks/p{i:02d}{suffix}', array)
+        stored[i] = array if array.ndim == 2 else array[..., :3] @ np.array([1, 256, 65536])
+    try: report = check(tmp_path)
+    except DataError as e:
+        assert victims, f'{name} without a fault: {e}'
+        return
+    if not victims: assert report.ok, (name, report.errors)
+    named = {f.file for f in report.errors}
+    try: read = learned(tmp_path)
+    except DataError: return
+    assert not {f'masks/p{i:02d}{suffix}' for i in read} & named, 'a faulty mask is learned from'
+    meant = {}
+    for i, ids in read.items():
+        for value, c in set(zip(stored[i].ravel().tolist(), ids.ravel().tolist())):
+            assert c == meant.setdefault(value, c), f'{name}, {fault}: value {value} is class {c} in scene {i} and class {meant[value]} elsewhere'
+    assert len(set(meant.values())) == len(meant), f'{name}, {fault}: classes fall together: {meant}'
