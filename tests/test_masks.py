@@ -131,7 +131,7 @@ def blurred(m, i): return Image.fromarray((m > 0).astype(np.uint8)*255).filter(I
     (lambda m, i: np.dstack([np.full((H, W, 3), 255, np.uint8), (m > 0).astype(np.uint8)*255]), ('no readable mask', 'alpha channel')),
     (lambda m, i: Image.merge('LA', [Image.new('L', (W, H), 7), Image.fromarray((m > 0).astype(np.uint8)*255)]), ('alpha channel',)),
     (lambda m, i: np.full((H, W), 255, np.uint8), ('hold 255 alone',)),
-    (lambda m, i: (m.astype(np.int32)*1000 + np.arange(H)[:, None]//4*100).astype(np.int32), ('values', '--map FILE')),
+    (lambda m, i: (m.astype(np.int32)*1000 + np.arange(H)[:, None]//4).astype(np.int32), ('values', '--map FILE')),
 ], ids=['blur', 'resized', 'smoothed colours', 'mixed binary', 'a 255 among levels', 'alpha', 'grey alpha', 'all ignored', 'instance ids'])
 def test_what_is_refused(tmp_path, encode, words):
     folder(tmp_path, encode, suffix='.tif')
