@@ -11,7 +11,6 @@ import sys
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -92,7 +91,7 @@ class Trajectory:
     "The network, optimizer and threshold of a run on the golden batches."
     def __init__(self, golden, prefix: str, dtype: torch.dtype):
         self.golden, self.dtype = golden, dtype
-        number = lambda name: float(golden[f'{prefix}/{name}'])
+        def number(name): return float(golden[f'{prefix}/{name}'])
         self.config = preset('voc_92', crop=65, batch_x=2, batch_u=2, steps=N_STEPS, lr=number('lr'), lr_multi=number('lr_multi'),
                              tau=number('thresh_init'), backbone='resnet50_deep', weights='', precision='fp32')
         with default_dtype(dtype):
@@ -115,7 +114,7 @@ class Trajectory:
         before, after, targets, *_ = watched.call_args.args
         self.optimizer.zero_grad()
         result.total.backward()
-        norm = torch.cat([p.grad.flatten() for p in self.model.parameters()]).norm()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters()])
         self.optimizer.step()
         losses = {**result.terms._asdict(), 'total': result.total}
         label, keep = (np.stack([before[i][0].numpy(), after[i][0].numpy()]) for i in (0, 1))
