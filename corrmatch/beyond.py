@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, einsum
 from .config import IGNORE_INDEX
 from .correlation import correlation_map
-from .model import resize
+from .model import at_least_float32, resize
 from .threshold import DynamicThreshold
 
 # %% ../nbs/10b_beyond.ipynb #59389562
@@ -26,7 +26,7 @@ def soft_votes(
 )->tuple:           # (label, keep) as new tensors: filled labels, grown mask
     "Let all regions vote at once, every pixel with its confidence as weight."
     with torch.autocast(conf.device.type, enabled=False):  # shares are held against a bar: bfloat16 would round across it
-        support = torch.stack([_support(*image, gate, n_classes) for image in zip(label, conf.float(), regions)])
+        support = torch.stack([_support(*image, gate, n_classes) for image in zip(label, at_least_float32(conf), regions)])
     filled = ~keep & (support.amax(1) > 0)
     return torch.where(filled, support.argmax(1), label), keep | filled
 
@@ -47,7 +47,7 @@ def draw_unsure(
     generator:torch.Generator|None=None, # CPU generator; the same numbers serve all images
 )->Tensor:           # (b,m) int64 in [0, h'*w')
     "Draw positions in proportion to the doubt about them."
-    doubt = F.adaptive_avg_pool2d(1-conf[:, None].float(), feat_size).flatten(1) + 1e-6
+    doubt = F.adaptive_avg_pool2d(1-at_least_float32(conf[:, None]), feat_size).flatten(1) + 1e-6
     total = doubt.cumsum(1)
     u = torch.rand(m, generator=generator).to(conf.device, non_blocking=True)
     return torch.searchsorted(total, u*total[:, -1:]).clamp(max=doubt.shape[1]-1)
@@ -55,8 +55,8 @@ def draw_unsure(
 # %% ../nbs/10b_beyond.ipynb #7f739dd4
 class ClassThresholds(DynamicThreshold):
     "A dynamic threshold with a share of it for each class."
-    total:Tensor  # (k,) float32, running sum of mean confidences
-    weight:Tensor # (k,) float32, running sum of what they count
+    total:Tensor  # (k,) running sum of mean confidences
+    weight:Tensor # (k,) running sum of what they count
     def __init__(self,
         tau:float=0.85,          # start of the largest one, 0..1
         momentum:float=0.999,    # share of the old values kept in each update, 0..1
@@ -77,8 +77,8 @@ class ClassThresholds(DynamicThreshold):
         index = label.masked_fill(~valid, 0).flatten()
         sums, counts = total = seen.new_zeros(2, self.n_classes).index_add_(1, index, seen.flatten(1))
         if dist.is_available() and dist.is_initialized(): dist.all_reduce(total)
-        present = (counts > 0).float()
-        self.total.mul_(self.momentum).add_((1-self.momentum)*(sums/counts.clamp(min=1)).float())
+        present = (counts > 0).to(self.weight.dtype)
+        self.total.mul_(self.momentum).add_((1-self.momentum)*(sums/counts.clamp(min=1)).to(self.total.dtype))
         self.weight.mul_(self.momentum).add_((1-self.momentum)*present)
         return self.taus
 
@@ -105,7 +105,7 @@ def blend_logits(
     "Mix other opinions into a prediction."
     rest = 1-sum(share for _, share in opinions)
     if rest <= 0: raise ValueError(f'shares {[share for _, share in opinions]} leave nothing for the prediction itself: their sum must be below 1')
-    mixed = rest*logits.float().softmax(1)
+    mixed = rest*at_least_float32(logits).softmax(1)
     for probs, share in opinions: mixed = mixed + share*probs
     return mixed.clamp(min=1e-12).log()
 
@@ -120,7 +120,7 @@ def ask_labeled(
     "Let every position take the labels of the labeled positions that look like it."
     known = (mask_x != ignore_index)[..., None]
     one_hot = F.one_hot(mask_x.masked_fill(~known[..., 0], 0), f1.shape[1])*known
-    cells = F.adaptive_avg_pool2d(rearrange(one_hot, 'n h w k -> n k h w').float(), (f2_x.shape[2], f2_x.shape[3]))
+    cells = F.adaptive_avg_pool2d(rearrange(one_hot, 'n h w k -> n k h w').to(at_least_float32(f1).dtype), (f2_x.shape[2], f2_x.shape[3]))
     keys, values = rearrange(f2_x, 'n k h w -> 1 k (n h w)'), rearrange(cells, 'n k h w -> k (n h w)')
     with torch.autocast(f1.device.type, enabled=False):  # a picture at a time: its map alone has h'w' x n h'w' entries
         answers = [einsum('b p q, k q -> b k p', correlation_map(query, keys), values) for query in f1.split(1)]

@@ -6,14 +6,15 @@ __all__ = ['correlation_map', 'correlation_rows', 'CorrelationHead']
 # %% ../nbs/08_correlation.ipynb #9ac9f7cb
 import torch
 from torch import Tensor, einsum, nn
+from .model import at_least_float32
 
 # %% ../nbs/08_correlation.ipynb #8d30a2a4
 def correlation_map(
     f1:Tensor, # (b,k,h,w) or (b,k,p) query side: what a position looks for
     f2:Tensor, # (b,k,h,w) or (b,k,q) key side: what a position shows
-)->Tensor:     # (b,p,q) float32; row p is a distribution over q, columns are not
+)->Tensor:     # (b,p,q) at least float32; row p is a distribution over q, columns are not
     "Share each position's attention among all positions, softmax over the last axis."
-    f1, f2 = f1.flatten(2).float(), f2.flatten(2).float()
+    f1, f2 = at_least_float32(f1.flatten(2)), at_least_float32(f2.flatten(2))
     with torch.autocast(f1.device.type, enabled=False):
         scores = einsum('b k p, b k q -> b p q', f1, f2)
         return (scores/f1.shape[1]**.5).softmax(-1)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple, cast
 from torch import Tensor
 from .config import IGNORE_INDEX, METHODS, Config
+from .model import at_least_float32
 from .pseudo import masked_ce, soft_kl
 
 # %% ../nbs/11_losses.ipynb #af8a2aa1
@@ -21,7 +22,7 @@ def supervised_ce(
     n_valid=None,                  # pixels to divide by when this is a part of a batch; None: the labeled ones
 )->Tensor:                         # scalar; 0 when every pixel is ignored
     "Average the cross-entropy over labeled pixels."
-    loss = F.cross_entropy(logits.float(), mask, ignore_index=ignore_index, reduction='none')
+    loss = F.cross_entropy(at_least_float32(logits), mask, ignore_index=ignore_index, reduction='none')
     return loss.sum() / ((mask != ignore_index).sum().clamp(min=1) if n_valid is None else n_valid)
 
 # %% ../nbs/11_losses.ipynb #8cf8128c
@@ -35,7 +36,7 @@ def hard_pixels(
     "Choose the labeled pixels the network is still bad at."
     valid = mask != ignore_index
     if min_kept <= 0: return valid
-    probs = logits.detach().float().softmax(1)
+    probs = at_least_float32(logits.detach()).softmax(1)
     p = probs.gather(1, mask.masked_fill(~valid, 0)[:, None])[:, 0].masked_fill(~valid, 1)
     smallest = p.flatten().topk(min(min_kept, p.numel()), largest=False, sorted=False).values
     return valid & ((p <= smallest.amax().clamp(min=thresh)) | (valid.sum() < min_kept))
@@ -55,8 +56,8 @@ def ohem_ce(
     if reduction not in ('mean', 'sum'): raise ValueError(f"reduction='{reduction}': choose mean or sum")
     keep = hard_pixels(logits, mask, thresh, min_kept, ignore_index)
     hard = mask.masked_fill(~keep, ignore_index)
-    total = F.cross_entropy(logits.float(), hard, weight, ignore_index=ignore_index, reduction='none').sum()
-    amount = keep.float() if weight is None else weight[mask.masked_fill(~keep, 0)]*keep
+    total = F.cross_entropy(at_least_float32(logits), hard, weight, ignore_index=ignore_index, reduction='none').sum()
+    amount = keep.to(total.dtype) if weight is None else weight[mask.masked_fill(~keep, 0)]*keep
     count = amount.sum() if reduction == 'mean' else torch.ones_like(total)
     mean = total / torch.where(count > 0, count, 1)
     return mean if n_valid is None else mean*(mask != ignore_index).sum()/n_valid

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['SegOutput', 'stage_plan', 'make_norm', 'BasicBlock', 'Bottleneck', 'ResNet', 'make_backbone', 'PooledBranch', 'ASPP',
-           'resize', 'keep_channels', 'drop_channels', 'DeepLabV3Plus', 'WeightReport', 'read_tensors', 'load_backbone',
-           'torchvision_weights']
+           'at_least_float32', 'resize', 'keep_channels', 'drop_channels', 'DeepLabV3Plus', 'WeightReport',
+           'read_tensors', 'load_backbone', 'torchvision_weights']
 
 # %% ../nbs/05_model.ipynb #9fd1761d
 import math
@@ -182,6 +182,12 @@ class ASPP(nn.Module):
         return self.project(torch.cat([b(c4) for b in (self.b0, self.b1, self.b2, self.b3, self.b4)], dim=1))
 
 # %% ../nbs/05_model.ipynb #21afc889
+def at_least_float32(
+    x:Tensor, # of any dtype
+)->Tensor:    # float64 if x is, else float32
+    "Cast half precision up to float32 and leave float64 as it is."
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
 def resize(
     x:Tensor, # (b,d,h,w) maps
     size,     # (height, width) wanted
@@ -259,10 +265,10 @@ class DeepLabV3Plus(nn.Module):
         c1, c4 = self.features(image)
         low, low_fp = self.decode_perturbed(c1, c4, part, generator, keys) if perturb else (self.decode(c1, c4), None)
         size = image.shape[-2:]
-        return SegOutput(resize(low.float(), size), None if low_fp is None else resize(low_fp.float(), size), c4)
+        return SegOutput(resize(at_least_float32(low), size), None if low_fp is None else resize(at_least_float32(low_fp), size), c4)
     def predict_logits(self, image):
         "Return logits (b,k,h,w) of image (b,3,h,w) and nothing that only training reads."
-        return resize(self.decode(*self.features(image)).float(), image.shape[-2:])
+        return resize(at_least_float32(self.decode(*self.features(image))), image.shape[-2:])
 
 # %% ../nbs/05_model.ipynb #df102983
 class WeightReport(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, einsum, nn
 from torch.autograd.function import once_differentiable
 from .correlation import CorrelationHead
-from .model import DeepLabV3Plus, drop_channels, make_norm, resize
+from .model import DeepLabV3Plus, at_least_float32, drop_channels, make_norm, resize
 
 # %% ../nbs/09_pixel.ipynb #cdf0e5b9
 def propagate_pixels(
@@ -84,9 +84,9 @@ def spread_pixels(
     logits:Tensor, # (b,k,h,w) or (b,k,p) class scores; get no gradient
     transposed:bool=False, # False: send scores along rows (reference); True: fetch a weighted mean
     rows:int|None=None, # rows of the map held at once; None: 4 MB of them on a CPU, 64 MB elsewhere
-)->Tensor:         # float32, shaped like logits
+)->Tensor:         # at least float32, shaped like logits
     "Give what propagate_pixels(correlation_map(f1, f2), logits) gives, in memory linear in positions."
-    f1, f2, values = (t.flatten(2).float() for t in (f1, f2, logits.detach()))
+    f1, f2, values = (at_least_float32(t.flatten(2)) for t in (f1, f2, logits.detach()))
     budget = 2**20 if f1.device.type == 'cpu' else 2**24
     rows = rows or max(1, budget//(len(f1)*f2.shape[2]))
     with torch.autocast(f1.device.type, enabled=False):
@@ -102,7 +102,7 @@ def propagate_logits(
     rows:int|None=None, # see spread_pixels
 )->Tensor:           # (b,k,h,w) at the wanted size
     "Bring the scores to feature size, spread them along the map, bring them back."
-    small = resize(logits.detach().float(), f1.shape[2:])
+    small = resize(at_least_float32(logits.detach()), f1.shape[2:])
     return resize(spread_pixels(f1, f2, small, transposed, rows), size or logits.shape[2:])
 
 # %% ../nbs/09_pixel.ipynb #ce082273
@@ -128,5 +128,5 @@ class CorrMatchNet(DeepLabV3Plus):
         feats = nn.Sequential(*projection)(seg.feats)
         keyed = keys is not None and self.training  # channels chosen by the picture's key, see drop_channels
         kept = drop_channels(feats, dropout.p, keys=keys, stream=2) if keyed else dropout(feats)
-        with torch.autocast(image.device.type, enabled=False): f1, f2 = self.corr(kept.float())
+        with torch.autocast(image.device.type, enabled=False): f1, f2 = self.corr(at_least_float32(kept))
         return seg._replace(logits_corr=propagate_logits(f1, f2, seg.logits, transposed=self.transposed), f1=f1, f2=f2)

@@ -7,13 +7,14 @@ __all__ = ['confidence', 'pseudo_label', 'mix_maps', 'masked_ce', 'soft_kl']
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .model import at_least_float32
 
 # %% ../nbs/06_pseudo.ipynb #31e33ce6
 def confidence(
     logits:Tensor, # (b,k,h,w) class scores
-)->Tensor:         # (b,h,w) float32 in [1/k, 1], without gradient
+)->Tensor:         # (b,h,w) at least float32, in [1/k, 1], without gradient
     "Return the largest softmax probability of every pixel."
-    return logits.detach().float().softmax(1).amax(1)
+    return at_least_float32(logits.detach()).softmax(1).amax(1)
 
 # %% ../nbs/06_pseudo.ipynb #bd9f9350
 def pseudo_label(
@@ -41,7 +42,7 @@ def masked_ce(
 )->Tensor:         # scalar; 0 when nothing is kept
     "Sum the cross-entropy over kept pixels and divide by the number of valid ones."
     target = label.masked_fill(~keep, -100)
-    loss = F.cross_entropy(logits.float(), target, ignore_index=-100, reduction='none')
+    loss = F.cross_entropy(at_least_float32(logits), target, ignore_index=-100, reduction='none')
     return loss.sum() / (valid.sum().clamp(min=1) if n_valid is None else n_valid)
 
 # %% ../nbs/06_pseudo.ipynb #37ae4f63
@@ -53,6 +54,6 @@ def soft_kl(
     n_valid=None,          # pixels to divide by when this is a part of a batch; None: the valid ones
 )->Tensor:                 # scalar, at least 0; 0 when nothing is kept
     "Sum KL(teacher || student) over classes and kept pixels, divided by the valid ones."
-    teacher = logits_teacher.detach().float().softmax(1)
-    loss = F.kl_div(logits_student.float().log_softmax(1), teacher, reduction='none').sum(1)
+    teacher = at_least_float32(logits_teacher.detach()).softmax(1)
+    loss = F.kl_div(at_least_float32(logits_student).log_softmax(1), teacher, reduction='none').sum(1)
     return torch.where(keep, loss, 0).sum() / (valid.sum().clamp(min=1) if n_valid is None else n_valid)

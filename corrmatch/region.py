@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+from .model import at_least_float32
 from .shapes import cut_packed, pack_bits, pack_classes, region_maps, unpack_bits
 try:
     import triton
@@ -79,21 +80,21 @@ def _rewrite(
     y:np.ndarray,     # (h,w) int64 labels, written
     kept:np.ndarray,  # (h,w) bool, written
     words:np.ndarray, # (m,words) packed regions, nothing set outside the picture
-    tau:np.ndarray,   # () float32, gate
+    tau:np.ndarray,   # () float32 or float64, gate; shares are formed in its dtype
     side:int,         # of the blocks they are packed in, or 0
 ):
     "Let packed regions vote in turn on one image."
     classes = np.flatnonzero(np.bincount(y.ravel()))
     planes, trusted = pack_classes(y, classes, side), pack_bits(kept, side)
     voters, grown, won = words & trusted, trusted.copy(), set()
-    n, size = (np.bitwise_count(w).sum(1, dtype=np.int64).astype(np.float32) for w in (voters, words))
+    n, size = (np.bitwise_count(w).sum(1, dtype=np.int64).astype(tau.dtype) for w in (voters, words))
     rejected = np.divide(n, size, out=np.zeros_like(n), where=n > 0) < tau
     for r in np.flatnonzero((n > 0) & ~rejected):
         at = np.flatnonzero(words[r])                                  # a region touches few words
         region, mine = words[r, at], planes[:, at]
         votes = np.bitwise_count(mine & voters[r, at]).sum(1, dtype=np.int64)
         c = int(votes.argmax())
-        if np.float32(votes[c])/n[r] > tau:
+        if tau.dtype.type(votes[c])/n[r] > tau:
             mine &= ~region; mine[c] |= region; planes[:, at] = mine; grown[at] |= region; won.add(c)
     for c in won: np.copyto(y, classes[c], where=unpack_bits(planes[c], y.shape, side))
     kept[...] = unpack_bits(grown, y.shape, side)
@@ -103,7 +104,7 @@ def _propagate_on_cpu(
     label:Tensor,   # (b,h,w) int64
     keep:Tensor,    # (b,h,w) bool
     regions:Tensor, # (b,m,h,w) bool
-    tau:Tensor,     # () float32
+    tau:Tensor,     # () float32 or float64
 )->tuple:           # label, keep as new tensors
     "Pack the regions of one image after the other and let them vote."
     label, keep = label.clone(), keep.clone()
@@ -115,7 +116,7 @@ def _propagate_on_device(
     label:Tensor,      # (b,h,w) int64 in [0, n_classes)
     keep:Tensor,       # (b,h,w) bool
     regions:Tensor,    # (b,m,h,w) bool
-    tau:Tensor,        # () float32
+    tau:Tensor,        # () float32 or float64
     n_classes:int=256, # more than the largest label
 )->tuple:              # label, keep as new tensors
     "Run the same loop as masked tensor operations, all images at once, never waiting for a result."
@@ -126,7 +127,7 @@ def _propagate_on_device(
         votes = y.new_zeros(len(y), n_classes).scatter_add_(1, y, confident.long())
         n, size, best = confident.sum(1), region.sum(1), (votes*n_classes+rank).amax(1)
         winner, majority = n_classes-1-best%n_classes, best//n_classes
-        accept = (n > 0) & (n.float()/size.float() >= tau) & (majority.float()/n.float() > tau)
+        accept = (n > 0) & (n.to(tau.dtype)/size >= tau) & (majority.to(tau.dtype)/n > tau)
         written = region & accept[:, None]
         y, grown = torch.where(written, winner[:, None], y), grown | written
     return y.view_as(label), grown.view_as(keep)
@@ -281,6 +282,10 @@ def _kernel_runs(device):
     return True
 
 # %% ../nbs/10_region.ipynb #ab8c8984
+def _gate(tau, device):
+    "The threshold as a () tensor, float32 or float64."
+    return at_least_float32(tau.to(device)) if isinstance(tau, Tensor) else torch.full((), float(tau), device=device)
+
 def propagate_regions(
     label:Tensor,   # (b,h,w) int64 pseudo-labels
     keep:Tensor,    # (b,h,w) bool, confident and valid
@@ -289,10 +294,10 @@ def propagate_regions(
     n_classes:int=256, # labels lie below it; a GPU counts faster if it is known
 )->tuple:           # (label, keep) as new tensors: rewritten labels, grown mask
     "Let each region, in turn, vote on its label and write the winner on all of itself."
-    tau = tau.to(label.device, torch.float32) if isinstance(tau, Tensor) else torch.full((), tau, device=label.device)
+    tau = _gate(tau, label.device)
     if not regions.shape[1]: return label.clone(), keep.clone()
     if label.device.type == 'cpu': return _propagate_on_cpu(label, keep, regions, tau)
-    run = _propagate_by_kernel if _has_kernel(label.device, n_classes) else _propagate_on_device
+    run = _propagate_by_kernel if tau.dtype == torch.float32 and _has_kernel(label.device, n_classes) else _propagate_on_device
     return run(label, keep, regions, tau, n_classes)
 
 # %% ../nbs/10_region.ipynb #7952bb60
@@ -310,7 +315,7 @@ def region_targets(
     if rows.device.type != 'cpu':
         regions = region_maps(rows, feat_size, label.shape[1:], cut).logical_and_(within[:, None])
         return propagate_regions(label, keep, regions, tau, n_classes)
-    label, keep, tau = label.clone(), keep.clone(), torch.as_tensor(tau, dtype=torch.float32).numpy()
+    label, keep, tau = label.clone(), keep.clone(), _gate(tau, 'cpu').numpy()
     for image_rows, y, kept, inside in zip(rows, label.numpy(), keep.numpy(), within.numpy()):
         words, side = cut_packed(image_rows, feat_size, y.shape, cut)
         words &= pack_bits(inside, side)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from .model import at_least_float32
 
 # %% ../nbs/09b_shapes.ipynb #1fba3fb0
 def region_maps_literal(
@@ -19,7 +20,7 @@ def region_maps_literal(
     cut:float=0.5,   # share of a row's range
 )->Tensor:           # (b,m,h,w) bool
     "Upsample, stretch and cut as the formula is written: the definition that region_maps must equal."
-    values = F.interpolate(rearrange(rows.float(), 'b m (h w) -> b m h w', h=feat_size[0]), size, mode='bilinear', align_corners=True)
+    values = F.interpolate(rearrange(at_least_float32(rows), 'b m (h w) -> b m h w', h=feat_size[0]), size, mode='bilinear', align_corners=True)
     low, high = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
     return (values-low)/(high-low) > cut
 
@@ -27,33 +28,34 @@ def region_maps_literal(
 def _taps(
     n:int,    # coarse samples
     size:int, # fine samples, corners aligned
-)->tuple:     # near, far (size,) int64; w_near, w_far (size,) float32, summing to 1
+    dtype=torch.float32, # of the weights
+)->tuple:     # near, far (size,) int64; w_near, w_far (size,), summing to 1
     "Return the two coarse samples that each fine one mixes, and their weights."
-    place = torch.arange(size, dtype=torch.float32)*((n-1)/max(size-1, 1))
+    place = torch.arange(size, dtype=dtype)*((n-1)/max(size-1, 1))
     near = place.long().clamp(max=n-1)
     w_far = (place-near).clamp(0, 1)
     return near, (near+1).clamp(max=n-1), 1-w_far, w_far
 
 # %% ../nbs/09b_shapes.ipynb #a182b4bd
 def _cut_any(
-    maps:Tensor,    # (c,h',w') float32 coarse maps
+    maps:Tensor,    # (c,h',w') float32 or float64 coarse maps
     regions:Tensor, # (c,h,w) bool, written
     cut:float,      # share of the range
 ):
     "Upsample one map at a time in cache: along w for all, then along h, range and cut."
-    left, right, w_left, w_right = _taps(maps.shape[2], regions.shape[2])
-    up, down, w_up, w_down = (t if t.dtype == torch.int64 else t[:, None] for t in _taps(maps.shape[1], regions.shape[1]))
+    left, right, w_left, w_right = _taps(maps.shape[2], regions.shape[2], maps.dtype)
+    up, down, w_up, w_down = (t if t.dtype == torch.int64 else t[:, None] for t in _taps(maps.shape[1], regions.shape[1], maps.dtype))
     cols = rearrange(maps, 'c h w -> w (c h)').contiguous()
     wide = torch.addcmul(cols[right]*w_right[:, None], cols[left], w_left[:, None])
     wide = rearrange(wide, 'w (c h) -> c h w', c=len(maps)).contiguous()
-    values, above = (torch.empty(regions.shape[1:]) for _ in range(2))
+    values, above = (torch.empty(regions.shape[1:], dtype=maps.dtype) for _ in range(2))
     fine, constant = values.numpy(), maps.amin((1, 2)) == maps.amax((1, 2))
     for coarse, region, empty in zip(wide, regions.numpy(), constant.numpy()):
         torch.index_select(coarse, 0, up, out=above)
         torch.index_select(coarse, 0, down, out=values).mul_(w_down).addcmul_(above, w_up)
         low, high = fine.min(), fine.max()
         np.subtract(fine, low, out=fine)
-        np.greater(fine, np.float32('inf') if empty else np.float32(cut)*(high-low), out=region)
+        np.greater(fine, np.inf if empty else fine.dtype.type(cut)*(high-low), out=region)
 
 # %% ../nbs/09b_shapes.ipynb #df32b6a0
 @contextmanager
@@ -67,7 +69,7 @@ def _one_thread():
 # %% ../nbs/09b_shapes.ipynb #f2e41d2d
 @_one_thread()
 def _block_side(
-    maps:Tensor, # (m,h',w') float32 coarse maps on the CPU
+    maps:Tensor, # (m,h',w') float32 or float64 coarse maps on the CPU
     size:tuple,  # (h,w) pixels
 )->int:          # pixels between two positions, or 0
     "Say how large the blocks are, or 0 where the shortcut does not apply."
@@ -83,7 +85,7 @@ def _block_values(
     side:int,      # pixels between two positions
 )->Tensor:         # (side,side,n) pixel values
     "Upsample some blocks: along w, then along h."
-    w_far = torch.arange(side)[:, None]/side
+    w_far = torch.arange(side, dtype=maps.dtype)[:, None]/side
     w_near, wide = 1-w_far, maps.shape[2]
     a, b, c, d = (maps.flatten()[corner+step] for step in (0, 1, wide, wide+1))
     top, bottom = torch.addcmul(b*w_far, a, w_near), torch.addcmul(d*w_far, c, w_near)
@@ -136,7 +138,7 @@ def unpack_bits(
 # %% ../nbs/09b_shapes.ipynb #72c7b2f1
 @_one_thread()
 def _cut_blocks(
-    maps:Tensor,     # (m,h',w') float32 coarse maps
+    maps:Tensor,     # (m,h',w') float32 or float64 coarse maps
     side:int,        # pixels between two positions
     cut:float,       # share of the range
     chunk:int=4096,  # blocks computed at once
@@ -171,7 +173,7 @@ def _grid(rows, feat_size):
     "Rows (b,m,p) as maps (b,m,h',w')."
     p = rows.shape[2]
     if feat_size[0]*feat_size[1] != p: raise ValueError(f'feat_size={tuple(feat_size)} has not {p} positions: pass the size the rows came from')
-    return rearrange(rows.detach().float(), 'b m (h w) -> b m h w', h=feat_size[0])
+    return rearrange(at_least_float32(rows.detach()), 'b m (h w) -> b m h w', h=feat_size[0])
 
 # %% ../nbs/09b_shapes.ipynb #00b302de
 def cut_packed(
@@ -189,7 +191,7 @@ def cut_packed(
 
 # %% ../nbs/09b_shapes.ipynb #e95f83ce
 def _cut_on_cpu(
-    maps:Tensor,    # (c,h',w') float32 coarse maps
+    maps:Tensor,    # (c,h',w') float32 or float64 coarse maps
     regions:Tensor, # (c,h,w) bool, written
     cut:float,      # share of the range
 ):

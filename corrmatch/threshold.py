@@ -24,7 +24,7 @@ def class_confidence(
 # %% ../nbs/07_threshold.ipynb #1a9dbfab
 class DynamicThreshold(nn.Module):
     "A confidence threshold that follows the mean over classes of their top confidence."
-    tau:Tensor  # () float32, a buffer
+    tau:Tensor  # () of torch's default dtype, a buffer
     def __init__(self,
         tau:float=0.85,          # start, 0..1
         momentum:float=0.999,    # share of the old tau kept in each update, 0..1
@@ -35,7 +35,7 @@ class DynamicThreshold(nn.Module):
         for name, value in (('tau', tau), ('momentum', momentum)):
             if not 0 <= value <= 1: raise ValueError(f'{name}={value} must lie between 0 and 1')
         self.momentum, self.n_classes = momentum, n_classes
-        self.register_buffer('tau', torch.tensor(tau, dtype=torch.float32))
+        self.register_buffer('tau', torch.tensor(float(tau)))
 
     @torch.no_grad()
     def update(self,
@@ -54,13 +54,13 @@ class DynamicThreshold(nn.Module):
 # %% ../nbs/07_threshold.ipynb #014063a4
 class FixedThreshold(nn.Module):
     "A confidence threshold that stays where it was set."
-    tau:Tensor  # () float32, a buffer
+    tau:Tensor  # () of torch's default dtype, a buffer
     def __init__(self,
         tau:float, # 0..1; 0 keeps every valid pixel
     ):
         super().__init__()
         if not 0 <= tau <= 1: raise ValueError(f'tau={tau} must lie between 0 and 1')
-        self.register_buffer('tau', torch.tensor(tau, dtype=torch.float32))
+        self.register_buffer('tau', torch.tensor(float(tau)))
 
     def update(self,
         confidence:Tensor, # (b,h,w) not read

@@ -168,9 +168,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 
 def normalize(
     image:Tensor, # (...,3,h,w) uint8, or floats 0..255
-)->Tensor:        # same shape, channels last in memory, float32, about -2..2.6
+)->Tensor:        # same shape, channels last in memory, torch's default dtype, about -2..2.6
     "Subtract ImageNet's mean and divide by its standard deviation, per channel."
-    image = image.reshape(-1, *image.shape[-3:]).to(torch.float32, memory_format=torch.channels_last, copy=True).view(image.shape)
+    image = image.reshape(-1, *image.shape[-3:]).to(torch.get_default_dtype(), memory_format=torch.channels_last, copy=True).view(image.shape)
     for channel, mean, std in zip(image.unbind(-3), IMAGENET_MEAN, IMAGENET_STD): channel.sub_(255*mean).div_(255*std)
     return image
 
