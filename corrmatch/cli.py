@@ -83,13 +83,14 @@ def train_config(
     changes = {k: v for k, v in vars(args).items() if k in names and k not in ('name', 'method')}
     if args.preset not in PRESETS and not Path(args.preset).is_dir(): raise ValueError(f"'{args.preset}' is neither a folder nor a preset{nearest(args.preset, PRESETS)}")
     if args.preset in PRESETS:
-        for name in ('labels', 'classes'):
+        for name in ('labels', 'classes', 'unannotated'):
             if getattr(args, name): raise ValueError(f"--{name} is for a data folder, and '{args.preset}' is a preset: a folder of that name is ./{args.preset}; lists for a preset are --labeled and --unlabeled")
         config = preset(args.preset, args.method, **changes)
         if config.labeled and not config.data: raise ValueError(f"preset '{args.preset}' learns from pictures on disk: say where they are with --data FOLDER")
         return config, ''
     from corrmatch.prepare import auto_config
     changes.pop('data', None)
+    if args.unannotated: changes['unannotated'] = args.unannotated
     return _by_the_first(partial(auto_config, args.preset, args.method, labels=args.labels, classes=args.classes, **changes), changes.get('device', 'auto'))
 
 def _by_the_first(make, device):
@@ -126,6 +127,12 @@ def cmd_train(
     config, text = train_config(args)
     run_training(config, args.resume, args.force, args.fit_memory, text)
 
+# %% ../nbs/23_cli.ipynb #c0c05c42
+def _add_unannotated(parser):
+    "The option that says what images without annotations are."
+    parser.add_argument('--unannotated', choices=('unlabeled', 'background'),
+                        help='images that a COCO file lists without annotations: unlabeled | background [unlabeled]')
+
 # %% ../nbs/23_cli.ipynb #57acb84f
 def add_train(
     command, # (name, help, example) -> parser
@@ -134,11 +141,12 @@ def add_train(
     parser = command('train', 'train one run', 'corrmatch train photos --labels 92      (a folder of your own)\n'
                      '         corrmatch train voc_92 --data data/voc --out runs/voc      (a preset)\n'
                      '         torchrun --nproc_per_node=4 -m corrmatch train voc_92 --data data/voc      (several GPUs)')
-    parser.usage = '%(prog)s [-h] [--method METHOD] [--labels INT] [--classes FILE] [--resume] [--force] [--fit-memory] [--SETTING VALUE ...] FOLDER_OR_PRESET'
+    parser.usage = '%(prog)s [-h] [--method METHOD] [--labels INT] [--classes FILE] [--unannotated MEANING] [--resume] [--force] [--fit-memory] [--SETTING VALUE ...] FOLDER_OR_PRESET'
     parser.add_argument('preset', metavar='FOLDER_OR_PRESET', help=f'a data folder, or one of {", ".join(PRESETS)}')
     parser.add_argument('--method', default='corrmatch', help=f'one of {", ".join(METHODS)} [corrmatch]')
     parser.add_argument('--labels', type=int, default=0, help='data folder: labeled pictures to choose; 0: the lists that are there, or all masks [0]')
     parser.add_argument('--classes', help='data folder: a file with lines NAME R G B, or a number of classes [found]')
+    _add_unannotated(parser)
     parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint of the run folder')
     parser.add_argument('--force', action='store_true', help='resume although settings have changed, or a machine that is gone seems to be training there')
     parser.add_argument('--fit-memory', action='store_true', help='cut the batch into the largest micro-batches that fit (sets accumulate)')
@@ -243,7 +251,7 @@ def cmd_check(
 )->int:                      # 0 if the data can be trained on, else 1
     "Read a data set and write the report."
     from corrmatch.prepare import check_data, convert_data, report_text, save_report
-    report = check_data(args.data, args.classes, args.workers)
+    report = check_data(args.data, args.classes, args.workers, unannotated=args.unannotated or 'unlabeled')
     out = Path(args.out or f'runs/check_{Path(args.data).resolve().name}')
     save_report(report, out)
     print(f'{report_text(report)}\nreport: {out}/report.html')
@@ -257,6 +265,7 @@ def add_check(
     parser = command('check', 'read every file of a data set and say what is wrong; exit code 0: can be trained on, 1: cannot', 'corrmatch check photos')
     parser.add_argument('data', help='data folder, in any usual layout')
     parser.add_argument('--classes', help='a file with lines NAME R G B, or a number of classes [found]')
+    _add_unannotated(parser)
     parser.add_argument('--out', default='', help='folder for report.txt, .json, .html and shares.png [runs/check_NAME]')
     parser.add_argument('--convert', default='', metavar='DIR', help='also write a clean copy that training can read to this new folder')
     parser.add_argument('--workers', type=int, default=0, help='threads that read; 0: one a core [0]')
@@ -268,7 +277,7 @@ def cmd_split(
 ):
     "Choose pictures and write the lists."
     from corrmatch.prepare import make_split
-    print(make_split(args.data, args.labels, args.seed, args.val, args.out, args.classes).text)
+    print(make_split(args.data, args.labels, args.seed, args.val, args.out, args.classes, unannotated=args.unannotated or 'unlabeled').text)
 
 def add_split(
     command, # (name, help, example) -> parser
@@ -280,6 +289,7 @@ def add_split(
     parser.add_argument('--seed', type=int, default=0, help='another seed, another choice [0]')
     parser.add_argument('--val', type=float, default=.2, help='share kept for validation where the data set names none [0.2]')
     parser.add_argument('--classes', help='a file with lines NAME R G B, or a number of classes [found]')
+    _add_unannotated(parser)
     parser.add_argument('--out', default=None, help='folder of the lists [splits/sSEED in the data folder]')
     parser.set_defaults(handler=cmd_split)
 

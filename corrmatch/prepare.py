@@ -18,6 +18,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageOps
+from .coco import Unannotated, annotated_size
 from .config import IGNORE_INDEX, Config, preset
 from .data import IMAGE_SUFFIXES, DataError, list_lines, parse_line, read_classes, read_split
 from .formats import (Item, Layout, MaskMap, describe_layout, find_layout, find_mapping, is_color, load_picture, make_folder, map_ids, read_photo,
@@ -133,6 +134,20 @@ def _rel(path, root): return os.path.relpath(path, root).replace(os.sep, '/')
 
 def _colors_of(values): return ', '.join(f'{v>>16} {(v>>8)&255} {v&255}' for v in values)
 
+# %% ../nbs/18_prepare.ipynb #c0c05c41
+def _rescaled(scans, root):
+    "The remark on outlines that were scaled to images of another size."
+    sizes = [(s, annotated_size(s.item.objects)) for s in scans if s.item.objects and s.mask_size]
+    other = [(s, size) for s, size in sizes if size not in (None, s.mask_size)]
+    if not other: return []
+    (s, (w, h)), (mw, mh) = other[0], other[0][0].mask_size
+    return [('warning', 'size', _rel(s.item.image, root), f'annotated with {w}x{h} pixels, and {mw}x{mh} now: its outlines are scaled, '
+             f'as in all such images, {len(other)} in number')]
+
+def _drawing(objects):
+    "A digest of the outlines of an item, None without; they may change while the image stays."
+    return objects and hashlib.blake2b(json.dumps(objects).encode(), digest_size=16).hexdigest()
+
 # %% ../nbs/18_prepare.ipynb #b4fb35a6
 def _judge(scan, mapping, root):
     "Findings of one picture and its mask."
@@ -158,6 +173,7 @@ def _whole(layout, scans, usable):
     "Findings about the data set as a whole."
     out, root = [Finding('warning', 'lonely mask', _rel(p, layout.root), 'mask without a picture is not used; add the picture or remove it') for p in layout.lonely], layout.root
     out += [Finding('warning', 'duplicate', _rel(p, root), f'not used: {_rel(kept, root)} has the same name; rename one of them or remove it') for p, kept in layout.doubles]
+    out += [Finding(*remark) for remark in (*layout.remarks, *_rescaled(scans, root))]
     bare = [s for s in scans if not s.fault and s.values is None]
     if bare: out.append(Finding('warning', 'no mask', _rel(bare[0].item.image, root), f'has no mask and serves as unlabeled, like all such pictures: {len(bare)} in number'))
     groups = {}
@@ -225,9 +241,10 @@ def check_data(
     classes=None,      # a class file or a number of classes; None: found
     workers:int=0,     # threads that read; 0: one a core
     progress=follow,   # shows how far it has come; None: silent
+    unannotated:Unannotated='unlabeled', # what images of a COCO file without annotations are
 )->Report:
     "Read every file of a data set and say what is wrong with it."
-    layout = find_layout(folder, classes)
+    layout = find_layout(folder, classes, unannotated=unannotated)
     scans = _turn_alike(scan_items(layout.items, workers, progress))
     modes, values = _evidence(scans)
     if not values: raise DataError(_no_masks(layout, scans))
@@ -242,6 +259,8 @@ def check_data(
 # %% ../nbs/18_prepare.ipynb #0e7256aa
 def _no_masks(layout, scans):
     faults = [s.fault for s in scans if s.fault]
+    told = next((f'{file}: {text}'.removeprefix(': ') for _, _, file, text in layout.remarks), '')
+    if told and not faults: return f'{layout.root}: no readable mask; {describe_layout(layout)}; {told}'
     reason = f'the first fault: {faults[0]}' if faults else f'{describe_layout(layout)}; put masks into masks/ (same names as in images/), or beside the pictures as NAME_mask.png'
     return f'{layout.root}: no readable mask; {reason}'
 
@@ -422,7 +441,7 @@ def _stamps(scans, report, everything):
     out = {}
     for s in scans:
         for target, source in zip(_targets(s, report, everything), (s.item.image, s.item.mask or s.item.image)):
-            if target: found = os.stat(source); out[target] = [found.st_size, found.st_mtime_ns, s.turned]
+            if target: found = os.stat(source); out[target] = [found.st_size, found.st_mtime_ns, s.turned, _drawing(s.item.objects)]
     return out
 
 def _noted(note, mark):
@@ -618,9 +637,10 @@ def make_split(
     classes=None,      # a class file or a number of classes; None: found
     report:Report|None=None,# from check_data, if it was made already
     progress=follow,   # shows how far it has come; None: silent
+    unannotated:Unannotated='unlabeled', # what images of a COCO file without annotations are
 )->Split:
     "Choose labeled, unlabeled and val pictures, convert what needs it, and write the lists."
-    report = report or check_data(folder, classes, progress=progress)
+    report = report or check_data(folder, classes, progress=progress, unannotated=unannotated)
     val_rows, made = _choose_val(report, val, seed)
     rows, pool, copies = _rest(report, val_rows)
     labeled = _choose_labeled(report, rows, labels, seed)
@@ -763,10 +783,11 @@ def auto_config(
     lists:Path|None=None,   # folder for lists that have to be made; None: splits/ in the data folder
     classes=None,           # a class file or a number of classes; None: found
     progress=follow,        # shows how far it has come; None: silent
+    unannotated:Unannotated='unlabeled', # what images of a COCO file without annotations are
     **changes,              # fields of Config; they win
 )->tuple:                   # Config and the text that explains it
     "Make the record of a run from a data folder alone."
-    report = check_data(folder, classes, progress=progress)
+    report = check_data(folder, classes, progress=progress, unannotated=unannotated)
     absent = _absent(report.mapping, report.shares)
     if absent and classes and not changes.get('allow_missing'): raise DataError(f'{report.layout.root}: {absent[0].text}, give other --classes, or set allow_missing=True')
     root, given = report.layout.root, {k: changes[k] for k in ('labeled', 'unlabeled', 'val') if k in changes}
