@@ -7,6 +7,7 @@ __all__ = ['Unannotated', 'find_coco', 'coco_classes', 'fill_polygon', 'decode_r
 # %% ../nbs/17_coco.ipynb #197322be
 import json, os, posixpath, re, unicodedata
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 import numpy as np
@@ -160,6 +161,12 @@ def _coco_split(path):
         if found: return found[1]
     return ''
 
+def _by_name(pictures):
+    "Paths of images by their base names."
+    by_name = defaultdict(list)
+    for path in pictures: by_name[unicodedata.normalize('NFC', os.path.basename(path))].append(path)
+    return by_name
+
 def _inner(root, path, name):
     "`file_name` of the COCO file `path` with forward slashes, below the data folder."
     inner = unicodedata.normalize('NFC', name.replace('\\', '/'))
@@ -168,19 +175,21 @@ def _inner(root, path, name):
     if not climbs_out(inner): return posixpath.normpath(inner)
     raise DataError(f'{root/path}: file_name {name} leaves the data folder; write it relative to the folder')
 
-def _coco_picture(root, path, name, by_name):
+# %% ../nbs/17_coco.ipynb #680d31be
+def _coco_picture(root, path, name, by_name, masks=()):
     "Path below `root` of the image that the COCO file `path` calls `name`; None if it is not there."
     name, folder, split = _inner(root, path, name), os.path.dirname(path), _coco_split(path)
     fits = by_name.get(os.path.basename(name), [])
     for wanted in (posixpath.join(folder, name), name):
         for fit in fits:
             if unicodedata.normalize('NFC', fit) == wanted: return fit
-    for good in (lambda f: f.endswith(f'/{name}'), lambda f: f.startswith(f'{folder}/'), lambda f: _coco_split(os.path.dirname(f)) == split):
+    for good in (lambda f: f not in masks, lambda f: f.endswith(f'/{name}'), lambda f: f.startswith(f'{folder}/'),
+                 lambda f: _coco_split(os.path.dirname(f)) == split):
         fits = [f for f in fits if good(f)] or fits
     if len(fits) > 1: raise DataError(f'{root/path}: file_name {name} fits {fits[0]} and {fits[1]}; write its path below the data folder')
     return fits[0] if fits else None
 
-# %% ../nbs/17_coco.ipynb #5b21d121
+# %% ../nbs/17_coco.ipynb #87793b67
 def _points(polygon):
     "The corners of a polygon, (n,2)."
     try: flat = np.asarray(polygon, float)
@@ -208,7 +217,7 @@ def _outline(segmentation):
     kept = [p for p in polygons if not _is_flat(p)]
     return kept or None, len(polygons) - len(kept)
 
-# %% ../nbs/17_coco.ipynb #adb13854
+# %% ../nbs/17_coco.ipynb #94046e62
 def fill_polygon(
     points:np.ndarray,   # (n,2) x and y of the corners, in pixels
     size:tuple[int, int],# (w, h) of the image; what lies outside is cut off
@@ -227,7 +236,7 @@ def fill_polygon(
     inside = marks.reshape(n_rows, n_columns).cumsum(1) % 2 == 1
     return np.s_[top:top+n_rows, left:left+n_columns-1], inside[:, :-1]
 
-# %% ../nbs/17_coco.ipynb #98c0ae35
+# %% ../nbs/17_coco.ipynb #6b27beb6
 def _runs(text):
     "Run lengths out of COCO's compressed text."
     runs, value, shift = [], 0, 0
@@ -243,7 +252,7 @@ def _runs(text):
     if shift: raise ValueError('its run lengths are cut short')
     return runs
 
-# %% ../nbs/17_coco.ipynb #0a47acc7
+# %% ../nbs/17_coco.ipynb #91776640
 def decode_rle(
     outline:dict, # size [h, w], and counts: run lengths down the columns, or COCO's text for them
 )->np.ndarray:    # (h,w) bool
@@ -260,7 +269,7 @@ def decode_rle(
         raise ValueError(f'its run lengths do not add up to {w}x{h} pixels')
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(w, h).T
 
-# %% ../nbs/17_coco.ipynb #f2767bfe
+# %% ../nbs/17_coco.ipynb #35031537
 def _alike(a, b):
     "Can an image of size a be scaled to size b, up to the rounding of a pixel?"
     low, high = [max((n - 1)/m for m, n in zip(a, b)), min((n + 1)/m for m, n in zip(a, b))]
@@ -288,7 +297,7 @@ def drawn_size(
     raise DataError(f'was annotated with {frame[0]}x{frame[1]} pixels and has {size[0]}x{size[1]} now, which is another '
                     'shape; restore the image that was annotated, or correct width and height in the COCO file')
 
-# %% ../nbs/17_coco.ipynb #a576b448
+# %% ../nbs/17_coco.ipynb #cd05687d
 def _inside(outline, frame, size):
     "Slices and the bool array of the pixels of one outline, scaled from frame to size."
     if isinstance(outline, dict):
@@ -327,7 +336,7 @@ def draw_objects(
         rank[window][front] = own
     return ids
 
-# %% ../nbs/17_coco.ipynb #f8741926
+# %% ../nbs/17_coco.ipynb #266c4874
 def _frame(path, image):
     "(w, h) of an image as its entry says; None where it does not."
     stated = [image.get('width'), image.get('height')]
@@ -355,7 +364,7 @@ def _is_crowd(path, annotation):
     if mark in ('1', '1.0', 'true'): return True
     raise DataError(f"{path}: annotation {annotation.get('id')} has iscrowd {annotation['iscrowd']!r}; write 0 or 1")
 
-# %% ../nbs/17_coco.ipynb #266c4874
+# %% ../nbs/17_coco.ipynb #0c4c723f
 def _not_relative(path, objects):
     "Refuse coordinates that are shares of the image."
     some = [p for o in objects[:1000] if isinstance(o['segmentation'], list) for p in o['segmentation'] if not _is_flat(p)]
@@ -364,6 +373,7 @@ def _not_relative(path, objects):
     if tops and max(tops) <= 1:
         raise DataError(f'{path}: all coordinates lie between 0 and 1; COCO counts pixels, multiply by width and height')
 
+# %% ../nbs/17_coco.ipynb #7bff96cb
 def coco_objects(
     path:Path,    # the COCO file, named in errors
     data:dict,    # its content
@@ -415,7 +425,7 @@ def _coco_names(entries):
         if len(set(names)) == len(names): return names
     return [*entries]
 
-# %% ../nbs/17_coco.ipynb #d284f0e7
+# %% ../nbs/17_coco.ipynb #96060291
 class CocoAccount(NamedTuple):
     "What became of every image and annotation of a COCO data set."
     files:int       # COCO files that count
@@ -437,7 +447,7 @@ class CocoAccount(NamedTuple):
                     drawn='annotations drawn', crowds='of them crowds', boxes='annotations without outline', strangers='of unknown images')
         return ', '.join(f'{said[name]}: {n}' for name, n in self._asdict().items() if n)
 
-# %% ../nbs/17_coco.ipynb #77187df5
+# %% ../nbs/17_coco.ipynb #5ed8cfd3
 Unannotated = Literal['unlabeled', 'background']
 
 class Coco(NamedTuple):
@@ -466,19 +476,19 @@ def _warnings(left):
     return [('warning', 'annotations', '', f'{what}: {len(left[kind])}, such as {_such(left[kind])}; {then}')
             for kind, (what, then) in said.items() if left[kind]]
 
-# %% ../nbs/17_coco.ipynb #96060291
+# %% ../nbs/17_coco.ipynb #1de1b682
 def _missing(path, name, stems):
     "The remark about an image that is not there, with a hint where another file has its name."
     near = stems.get(os.path.splitext(posixpath.basename(name.replace('\\', '/')))[0].lower())
     hint = f'{near} is there: correct file_name' if near else 'add it or take it out of the annotations'
     return ('error', 'unreadable', name if name.isprintable() else ascii(name), f'no such file, though {path} names it; {hint}')
 
-def _file_images(root, path, data, numbers, by_name, unannotated, left):
+def _file_images(root, path, data, numbers, locate, unannotated, left):
     "{path of an image: Outlined} of one COCO file."
     objects, out, ids = coco_objects(root/path, data, numbers, left), {}, {}
     for p in data['images']:
         key, name = _key(p['id']), str(p['file_name'])
-        image, own = _coco_picture(root, path, name, by_name), objects[_key(p['id'])]
+        image, own = locate(path, name), objects[key]
         if image is None: left['missing'].append((path, name)); continue
         if image in out: raise DataError(f'{root/path}: images {ids[image]} and {key} are both {image}; keep one of the two')
         inner, ids[image] = _inner(root, path, name), key
@@ -490,13 +500,14 @@ def _file_images(root, path, data, numbers, by_name, unannotated, left):
         out[image] = Outlined(path, name, _coco_split(path), own and tuple(own))
     return out
 
-# %% ../nbs/17_coco.ipynb #ee0f23f5
+# %% ../nbs/17_coco.ipynb #d01d0bd6
 def read_coco(
     root:Path,      # data folder
     jsons:list,     # paths of its JSON files, relative to root
     pictures:list,  # paths of its images, relative to root
     unannotated:Unannotated='unlabeled', # what an image without annotations is
     classes=None,   # names of the classes in the order wanted; None: by category id
+    masks=(),       # those of the images that look like masks; they are taken last
 )->Coco:            # without images where no COCO file counts
     "Read all COCO files of a data folder."
     if unannotated not in get_args(Unannotated): raise ValueError(f"unannotated='{unannotated}': choose unlabeled or background")
@@ -504,21 +515,19 @@ def read_coco(
     remarks = [('warning', 'files', path, f'passed over: {reason}') for path, reason in passed.items()]
     if not files: return Coco({}, [], tuple(remarks), None)
     names, numbers, no_class = coco_classes(root, files, classes)
-    by_name, stems, left = defaultdict(list), {}, defaultdict(list)
-    for path in pictures:
-        by_name[unicodedata.normalize('NFC', os.path.basename(path))].append(path)
-        stems[os.path.splitext(os.path.basename(path))[0].lower()] = path
-    images = {}
+    by_name, left, images = _by_name(pictures), defaultdict(list), {}
+    locate = partial(_coco_picture, root, by_name=by_name, masks=masks)
     for path, data in files.items():
-        found = _file_images(root, path, data, numbers[path], by_name, unannotated, left)
+        found = _file_images(root, path, data, numbers[path], locate, unannotated, left)
         images |= {i: _merge(root, i, images.get(i, new), new) for i, new in found.items()}
     if not images: raise DataError(_nothing(root, files, left))
+    stems = {os.path.splitext(name)[0].lower(): paths[0] for name, paths in by_name.items()}
     remarks += [_missing(*entry, stems) for entry in left['missing']] + _no_classes(no_class)
     left['unannotated'] = [i for i in dict.fromkeys(left['empty']) if images[i].objects is None]
     account = _account(images, left, len(files), len(passed))
     return Coco(images, ['background', *names], (*remarks, *_warnings(left)), account)
 
-# %% ../nbs/17_coco.ipynb #1de1b682
+# %% ../nbs/17_coco.ipynb #49d9bd35
 def _nothing(root, files, left):
     "The error for COCO files none of whose images is there."
     names = [name for _, name in left['missing']]

@@ -252,7 +252,8 @@ def find_classes(
 def _read_coco(root, found, classes, unannotated):
     "The COCO files of a tree, with their classes in the order of a class file where there is one."
     named = classes and not classes[2].startswith('classes=')
-    coco = read_coco(root, found['.json'], found['picture'], unannotated, classes[0] if named else None)
+    masks = {p for files in _roles(found['picture'])[1].values() for p in files}
+    coco = read_coco(root, found['.json'], found['picture'], unannotated, classes[0] if named else None, masks)
     if not coco.images: return coco, classes
     if classes is None: return coco, (coco.classes, None, 'the COCO file')
     if len(classes[0]) == len(coco.classes): return coco, (coco.classes, *classes[1:])
