@@ -73,6 +73,7 @@ def add_meaning(
     group.add_argument('--ignore', type=int, action='append', metavar='VALUE', help='value of masks that is ignored, such as 0 for `unlabeled`; ids behind it move down; may be repeated')
     group.add_argument('--map', default='', metavar='FILE', help='file with lines `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`, the name `ignore` for what is ignored; or `order`: number the values that occur')
     group.add_argument('--background', default='', metavar='NAME', help='class that gets id 0, of masks in colours or outlines')
+    group.add_argument('--unannotated', default='', choices=('unlabeled', 'background'), help='images of a COCO file without annotations: unlabeled, or nothing but background [unlabeled]')
     if depth: group.add_argument('--depth', default='', metavar='LOW:HIGH', help=field_help()['depth'])
 
 def read_meaning(
@@ -81,7 +82,7 @@ def read_meaning(
     "Collect what was said about the values of masks."
     from corrmatch.masks import Meaning
     if args.map not in ('', 'order') and not Path(args.map).is_file(): raise ValueError(f"--map {args.map}: no such file; give a file with lines `VALUE NAME`, or `order`")
-    said = Meaning(tuple(args.ignore or ()), args.map, args.background)
+    said = Meaning(tuple(args.ignore or ()), args.map, args.background, args.unannotated or 'unlabeled')
     return None if said == Meaning() else said
 
 # %% ../nbs/23_cli.ipynb #ec11a685
@@ -105,7 +106,7 @@ def train_config(
     changes = {k: v for k, v in vars(args).items() if k in names and k not in ('name', 'method')}
     if args.preset not in PRESETS and not Path(args.preset).is_dir(): raise ValueError(f"'{args.preset}' is neither a folder nor a preset{nearest(args.preset, PRESETS)}")
     if args.preset in PRESETS:
-        for name in ('labels', 'classes', 'ignore', 'map', 'background'):
+        for name in ('labels', 'classes', 'ignore', 'map', 'background', 'unannotated'):
             if getattr(args, name, None): raise ValueError(f"--{name} is for a data folder, and '{args.preset}' is a preset: a folder of that name is ./{args.preset}; lists for a preset are --labeled and --unlabeled")
         config = preset(args.preset, args.method, **changes)
         if config.labeled and not config.data: raise ValueError(f"preset '{args.preset}' learns from pictures on disk: say where they are with --data FOLDER")

@@ -3,19 +3,19 @@
 # %% auto #0
 __all__ = ['PICTURE_SUFFIXES', 'IMAGE_FOLDERS', 'MASK_FOLDERS', 'MASK_TAILS', 'IMAGE_TAILS', 'SPLIT_NAMES', 'SKIPPED',
            'OTHER_TAILS', 'CLASS_FORMS', 'CLASS_FILES', 'Place', 'parse_place', 'Item', 'Layout', 'visible_files',
-           'find_classes', 'Outlined', 'draw_objects', 'find_layout', 'describe_layout', 'read_stored', 'make_folder',
-           'write_file']
+           'find_classes', 'find_layout', 'describe_layout', 'read_stored', 'make_folder', 'write_file']
 
 # %% ../nbs/17b_formats.ipynb #a1343794
-import csv, json, os, posixpath, re
+import csv, os, re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 import numpy as np
+from .coco import CocoAccount, Outlined, Unannotated, _coco_names, draw_objects, read_coco
 from .config import IGNORE_INDEX
-from .data import IMAGE_SUFFIXES, DataError, climbs_out, list_lines
+from .data import IMAGE_SUFFIXES, DataError, list_lines
 from .masks import StoredMask, load_picture, read_mask
 
 # %% ../nbs/17b_formats.ipynb #8e2b6ec5
@@ -85,6 +85,8 @@ class Layout:
     classes:tuple|None=None # names, (k,3) colours or None, the file's name; None where nothing names classes
     n_ignored:int=0  # pictures left out because no list names them
     doubles:tuple=() # (picture left out, the picture of the same name that is used)
+    remarks:tuple=() # findings: (error | warning, kind, file below root or '', text)
+    account:CocoAccount|None=None # what became of the annotations of COCO files
 
 # %% ../nbs/17b_formats.ipynb #104c9866
 def visible_files(
@@ -243,113 +245,33 @@ def find_classes(
     rows = _class_rows(path)
     return [name for name, _ in rows], np.array([rgb for _, rgb in rows], np.uint8) if rows[0][1] else None, path.name
 
-# %% ../nbs/17b_formats.ipynb #3c9f7156
-def _need(path, what, entry, *fields):
-    "An entry of a COCO file, refused if it lacks one of these fields."
-    entry = entry if isinstance(entry, dict) else {}
-    lost = next((f for f in fields if not isinstance(entry.get(f), (str, int, float))), None)
-    if lost: raise DataError(f"{path}: {what} {entry.get('id', '?')} has no {lost}; add it or remove the entry")
-    return entry
-
-def _read_coco(path):
-    "Pictures, annotations by picture and categories of a COCO file; None if it is something else."
-    try: data = json.loads(path.read_text(encoding='utf-8-sig'))
-    except (ValueError, OSError): return None
-    if not isinstance(data, dict) or not all(isinstance(data.get(k), list) for k in ('images', 'annotations', 'categories')): return None
-    categories = [(c['id'], str(c['name'])) for c in data['categories'] if _need(path, 'category', c, 'id', 'name')]
-    if len(categories) >= IGNORE_INDEX: raise DataError(f'{path}: {len(categories)} categories; a mask of 8 bits holds {IGNORE_INDEX-1} beside background, merge some')
-    objects, known = {p['id']: [] for p in data['images'] if _need(path, 'picture', p, 'id', 'file_name')}, {c for c, _ in categories}
-    if len(objects) < len(data['images']): raise DataError(f'{path}: two pictures have one id; give each its own')
-    for a in data['annotations']:
-        if not isinstance(a, dict) or not a.get('segmentation'): continue
-        _need(path, 'annotation', a, 'image_id', 'category_id')
-        if a['category_id'] not in known: raise DataError(f"{path}: annotation {a.get('id')} is of category {a['category_id']}, which the file does not define; add it to the categories")
-        objects.setdefault(a['image_id'], []).append(a)
-    return data['images'], objects, sorted(categories, key=lambda c: (isinstance(c[0], str), c[0]))
-
-# %% ../nbs/17b_formats.ipynb #021c08de
-def _json_files(jsons):
-    "The files that may be COCO's: instances_*.json where there are any, else those not made per picture."
-    instances = [j for j in jsons if os.path.basename(j).startswith('instances')]
-    return instances or [j for j in jsons if not re.search(r'captions|keypoints|panoptic|stuff_|image_info', j)][:8]
-
-def _coco_split(path):
-    "train, val, test or '', from a file's name or else the folders it lies in: instances_train2017.json, valid/a.json."
-    for part in reversed(path.split('/')):
-        words = re.sub(r'([a-z])([A-Z])', r'\1_\2', part).lower()
-        found = re.search(r'(?<![a-z])(train|val|test)(?:ing|id|idation|set)?(?![a-z])', words)
-        if found: return found[1]
-    return ''
-
-def _coco_picture(root, path, name, by_name):
-    "Path below `root` of the picture that the COCO file `path` calls `name`."
-    if climbs_out(name): raise DataError(f'{root/path}: file_name {name} leaves the data folder; write it relative to the folder')
-    name, folder, split = posixpath.normpath(name.replace('\\', '/')), os.path.dirname(path), _coco_split(path)
-    fits = by_name.get(os.path.basename(name), [])
-    for wanted in (posixpath.join(folder, name), name):
-        if wanted in fits: return wanted
-    for good in (lambda f: f.endswith(f'/{name}'), lambda f: f.startswith(f'{folder}/'), lambda f: _coco_split(os.path.dirname(f)) == split):
-        fits = [f for f in fits if good(f)] or fits
-    if len(fits) > 1: raise DataError(f'{root/path}: file_name {name} fits {fits[0]} and {fits[1]}; write its path below the data folder')
-    return fits[0] if fits else name
-
-# %% ../nbs/17b_formats.ipynb #27043eee
-class Outlined(NamedTuple):
-    "A picture of a COCO file."
-    source:str    # the COCO file, below the data folder
-    file_name:str # as written there
-    split:str
-    objects:tuple # annotations, each with its class
-
-    @property
-    def outlines(self): return [(a['segmentation'], a['class']) for a in self.objects]
-
-def _coco_names(entries):
-    "Unique names for {path: Outlined}: file_name where that is enough, else the path."
-    for names in ([os.path.splitext(o.file_name)[0] for o in entries.values()], [os.path.splitext(path)[0] for path in entries]):
-        if len(set(names)) == len(names): return names
-    return [*entries]
-
 # %% ../nbs/17b_formats.ipynb #931a2a14
-def _coco_items(root, found):
-    "Items of all COCO files of a tree, and the categories; ([], []) without any."
-    entries, classes, by_name = {}, [], {}
-    for path in found['picture']: by_name.setdefault(os.path.basename(path), []).append(path)
-    for path in _json_files(found['.json']):
-        read = _read_coco(root/path)
-        if read is None: continue
-        pictures, objects, categories = read
-        if classes and classes != categories: raise DataError(f'{root/path}: its categories differ from those of the file before; keep one set of categories')
-        classes, number = categories, {c: n for n, (c, _) in enumerate(categories, 1)}
-        for p in pictures:
-            image = _coco_picture(root, path, str(p['file_name']), by_name)
-            new = Outlined(path, str(p['file_name']), _coco_split(path), tuple({**a, 'class': number[a['category_id']]} for a in objects[p['id']]))
-            old = entries.get(image, new)
-            if old.outlines != new.outlines: raise DataError(f"{root/path}: picture {p['id']} is {image}, which has other outlines in {old.source}; keep one of the two")
-            entries[image] = new if new.split == 'val' else old  # in train and val: scored, as with lists
-    items = [Item(name, root/image, None, o.split, o.objects) for name, (image, o) in zip(_coco_names(entries), entries.items())]
-    return sorted(items, key=lambda i: i.name), classes
+def _read_coco(root, found, classes, unannotated):
+    "The COCO files of a tree, with their classes in the order of a class file where there is one."
+    named = classes and not classes[2].startswith('classes=')
+    masks = {p for files in _roles(found['picture'])[1].values() for p in files}
+    coco = read_coco(root, found['.json'], found['picture'], unannotated, classes[0] if named else None, masks)
+    if not coco.images: return coco, classes
+    if classes is None: return coco, (coco.classes, None, 'the COCO file')
+    if len(classes[0]) == len(coco.classes): return coco, (coco.classes, *classes[1:])
+    raise DataError(f'{classes[2]}: the COCO files name {len(coco.classes)} classes, background included; correct it or leave it out')
 
-# %% ../nbs/17b_formats.ipynb #158c74ce
-def draw_objects(
-    objects:tuple,       # annotations: segmentation (polygons or RLE), class, iscrowd, area
-    size:tuple[int, int],# (w, h)
-)->np.ndarray:           # (h,w) uint8 class ids; 0 is background, crowds are ignored
-    "Draw the outlines of one picture into a mask."
-    try: from pycocotools import mask as rle
-    except ImportError: raise ValueError('COCO annotations need pycocotools: pip install corrmatch-seg[coco]') from None
-    (w, h), ids = size, np.zeros(size[::-1], np.uint8)
-    for a in sorted(objects, key=lambda a: (not a.get('iscrowd'), -(a.get('area') or 0))):  # crowds first, then large to small
-        try: code = _code(rle, a['segmentation'], w, h)
-        except Exception as e: raise DataError(f"annotation {a.get('id')}: its outline cannot be drawn ({type(e).__name__}); correct the annotation") from None
-        if tuple(code['size']) != (h, w): raise DataError(f"annotation {a.get('id')}: drawn for {code['size'][1]}x{code['size'][0]} pixels, the picture has {w}x{h}; correct the annotation")
-        ids[rle.decode(code).astype(bool)] = IGNORE_INDEX if a.get('iscrowd') else a['class']
-    return ids
-
-def _code(rle, outline, w, h):
-    "Polygons or run lengths as compressed run lengths."
-    if isinstance(outline, list): return rle.merge(rle.frPyObjects([p for p in outline if len(p) >= 6] or [[0.]*6], h, w))
-    return outline if isinstance(outline['counts'], (str, bytes)) else rle.frPyObjects(outline, h, w)
+def _coco_layout(root, found, coco, classes):
+    "The layout of a folder with COCO files."
+    images, masks = _roles(found['picture'])
+    beside = sorted(p for files in masks.values() for p in files if p not in coco.images)
+    known = [p for p in beside if re.search(r'(^|/)(panoptic|stuff)', p)]  # part of COCO's own download
+    if len(beside) > len(known):
+        mask = next(p for p in beside if p not in known)
+        raise DataError(f'{root}: holds COCO annotations ({next(iter(coco.images.values())).source}) and {len(beside)-len(known)} '
+                        f'masks ({mask}); only one of the two can count, take the other out of the data folder')
+    others = [p for files in images.values() for p in files if p not in coco.images]
+    entries = coco.images | {p: Outlined('', os.path.basename(p), parse_place(p).split, None) for p in others}
+    items = [Item(name, root/p, None, o.split, o.objects) for name, (p, o) in zip(_coco_names(entries), entries.items())]
+    items.sort(key=lambda i: i.name)
+    _listed(root, found['.txt'], items)
+    remarks = (*coco.remarks, *[('warning', 'files', p, f'passed over, as are all of its kind: {len(known)}') for p in known[:1]])
+    return Layout(root, 'COCO', items, [], classes, remarks=remarks, account=coco.account._replace(unlisted=len(others)))
 
 # %% ../nbs/17b_formats.ipynb #6eb0e84c
 def _kind(folders, has_tails):
@@ -379,17 +301,19 @@ def _one_numbering(items):
 def find_layout(
     folder:Path, # data set
     classes=None,# a class file, or a number of classes; None: the folder's own class file, if it has one
+    unannotated:Unannotated='unlabeled', # what images of a COCO file without annotations are
 )->Layout:
     "Recognise how a data set is arranged."
     root = Path(folder)
     if not root.is_dir(): raise DataError(f'{root}: no such data folder; check the path')
     found, classes = _walk(root), _given(classes) or find_classes(root)
     if not found['picture']: raise DataError(f'{root}: holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...); give the folder that holds images and masks')
-    items, categories = _coco_items(root, found)
-    if items: return Layout(root, 'COCO', items, [], (['background', *[n for _, n in categories]], None, 'the COCO file'))
+    coco, classes = _read_coco(root, found, classes, unannotated)
+    if coco.images: return _coco_layout(root, found, coco, classes)
+    if unannotated != 'unlabeled': raise DataError(f'{root}: unannotated={unannotated} is for COCO files, and none is here; leave it out')
     items, lonely, doubles = _match(root, found['picture'])
     folders = {part.lower() for path in found['picture'] for part in path.split('/')[:-1]}
-    layout = Layout(root, _kind(folders, any(i.mask for i in items)), items, lonely, classes, doubles=tuple(doubles))
+    layout = Layout(root, _kind(folders, any(i.mask for i in items)), items, lonely, classes, doubles=tuple(doubles), remarks=coco.remarks)
     if layout.kind == 'Cityscapes': layout.items = items = _one_numbering(items)
     listed = _listed(root, found['.txt'], items)
     if listed and layout.kind == 'VOC': layout.items = [i for i in items if i.split]
@@ -406,6 +330,7 @@ def describe_layout(
     parts = [f'found: {layout.kind} layout' if layout.kind != 'folders' else 'found: folders of pictures and masks', f'{len(items)} pictures', f'{n_masks} masks']
     if splits: parts.append('lists or folders say ' + ', '.join(f'{splits[s]} {s}' for s in ('train', 'val', 'test') if splits[s]))
     if len(items) > n_masks: parts.append(f'without a mask: {len(items)-n_masks}')
+    if layout.account: parts.append(str(layout.account))
     if layout.lonely: parts.append(f'masks without a picture: {len(layout.lonely)}')
     if layout.n_ignored: parts.append(f'left out because no list names them: {layout.n_ignored}')
     if layout.classes: parts.append(f'{len(layout.classes[0])} classes named by {layout.classes[2]}')

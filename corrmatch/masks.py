@@ -241,10 +241,11 @@ class MaskMap(NamedTuple):
     def as_is(self): return self.kind == 'ids'  # training can read the masks as they are
 
 class Meaning(NamedTuple):
-    "What the user says about the values of masks."
+    "What the user says about the files of a data folder."
     ignore:tuple=()     # stored values that are ignored, such as (0,) where 0 is `unlabeled`
     map:str=''          # a file with lines `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`; or `order`: number what occurs
     background:str=''   # name of the class that gets id 0
+    unannotated:str='unlabeled' # images of a COCO file without annotations: unlabeled, or background
 
 # %% ../nbs/17a_masks.ipynb #2b49c33d
 CITYSCAPES_IDS = MappingProxyType({7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageOps
+from .coco import Unannotated, annotated_size
 from .config import IGNORE_INDEX, Config, preset
 from .data import ClassCounts, IMAGE_SUFFIXES, DataError, list_lines, missing_classes, parse_line, read_classes, read_split
 from .formats import Item, Layout, describe_layout, find_layout, make_folder, read_stored, write_file
@@ -144,6 +145,20 @@ def _rel(path, root): return os.path.relpath(path, root).replace(os.sep, '/')
 
 def _colors_of(values): return ', '.join(f'{v>>16} {(v>>8)&255} {v&255}' for v in values)
 
+# %% ../nbs/18_prepare.ipynb #c0c05c41
+def _rescaled(scans, root):
+    "The remark on outlines that were scaled to images of another size."
+    sizes = [(s, annotated_size(s.item.objects)) for s in scans if s.item.objects and s.mask_size]
+    other = [(s, size) for s, size in sizes if size not in (None, s.mask_size)]
+    if not other: return []
+    (s, (w, h)), (mw, mh) = other[0], other[0][0].mask_size
+    return [('warning', 'size', _rel(s.item.image, root), f'annotated with {w}x{h} pixels, and {mw}x{mh} now: its outlines are scaled, '
+             f'as in all such images, {len(other)} in number')]
+
+def _drawing(objects):
+    "A digest of the outlines of an item, None without; they may change while the image stays."
+    return objects and hashlib.blake2b(json.dumps(objects).encode(), digest_size=16).hexdigest()
+
 # %% ../nbs/18_prepare.ipynb #b4fb35a6
 def _judge(scan, mapping, root):
     "Findings of one picture and its mask."
@@ -174,6 +189,7 @@ def _whole(layout, scans, usable):
     "Findings about the data set as a whole."
     out, root = [Finding('warning', 'lonely mask', _rel(p, layout.root), 'mask without a picture is not used; add the picture or remove it') for p in layout.lonely], layout.root
     out += [Finding('warning', 'duplicate', _rel(p, root), f'not used: {_rel(kept, root)} has the same name; rename one of them or remove it') for p, kept in layout.doubles]
+    out += [Finding(*remark) for remark in (*layout.remarks, *_rescaled(scans, root))]
     bare = [s for s in scans if not s.fault and s.values is None]
     if bare: out.append(Finding('warning', 'no mask', _rel(bare[0].item.image, root), f'has no mask and serves as unlabeled, like all such pictures: {len(bare)} in number'))
     groups = {}
@@ -198,13 +214,15 @@ def read_record(
     return record if isinstance(record, dict) and all(isinstance(record.get(k), t) for k, t in wanted.items()) else {}
 
 def recorded_meaning(
-    root:Path, # data folder
-)->tuple[Meaning, str]: # what was said at the last conversion, and a sentence about it; ('' where nothing was)
+    root:Path,      # data folder
+    said:Meaning=Meaning(), # what the user says now
+)->tuple[Meaning, str]: # the same, with what was said about values at the last conversion where nothing is said now; a sentence about it, or ''
     "Remember what the user said about the masks of a folder."
-    said = read_record(Path(root)/'prepared/mapping.json').get('meaning', {})
-    try: meaning = Meaning(tuple(int(v) for v in said.get('ignore', ())), str(said.get('map', '')), str(said.get('background', '')))
-    except (TypeError, ValueError): return Meaning(), ''
-    if meaning == Meaning(): return meaning, ''
+    note = read_record(Path(root)/'prepared/mapping.json').get('meaning', {})
+    if said.ignore or said.map or said.background: return said, ''
+    try: meaning = said._replace(ignore=tuple(int(v) for v in note.get('ignore', ())), map=str(note.get('map', '')), background=str(note.get('background', '')))
+    except (TypeError, ValueError): return said, ''
+    if meaning == said: return said, ''
     flags = [f'--ignore {v}' for v in meaning.ignore] + [f'--{k} {v}' for k, v in (('map', meaning.map), ('background', meaning.background)) if v]
     return meaning, f'masks are read as at the last conversion, with {" ".join(flags)}; delete prepared/ to begin anew'
 
@@ -311,13 +329,14 @@ def check_data(
     classes=None,      # a class file or a number of classes; None: found
     workers:int=0,     # threads that read; 0: one a core
     progress=follow,   # shows how far it has come; None: silent
-    meaning:Meaning|None=None, # what the values of masks mean; None: as in the last conversion, else found
+    meaning:Meaning|None=None, # what the user says; None: as at the last conversion, else found
     depth:Depth|None=None,     # values of deep images that become 0 and 255; None: found
     allow_missing:bool=False,  # classes that no mask shows are no error
 )->Report:
     "Read every file of a data set and say what is wrong with it."
-    layout = find_layout(folder, classes)
-    meaning, remembered = (meaning, '') if meaning else recorded_meaning(layout.root)
+    said = meaning or Meaning()
+    layout = find_layout(folder, classes, unannotated=said.unannotated)
+    meaning, remembered = recorded_meaning(layout.root, said)
     mapping, scans = _mapped(layout, _turn_alike(scan_items(layout.items, workers, progress)), meaning)
     judged = [(s, _judge(s, mapping, layout.root)) for s in scans]
     sound = [s for s, findings in judged if s.values is not None and not findings]
@@ -331,6 +350,8 @@ def check_data(
 # %% ../nbs/18_prepare.ipynb #0e7256aa
 def _no_masks(layout, scans):
     faults = [s.fault for s in scans if s.fault]
+    told = next((f'{file}: {text}'.removeprefix(': ') for _, _, file, text in layout.remarks), '')
+    if told and not faults: return f'{layout.root}: no readable mask; {describe_layout(layout)}; {told}'
     reason = f'the first fault: {faults[0]}' if faults else f'{describe_layout(layout)}; put masks into masks/ (same names as in images/), or beside the pictures as NAME_mask.png'
     return f'{layout.root}: no readable mask; {reason}'
 
@@ -509,7 +530,7 @@ def _stamps(scans, report, everything):
     out = {}
     for s in scans:
         for target, source in zip(_targets(s, report, everything), (s.item.image, s.item.mask or s.item.image)):
-            if target: found = os.stat(source); out[target] = [found.st_size, found.st_mtime_ns, s.turned, str(report.depth)*bool(s.span)]
+            if target: found = os.stat(source); out[target] = [found.st_size, found.st_mtime_ns, s.turned, str(report.depth)*bool(s.span), _drawing(s.item.objects)]
     return out
 
 # %% ../nbs/18_prepare.ipynb #6550ad87
