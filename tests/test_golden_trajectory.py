@@ -1,9 +1,10 @@
-"""Whole training steps in float64 against the reference's: losses, threshold, gradients, labels, learning rates, weights and momentum.
+"""Whole training steps in float64 against the reference's: losses, threshold, gradients, labels, rates, weights, momentum.
 
-`golden/trajectory_pascal.npz` holds two runs with dynamic threshold and plain cross-entropy: ten steps of `pascal`, which starts at
-τ = 0.85, and two of `active`, which starts at 0.6, so that regions rewrite more labels. `tools/trajectory.py` takes the same steps with this package's network, step,
-optimizer, schedule and threshold; only dropped channels and region positions are given instead of drawn. The Cityscapes setting
-(OHEM, fixed threshold) is not in the file: `test_golden_losses.py` has a single step of it, from the logits on.
+`golden/trajectory_pascal.npz` holds two runs with dynamic threshold and plain cross-entropy: ten steps of `pascal`,
+which starts at τ = 0.85, and two of `active`, which starts at 0.6, so that regions rewrite more labels.
+`tools/trajectory.py` takes the same steps with this package's network, step, optimizer, schedule and threshold; only
+dropped channels and region positions are given instead of drawn. The Cityscapes setting (OHEM, fixed threshold) is not
+in the file: `test_golden_losses.py` has a single step with OHEM, from the logits on.
 """
 import importlib.util
 from types import SimpleNamespace
@@ -27,7 +28,8 @@ def run(request):
     golden = np.load(trajectory.GOLDEN)
     ours = trajectory.Trajectory(golden, request.param, torch.float64)
     n = len(golden[f'{request.param}/f64/loss'])
-    return SimpleNamespace(n=n, steps=list(ours.run(n)), ours=ours, golden=lambda name: golden[f'{request.param}/{name}'])
+    theirs = {name.partition('/')[2]: golden[name] for name in golden if name.startswith(request.param)}
+    return SimpleNamespace(n=n, steps=list(ours.run(n)), ours=ours, golden=theirs)
 
 
 def assert_close(ours, theirs, name):
@@ -36,21 +38,22 @@ def assert_close(ours, theirs, name):
 
 @pytest.mark.parametrize('name', trajectory.LOSSES)
 def test_losses(run, name):
-    assert_close([s.losses[name] for s in run.steps], run.golden(f'f64/{trajectory.LOSSES[name]}'), name)
+    assert_close([s.losses[name] for s in run.steps], run.golden[f'f64/{trajectory.LOSSES[name]}'], name)
 
 
 @pytest.mark.parametrize('name', ['tau', 'grad_norm'])
 def test_threshold_and_gradients(run, name):
-    assert_close([getattr(s, name) for s in run.steps], run.golden(f'f64/{name}'), name)
+    assert_close([getattr(s, name) for s in run.steps], run.golden[f'f64/{name}'], name)
 
 
 def test_every_label_and_every_kept_pixel(run):
     for i, s in enumerate(run.steps):
         for when, label, keep in zip(('before', 'after'), s.label, s.keep):
-            assert np.array_equal(label, run.golden(f'labels_{when}')[i]), (i, when)
-            assert np.array_equal(keep, run.golden(f'keep_{when}')[i]), (i, when)
-        assert np.array_equal(s.label_w, run.golden('label_w')[i])
-        np.testing.assert_allclose(s.conf_w[:, ::2, ::2], run.golden('conf_w_every_2nd')[i], rtol=1e-7)  # stored in float32
+            assert np.array_equal(label, run.golden[f'labels_{when}'][i]), (i, when)
+            assert np.array_equal(keep, run.golden[f'keep_{when}'][i]), (i, when)
+        assert np.array_equal(s.label_w, run.golden['label_w'][i])
+        stored = run.golden['conf_w_every_2nd'][i]  # in float32
+        np.testing.assert_allclose(s.conf_w[:, ::2, ::2], stored, rtol=1e-7)
     assert all((s.label[0] != s.label[1]).any() for s in run.steps[:2])  # regions did rewrite labels
     assert len(run.steps) == run.n
 
@@ -64,9 +67,9 @@ def test_learning_rates(run):
 def test_weights_and_momentum_after_the_last_step(run, kind):
     if run.n < trajectory.N_STEPS: return  # the file has them after ten steps only
     tensors = run.ours.model.state_dict() if kind == 'final' else run.ours.momentum()
-    keys = run.golden(f'{kind}_keys')
+    keys = run.golden[f'{kind}_keys']
     assert set(keys) == {key for key in tensors if not key.endswith('num_batches_tracked')}
-    for key, total, sample in zip(keys, run.golden(f'{kind}_abs_sum'), run.golden(f'{kind}_sample')):
+    for key, total, sample in zip(keys, run.golden[f'{kind}_abs_sum'], run.golden[f'{kind}_sample']):
         values = tensors[key].detach().double().contiguous().flatten()
         assert_close(values.abs().sum().item(), total, key)
         assert_close(values[np.linspace(0, len(values)-1, 8).astype(int)], sample, key)

@@ -1,10 +1,12 @@
 """Ten training steps of this package on the weights, batches, dropped channels and positions of the reference's ten.
 
-Usage: python tools/trajectory.py [OUT]      (default: nbs/results/trajectory.csv; about a minute)
+Usage: python tools/trajectory.py [OUT]      (default: nbs/results/trajectory.csv; two minutes)
 
-Inputs and the reference's numbers lie in tests/golden/trajectory_pascal.npz; tests/test_golden_trajectory.py runs the same steps and
-compares them in float64. Here they run in float64 and in float32, and each loss is written beside the reference's: a row for each dtype,
-step and loss; `reference_other_start` is the reference's float32 run from weights changed in their last bit.
+Inputs and the reference's numbers lie in tests/golden/trajectory_pascal.npz; tests/test_golden_trajectory.py runs the
+same steps and compares them in float64. Here they run in float64, and in float32 with two memory layouts: the
+reference's (contiguous) and the one this package trains with (channels last). Each loss is written beside the
+reference's, a row for each run, step and loss; `reference_other_start` is the reference's float32 run from weights
+changed in their last bit.
 """
 import csv
 import sys
@@ -25,8 +27,8 @@ from corrmatch.losses import LossTerms, make_weights
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT/'tests'/'golden'/'trajectory_pascal.npz'
 N_STEPS = 10
-LOSSES = dict(x='loss_x', x_corr='loss_x_corr', s='loss_u_s1', s_corr='loss_u_corr_s1', w_corr='loss_u_corr_w', kl='loss_u_kl',
-              fp='loss_u_w_fp', total='loss')  # ours -> the file's
+LOSSES = dict(x='loss_x', x_corr='loss_x_corr', s='loss_u_s1', s_corr='loss_u_corr_s1', w_corr='loss_u_corr_w',
+              kl='loss_u_kl', fp='loss_u_w_fp', total='loss')  # ours -> the file's
 
 
 class Step(NamedTuple):
@@ -37,7 +39,7 @@ class Step(NamedTuple):
     rates: tuple       # learning rate of the backbone and of the rest
     label: np.ndarray  # (2,b,h,w) pseudo-labels before and after region propagation
     keep: np.ndarray   # (2,b,h,w) bool, the pixels kept with them
-    label_w: np.ndarray # (b,h,w) pseudo-labels of the weak view
+    label_w: np.ndarray  # (b,h,w) pseudo-labels of the weak view
     conf_w: np.ndarray  # (b,h,w) their confidence
 
 
@@ -70,7 +72,8 @@ def make_batch(golden, step: int) -> dict:
     batch = {name: torch.from_numpy(golden[f'batch{step % 5}/{name}']) for name in (
         'img_x', 'mask_x', 'img_u_w', 'img_u_s', 'img_mix_w', 'img_mix_s', 'ignore_u', 'ignore_mix', 'box')}
     images = {name: batch[f'img_{name}'].permute(0, 3, 1, 2) for name in ('x', 'u_w', 'u_s', 'mix_w', 'mix_s')}
-    return dict(image_x=images['x'], mask_x=batch['mask_x'].long(), image_u_w=images['u_w'], image_u_s=images['u_s'][None],
+    return dict(image_x=images['x'], mask_x=batch['mask_x'].long(),
+                image_u_w=images['u_w'], image_u_s=images['u_s'][None],
                 image_mix_w=images['mix_w'], image_mix_s=images['mix_s'][None], box_u=batch['box'][None] == 1,
                 valid_u=batch['ignore_u'] != IGNORE_INDEX, valid_mix=batch['ignore_mix'] != IGNORE_INDEX,
                 keys_x=torch.tensor([0, 1]), keys_u_w=torch.tensor([2, 3]), keys_u_s=torch.tensor([[4, 5]]))
@@ -79,8 +82,9 @@ def make_batch(golden, step: int) -> dict:
 @contextmanager
 def given_draws(golden, step: int):
     "Let the dropped channels and the positions of the regions be those of the file."
-    kept = {name: torch.from_numpy(golden[f'kept/{name}'][step]) for name in ('weak_c1', 'weak_c4', 'weak_proj', 'strong_proj')}
-    streams = kept['weak_c1'], kept['weak_c4'], torch.cat([kept['weak_proj'], kept['strong_proj']])
+    c1, c4, *proj = [torch.from_numpy(golden[f'kept/{name}'][step])
+                     for name in ('weak_c1', 'weak_c4', 'weak_proj', 'strong_proj')]
+    streams = c1, c4, torch.cat(proj)
     positions = torch.from_numpy(golden['positions'][step])
     with (mock.patch.object(network, 'keep_channels', lambda keys, n, p, stream=0: streams[stream][keys]),
           mock.patch.object(steps, 'draw_positions', lambda n, m, generator=None: positions)):
@@ -89,28 +93,30 @@ def given_draws(golden, step: int):
 
 class Trajectory:
     "The network, optimizer and threshold of a run on the golden batches."
-    def __init__(self, golden, prefix: str, dtype: torch.dtype):
-        self.golden, self.dtype = golden, dtype
+    def __init__(self, golden, prefix: str, dtype: torch.dtype, layout=torch.channels_last):
+        self.golden, self.dtype, self.layout = golden, dtype, layout
         def number(name): return float(golden[f'{prefix}/{name}'])
-        self.config = preset('voc_92', crop=65, batch_x=2, batch_u=2, steps=N_STEPS, lr=number('lr'), lr_multi=number('lr_multi'),
-                             tau=number('thresh_init'), backbone='resnet50_deep', weights='', precision='fp32')
+        self.config = preset('voc_92', crop=65, batch_x=2, batch_u=2, steps=N_STEPS, lr=number('lr'),
+                             lr_multi=number('lr_multi'), tau=number('thresh_init'), backbone='resnet50_deep')
         with default_dtype(dtype):
             self.model = steps.make_model(self.config)[0]
             self.model.load_state_dict({k: start_weight(k, v, number) for k, v in self.model.state_dict().items()})
-            steps.prepare_model(self.model.train(), self.config, 'cpu')
+            steps.prepare_model(self.model.train(), self.config, 'cpu').to(memory_format=layout)
             self.optimizer = steps.make_optimizer(self.model, self.config)
             self.threshold = steps.make_threshold(self.config)
 
     def run(self, n: int = N_STEPS):
         "Take n steps of the ten from the start, yield a Step each."
         for step in range(n):
-            with default_dtype(self.dtype), given_draws(self.golden, step): yield self._step(step)
+            with default_dtype(self.dtype), given_draws(self.golden, step): done = self._step(step)
+            yield done
 
     def _step(self, step):
         steps.set_lr(self.optimizer, step, N_STEPS)
         batch = steps.to_device(make_batch(self.golden, step), torch.device('cpu'))
+        if self.layout == torch.contiguous_format: batch = {name: t.contiguous() for name, t in batch.items()}
         with mock.patch.object(steps, 'watch_targets', wraps=steps.watch_targets) as watched:
-            result = steps.train_step(self.model, batch, make_weights(self.config), self.threshold, regions=self.config.regions)
+            result = steps.train_step(self.model, batch, make_weights(self.config), self.threshold)
         before, after, targets, *_ = watched.call_args.args
         self.optimizer.zero_grad()
         result.total.backward()
@@ -118,8 +124,10 @@ class Trajectory:
         self.optimizer.step()
         losses = {**result.terms._asdict(), 'total': result.total}
         label, keep = (np.stack([before[i][0].numpy(), after[i][0].numpy()]) for i in (0, 1))
-        return Step({name: float(loss.detach()) for name, loss in losses.items()}, float(self.threshold.tau), float(norm),
-                    tuple(group['lr'] for group in self.optimizer.param_groups), label, keep, targets.label_w.numpy(), targets.conf_w.numpy())
+        rates = tuple(group['lr'] for group in self.optimizer.param_groups)
+        losses = {name: float(loss.detach()) for name, loss in losses.items()}
+        return Step(losses, float(self.threshold.tau), float(norm), rates, label, keep,
+                    targets.label_w.numpy(), targets.conf_w.numpy())
 
     def momentum(self) -> dict:
         "Momentum of every parameter by name."
@@ -128,14 +136,19 @@ class Trajectory:
 
 def main(out: str = str(ROOT/'nbs'/'results'/'trajectory.csv')):
     golden = np.load(GOLDEN)
+    runs = (('f32', 'contiguous', torch.float32, torch.contiguous_format),
+            ('f32', 'channels_last', torch.float32, torch.channels_last),
+            ('f64', 'channels_last', torch.float64, torch.channels_last))
     with open(out, 'w', newline='') as file:
         table = csv.writer(file, lineterminator='\n')
-        table.writerow(['dtype', 'step', 'loss', 'reference', 'reference_other_start', 'ours'])
-        for dtype, short in ((torch.float32, 'f32'), (torch.float64, 'f64')):
-            for i, step in enumerate(Trajectory(golden, 'pascal', dtype).run()):
+        table.writerow(['dtype', 'layout', 'step', 'loss', 'reference', 'reference_other_start', 'ours'])
+        for short, layout_name, dtype, layout in runs:
+            for i, step in enumerate(Trajectory(golden, 'pascal', dtype, layout).run()):
                 for name, value in step.losses.items():
                     other = f'pascal/{short}_other_start/{LOSSES[name]}'
-                    table.writerow([short, i+1, name, golden[f'pascal/{short}/{LOSSES[name]}'][i], golden[other][i] if other in golden else '', value])
+                    other_value = golden[other][i] if other in golden else ''
+                    reference = golden[f'pascal/{short}/{LOSSES[name]}'][i]
+                    table.writerow([short, layout_name, i+1, name, reference, other_value, value])
 
 
 if __name__ == '__main__': main(*sys.argv[1:])
