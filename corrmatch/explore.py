@@ -19,6 +19,7 @@ import torch
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from .config import Config
 from .correlation import correlation_map
 from .data import FolderSource, Pair, read_classes
 from .model import resize
@@ -376,7 +377,7 @@ def _class_look(config):
 def _run_tau(run, checkpoint):
     "Threshold at the time of the checkpoint, to four decimals."
     state = read_checkpoint(Path(run)/checkpoint)
-    return round(float(state['threshold']['tau']), 4) if 'tau' in state.get('threshold', {}) else round(state['config']['tau'], 4)
+    return round(float(state['threshold']['tau']), 4) if 'tau' in state.get('threshold', {}) else round(state['config'].get('tau', Config.tau), 4)
 
 # %% ../nbs/16_explore.ipynb #1c5ea4e8
 def explore_image(

@@ -21,9 +21,9 @@ from .data import DataError
 from .metrics import ConfusionMatrix, center_crop, mean_iou, packed, slide_predict, whole_predict
 from .pages import Card, embed, figure_png, render_page, thumbnail
 from .predict import class_look
-from .runfolder import best_scores, check_place, read_csv, run_state, write_atomic
+from .runfolder import best_row, best_scores, check_place, read_csv, read_record, recorded_config, run_state, write_atomic
 from .step import eval_pairs, make_sources
-from .trainer import load_run, pick_device, recorded_config
+from .trainer import load_run, pick_device
 from .viz import colorize
 
 # %% ../nbs/19_report.ipynb #9dbe91bc
@@ -44,11 +44,9 @@ def read_run(
 )->RunLog:
     "Read record, state, logs and list of pictures of a run."
     folder = Path(folder)
-    try: record = json.loads((folder/'config.json').read_text(encoding='utf-8'))
-    except OSError: raise DataError(f'{folder}: no run folder, it has no config.json; check the path') from None
-    except ValueError: raise DataError(f'{folder}/config.json: not readable; the run can still be opened by its checkpoints') from None
-    config = recorded_config(record, f'{folder}/config.json')
-    metrics, val = (read_csv(folder/name) if (folder/name).is_file() else {} for name in ('metrics.csv', 'val.csv'))
+    if not (folder/'config.json').exists(): raise DataError(f'{folder}: no run folder, it has no config.json; check the path')
+    config = recorded_config(read_record(folder), f'{folder}/config.json')
+    metrics, val = (read_csv(folder/name) if (folder/name).exists() else {} for name in ('metrics.csv', 'val.csv'))
     pictures = {int(p.stem[5:]): p for p in sorted((folder/'pictures').glob('step_*.png')) if p.stem[5:].isdigit()}
     names, colors = class_look(config, folder)
     return RunLog(folder, config, run_state(folder), metrics, val, names, colors, pictures)
@@ -132,7 +130,7 @@ def run_line(
     "Say in one line how a run is."
     s, best = log.state, best_scores(log.val)
     steps = f"step {s.get('step', 0)} of {s.get('steps', log.config.steps)}"
-    score = f', best mIoU {np.nanmax(best):.2f} at step {int(log.val["step"][np.nanargmax(best)])}' if len(best) else ', no validation yet'
+    score = f', best mIoU {best[best_row(best)]:.2f} at step {log.val["step"][best_row(best)]:.0f}' if len(best) else ', no validation yet'
     return f"{log.folder.name}: {s['state']}, {steps}{score}"
 
 # %% ../nbs/19_report.ipynb #83d94a3f
@@ -257,7 +255,7 @@ def summary_rows(
             ('step', f'{c.batch_x} labeled and {c.batch_u} unlabeled crops of {c.crop} pixels, seed {c.seed}, {c.precision}')]
     if len(v.get('miou', ())):
         scores = best_scores(v)
-        best = int(np.nanargmax(scores))
+        best = best_row(scores)
         rows += [('best mIoU', f"{scores[best]:.2f} % at step {v['step'][best]:.0f}{' with averaged weights'*bool(scores[best] > v['miou'][best])}; choosing it on the validation list flatters it"), ('last mIoU', f"{v['miou'][-1]:.2f} % at step {v['step'][-1]:.0f}")]
     if 'time' in s: rows.append(('noted', time.strftime('%Y-%m-%d %H:%M', time.localtime(s['time'])) + f", {s.get('processes', 1)} process(es)"))
     skipped = log.metrics.get('skipped', np.zeros(1))
@@ -271,7 +269,7 @@ def class_rows(
     "Put each class's IoU at the best and the last validation of the network's own weights side by side."
     v = log.val
     if not len(v.get('miou', ())): return []
-    best = int(np.nanargmax(v['miou']))
+    best = best_row(v['miou'])
     columns = [(n, v[f'iou_{n}']) for n in log.names if f'iou_{n}' in v] + [('mean', v['miou'])]
     return [(n, f'{x[best]:.1f}', f'{x[-1]:.1f}', f'{x[-1]-x[best]:+.1f}') for n, x in columns]
 
