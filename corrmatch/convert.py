@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['clean_state', 'StateDiff', 'compare_state', 'NetworkFacts', 'network_facts', 'load_reference_checkpoint',
            'export_reference_state', 'versions', 'make_card', 'model_card', 'save_weights', 'load_weights',
-           'open_weights', 'release']
+           'fitted_model', 'open_weights', 'release']
 
 # %% ../nbs/13d_convert.ipynb #72f2a968
 import corrmatch
@@ -22,7 +22,7 @@ from .config import Config
 from .data import DataError
 from .model import DeepLabV3Plus, _safetensors, read_tensors
 from .pixel import CorrMatchNet
-from .runfolder import read_checkpoint, read_csv, write_atomic
+from .runfolder import read_checkpoint, read_csv, recorded_config, write_atomic
 from .step import make_model
 
 # %% ../nbs/13d_convert.ipynb #ff392e2f
@@ -195,19 +195,28 @@ def load_weights(
     return clean_state(saved, path), card
 
 # %% ../nbs/13d_convert.ipynb #c8d101f0
+def fitted_model(
+    config:Config, # of the network
+    saved:dict,    # its weights, name -> tensor
+    where,         # file, for the message
+    device='cpu',  # where the network goes
+)->nn.Module:      # in evaluation mode
+    "Build the network of a record, with weights that have to fit; nothing large is made before they are compared."
+    plain, state = replace(config, weights=''), clean_state(saved, where)
+    with torch.device('meta'): diff = compare_state(state, make_model(plain)[0])
+    if diff: raise DataError(f'{where}: does not fit the network that its card describes: {diff}; give weights and settings of one run')
+    model = make_model(plain)[0]
+    model.load_state_dict({k: v.to_dense() for k, v in state.items()})
+    return model.to(device).eval()
+
 def open_weights(
     path,          # from save_weights
     device='cpu',  # where the network goes
 )->tuple:          # network in evaluation mode, Config
     "Build the network that a file describes and give it its weights."
     state, card = load_weights(path)
-    known = {f.name for f in fields(Config)}
-    config = Config(**{k: v for k, v in card['config'].items() if k in known})
-    model = make_model(replace(config, weights=''))[0]
-    diff = compare_state(state, model)
-    if diff: raise DataError(f'{path}: does not fit the network that its card describes: {diff}')
-    model.load_state_dict(state)
-    return model.to(device).eval(), config
+    config = recorded_config(card.get('config'), str(path))
+    return fitted_model(config, state, path, device), config
 
 # %% ../nbs/13d_convert.ipynb #70ff6fbd
 def _which_weights(saved, average, where):

@@ -7,12 +7,9 @@ __all__ = ['ExploreView', 'explore_view', 'grid_position', 'Vote', 'region_vote'
 
 # %% ../nbs/16_explore.ipynb #7f41923d
 import base64
-import html
 import json
 import zlib
 from functools import cache
-from hashlib import sha256
-from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +19,11 @@ import torch
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from .config import Config
 from .correlation import correlation_map
 from .data import FolderSource, Pair, read_classes
 from .model import resize
+from .pages import read_asset, render_page
 from .pixel import CorrMatchNet
 from .pseudo import confidence, pseudo_label
 from .region import region_maps
@@ -254,11 +253,6 @@ def pack_views(
                          arrays={key: put(array) for key, array in held[name].items()}))
     return dict(views=meta, names=names, colors=np.asarray(colors).tolist(), lut=put(lut), title=title), b''.join(parts)
 
-# %% ../nbs/16_explore.ipynb #ad4b476e
-def _asset(name):
-    "Text of a file that comes with the package."
-    return (files('corrmatch')/'assets'/name).read_text(encoding='utf-8')
-
 # %% ../nbs/16_explore.ipynb #627d0a1c
 def _inside(position, size):
     "A pixel, moved into the picture."
@@ -273,7 +267,7 @@ def _widget_class():
     from traitlets import Bool, Bytes, Dict, Enum, Float, List, Unicode, validate
     class Explorer(anywidget.AnyWidget):
         "The panel and its settings."
-        _esm, _css = _asset('explore.js'), _asset('explore.css')
+        _esm, _css = read_asset('explore.js'), read_asset('explore.css')
         views, meta, blob = {}, Dict().tag(sync=True), Bytes().tag(sync=True)
         cut, tau = Float(.5, min=0, max=1).tag(sync=True), Float(.85, min=0, max=1).tag(sync=True)
         position, view, opacity = List([0, 0]).tag(sync=True), Unicode('').tag(sync=True), Float(.6, min=0, max=1).tag(sync=True)
@@ -321,19 +315,6 @@ def explorer(
     widget.views = views
     return widget
 
-# %% ../nbs/16_explore.ipynb #86789542
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:; script-src '{script_hash}'; style-src '{style_hash}'">
-<link rel="icon" href="data:,"><title>{title}</title><style>{style}</style></head>
-<body class="cx-page"><main id="explorer"><noscript>This page computes correlation rows in the browser: please allow its script.</noscript></main>
-<script type="application/json" id="contents">{contents}</script><script type="module">{script}</script></body></html>
-"""
-
-def _hash(text):
-    "A source expression that allows one inline script or style."
-    return f'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'
-
 # %% ../nbs/16_explore.ipynb #9702a027
 def explorer_html(
     image,      # see explorer
@@ -343,10 +324,10 @@ def explorer_html(
     "Write the explorer as text of one HTML page."
     _, meta, blob, state = _contents(image, source, **settings)
     state = dict(opacity=.6, shown='row', ground='image', pinned=False) | state
-    contents = json.dumps(dict(meta=meta, state=state, data=base64.b64encode(zlib.compress(blob, 9)).decode())).replace('<', '\\u003c')
-    script = _asset('explore.js') + "\nstandalone(document.getElementById('explorer'), JSON.parse(document.getElementById('contents').textContent));\n"
-    style = _asset('explore.css')
-    return _PAGE.format(title=html.escape(meta['title'] or 'correlation explorer'), contents=contents, script=script, style=style, script_hash=_hash(script), style_hash=_hash(style))
+    contents = dict(meta=meta, state=state, data=base64.b64encode(zlib.compress(blob, 9)).decode())
+    script = read_asset('explore.js') + "\nstandalone(document.getElementById('explorer'), JSON.parse(document.getElementById('contents').textContent));\n"
+    title = meta['title'] or 'correlation explorer'
+    return render_page('explore.html', title, 'explore.css', script, contents=contents).decode()
 
 # %% ../nbs/16_explore.ipynb #15a29fa3
 def write_explorer(
@@ -357,7 +338,7 @@ def write_explorer(
 )->Path:        # the file
     "Write the explorer as one HTML file that needs neither server nor network."
     text = explorer_html(image, source, **settings)
-    write_atomic(path, text.encode('utf-8', 'replace'))  # a file name may hold bytes that are no text
+    write_atomic(path, text.encode())
     return Path(path)
 
 # %% ../nbs/16_explore.ipynb #8fb5e178
@@ -396,7 +377,7 @@ def _class_look(config):
 def _run_tau(run, checkpoint):
     "Threshold at the time of the checkpoint, to four decimals."
     state = read_checkpoint(Path(run)/checkpoint)
-    return round(float(state['threshold']['tau']), 4) if 'tau' in state.get('threshold', {}) else round(state['config']['tau'], 4)
+    return round(float(state['threshold']['tau']), 4) if 'tau' in state.get('threshold', {}) else round(state['config'].get('tau', Config.tau), 4)
 
 # %% ../nbs/16_explore.ipynb #1c5ea4e8
 def explore_image(

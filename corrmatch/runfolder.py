@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['HARMLESS', 'write_atomic', 'remove_draft', 'check_place', 'seal', 'is_sealed', 'read_checkpoint', 'save_checkpoint',
-           'read_latest', 'read_record', 'config_changes', 'CsvLog', 'read_csv', 'process_start', 'note_state',
-           'run_state', 'refuse_if_running', 'Run', 'best_scores', 'list_runs', 'runs_table', 'progress_text', 'hours',
-           'Progress']
+           'read_latest', 'read_json', 'read_record', 'recorded_config', 'config_changes', 'CsvLog', 'read_csv',
+           'process_start', 'note_state', 'run_state', 'refuse_if_running', 'Run', 'best_scores', 'best_row',
+           'list_runs', 'runs_table', 'progress_text', 'hours', 'Progress']
 
 # %% ../nbs/13c_runfolder.ipynb #819318d9
 import csv
@@ -18,12 +18,15 @@ import socket
 import struct
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from types import NoneType
+from typing import Any, NamedTuple
 import numpy as np
 import torch
 from fastcore.imports import in_jupyter
 from tqdm.auto import tqdm
+from .config import Config, check_config
 from .data import DataError
 
 # %% ../nbs/13c_runfolder.ipynb #99381453
@@ -93,7 +96,23 @@ def read_checkpoint(
     except Exception as e: raise DataError(f'{path}: not a readable checkpoint ({_why(e)}); use the other one of the run, or train again') from None
     if not isinstance(state, dict) or not {'model', 'config'} <= state.keys():
         raise DataError(f'{path}: holds no run (model and config are missing); give last.pt or best.pt of a run folder')
+    odd = _odd_parts(state)
+    if odd: raise DataError(f'{path}: {", ".join(odd)} cannot come from a run; use the other checkpoint of the run, or train again')
     return state
+
+_KINDS:dict[str, Any] = dict(model=dict, config=dict, optimizer=dict, threshold=dict, average=(dict, NoneType), step=int,
+                             best=(int, float), skipped=int)
+
+def _odd_parts(state):
+    "Parts of a checkpoint that are not of the kind that a run writes."
+    odd = [k for k, kind in _KINDS.items() if k in state and (not isinstance(state[k], kind) or isinstance(state[k], bool))]
+    odd += [k for k in ('step', 'skipped') if k not in odd and state.get(k, 0) < 0]
+    tables = [(k, state.get(k) or {}) for k in ('model', 'threshold', 'average') if k not in odd]
+    odd += [f'{name}[{k!r}]' for name, part in tables for k, v in part.items() if not isinstance(v, torch.Tensor)][:3]
+    settings = state['config'] if 'config' not in odd else {}
+    odd += [f'config[{k!r}]' for k, v in settings.items() if not (isinstance(k, str) and isinstance(v, (int, float, str)))][:3]
+    tau = (state.get('threshold') or {}).get('tau') if not odd else None
+    return odd + ["threshold['tau']"]*(tau is not None and (tau.numel() != 1 or not 0 <= float(tau) <= 1))
 
 def _why(error):
     "Say what torch meant."
@@ -134,15 +153,38 @@ def read_latest(
 HARMLESS = ('out', 'workers', 'device', 'data', 'log_every', 'save_every', 'save_minutes', 'allow_missing')  # do not change what is learnt
 
 # %% ../nbs/13c_runfolder.ipynb #16aa841a
+def read_json(
+    path:Path, # config.json or state.json of a run
+)->dict:
+    "Read a file of JSON whose outermost value is a table."
+    try: record = json.loads(Path(path).read_text(encoding='utf-8'))
+    except OSError as e: raise DataError(f'{path}: cannot be read ({e.strerror}); restore it, or leave this run out') from None
+    except (ValueError, RecursionError) as e:
+        raise DataError(f'{path}: cannot be read, it is no JSON ({e}); restore it, or leave this run out') from None
+    if not isinstance(record, dict): raise DataError(f'{path}: holds no settings; restore it, or leave this run out')
+    return record
+
 def read_record(
     folder:Path, # run folder
 )->dict:         # its fields
     "Read config.json."
-    path = Path(folder)/'config.json'
-    try: record = json.loads(path.read_text())
-    except (OSError, ValueError) as e: raise DataError(f'{path}: cannot be read ({e}); restore it, or leave this run out') from None
-    if not isinstance(record, dict): raise DataError(f'{path}: holds no settings; restore it, or leave this run out')
-    return record
+    return read_json(Path(folder)/'config.json')
+
+# %% ../nbs/13c_runfolder.ipynb #ca9c8044
+def recorded_config(
+    record:dict,     # fields of a stored record; unknown ones are left out
+    where:str,       # file, for the message
+    **changes,       # fields to change
+)->Config:
+    "Make a record of what a checkpoint or config.json says."
+    kinds:dict[str, Any] = {f.name: f.type for f in fields(Config)}
+    if not isinstance(record, dict): raise DataError(f'{where}: holds no settings; this is not a record of corrmatch')
+    for k, v in record.items():
+        fits = k not in kinds or type(v) is kinds[k] or (kinds[k] is float and type(v) is int)
+        if not fits: raise DataError(f'{where}: {k}={repr(v)[:60]} is no {kinds[k].__name__}; this is not a record of corrmatch')
+    known = {k: v for k, v in record.items() if k in kinds}
+    try: return check_config(Config(**known | changes))
+    except ValueError as e: raise DataError(f'{where}: {e}') from None
 
 # %% ../nbs/13c_runfolder.ipynb #19720dde
 def config_changes(
@@ -156,6 +198,17 @@ def config_changes(
             if k not in harmless and old.get(k, missing) != new.get(k, missing)]
 
 # %% ../nbs/13c_runfolder.ipynb #4222181b
+def _read_rows(path):
+    "Rows of a CSV file as {column: text}; cells that are not there are None."
+    try:
+        with open(path, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        why = getattr(e, 'strerror', None) or e
+        raise DataError(f'{path}: cannot be read as a table ({why}); restore it, or move it away') from None
+    for n, row in enumerate(rows, 2):
+        if None in row: raise DataError(f'{path} line {n}: more cells than columns; restore the file, or move it away')
+    return rows
+
 class CsvLog:
     "A CSV file that grows by rows and can be cut back to a step."
     def __init__(self,
@@ -164,18 +217,21 @@ class CsvLog:
     ):
         self.path, self.rows = Path(path), []
         if self.path.exists():
-            with open(self.path, newline='') as f: rows = list(csv.DictReader(f))
-            self.rows = [r for r in rows if None not in r.values() and (r.get('step') or '').isdigit() and int(r['step']) < step]
+            whole = [r for r in _read_rows(self.path) if None not in r.values()]
+            self.rows = [r for r in whole if (r.get('step') or '').isdecimal() and len(r['step']) < 12 and int(r['step']) < step]
             if self.rows: write_atomic(self.path, self._write)
             else: self.path.unlink()
     def _write(self, path):
-        with open(path, 'w', newline='') as f:
+        with open(path, 'w', newline='', encoding='utf-8') as f:
             writer = csv.DictWriter(f, list(self.rows[0])); writer.writeheader(); writer.writerows(self.rows)
     def add(self, **row):
         "Append one row; the first one names the columns."
+        columns = list(self.rows[0] if self.rows else row)
+        odd = [str(k) for k in {**row, **dict.fromkeys(columns)} if not (k in row and k in columns)]
+        if odd: raise DataError(f'{self.path}: its columns are not those of this run ({", ".join(odd)[:60]}); move it away and resume')
         try:
-            with open(self.path, 'a', newline='') as f:
-                writer = csv.DictWriter(f, list(self.rows[0] if self.rows else row))
+            with open(self.path, 'a', newline='', encoding='utf-8') as f:
+                writer = csv.DictWriter(f, columns)
                 if not self.rows: writer.writeheader()
                 writer.writerow(row)
         except OSError as e: raise DataError(f'{self.path}: cannot be written ({e.strerror or e}); free space and resume') from None
@@ -186,8 +242,17 @@ def read_csv(
     path:Path, # metrics.csv or val.csv
 )->dict:       # column name -> (n,) floats, NaN where empty
     "Read a log as columns."
-    with open(path, newline='') as f: rows = list(csv.DictReader(f))
-    return {name: np.array([float(r[name]) if r[name] else np.nan for r in rows]) for name in (rows[0] if rows else ())}
+    rows = _read_rows(path)
+    columns:dict[str, list] = {name: [] for name in (rows[0] if rows else ())}
+    if columns and 'step' not in columns: raise DataError(f'{path}: has no column step; restore it, or move it away')
+    for n, row in enumerate(rows, 2):
+        for name, cell in row.items():
+            try: columns[name].append(float(cell or 'nan'))
+            except ValueError:
+                raise DataError(f"{path} line {n}: {name}='{cell[:40]}' is no number; mend the line, or move it away") from None
+        if not (0 <= columns['step'][-1] < 2**31 and columns['step'][-1] % 1 == 0):
+            raise DataError(f"{path} line {n}: step='{(row['step'] or '')[:40]}' is no step; mend the line, or move the file away")
+    return {name: np.array(values) for name, values in columns.items()}
 
 # %% ../nbs/13c_runfolder.ipynb #5c463d8d
 def process_start(
@@ -217,13 +282,24 @@ def run_state(
     silent:float=1800, # seconds after which a run on another machine counts as dead
 )->dict:               # facts of state.json; its 'state' may have become 'killed', or is 'unknown'
     "Read state.json and check what it claims."
-    try: facts = json.loads((Path(folder)/'state.json').read_text())
-    except (OSError, ValueError): return dict(state='unknown')
-    if not isinstance(facts, dict): return dict(state='unknown')
-    if facts.get('state') != 'running': return facts
-    if facts.get('host') == socket.gethostname(): alive = process_start(int(facts.get('pid', 0))) == facts.get('started')
-    else: alive = time.time() - facts.get('time', 0) < silent
+    try: facts = read_json(Path(folder)/'state.json')
+    except DataError: return dict(state='unknown')
+    facts = {k: v for k, v in facts.items() if k not in _FACTS or _FACTS[k](v)}
+    if 'state' not in facts: return dict(state='unknown')
+    if facts['state'] != 'running': return facts
+    if facts.get('host') == socket.gethostname():
+        start = process_start(facts.get('pid', 0))
+        alive = start is not None and start == facts.get('started')
+    else: alive = 0 <= time.time() - facts.get('time', 0) < silent
     return facts if alive else facts | dict(state='killed')
+
+def _is_count(value): return type(value) is int and 0 <= value < 2**33
+
+def _is_text(value): return isinstance(value, str) and len(value) < 300 and value.isprintable()
+
+_FACTS = dict(dict.fromkeys(('pid', 'time', 'step', 'steps', 'processes'), _is_count), started=_is_text, host=_is_text,
+              state=lambda v: v in ('running', 'stopped', 'failed', 'finished'),
+              best=lambda v: type(v) in (int, float) and abs(v) <= 100)  # what is none of these counts as not said
 
 # %% ../nbs/13c_runfolder.ipynb #2b92fa37
 def refuse_if_running(
@@ -245,6 +321,7 @@ class Run(NamedTuple):
     steps:int    # of the whole run
     best:float   # best validation mIoU in percent, NaN before the first
     last:float   # the latest one
+    note:str=''  # what of the folder could not be read
 
 # %% ../nbs/13c_runfolder.ipynb #8d4a8b7b
 def best_scores(
@@ -252,6 +329,12 @@ def best_scores(
 )->np.ndarray:   # (n,) percent, of the network's weights or of their average, whichever is better, as best.pt holds it
     "Score of every validation."
     return np.fmax(val['miou'], val.get('miou_ema', val['miou'])) if 'miou' in val else np.zeros(0)
+
+def best_row(
+    scores:np.ndarray, # (n,) from best_scores, n at least 1
+)->int:
+    "Index of the best score; one that is unknown is below all others."
+    return int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
 
 # %% ../nbs/13c_runfolder.ipynb #1168710c
 def list_runs(
@@ -261,11 +344,12 @@ def list_runs(
     runs = []
     for config in sorted(Path(root).rglob('config.json')):
         facts, folder = run_state(config.parent), config.parent
-        try: val = read_csv(folder/'val.csv')
-        except (OSError, ValueError): val = {}
-        miou = val.get('miou', np.zeros(0))
-        best, last = (float(best_scores(val).max()), float(miou[-1])) if len(miou) else (float('nan'),)*2
-        runs.append(Run(folder, facts['state'], int(facts.get('step', 0)), int(facts.get('steps', 0)), best, last))
+        val, note = {}, ''
+        try: val = read_csv(folder/'val.csv') if (folder/'val.csv').exists() else {}
+        except DataError as e: note = str(e)
+        best, last = np.nan, np.nan
+        if len(val.get('miou', ())): best, last = np.fmax.reduce(best_scores(val)), val['miou'][-1]
+        runs.append(Run(folder, facts['state'], facts.get('step', 0), facts.get('steps', 0), float(best), float(last), note))
     return runs
 
 def runs_table(
@@ -275,7 +359,8 @@ def runs_table(
     rows = [('run', 'state', 'step', 'best', 'last')]
     for r in runs: rows.append((str(r.folder), r.state, f'{r.step}/{r.steps}', *['-' if np.isnan(v) else f'{v:.2f}' for v in (r.best, r.last)]))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in rows)
+    lines = ['  '.join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in rows]
+    return '\n'.join(lines + [r.note for r in runs if r.note])
 
 # %% ../nbs/13c_runfolder.ipynb #fccaea86
 def progress_text(

@@ -22,9 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import METHODS, PRESETS, Config, preset
 from .data import DataError
 from .metrics import window_starts
-from .runfolder import HARMLESS, Run, list_runs, read_csv, read_record
+from .runfolder import HARMLESS, Run, list_runs, read_csv, read_record, recorded_config
 from .step import make_model, uses_correlation, uses_unlabeled
-from .trainer import activation_bytes, recorded_config
+from .trainer import activation_bytes
 
 # %% ../nbs/22_paper.ipynb #85bd5fad
 class Published(NamedTuple):

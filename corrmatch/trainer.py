@@ -2,9 +2,8 @@
 
 # %% auto #0
 __all__ = ['preflight', 'activation_bytes', 'TooLarge', 'check_memory', 'free_bytes', 'fit_memory', 'fits_estimate',
-           'pick_device', 'set_numerics', 'FiniteGuard', 'Trainer', 'step_seed', 'Known', 'fits_for_real',
-           'recorded_config', 'load_run', 'Stopped', 'SignalFlag', 'memory_used', 'iou_table', 'lr_text', 'fitted',
-           'show_curves']
+           'pick_device', 'set_numerics', 'FiniteGuard', 'Trainer', 'step_seed', 'Known', 'fits_for_real', 'load_run',
+           'Stopped', 'SignalFlag', 'memory_used', 'iou_table', 'lr_text', 'fitted', 'show_curves']
 
 # %% ../nbs/14_trainer.ipynb #fa371092
 import gc
@@ -29,13 +28,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .batches import StepBatches, make_loader
 from .config import IGNORE_INDEX, PRESETS, Config, check_config
+from .convert import fitted_model
 from .data import ArraySource, DataError, check_source, missing_classes
 from .losses import LossTerms, make_weights, ohem_ce, supervised_ce
 from .metrics import ConfusionMatrix, evaluate
 from .parallel import (World, add_up, agree, first_checks, gather, micro_batches, my_positions, picture_keys, read_world, same_buffers, share_batch_norm, start_world,
                                 step_counts, without_exchange, wrap_step)
 from .pseudo import confidence, pseudo_label
-from .runfolder import (CsvLog, Progress, config_changes, note_state, read_checkpoint, read_csv, read_latest, refuse_if_running,
+from .runfolder import (CsvLog, Progress, config_changes, note_state, read_checkpoint, read_csv, read_latest, recorded_config, refuse_if_running,
                                  save_checkpoint, write_atomic)
 from .shards import spot_check
 from .step import (Sources, StepResult, autocast, eval_pairs, labeled_step, make_batches, make_beyond, make_model, make_optimizer, make_sources,
@@ -373,20 +373,6 @@ def _try_step(trial, shared=False):
     trial.run_step(trial.batches[0])
     if trial.device.type == 'cuda': torch.cuda.synchronize(trial.device)
 
-# %% ../nbs/14_trainer.ipynb #245c16b0
-def recorded_config(
-    record:dict,     # fields of a stored record; unknown ones are left out
-    where:str,       # file, for the message
-    **changes,       # fields to change
-)->Config:
-    "Make a record of what a checkpoint or config.json says."
-    kinds:dict[str, Any] = {f.name: f.type for f in fields(Config)}
-    for k, v in record.items():
-        if k in kinds and not isinstance(v, (int, float) if kinds[k] is float else kinds[k]):
-            raise DataError(f'{where}: {k}={v!r} is no {kinds[k].__name__}; this is not a record of corrmatch')
-    try: return check_config(Config(**{k: v for k, v in record.items() if k in kinds} | changes))
-    except ValueError as e: raise DataError(f'{where}: {e}') from None
-
 # %% ../nbs/14_trainer.ipynb #592ca8f3
 def load_run(
     folder:Path,          # run folder
@@ -397,9 +383,7 @@ def load_run(
     "Open a finished or running run."
     state = read_checkpoint(Path(folder)/name)
     config = recorded_config(state['config'], f'{folder}/{name}', **changes)
-    model = make_model(replace(config, weights=''))[0]
-    model.load_state_dict(state['model'])
-    return model.to(device).eval(), config
+    return fitted_model(config, state['model'], f'{folder}/{name}', device), config
 
 # %% ../nbs/14_trainer.ipynb #cbd6896a
 @patch
@@ -435,11 +419,20 @@ def load(self:Trainer,
     if changed and not force:
         raise ValueError(f'{self.out}: was started with other settings ({"; ".join(changed)}); use the same ones, another out=, or --force')
     rates = [{k: v for k, v in group.items() if k != 'params'} for group in self.optimizer.param_groups]
-    try:
-        for part, kept in ((self.model, 'model'), (self.optimizer, 'optimizer'), (self.threshold, 'threshold')): part.load_state_dict(state[kept])
-    except (RuntimeError, ValueError): raise DataError(f'{self.out}: its checkpoint does not fit these settings ({"; ".join(changed)}); choose another out=') from None
+    try: self._take_up(state)
+    except Exception as e:  # whatever torch makes of a table that it did not write
+        why = '; '.join(changed) or ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+        raise DataError(f'{self.out}: its checkpoint does not fit these settings ({why}); choose another out=') from None
     for group, own in zip(self.optimizer.param_groups, rates): group.update(own)  # rate and decay are those of the settings, the momentum is kept
-    if self.average is not None and state.get('average'): self.average.load_state_dict(state['average'])
+
+@patch
+def _take_up(self:Trainer, state):
+    "Put everything back that `save` wrote."
+    parts = dict(model=self.model, optimizer=self.optimizer, threshold=self.threshold)
+    if self.average is not None and state.get('average'): parts['average'] = self.average
+    for name, part in parts.items(): part.load_state_dict(state[name])
+    for p, kept in self.optimizer.state.items():
+        if kept['momentum_buffer'].shape != p.shape: raise ValueError('a momentum of another shape')
     self.step, self.best, self.guard.skipped = state['step'], state['best'], state.get('skipped', 0)
 
 # %% ../nbs/14_trainer.ipynb #3a72c4b3

@@ -456,7 +456,7 @@ def test_report_is_escaped_self_contained_and_stable(tmp_path):
     put(root/'masks/<i>&".png', scene(0)[1])
     report = check(root)
     page = report_html(report)
-    assert '<script' not in page and '&lt;i&gt;&amp;&quot;.png' in page and 'http' not in page and 'src="data:image/jpeg;base64' in page
+    assert '<script' not in page and '&lt;i&gt;&amp;&#34;.png' in page and '://' not in page and 'src="data:image/jpeg;base64' in page
     assert str(tmp_path) not in page + report_json(report) + report_text(report)
     files = save_report(report, tmp_path/'out')
     first = [f.read_bytes() for f in files]
