@@ -61,7 +61,7 @@ def test_every_label_and_every_kept_pixel(run):
 
 def test_learning_rates(run):
     for column, name in enumerate(('lr_backbone', 'lr_other')):
-        assert_close([s.rates[column] for s in run.steps], run.golden(name), name)
+        assert_close([s.rates[column] for s in run.steps], run.golden[name], name)
 
 
 @pytest.mark.parametrize('kind', ['final', 'momentum'])
