@@ -6,6 +6,7 @@ which starts at τ = 0.85, and two of `active`, which starts at 0.6, so that reg
 dropped channels and region positions are given instead of drawn. The Cityscapes setting (OHEM, fixed threshold) is not
 in the file: `test_golden_losses.py` has a single step with OHEM, from the logits on.
 """
+import csv
 import importlib.util
 from types import SimpleNamespace
 
@@ -60,7 +61,7 @@ def test_every_label_and_every_kept_pixel(run):
 
 def test_learning_rates(run):
     for column, name in enumerate(('lr_backbone', 'lr_other')):
-        assert_close([s.rates[column] for s in run.steps], run.golden(name), name)
+        assert_close([s.rates[column] for s in run.steps], run.golden[name], name)
 
 
 @pytest.mark.parametrize('kind', ['final', 'momentum'])
@@ -85,3 +86,15 @@ def test_float32_stays_float32():
         np.testing.assert_allclose(step.losses[name], golden[f'pascal/f64/{theirs}'][0], rtol=1e-4, err_msg=name)
         assert step.losses[name] != golden[f'pascal/f64/{theirs}'][0], name
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_stored_table_is_this_run(run):
+    "Of the figure in notebook 13: the reference's columns are the file's, ours in float64 is what runs here."
+    if run.n < trajectory.N_STEPS: return  # the table is about the longer run
+    with open(ROOT/'nbs'/'results'/'trajectory.csv', newline='') as file: rows = list(csv.DictReader(file))
+    assert len(rows) == 3*trajectory.N_STEPS*len(trajectory.LOSSES)
+    for row in rows:
+        step, name = int(row['step'])-1, row['loss']
+        assert float(row['reference']) == run.golden[f"{row['dtype']}/{trajectory.LOSSES[name]}"][step]
+        if row['dtype'] == 'f64': assert_close(run.steps[step].losses[name], float(row['ours']), (step, name))
+        else: assert float(row['reference_other_start']) == run.golden[f'f32_other_start/{trajectory.LOSSES[name]}'][step]
