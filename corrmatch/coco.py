@@ -126,7 +126,7 @@ def coco_classes(
     named = {path: _category_names(root/path, data) for path, data in files.items()}
     used = set().union(*[_used(data, named[path]) for path, data in files.items()])
     only = set().union(*map(_groups, files.values())) - used
-    first, order = '', []
+    first, order = '', list[str]()
     for path, names in named.items():
         own = [n for n in names.values() if n != 'background' and n not in only]
         if first and {*own} != {*order}:
@@ -290,8 +290,8 @@ def drawn_size(
 )->tuple:                 # size, or size with its sides exchanged
     "Size of the mask: that of the image, or turned as it was annotated."
     turned = size[::-1]
-    for fit, target in ((frame in (None, size), size), (frame == turned, turned)):
-        if fit: return target
+    if frame is None or frame == size: return size
+    if frame == turned: return turned
     for target in (size, turned):
         if _alike(frame, target): return target
     raise DataError(f'was annotated with {frame[0]}x{frame[1]} pixels and has {size[0]}x{size[1]} now, which is another '
@@ -323,11 +323,11 @@ def draw_objects(
 )->np.ndarray:           # (h,w) uint8 class ids; 0 is background, crowds are ignored
     "Draw the outlines of one image into a mask."
     frame = annotated_size(objects)
-    w, h = size = drawn_size(frame, tuple(size))
+    w, h = drawn_size(frame, (size[0], size[1]))
     ids = np.zeros((h, w), np.uint8)
     rank = np.full((h, w), 2**32 - 1, np.uint32)  # pixels of the object that lies in front
     for a in objects:
-        try: window, inside = _inside(a['segmentation'], frame or size, size)
+        try: window, inside = _inside(a['segmentation'], frame or (w, h), (w, h))
         except ValueError as e:
             raise DataError(f"annotation {a.get('id')} cannot be drawn, {e}; correct or remove it") from None
         own = np.uint32(np.count_nonzero(inside) + (2**31 if a.get('iscrowd') else 0))
@@ -515,14 +515,14 @@ def read_coco(
     remarks = [('warning', 'files', path, f'passed over: {reason}') for path, reason in passed.items()]
     if not files: return Coco({}, [], tuple(remarks), None)
     names, numbers, no_class = coco_classes(root, files, classes)
-    by_name, left, images = _by_name(pictures), defaultdict(list), {}
+    by_name, left, images = _by_name(pictures), defaultdict[str, list](list), dict[str, Outlined]()
     locate = partial(_coco_picture, root, by_name=by_name, masks=masks)
     for path, data in files.items():
         found = _file_images(root, path, data, numbers[path], locate, unannotated, left)
         images |= {i: _merge(root, i, images.get(i, new), new) for i, new in found.items()}
     if not images: raise DataError(_nothing(root, files, left))
     stems = {os.path.splitext(name)[0].lower(): paths[0] for name, paths in by_name.items()}
-    remarks += [_missing(*entry, stems) for entry in left['missing']] + _no_classes(no_class)
+    remarks += [_missing(path, name, stems) for path, name in left['missing']] + _no_classes(no_class)
     left['unannotated'] = [i for i in dict.fromkeys(left['empty']) if images[i].objects is None]
     account = _account(images, left, len(files), len(passed))
     return Coco(images, ['background', *names], (*remarks, *_warnings(left)), account)
