@@ -15,11 +15,16 @@ from .config import IGNORE_INDEX
 from .data import DataError, climbs_out
 
 # %% ../nbs/17_coco.ipynb #3c9f7156
+def _plain(value):
+    "A value from a file as one short line for a message."
+    text = str(value)
+    return (text if text.isprintable() else ascii(text))[:120]
+
 def _need(path, what, entry, *fields):
     "An entry of a COCO file, refused if it lacks one of these fields."
     entry = entry if isinstance(entry, dict) else {}
     lost = next((f for f in fields if not isinstance(entry.get(f), (str, int, float))), None)
-    if lost: raise DataError(f"{path}: {what} {entry.get('id', '?')} has no {lost}; add it or remove the entry")
+    if lost: raise DataError(f"{path}: {what} {_plain(entry.get('id', '?'))} has no {lost}; add it or remove the entry")
     return entry
 
 def _passed_over(data):
@@ -94,60 +99,61 @@ def _key(value):
     try: return int(value) if isinstance(value, str) or value == int(value) else value
     except (TypeError, ValueError, OverflowError): return value
 
+def _such(texts):
+    "Some examples for a message."
+    return ', '.join(map(_plain, texts[:3])) + ', ...'*(len(texts) > 3)
+
 def _category_names(path, data):
     "{id: name} of one file, in the order of the ids."
     names = {}
     for c in data['categories']:
         key, name = _key(_need(path, 'category', c, 'id', 'name')['id']), ' '.join(str(c['name']).split())
         if not name or not name.isprintable() or name.startswith('#'):
-            raise DataError(f'{path}: category {key} has the name {c["name"]!r}; give it one of letters and digits')
-        if key in names: raise DataError(f'{path}: two categories have the id {key}; give each its own')
+            raise DataError(f'{path}: category {_plain(key)} has the name {_plain(c["name"])!r}; give it one of letters and digits')
+        if key in names: raise DataError(f'{path}: two categories have the id {_plain(key)}; give each its own')
         names[key] = 'background' if _BACKGROUND.fullmatch(name) else name
     twice = [n for n, count in Counter(names.values()).items() if count > 1 and n != 'background']
     if twice: raise DataError(f'{path}: two categories are called {twice[0]}; merge them or rename one')
     return {key: names[key] for key in sorted(names, key=lambda k: (isinstance(k, str), k))}
 
-def _used(data, names):
-    "Names of the categories that annotations of a file use."
-    ids = (a.get('category_id') for a in data['annotations'] if isinstance(a, dict))
-    return {names.get(_key(i)) for i in ids if isinstance(i, (str, int, float))} - {None, 'background'}
-
-def _groups(data):
-    "Names of categories that group others."
-    return {str(c.get('supercategory')) for c in data['categories'] if c.get('supercategory') != c['name']}
-
 # %% ../nbs/17_coco.ipynb #979e377e
 def coco_classes(
     root:Path,  # data folder
     files:dict, # {path: content} of COCO files
-    given=None, # names of the classes in the order wanted, background first; None: by id
+    given=None, # names of the classes in the order wanted, background first; None: those that are used, by id
 )->tuple:       # names of the classes from 1 on, {path: {category id: class}}, categories that are no class
     "Number the categories of all files."
     named = {path: _category_names(root/path, data) for path, data in files.items()}
-    used = set().union(*[_used(data, named[path]) for path, data in files.items()])
-    only = set().union(*map(_groups, files.values())) - used
-    first, order = '', list[str]()
+    known = list(dict.fromkeys(n for names in named.values() for n in names.values() if n != 'background'))
+    used = set().union(*[_used(data, named[path]) for path, data in files.items()]) or {*known}
+    first = next(iter(named), '')
     for path, names in named.items():
-        own = [n for n in names.values() if n != 'background' and n not in only]
-        if first and {*own} != {*order}:
-            shown = ', '.join(sorted({*own} ^ {*order})[:4])
-            raise DataError(f'{root/path}: its categories differ from those of {first} ({shown}); '
-                            'keep one set of categories')
-        first, order = first or path, order or own
+        lacks = sorted(used - {*names.values()})
+        if lacks: raise DataError(f'{root/path}: its categories differ from those of other files, it lacks {_such(lacks)}; keep one set of categories')
+    if given is None: order = [n for n in known if n in used]
+    else: order = _given_order(root/first, known, used, list(given))
     if len(order) >= IGNORE_INDEX:
         raise DataError(f'{root/first}: {len(order)} categories; a mask of 8 bits holds {IGNORE_INDEX-1} '
                         'beside background, merge some')
-    if given is not None: order = _given_order(root/first, order, used, list(given))
     number = {name: n for n, name in enumerate(order, 1)}
     numbers = {path: {key: number.get(name, 0) for key, name in names.items()} for path, names in named.items()}
     return order, numbers, sorted({n for names in named.values() for n in names.values()} - {*order})
 
 # %% ../nbs/17_coco.ipynb #424951de
+def _used(data, names):
+    "Names of the categories that outlines of a file use."
+    known = {_key(p['id']) for p in data['images'] if isinstance(p, dict) and isinstance(p.get('id'), (str, int, float))}
+    used = set()
+    for a in data['annotations']:
+        ids = [a.get('image_id'), a.get('category_id')] if isinstance(a, dict) and a.get('segmentation') else [None]
+        if all(isinstance(i, (str, int, float)) for i in ids) and _key(ids[0]) in known: used.add(names.get(_key(ids[1])))
+    return used - {None, 'background'}
+
 def _given_order(path, order, used, given):
     "Classes as they were given, if they are those of the COCO file; unused ones may be left out."
     wrong = sorted({*given[1:]} - {*order} | used - {*given})
     if given[:1] != ['background'] or wrong:
-        shown = f'{", ".join(wrong[:4])} stands in one of them alone' if wrong else 'background has to come first'
+        shown = f'only one of them has {_such(wrong)}' if wrong else 'background has to come first'
         raise DataError(f'{path}: has other classes than those given or named by a class file ({shown}); '
                         'correct the class file or take it away')
     return given[1:]
@@ -173,7 +179,7 @@ def _inner(root, path, name):
     if os.path.isabs(inner):
         for home in (os.path.abspath(root), os.path.realpath(root)): inner = inner.removeprefix(f'{home}/')
     if not climbs_out(inner): return posixpath.normpath(inner)
-    raise DataError(f'{root/path}: file_name {name} leaves the data folder; write it relative to the folder')
+    raise DataError(f'{root/path}: file_name {_plain(name)} leaves the data folder; write it relative to the folder')
 
 # %% ../nbs/17_coco.ipynb #680d31be
 def _coco_picture(root, path, name, by_name, masks=()):
@@ -186,7 +192,7 @@ def _coco_picture(root, path, name, by_name, masks=()):
     for good in (lambda f: f not in masks, lambda f: f.endswith(f'/{name}'), lambda f: f.startswith(f'{folder}/'),
                  lambda f: _coco_split(os.path.dirname(f)) == split):
         fits = [f for f in fits if good(f)] or fits
-    if len(fits) > 1: raise DataError(f'{root/path}: file_name {name} fits {fits[0]} and {fits[1]}; write its path below the data folder')
+    if len(fits) > 1: raise DataError(f'{root/path}: file_name {_plain(name)} fits {fits[0]} and {fits[1]}; write its path below the data folder')
     return fits[0] if fits else None
 
 # %% ../nbs/17_coco.ipynb #87793b67
@@ -329,7 +335,7 @@ def draw_objects(
     for a in objects:
         try: window, inside = _inside(a['segmentation'], frame or (w, h), (w, h))
         except ValueError as e:
-            raise DataError(f"annotation {a.get('id')} cannot be drawn, {e}; correct or remove it") from None
+            raise DataError(f"annotation {_plain(a.get('id'))} cannot be drawn, {e}; correct or remove it") from None
         own = np.uint32(np.count_nonzero(inside) + (2**31 if a.get('iscrowd') else 0))
         front = inside & (rank[window] >= own)
         ids[window][front] = IGNORE_INDEX if a.get('iscrowd') else a['class']
@@ -344,7 +350,7 @@ def _frame(path, image):
         w, h = (round(float(v or 0)) for v in stated)
         if min(w, h) < 0: raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{path}: image {image['id']} has width {stated[0]!r} and height {stated[1]!r}; "
+        raise DataError(f"{path}: image {_plain(image['id'])} has width {stated[0]!r} and height {stated[1]!r}; "
                         'write numbers of pixels') from None
     return (w, h) if w and h else None
 
@@ -353,7 +359,7 @@ def _images(path, data):
     images = {}
     for p in data['images']:
         key = _key(_need(path, 'image', p, 'id', 'file_name')['id'])
-        if key in images: raise DataError(f'{path}: two images have one id, {key}; give each its own')
+        if key in images: raise DataError(f'{path}: two images have one id, {_plain(key)}; give each its own')
         images[key] = (str(p['file_name']), _frame(path, p), [])
     return images
 
@@ -362,7 +368,7 @@ def _is_crowd(path, annotation):
     mark = str(annotation.get('iscrowd') or 0).strip().lower()
     if mark in ('0', '0.0', 'false', ''): return False
     if mark in ('1', '1.0', 'true'): return True
-    raise DataError(f"{path}: annotation {annotation.get('id')} has iscrowd {annotation['iscrowd']!r}; write 0 or 1")
+    raise DataError(f"{path}: annotation {_plain(annotation.get('id'))} has iscrowd {_plain(annotation['iscrowd'])!r}; write 0 or 1")
 
 # %% ../nbs/17_coco.ipynb #0c4c723f
 def _not_relative(path, objects):
@@ -385,7 +391,7 @@ def coco_objects(
     bare, taken, n = set(), [], len(data['annotations'])
     for a in data['annotations']:
         image, category = (_key(_need(path, 'annotation', a, 'image_id', 'category_id')[k]) for k in ('image_id', 'category_id'))
-        if category not in numbers: raise DataError(f"{path}: annotation {a.get('id')} is of category {category}, which the file does not define; add it to the categories")
+        if category not in numbers: raise DataError(f"{path}: annotation {_plain(a.get('id'))} is of category {_plain(category)}, which the file does not define; add it to the categories")
         if image not in images: left['stranger'].append(f"annotation {a.get('id')} of image {image}"); continue
         (name, frame, objects), (outline, n_flat) = images[image], _outline(a.get('segmentation'))
         where = f"annotation {a.get('id')} of {name}"
@@ -457,13 +463,10 @@ class Coco(NamedTuple):
     remarks:tuple # (error | warning, kind, file, text)
     account:CocoAccount|None # None without COCO files
 
-def _such(texts):
-    "Some examples for a message."
-    return ', '.join(texts[:3]) + ', ...'*(len(texts) > 3)
-
 def _no_classes(names):
     "The remark on categories that are no class."
-    return [('warning', 'classes', '', f'categories that are no class of their own: {_such(names)}; background is class 0, no annotation uses the others')] if names else []
+    return [('warning', 'classes', '', f'categories that are no class of their own: {_such(names)}; background is class 0, and no outline uses the others '
+             '(to keep them, name all classes in a file, background first: --classes FILE)')] if names else []
 
 def _warnings(left):
     "Remarks about what was left out, each kind once with its number and examples."
@@ -481,7 +484,7 @@ def _missing(path, name, stems):
     "The remark about an image that is not there, with a hint where another file has its name."
     near = stems.get(os.path.splitext(posixpath.basename(name.replace('\\', '/')))[0].lower())
     hint = f'{near} is there: correct file_name' if near else 'add it or take it out of the annotations'
-    return ('error', 'unreadable', name if name.isprintable() else ascii(name), f'no such file, though {path} names it; {hint}')
+    return ('error', 'unreadable', _plain(name), f'no such file, though {path} names it; {hint}')
 
 def _file_images(root, path, data, numbers, locate, unannotated, left):
     "{path of an image: Outlined} of one COCO file."
@@ -490,7 +493,7 @@ def _file_images(root, path, data, numbers, locate, unannotated, left):
         key, name = _key(p['id']), str(p['file_name'])
         image, own = locate(path, name), objects[key]
         if image is None: left['missing'].append((path, name)); continue
-        if image in out: raise DataError(f'{root/path}: images {ids[image]} and {key} are both {image}; keep one of the two')
+        if image in out: raise DataError(f'{root/path}: images {_plain(ids[image])} and {_plain(key)} are both {image}; keep one of the two')
         inner, ids[image] = _inner(root, path, name), key
         if '/' in inner and not f'/{unicodedata.normalize("NFC", image)}'.endswith(f'/{inner}'): left['moved'].append(f'{name} as {image}')
         if own == []:  # nothing to draw; the size still tells how it was turned

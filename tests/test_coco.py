@@ -282,8 +282,20 @@ def test_files_number_their_categories_differently(tmp_path):
     for a in content['annotations']: a['category_id'] = {1: 90, 2: 40}[a['category_id']]
     note(root/'b.json', content)
     for name in ('p0', 'p3'): assert mask_of(root, name)[4, 4] == 1 and mask_of(root, name)[6, 14] == 2
-    note(root/'b.json', {**content, 'categories': [*content['categories'], dict(id=7, name='Cat')]})
-    refused(lambda: find_layout(root), 'b.json', 'categories differ', 'ann.json', 'Cat')
+    note(root/'b.json', content | dict(categories=[*content['categories'], dict(id=7, name='Cat')]))
+    assert find_layout(root).classes[0] == ['background', 'cat', 'dog']  # no outline uses it
+    note(root/'b.json', content | dict(categories=[*content['categories'], dict(id=7, name='Cat')], annotations=[*content['annotations'], outline(99, 2, 7, 0, 0, 5, 5)]))
+    refused(lambda: find_layout(root), 'ann.json', 'categories differ', 'lacks Cat')
+
+
+def test_unused_categories_are_said_and_kept_on_request(tmp_path):
+    content = notes(categories=[dict(id=5, name='emu'), dict(id=2, name='dog'), dict(id=1, name='cat'), dict(id=0, name='ant')])
+    content['annotations'][0].update(category_id=5, segmentation=[], bbox=[1, 1, 4, 4])  # a box is nothing to learn from
+    report = check(folder(tmp_path, content))
+    assert report.ok and report.mapping.names == ['background', 'cat', 'dog']
+    warned(report, 'no class of their own', 'ant, emu', '--classes FILE')
+    (tmp_path/'all.txt').write_text('background\nant\ncat\ndog\nemu\n')
+    assert check(tmp_path, classes=tmp_path/'all.txt').mapping.names == ['background', 'ant', 'cat', 'dog', 'emu'] and mask_of(tmp_path, 'p1')[4, 4] == 1
 
 
 @pytest.mark.parametrize('entries, words', [(((1, 'cat'), (2, 'cat')), 'called cat'), (((1, 'cat'), ('1', 'dog')), 'have the id 1'), (((1, ''), (2, 'dog')), 'name'),
