@@ -1,11 +1,13 @@
 "COCO files as tools write them: each image, annotation and file is used, counted as left out, or refused by name."
 import json
+import os
 import random
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from corrmatch.cli import main, make_parser, train_config
 from corrmatch.coco import decode_rle, draw_objects, fill_polygon
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.formats import describe_layout, find_layout
@@ -13,6 +15,7 @@ from corrmatch.prepare import check_data, make_split
 from errors_for_tests import refused
 
 W, H = 24, 16
+N_MUTATIONS = int(os.environ.get('CORRMATCH_FUZZ', 60))  # of each seed
 
 
 def box(x0, y0, x1, y1): return [x0, y0, x1, y0, x1, y1, x0, y1]
@@ -68,6 +71,19 @@ def changed(index, **change):
     content['annotations'][index].update(change)
     content['annotations'][index] = {k: v for k, v in content['annotations'][index].items() if v is not None}
     return content
+
+
+# --- the command
+
+def test_the_option_reaches_check_split_and_train(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path/'d', notes(range(3), images=[entry(i) for i in range(6)]), n=6)
+    for command, n in (('check d', '3'), ('check d --unannotated background', '6')):
+        assert main(command.split()) == 0 and f'usable pictures with a mask: {n};' in capsys.readouterr().out
+    main('split d --labels 2 --seed 1 --unannotated background'.split())
+    assert '2 labeled, 3 unlabeled, 1 val' in capsys.readouterr().out
+    config, text = train_config(make_parser().parse_args('train d --unannotated background --weights='.split()))
+    assert 'with background alone: 3' in text and 'lists: ' in text and config.n_classes == 3
 
 
 # --- images and files
@@ -523,6 +539,3 @@ def test_mutated_files_are_read_or_refused_in_one_line(tmp_path, seed):
             assert all('\n' not in f.text for f in report.findings), raw
             if a: assert a.outlined + a.background + a.unannotated + a.bare + a.unlisted == len(report.scans) == 4, raw
     assert read > N_MUTATIONS//10
-
-
-N_MUTATIONS = 60
