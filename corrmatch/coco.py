@@ -15,13 +15,24 @@ from .config import IGNORE_INDEX
 from .data import DataError, climbs_out
 
 # %% ../nbs/17_coco.ipynb #3c9f7156
+def _plain(value):
+    "A value from a file as one short line for a message."
+    text = str(value)
+    return (text if text.isprintable() else ascii(text))[:120]
+
+def _such(texts):
+    "Some examples for a message."
+    return ', '.join(map(_plain, texts[:3])) + ', ...'*(len(texts) > 3)
+
 def _need(path, what, entry, *fields):
     "An entry of a COCO file, refused if it lacks one of these fields."
     entry = entry if isinstance(entry, dict) else {}
     lost = next((f for f in fields if not isinstance(entry.get(f), (str, int, float))), None)
-    if lost: raise DataError(f"{path}: {what} {entry.get('id', '?')} has no {lost}; add it or remove the entry")
+    name = _plain(entry.get('id', '?'))
+    if lost: raise DataError(f'{path}: {what} {name} has no {lost}; add it or remove the entry')
     return entry
 
+# %% ../nbs/17_coco.ipynb #175755e4
 def _passed_over(data):
     "Why a file holds no outlines, '' where it may hold some; None for what is not COCO's."
     if isinstance(data, list):
@@ -50,7 +61,8 @@ def _read(path):
 def _parse(path, raw):
     "Content of a JSON file in any Unicode encoding."
     try: return json.loads(raw.decode(json.detect_encoding(raw)))
-    except UnicodeDecodeError: raise DataError(f'{path}: is not UTF-8; save it as UTF-8, or take it away') from None
+    except UnicodeDecodeError:
+        raise DataError(f'{path}: is not UTF-8; save it as UTF-8, or take it away') from None
     except (ValueError, RecursionError) as e:
         reason = str(e) if raw.strip() else 'it is empty or cannot be opened'
         raise DataError(f'{path}: is no complete JSON ({reason}); export it again, or take it away') from None
@@ -65,7 +77,7 @@ def _order(path):
     name = os.path.basename(path).lower()
     return 0 if name.startswith('instances') else 2 if _MINOR.search(name) else 1
 
-# %% ../nbs/17_coco.ipynb #d2761293
+# %% ../nbs/17_coco.ipynb #a11a6481
 def find_coco(
     root:Path,  # data folder
     jsons:list, # paths of its JSON files, relative to root
@@ -80,13 +92,13 @@ def find_coco(
         except DataError as e: raise DataError(f'{root/path}: {e}') from None
         if reason: passed[path] = reason
         elif reason == '': read[path] = data
-    for path in others if read else (): _parse(root/path, _read(root/path))  # a broken file may be one of COCO's
-    first = min(map(_order, read), default=0)
-    count = ', '.join([p for p in read if _order(p) == first][:3])
-    passed |= {p: f'{count} {"and others " if len(read) > 3 else ""}counts' for p in read if _order(p) > first}
-    return {p: d for p, d in read.items() if _order(p) == first}, passed
+    if not read: return {}, passed
+    for path in others: _parse(root/path, _read(root/path))  # a broken file may be one of COCO's
+    first = min(map(_order, read))
+    files = {p: d for p, d in read.items() if _order(p) == first}
+    return files, passed | {p: f'{_such([*files])} counts' for p in read if p not in files}
 
-# %% ../nbs/17_coco.ipynb #14f3fc63
+# %% ../nbs/17_coco.ipynb #979e377e
 _BACKGROUND = re.compile(r'[_\s]*background[_\s]*', re.I)
 
 def _key(value):
@@ -100,61 +112,64 @@ def _category_names(path, data):
     for c in data['categories']:
         key, name = _key(_need(path, 'category', c, 'id', 'name')['id']), ' '.join(str(c['name']).split())
         if not name or not name.isprintable() or name.startswith('#'):
-            raise DataError(f'{path}: category {key} has the name {c["name"]!r}; give it one of letters and digits')
-        if key in names: raise DataError(f'{path}: two categories have the id {key}; give each its own')
+            raise DataError(f'{path}: category {_plain(key)} has the name {_plain(c["name"])!r}; '
+                            'give it one of letters and digits')
+        if key in names:
+            raise DataError(f'{path}: two categories have the id {_plain(key)}; give each its own')
         names[key] = 'background' if _BACKGROUND.fullmatch(name) else name
     twice = [n for n, count in Counter(names.values()).items() if count > 1 and n != 'background']
     if twice: raise DataError(f'{path}: two categories are called {twice[0]}; merge them or rename one')
     return {key: names[key] for key in sorted(names, key=lambda k: (isinstance(k, str), k))}
 
-def _used(data, names):
-    "Names of the categories that annotations of a file use."
-    ids = (a.get('category_id') for a in data['annotations'] if isinstance(a, dict))
-    return {names.get(_key(i)) for i in ids if isinstance(i, (str, int, float))} - {None, 'background'}
-
-def _groups(data):
-    "Names of categories that group others."
-    return {str(c.get('supercategory')) for c in data['categories'] if c.get('supercategory') != c['name']}
-
-# %% ../nbs/17_coco.ipynb #979e377e
+# %% ../nbs/17_coco.ipynb #424951de
 def coco_classes(
     root:Path,  # data folder
     files:dict, # {path: content} of COCO files
-    given=None, # names of the classes in the order wanted, background first; None: by id
+    given=None, # names of the classes in the order wanted, background first; None: those that are used, by id
 )->tuple:       # names of the classes from 1 on, {path: {category id: class}}, categories that are no class
     "Number the categories of all files."
     named = {path: _category_names(root/path, data) for path, data in files.items()}
-    used = set().union(*[_used(data, named[path]) for path, data in files.items()])
-    only = set().union(*map(_groups, files.values())) - used
-    first, order = '', []
+    known = list(dict.fromkeys(n for names in named.values() for n in names.values() if n != 'background'))
+    used = set().union(*[_used(data, named[path]) for path, data in files.items()]) or {*known}
+    first = next(iter(named), '')
     for path, names in named.items():
-        own = [n for n in names.values() if n != 'background' and n not in only]
-        if first and {*own} != {*order}:
-            shown = ', '.join(sorted({*own} ^ {*order})[:4])
-            raise DataError(f'{root/path}: its categories differ from those of {first} ({shown}); '
-                            'keep one set of categories')
-        first, order = first or path, order or own
+        lacks = sorted(used - {*names.values()})
+        if lacks:
+            raise DataError(f'{root/path}: its categories differ from those of other files, '
+                            f'it lacks {_such(lacks)}; keep one set of categories')
+    if given is None: order = [n for n in known if n in used]
+    else: order = _given_order(root/first, known, used, list(given))
     if len(order) >= IGNORE_INDEX:
         raise DataError(f'{root/first}: {len(order)} categories; a mask of 8 bits holds {IGNORE_INDEX-1} '
                         'beside background, merge some')
-    if given is not None: order = _given_order(root/first, order, used, list(given))
     number = {name: n for n, name in enumerate(order, 1)}
-    numbers = {path: {key: number.get(name, 0) for key, name in names.items()} for path, names in named.items()}
+    numbers = {path: {key: number.get(n, 0) for key, n in names.items()} for path, names in named.items()}
     return order, numbers, sorted({n for names in named.values() for n in names.values()} - {*order})
 
-# %% ../nbs/17_coco.ipynb #424951de
+# %% ../nbs/17_coco.ipynb #025d6e9e
+def _used(data, names):
+    "Names of the categories that outlines of a file use."
+    def is_id(value): return isinstance(value, (str, int, float))
+    known = {_key(p['id']) for p in data['images'] if isinstance(p, dict) and is_id(p.get('id'))}
+    used = set()
+    for a in data['annotations']:
+        if not isinstance(a, dict) or not a.get('segmentation'): continue
+        image, category = a.get('image_id'), a.get('category_id')
+        if is_id(image) and is_id(category) and _key(image) in known: used.add(names.get(_key(category)))
+    return used - {None, 'background'}
+
 def _given_order(path, order, used, given):
     "Classes as they were given, if they are those of the COCO file; unused ones may be left out."
     wrong = sorted({*given[1:]} - {*order} | used - {*given})
     if given[:1] != ['background'] or wrong:
-        shown = f'{", ".join(wrong[:4])} stands in one of them alone' if wrong else 'background has to come first'
+        shown = f'only one of them has {_such(wrong)}' if wrong else 'background has to come first'
         raise DataError(f'{path}: has other classes than those given or named by a class file ({shown}); '
                         'correct the class file or take it away')
     return given[1:]
 
-# %% ../nbs/17_coco.ipynb #622906dc
+# %% ../nbs/17_coco.ipynb #680d31be
 def _coco_split(path):
-    "train, val, test or '', from a file's name or else the folders it lies in: instances_train2017.json, valid/a.json."
+    "train, val, test or '', from a file's name or else its folders: instances_train2017.json, valid/a.json."
     for part in reversed(path.split('/')):
         words = re.sub(r'([a-z])([A-Z])', r'\1_\2', part).lower()
         found = re.search(r'(?<![a-z])(train|val|test)(?:ing|id|idation|set)?(?![a-z])', words)
@@ -173,9 +188,10 @@ def _inner(root, path, name):
     if os.path.isabs(inner):
         for home in (os.path.abspath(root), os.path.realpath(root)): inner = inner.removeprefix(f'{home}/')
     if not climbs_out(inner): return posixpath.normpath(inner)
-    raise DataError(f'{root/path}: file_name {name} leaves the data folder; write it relative to the folder')
+    raise DataError(f'{root/path}: file_name {_plain(name)} leaves the data folder; '
+                    'write it relative to the folder')
 
-# %% ../nbs/17_coco.ipynb #680d31be
+# %% ../nbs/17_coco.ipynb #98865f58
 def _coco_picture(root, path, name, by_name, masks=()):
     "Path below `root` of the image that the COCO file `path` calls `name`; None if it is not there."
     name, folder, split = _inner(root, path, name), os.path.dirname(path), _coco_split(path)
@@ -183,13 +199,17 @@ def _coco_picture(root, path, name, by_name, masks=()):
     for wanted in (posixpath.join(folder, name), name):
         for fit in fits:
             if unicodedata.normalize('NFC', fit) == wanted: return fit
-    for good in (lambda f: f not in masks, lambda f: f.endswith(f'/{name}'), lambda f: f.startswith(f'{folder}/'),
+    for good in (lambda f: f not in masks,
+                 lambda f: f.endswith(f'/{name}'),
+                 lambda f: f.startswith(f'{folder}/'),
                  lambda f: _coco_split(os.path.dirname(f)) == split):
         fits = [f for f in fits if good(f)] or fits
-    if len(fits) > 1: raise DataError(f'{root/path}: file_name {name} fits {fits[0]} and {fits[1]}; write its path below the data folder')
+    if len(fits) > 1:
+        raise DataError(f'{root/path}: file_name {_plain(name)} fits {fits[0]} and {fits[1]}; '
+                        'write its path below the data folder')
     return fits[0] if fits else None
 
-# %% ../nbs/17_coco.ipynb #87793b67
+# %% ../nbs/17_coco.ipynb #7083a16a
 def _points(polygon):
     "The corners of a polygon, (n,2)."
     try: flat = np.asarray(polygon, float)
@@ -213,11 +233,12 @@ def _outline(segmentation):
     "What can be drawn of a segmentation, None if nothing; and the number of flat polygons left out."
     if isinstance(segmentation, dict): return (segmentation if segmentation.get('counts') else None), 0
     if not isinstance(segmentation, list): return (segmentation or None), 0
-    polygons = [segmentation] if segmentation and all(isinstance(v, (int, float)) for v in segmentation) else segmentation
+    is_one = segmentation and all(isinstance(v, (int, float)) for v in segmentation)
+    polygons = [segmentation] if is_one else segmentation
     kept = [p for p in polygons if not _is_flat(p)]
     return kept or None, len(polygons) - len(kept)
 
-# %% ../nbs/17_coco.ipynb #94046e62
+# %% ../nbs/17_coco.ipynb #adc775f2
 def fill_polygon(
     points:np.ndarray,   # (n,2) x and y of the corners, in pixels
     size:tuple[int, int],# (w, h) of the image; what lies outside is cut off
@@ -236,7 +257,7 @@ def fill_polygon(
     inside = marks.reshape(n_rows, n_columns).cumsum(1) % 2 == 1
     return np.s_[top:top+n_rows, left:left+n_columns-1], inside[:, :-1]
 
-# %% ../nbs/17_coco.ipynb #6b27beb6
+# %% ../nbs/17_coco.ipynb #3a326248
 def _runs(text):
     "Run lengths out of COCO's compressed text."
     runs, value, shift = [], 0, 0
@@ -252,7 +273,7 @@ def _runs(text):
     if shift: raise ValueError('its run lengths are cut short')
     return runs
 
-# %% ../nbs/17_coco.ipynb #91776640
+# %% ../nbs/17_coco.ipynb #4c2b4f49
 def decode_rle(
     outline:dict, # size [h, w], and counts: run lengths down the columns, or COCO's text for them
 )->np.ndarray:    # (h,w) bool
@@ -269,7 +290,7 @@ def decode_rle(
         raise ValueError(f'its run lengths do not add up to {w}x{h} pixels')
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(w, h).T
 
-# %% ../nbs/17_coco.ipynb #35031537
+# %% ../nbs/17_coco.ipynb #c496237e
 def _alike(a, b):
     "Can an image of size a be scaled to size b, up to the rounding of a pixel?"
     low, high = [max((n - 1)/m for m, n in zip(a, b)), min((n + 1)/m for m, n in zip(a, b))]
@@ -281,7 +302,8 @@ def annotated_size(
     "Size of the image when it was annotated: the COCO file says it, or else the first run lengths do."
     stated = next((tuple(o['size']) for o in objects if o.get('size')), None)
     sizes = (o['segmentation'].get('size') for o in objects if isinstance(o.get('segmentation'), dict))
-    coded = (s for s in sizes if isinstance(s, (list, tuple)) and len(s) == 2 and all(type(v) is int and v > 0 for v in s))
+    def is_size(s): return isinstance(s, (list, tuple)) and [type(v) for v in s] == [int, int] and min(s) > 0
+    coded = (s for s in sizes if is_size(s))
     return stated or next(((w, h) for h, w in coded), None)
 
 def drawn_size(
@@ -290,19 +312,21 @@ def drawn_size(
 )->tuple:                 # size, or size with its sides exchanged
     "Size of the mask: that of the image, or turned as it was annotated."
     turned = size[::-1]
-    for fit, target in ((frame in (None, size), size), (frame == turned, turned)):
-        if fit: return target
+    if frame is None or frame == size: return size
+    if frame == turned: return turned
     for target in (size, turned):
         if _alike(frame, target): return target
-    raise DataError(f'was annotated with {frame[0]}x{frame[1]} pixels and has {size[0]}x{size[1]} now, which is another '
-                    'shape; restore the image that was annotated, or correct width and height in the COCO file')
+    raise DataError(f'was annotated with {frame[0]}x{frame[1]} pixels and has {size[0]}x{size[1]} now, which is '
+                    'another shape; restore the image that was annotated, or correct its size in the COCO file')
 
-# %% ../nbs/17_coco.ipynb #cd05687d
+# %% ../nbs/17_coco.ipynb #78e548ec
 def _inside(outline, frame, size):
     "Slices and the bool array of the pixels of one outline, scaled from frame to size."
     if isinstance(outline, dict):
         inside = decode_rle(outline)
-        if inside.shape != frame[::-1]: raise ValueError(f'it was drawn for {inside.shape[1]}x{inside.shape[0]} pixels, the image has {frame[0]}x{frame[1]}')
+        h, w = inside.shape
+        if (w, h) != frame:
+            raise ValueError(f'it was drawn for {w}x{h} pixels, the image has {frame[0]}x{frame[1]}')
         if not inside.any(): raise ValueError('it covers no pixel')
         rows, columns = (((np.arange(n) + .5)*m/n).astype(int) for n, m in zip(size[::-1], inside.shape))
         return np.s_[:, :], inside[rows][:, columns]
@@ -318,25 +342,25 @@ def _inside(outline, frame, size):
 
 # %% ../nbs/17_coco.ipynb #158c74ce
 def draw_objects(
-    objects:tuple,       # annotations: segmentation (polygons or RLE), class, iscrowd; size (w, h) where it is known
+    objects:tuple,       # annotations: segmentation (polygons or RLE), class, iscrowd; size (w, h) if known
     size:tuple[int, int],# (w, h) of the image
 )->np.ndarray:           # (h,w) uint8 class ids; 0 is background, crowds are ignored
     "Draw the outlines of one image into a mask."
     frame = annotated_size(objects)
-    w, h = size = drawn_size(frame, tuple(size))
+    w, h = drawn_size(frame, (size[0], size[1]))
     ids = np.zeros((h, w), np.uint8)
     rank = np.full((h, w), 2**32 - 1, np.uint32)  # pixels of the object that lies in front
     for a in objects:
-        try: window, inside = _inside(a['segmentation'], frame or size, size)
+        try: window, inside = _inside(a['segmentation'], frame or (w, h), (w, h))
         except ValueError as e:
-            raise DataError(f"annotation {a.get('id')} cannot be drawn, {e}; correct or remove it") from None
+            raise DataError(f"annotation {_plain(a.get('id'))} cannot be drawn, {e}; correct or remove it") from None
         own = np.uint32(np.count_nonzero(inside) + (2**31 if a.get('iscrowd') else 0))
         front = inside & (rank[window] >= own)
         ids[window][front] = IGNORE_INDEX if a.get('iscrowd') else a['class']
         rank[window][front] = own
     return ids
 
-# %% ../nbs/17_coco.ipynb #266c4874
+# %% ../nbs/17_coco.ipynb #0c4c723f
 def _frame(path, image):
     "(w, h) of an image as its entry says; None where it does not."
     stated = [image.get('width'), image.get('height')]
@@ -344,7 +368,7 @@ def _frame(path, image):
         w, h = (round(float(v or 0)) for v in stated)
         if min(w, h) < 0: raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{path}: image {image['id']} has width {stated[0]!r} and height {stated[1]!r}; "
+        raise DataError(f"{path}: image {_plain(image['id'])} has width {stated[0]!r} and height {stated[1]!r}; "
                         'write numbers of pixels') from None
     return (w, h) if w and h else None
 
@@ -353,27 +377,36 @@ def _images(path, data):
     images = {}
     for p in data['images']:
         key = _key(_need(path, 'image', p, 'id', 'file_name')['id'])
-        if key in images: raise DataError(f'{path}: two images have one id, {key}; give each its own')
+        if key in images: raise DataError(f'{path}: two images have one id, {_plain(key)}; give each its own')
         images[key] = (str(p['file_name']), _frame(path, p), [])
     return images
+
+# %% ../nbs/17_coco.ipynb #bee5ab10
+def _unknown(category):
+    "What to say of a category that is not defined."
+    return f'category {_plain(category)}, which the file does not define; add it to the categories'
+
+_NONE_FITS = 'none of its annotations is of an image that it defines; correct image_id'
 
 def _is_crowd(path, annotation):
     "The mark of a crowd, in any of the forms in which it is written."
     mark = str(annotation.get('iscrowd') or 0).strip().lower()
     if mark in ('0', '0.0', 'false', ''): return False
     if mark in ('1', '1.0', 'true'): return True
-    raise DataError(f"{path}: annotation {annotation.get('id')} has iscrowd {annotation['iscrowd']!r}; write 0 or 1")
+    raise DataError(f"{path}: annotation {_plain(annotation.get('id'))} has iscrowd "
+                    f"{_plain(annotation['iscrowd'])!r}; write 0 or 1")
 
-# %% ../nbs/17_coco.ipynb #0c4c723f
+# %% ../nbs/17_coco.ipynb #17945e8f
 def _not_relative(path, objects):
     "Refuse coordinates that are shares of the image."
-    some = [p for o in objects[:1000] if isinstance(o['segmentation'], list) for p in o['segmentation'] if not _is_flat(p)]
+    outlines = [o['segmentation'] for o in objects[:1000] if isinstance(o['segmentation'], list)]
+    some = [p for polygons in outlines for p in polygons if not _is_flat(p)]
     try: tops = [_points(p).max() for p in some]
     except ValueError: return  # named when it is drawn
     if tops and max(tops) <= 1:
         raise DataError(f'{path}: all coordinates lie between 0 and 1; COCO counts pixels, multiply by width and height')
 
-# %% ../nbs/17_coco.ipynb #7bff96cb
+# %% ../nbs/17_coco.ipynb #c7abba70
 def coco_objects(
     path:Path,    # the COCO file, named in errors
     data:dict,    # its content
@@ -382,18 +415,19 @@ def coco_objects(
 )->dict:          # image id -> objects; None where an annotation has no outline
     "Sort the annotations of a file by image."
     images = _images(path, data)
-    bare, taken, n = set(), [], len(data['annotations'])
-    for a in data['annotations']:
-        image, category = (_key(_need(path, 'annotation', a, 'image_id', 'category_id')[k]) for k in ('image_id', 'category_id'))
-        if category not in numbers: raise DataError(f"{path}: annotation {a.get('id')} is of category {category}, which the file does not define; add it to the categories")
-        if image not in images: left['stranger'].append(f"annotation {a.get('id')} of image {image}"); continue
+    bare, taken = set(), []
+    for a in (_need(path, 'annotation', a, 'image_id', 'category_id') for a in data['annotations']):
+        image, category = _key(a['image_id']), _key(a['category_id'])
+        own = f"annotation {_plain(a.get('id'))}"
+        if category not in numbers: raise DataError(f'{path}: {own} is of {_unknown(category)}')
+        if image not in images: left['stranger'].append(f'{own} of image {image}'); continue
         (name, frame, objects), (outline, n_flat) = images[image], _outline(a.get('segmentation'))
-        where = f"annotation {a.get('id')} of {name}"
-        left['flat'] += [where]*n_flat
-        if outline is None: bare.add(image); left['bare'].append(where); continue
-        objects.append(dict(id=a.get('id'), segmentation=outline, iscrowd=_is_crowd(path, a), size=frame, **{'class': numbers[category]}))
+        left['flat'] += [f'{own} of {name}']*n_flat
+        if outline is None: bare.add(image); left['bare'].append(f'{own} of {name}'); continue
+        objects.append({'id': a.get('id'), 'segmentation': outline, 'class': numbers[category],
+                        'iscrowd': _is_crowd(path, a), 'size': frame})
         taken.append(objects[-1])
-    if n and not bare and not taken: raise DataError(f'{path}: none of its {n} annotations is of an image that it defines; correct image_id')
+    if data['annotations'] and not bare and not taken: raise DataError(f'{path}: {_NONE_FITS}')
     _not_relative(path, taken)
     return {key: None if key in bare else objects for key, (_, _, objects) in images.items()}
 
@@ -406,7 +440,8 @@ class Outlined(NamedTuple):
     objects:tuple|None # annotations, each with its class; None: unlabeled
 
     @property
-    def outlines(self): return None if self.objects is None else [(a['segmentation'], a['class']) for a in self.objects]
+    def outlines(self):
+        return None if self.objects is None else [(a['segmentation'], a['class']) for a in self.objects]
 
 def _told(entry):
     "How much an entry tells: 0 nothing, 1 that there is only background, 2 outlines."
@@ -417,15 +452,17 @@ def _merge(root, image, old, new):
     if _told(old) == _told(new) and old.outlines != new.outlines:
         raise DataError(f'{root/new.source}: {image} has other outlines in {old.source}; keep one of the two')
     kept = new if _told(new) > _told(old) else old
-    return kept._replace(split='val' if 'val' in (old.split, new.split) else kept.split)  # in train and val: scored, as with lists
+    is_val = 'val' in (old.split, new.split)  # in train and val: scored, as with lists
+    return kept._replace(split='val' if is_val else kept.split)
 
 def _coco_names(entries):
     "Unique names for {path: Outlined}: file_name where that is enough, else the path."
-    for names in ([os.path.splitext(o.file_name)[0] for o in entries.values()], [os.path.splitext(path)[0] for path in entries]):
+    for files in ([o.file_name for o in entries.values()], [*entries]):
+        names = [os.path.splitext(f)[0] for f in files]
         if len(set(names)) == len(names): return names
     return [*entries]
 
-# %% ../nbs/17_coco.ipynb #96060291
+# %% ../nbs/17_coco.ipynb #1de1b682
 class CocoAccount(NamedTuple):
     "What became of every image and annotation of a COCO data set."
     files:int       # COCO files that count
@@ -442,13 +479,20 @@ class CocoAccount(NamedTuple):
     strangers:int   # annotations of images that no file defines
 
     def __str__(self):
-        said = dict(files='COCO files', passed='passed over', outlined='images with outlines', background='with background alone',
-                    unannotated='without annotations', bare='with an object that has no outline', unlisted='in no COCO file', missing='missing',
-                    drawn='annotations drawn', crowds='of them crowds', boxes='annotations without outline', strangers='of unknown images')
+        said = dict(files='COCO files', passed='passed over', outlined='images with outlines',
+                    background='with background alone', unannotated='without annotations',
+                    bare='with an object that has no outline', unlisted='in no COCO file', missing='missing',
+                    drawn='annotations drawn', crowds='of them crowds', boxes='annotations without outline',
+                    strangers='of unknown images')
         return ', '.join(f'{said[name]}: {n}' for name, n in self._asdict().items() if n)
 
-# %% ../nbs/17_coco.ipynb #5ed8cfd3
+# %% ../nbs/17_coco.ipynb #5f55c72d
 Unannotated = Literal['unlabeled', 'background']
+
+def _check_choice(unannotated):
+    "Refuse what is neither of the two."
+    if unannotated in get_args(Unannotated): return
+    raise ValueError(f'unannotated={unannotated}: choose {" or ".join(get_args(Unannotated))}')
 
 class Coco(NamedTuple):
     "The COCO files of a data folder, read."
@@ -457,32 +501,38 @@ class Coco(NamedTuple):
     remarks:tuple # (error | warning, kind, file, text)
     account:CocoAccount|None # None without COCO files
 
-def _such(texts):
-    "Some examples for a message."
-    return ', '.join(texts[:3]) + ', ...'*(len(texts) > 3)
-
+# %% ../nbs/17_coco.ipynb #49d9bd35
 def _no_classes(names):
     "The remark on categories that are no class."
-    return [('warning', 'classes', '', f'categories that are no class of their own: {_such(names)}; background is class 0, no annotation uses the others')] if names else []
+    text = (f'categories that are no class of their own: {_such(names)}; background is class 0, and no outline '
+            'uses the others (to keep them, name all classes in a file, background first: --classes FILE)')
+    return [('warning', 'classes', '', text)] if names else []
 
 def _warnings(left):
     "Remarks about what was left out, each kind once with its number and examples."
-    said = {'bare': ('annotations without an outline (a box, a point, an empty segmentation)', 'their images are unlabeled, or the objects would become background'),
-            'flat': ('polygons that enclose nothing (fewer than 3 points, or all on one line)', 'they are left out; correct or remove them'),
-            'stranger': ('annotations of images that the file does not define', 'they are left out; add the images or remove the annotations'),
-            'unsized': ('images without width and height in the COCO file', 'their outlines are drawn as if the files had not been scaled since'),
-            'moved': ('images found by their base name alone, in another folder than the COCO file says', 'see that they are the right ones'),
-            'unannotated': ('images without annotations in the COCO file', 'they serve as unlabeled; if they show background alone, say --unannotated background')}
+    said = {'bare': ('annotations without an outline (a box, a point, an empty segmentation)',
+                     'their images are unlabeled, or the objects would become background'),
+            'flat': ('polygons that enclose nothing (fewer than 3 points, or all on one line)',
+                     'they are left out; correct or remove them'),
+            'stranger': ('annotations of images that the file does not define',
+                         'they are left out; add the images or remove the annotations'),
+            'unsized': ('images without width and height in the COCO file',
+                        'their outlines are drawn as if the files had not been scaled since'),
+            'moved': ('images found by their base name alone, in another folder than the COCO file says',
+                      'see that they are the right ones'),
+            'unannotated': ('images without annotations in the COCO file',
+                            'they serve as unlabeled; if they show background alone, say --unannotated background')}
     return [('warning', 'annotations', '', f'{what}: {len(left[kind])}, such as {_such(left[kind])}; {then}')
             for kind, (what, then) in said.items() if left[kind]]
 
-# %% ../nbs/17_coco.ipynb #1de1b682
+# %% ../nbs/17_coco.ipynb #6b3ef5bf
 def _missing(path, name, stems):
     "The remark about an image that is not there, with a hint where another file has its name."
     near = stems.get(os.path.splitext(posixpath.basename(name.replace('\\', '/')))[0].lower())
     hint = f'{near} is there: correct file_name' if near else 'add it or take it out of the annotations'
-    return ('error', 'unreadable', name if name.isprintable() else ascii(name), f'no such file, though {path} names it; {hint}')
+    return ('error', 'unreadable', _plain(name), f'no such file, though {path} names it; {hint}')
 
+# %% ../nbs/17_coco.ipynb #34d7a2c6
 def _file_images(root, path, data, numbers, locate, unannotated, left):
     "{path of an image: Outlined} of one COCO file."
     objects, out, ids = coco_objects(root/path, data, numbers, left), {}, {}
@@ -490,17 +540,21 @@ def _file_images(root, path, data, numbers, locate, unannotated, left):
         key, name = _key(p['id']), str(p['file_name'])
         image, own = locate(path, name), objects[key]
         if image is None: left['missing'].append((path, name)); continue
-        if image in out: raise DataError(f'{root/path}: images {ids[image]} and {key} are both {image}; keep one of the two')
+        if image in out:
+            raise DataError(f'{root/path}: images {_plain(ids[image])} and {_plain(key)} are both {image}; '
+                            'keep one of the two')
         inner, ids[image] = _inner(root, path, name), key
-        if '/' in inner and not f'/{unicodedata.normalize("NFC", image)}'.endswith(f'/{inner}'): left['moved'].append(f'{name} as {image}')
+        is_there = f'/{unicodedata.normalize("NFC", image)}'.endswith(f'/{inner}')
+        if '/' in inner and not is_there: left['moved'].append(f'{name} as {image}')
         if own == []:  # nothing to draw; the size still tells how it was turned
-            own = [dict(id=None, segmentation=[], iscrowd=False, size=_frame(path, p), **{'class': 0})] if unannotated == 'background' else None
+            nothing = {'id': None, 'segmentation': [], 'class': 0, 'iscrowd': False, 'size': _frame(path, p)}
+            own = [nothing] if unannotated == 'background' else None
             left['empty'].append(image)
         if own and not annotated_size(own): left['unsized'].append(name)
         out[image] = Outlined(path, name, _coco_split(path), own and tuple(own))
     return out
 
-# %% ../nbs/17_coco.ipynb #d01d0bd6
+# %% ../nbs/17_coco.ipynb #8536996e
 def read_coco(
     root:Path,      # data folder
     jsons:list,     # paths of its JSON files, relative to root
@@ -510,34 +564,37 @@ def read_coco(
     masks=(),       # those of the images that look like masks; they are taken last
 )->Coco:            # without images where no COCO file counts
     "Read all COCO files of a data folder."
-    if unannotated not in get_args(Unannotated): raise ValueError(f"unannotated='{unannotated}': choose unlabeled or background")
+    _check_choice(unannotated)
     files, passed = find_coco(root, jsons)
     remarks = [('warning', 'files', path, f'passed over: {reason}') for path, reason in passed.items()]
     if not files: return Coco({}, [], tuple(remarks), None)
     names, numbers, no_class = coco_classes(root, files, classes)
-    by_name, left, images = _by_name(pictures), defaultdict(list), {}
+    by_name, left, images = _by_name(pictures), defaultdict[str, list](list), dict[str, Outlined]()
     locate = partial(_coco_picture, root, by_name=by_name, masks=masks)
     for path, data in files.items():
         found = _file_images(root, path, data, numbers[path], locate, unannotated, left)
         images |= {i: _merge(root, i, images.get(i, new), new) for i, new in found.items()}
     if not images: raise DataError(_nothing(root, files, left))
     stems = {os.path.splitext(name)[0].lower(): paths[0] for name, paths in by_name.items()}
-    remarks += [_missing(*entry, stems) for entry in left['missing']] + _no_classes(no_class)
+    remarks += [_missing(path, name, stems) for path, name in left['missing']] + _no_classes(no_class)
     left['unannotated'] = [i for i in dict.fromkeys(left['empty']) if images[i].objects is None]
-    account = _account(images, left, len(files), len(passed))
-    return Coco(images, ['background', *names], (*remarks, *_warnings(left)), account)
+    remarks += _warnings(left)
+    return Coco(images, ['background', *names], tuple(remarks), _account(images, left, len(files), len(passed)))
 
-# %% ../nbs/17_coco.ipynb #49d9bd35
+# %% ../nbs/17_coco.ipynb #b8be7dd9
 def _nothing(root, files, left):
     "The error for COCO files none of whose images is there."
     names = [name for _, name in left['missing']]
-    lost = f'none of the {len(names)} images that it names ({_such(names)}) is in the data folder; put them there, or take the file away'
+    lost = (f'none of the {len(names)} images that it names ({_such(names)}) is in the data folder; '
+            'put them there, or take the file away')
     return f'{root/next(iter(files))}: ' + (lost if names else 'names no image; export it again, or take it away')
 
 def _account(images, left, n_files, n_passed):
     "Count what became of images and annotations."
     drawn = [o for i in images.values() for o in i.objects or () if o['segmentation']]
     told = Counter(map(_told, images.values()))
-    return CocoAccount(files=n_files, passed=n_passed, outlined=told[2], background=told[1], unannotated=len(left['unannotated']),
-                       bare=told[0] - len(left['unannotated']), unlisted=0, missing=len(left['missing']), drawn=len(drawn),
-                       crowds=sum(o['iscrowd'] for o in drawn), boxes=len(left['bare']), strangers=len(left['stranger']))
+    n_unannotated = len(left['unannotated'])
+    return CocoAccount(n_files, n_passed, outlined=told[2], background=told[1], unannotated=n_unannotated,
+                       bare=told[0] - n_unannotated, unlisted=0, missing=len(left['missing']), drawn=len(drawn),
+                       crowds=sum(o['iscrowd'] for o in drawn), boxes=len(left['bare']),
+                       strangers=len(left['stranger']))

@@ -1,11 +1,13 @@
 "COCO files as tools write them: each image, annotation and file is used, counted as left out, or refused by name."
 import json
+import os
 import random
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from corrmatch.cli import main, make_parser, train_config
 from corrmatch.coco import decode_rle, draw_objects, fill_polygon
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.formats import describe_layout, find_layout
@@ -14,6 +16,7 @@ from corrmatch.prepare import check_data, make_split
 from errors_for_tests import refused
 
 W, H = 24, 16
+N_MUTATIONS = int(os.environ.get('CORRMATCH_FUZZ', 60))  # of each seed
 
 
 def box(x0, y0, x1, y1): return [x0, y0, x1, y0, x1, y1, x0, y1]
@@ -69,6 +72,19 @@ def changed(index, **change):
     content['annotations'][index].update(change)
     content['annotations'][index] = {k: v for k, v in content['annotations'][index].items() if v is not None}
     return content
+
+
+# --- the command
+
+def test_the_option_reaches_check_split_and_train(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path/'d', notes(range(3), images=[entry(i) for i in range(6)]), n=6)
+    for command, n in (('check d', '3'), ('check d --unannotated background', '6')):
+        assert main(command.split()) == 0 and f'usable pictures with a mask: {n};' in capsys.readouterr().out
+    main('split d --labels 2 --seed 1 --unannotated background'.split())
+    assert '2 labeled, 3 unlabeled, 1 val' in capsys.readouterr().out
+    config, text = train_config(make_parser().parse_args('train d --unannotated background --weights='.split()))
+    assert 'with background alone: 3' in text and 'lists: ' in text and config.n_classes == 3
 
 
 # --- images and files
@@ -141,7 +157,7 @@ def test_no_image_is_there(tmp_path): refused(lambda: check(folder(tmp_path, not
 def test_annotations_of_unknown_images(tmp_path):
     report = check(folder(tmp_path, notes(range(6), images=[entry(i) for i in range(4)])))
     warned(report, 'annotations of images that the file does not define', 4, 'annotation 41 of image 4')
-    refused(lambda: check(folder(tmp_path, notes(range(7, 9), images=[entry(i) for i in range(4)]))), 'none of its 4 annotations')
+    refused(lambda: check(folder(tmp_path, notes(range(7, 9), images=[entry(i) for i in range(4)]))), 'none of its annotations')
 
 
 def test_many_files_of_any_name(tmp_path):
@@ -283,8 +299,20 @@ def test_files_number_their_categories_differently(tmp_path):
     for a in content['annotations']: a['category_id'] = {1: 90, 2: 40}[a['category_id']]
     note(root/'b.json', content)
     for name in ('p0', 'p3'): assert mask_of(root, name)[4, 4] == 1 and mask_of(root, name)[6, 14] == 2
-    note(root/'b.json', {**content, 'categories': [*content['categories'], dict(id=7, name='Cat')]})
-    refused(lambda: find_layout(root), 'b.json', 'categories differ', 'ann.json', 'Cat')
+    note(root/'b.json', content | dict(categories=[*content['categories'], dict(id=7, name='Cat')]))
+    assert find_layout(root).classes[0] == ['background', 'cat', 'dog']  # no outline uses it
+    note(root/'b.json', content | dict(categories=[*content['categories'], dict(id=7, name='Cat')], annotations=[*content['annotations'], outline(99, 2, 7, 0, 0, 5, 5)]))
+    refused(lambda: find_layout(root), 'ann.json', 'categories differ', 'lacks Cat')
+
+
+def test_unused_categories_are_said_and_kept_on_request(tmp_path):
+    content = notes(categories=[dict(id=5, name='emu'), dict(id=2, name='dog'), dict(id=1, name='cat'), dict(id=0, name='ant')])
+    content['annotations'][0].update(category_id=5, segmentation=[], bbox=[1, 1, 4, 4])  # a box is nothing to learn from
+    report = check(folder(tmp_path, content))
+    assert report.ok and report.mapping.names == ['background', 'cat', 'dog']
+    warned(report, 'no class of their own', 'ant, emu', '--classes FILE')
+    (tmp_path/'all.txt').write_text('background\nant\ncat\ndog\nemu\n')
+    assert check(tmp_path, classes=tmp_path/'all.txt').mapping.names == ['background', 'ant', 'cat', 'dog', 'emu'] and mask_of(tmp_path, 'p1')[4, 4] == 1
 
 
 @pytest.mark.parametrize('entries, words', [(((1, 'cat'), (2, 'cat')), 'called cat'), (((1, 'cat'), ('1', 'dog')), 'have the id 1'), (((1, ''), (2, 'dog')), 'name'),
@@ -501,7 +529,7 @@ def test_mutated_files_are_read_or_refused_in_one_line(tmp_path, seed):
     folder(tmp_path)
     for i in range(N_MUTATIONS):
         content = notes()
-        content['annotations'][1]['segmentation'] = as_runs(np.eye(H, W) > 0)
+        content['annotations'][1]['segmentation'] = as_runs(np.arange(W)[None].repeat(H, 0) // 3 == 1)
         raw = mutate(rng, json.loads(json.dumps(content)))
         (tmp_path/'ann.json').write_bytes(raw)
         try: report = check(tmp_path, unannotated=rng.choice(('unlabeled', 'background')))
@@ -512,6 +540,3 @@ def test_mutated_files_are_read_or_refused_in_one_line(tmp_path, seed):
             assert all('\n' not in f.text for f in report.findings), raw
             if a: assert a.outlined + a.background + a.unannotated + a.bare + a.unlisted == len(report.scans) == 4, raw
     assert read > N_MUTATIONS//10
-
-
-N_MUTATIONS = 60

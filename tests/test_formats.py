@@ -126,7 +126,7 @@ def test_equal_stems(tmp_path):
 
 def test_unique_names_stay_short(tmp_path):
     for path in ('pictures/0.png', 'pictures/a/1.png'): put(tmp_path/path)
-    assert coco(tmp_path, **{'notes/all.json': notes('0.png', 'a/1.png')}) == {('0', ''): ('pictures/0.png', [2]), ('a/1', ''): ('pictures/a/1.png', [2])}
+    assert coco(tmp_path, **{'notes/all.json': notes('0.png', 'a/1.png')}) == {('0', ''): ('pictures/0.png', [1]), ('a/1', ''): ('pictures/a/1.png', [1])}
 
 
 def test_file_name_that_fits_two_pictures(tmp_path):
@@ -142,7 +142,7 @@ def test_file_name_that_climbs_out(tmp_path, name):
 
 def test_one_picture_in_two_files(tmp_path):
     put(tmp_path/'images/0.png')
-    assert coco(tmp_path, **{'train.json': notes('0.png'), 'val.json': notes('0.png')}) == {('0', 'val'): ('images/0.png', [2])}
+    assert coco(tmp_path, **{'train.json': notes('0.png'), 'val.json': notes('0.png')}) == {('0', 'val'): ('images/0.png', [1])}
     refused(lambda: coco(tmp_path, **{'val.json': notes('0.png', category=3)}), 'val.json', 'images/0.png', 'train.json')
 
 
@@ -160,9 +160,10 @@ def test_unknown_category_and_too_many(tmp_path):
     put(tmp_path/'images/0.png')
     refused(lambda: coco(tmp_path, **{'all.json': notes('0.png', category=99)}), 'all.json', 'annotation 10', 'category 99')
     many = notes('0.png') | dict(categories=[dict(id=i, name=str(i)) for i in range(255)])
+    many['annotations'] = [many['annotations'][0] | dict(id=i, category_id=i) for i in range(255)]
     refused(lambda: coco(tmp_path, **{'all.json': many}), 'all.json', '255 categories', '254')
-    many['categories'].pop()
-    assert coco(tmp_path, **{'all.json': many}) == {('0', ''): ('images/0.png', [8])}
+    many['annotations'].pop()
+    assert coco(tmp_path, **{'all.json': many}) == {('0', ''): ('images/0.png', [*range(1, 255)])}
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
