@@ -250,12 +250,15 @@ def _read_coco(root, found, classes, unannotated):
     "The COCO files of a tree, with their classes in the order of a class file where there is one."
     named = classes and not classes[2].startswith('classes=')
     masks = {p for files in _roles(found['picture'])[1].values() for p in files}
-    coco = read_coco(root, found['.json'], found['picture'], unannotated, classes[0] if named else None, masks)
+    names = classes[0] if named else None
+    coco = read_coco(root, found['.json'], found['picture'], unannotated, names, masks)
     if not coco.images: return coco, classes
     if classes is None: return coco, (coco.classes, None, 'the COCO file')
     if len(classes[0]) == len(coco.classes): return coco, (coco.classes, *classes[1:])
-    raise DataError(f'{classes[2]}: the COCO files name {len(coco.classes)} classes, background included; correct it or leave it out')
+    raise DataError(f'{classes[2]}: the COCO files name {len(coco.classes)} classes, background included; '
+                    'correct it or leave it out')
 
+# %% ../nbs/17b_formats.ipynb #c0c05c43
 def _coco_layout(root, found, coco, classes):
     "The layout of a folder with COCO files."
     images, masks = _roles(found['picture'])
@@ -263,15 +266,18 @@ def _coco_layout(root, found, coco, classes):
     known = [p for p in beside if re.search(r'(^|/)(panoptic|stuff)', p)]  # part of COCO's own download
     if len(beside) > len(known):
         mask = next(p for p in beside if p not in known)
-        raise DataError(f'{root}: holds COCO annotations ({next(iter(coco.images.values())).source}) and {len(beside)-len(known)} '
-                        f'masks ({mask}); only one of the two can count, take the other out of the data folder')
+        source, n = next(iter(coco.images.values())).source, len(beside) - len(known)
+        raise DataError(f'{root}: holds COCO annotations ({source}) and {n} masks ({mask}); '
+                        'only one of the two can count, take the other out of the data folder')
     others = [p for files in images.values() for p in files if p not in coco.images]
     entries = coco.images | {p: Outlined('', os.path.basename(p), parse_place(p).split, None) for p in others}
-    items = [Item(name, root/p, None, o.split, o.objects) for name, (p, o) in zip(_coco_names(entries), entries.items())]
+    named = zip(_coco_names(entries), entries.items())
+    items = [Item(name, root/p, None, o.split, o.objects) for name, (p, o) in named]
     items.sort(key=lambda i: i.name)
     _listed(root, found['.txt'], items)
-    remarks = (*coco.remarks, *[('warning', 'files', p, f'passed over, as are all of its kind: {len(known)}') for p in known[:1]])
-    return Layout(root, 'COCO', items, [], classes, remarks=remarks, account=coco.account._replace(unlisted=len(others)))
+    passed = [('warning', 'files', p, f'passed over, as are all of its kind: {len(known)}') for p in known[:1]]
+    account = coco.account._replace(unlisted=len(others))
+    return Layout(root, 'COCO', items, [], classes, remarks=(*coco.remarks, *passed), account=account)
 
 # %% ../nbs/17b_formats.ipynb #6eb0e84c
 def _kind(folders, has_tails):
@@ -310,10 +316,12 @@ def find_layout(
     if not found['picture']: raise DataError(f'{root}: holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...); give the folder that holds images and masks')
     coco, classes = _read_coco(root, found, classes, unannotated)
     if coco.images: return _coco_layout(root, found, coco, classes)
-    if unannotated != 'unlabeled': raise DataError(f'{root}: unannotated={unannotated} is for COCO files, and none is here; leave it out')
+    if unannotated != 'unlabeled':
+        raise DataError(f'{root}: unannotated={unannotated} is for COCO files, and none is here; leave it out')
     items, lonely, doubles = _match(root, found['picture'])
     folders = {part.lower() for path in found['picture'] for part in path.split('/')[:-1]}
-    layout = Layout(root, _kind(folders, any(i.mask for i in items)), items, lonely, classes, doubles=tuple(doubles), remarks=coco.remarks)
+    layout = Layout(root, _kind(folders, any(i.mask for i in items)), items, lonely, classes, doubles=tuple(doubles))
+    layout.remarks = coco.remarks
     if layout.kind == 'Cityscapes': layout.items = items = _one_numbering(items)
     listed = _listed(root, found['.txt'], items)
     if listed and layout.kind == 'VOC': layout.items = [i for i in items if i.split]

@@ -2,23 +2,17 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'view_probs', 'predict_bands', 'as_picture', 'Prediction', 'Predictor', 'Opened', 'class_look',
-           'open_model', 'load_predictor', 'Input', 'find_inputs', 'palette_png', 'overlay', 'html_page',
-           'html_picture', 'html_legend', 'read_frames', 'VideoWriter', 'Done', 'predict_files', 'PseudoLabels',
-           'pseudo_image', 'pseudo_files']
+           'open_model', 'load_predictor', 'Input', 'find_inputs', 'palette_png', 'overlay', 'read_frames',
+           'VideoWriter', 'Done', 'predict_files', 'PseudoLabels', 'pseudo_image', 'pseudo_files']
 
 # %% ../nbs/17c_predict.ipynb #f4cc83cd
-import base64
 import csv
-import hashlib
-import html
 import io
-import os
 import sys
 from collections import Counter
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, Iterator, NamedTuple, Sequence
-from urllib.parse import quote
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,6 +27,7 @@ from .formats import PICTURE_SUFFIXES, make_folder, visible_files
 from .masks import CITYSCAPES_NAMES, VOC_NAMES, Depth, parse_depth, read_photo, rgb_bytes
 from .metrics import packed, window_starts
 from .model import resize
+from .pages import Card, render_page, thumbnail
 from .pseudo import confidence, pseudo_label
 from .region import draw_positions, region_targets
 from .runfolder import read_checkpoint, write_atomic
@@ -302,47 +297,6 @@ def overlay(
     if (ignored := mask == IGNORE_INDEX).any(): dimmed[ignored] = picture[ignored]
     return dimmed
 
-# %% ../nbs/17c_predict.ipynb #09b49de2
-_STYLE = ('body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:75rem;margin:1.5rem auto;padding:0 1rem}h1{font-size:1.6rem;overflow-wrap:anywhere}'
-          'h2{font-size:1.2rem;margin:2rem 0 .5rem;border-bottom:1px solid #ddd}img{max-width:100%;height:auto;display:block}'
-          '.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1rem}figure{margin:0;min-width:0}'
-          '.cards.large{grid-template-columns:repeat(auto-fill,minmax(min(100%,30rem),1fr))}.two,.three{display:grid;grid-template-columns:1fr 1fr;gap:2px}.three{grid-template-columns:1fr 1fr 1fr}.two img,.three img{width:100%}figcaption{font-size:.8rem;overflow-wrap:anywhere}.wide{overflow-x:auto}'
-          'table{border-collapse:collapse;font-size:.9rem}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child,.facts td,.facts th{text-align:left}.facts td:first-child{white-space:nowrap}.facts td{overflow-wrap:anywhere}'
-          'ul.legend{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.3rem 1.2rem}i.c{display:inline-block;width:1em;height:1em;border:1px solid #777;margin-right:.4em;vertical-align:-.1em}'
-          '.bad{color:#a00}.note{color:#555}pre{background:#f4f4f4;padding:.6rem;overflow-x:auto;font-size:.85rem}summary{cursor:pointer}')
-
-# %% ../nbs/17c_predict.ipynb #b794aaee
-def html_page(
-    title:str, # plain text
-    body:str,  # HTML, with all foreign text escaped
-)->str:        # a whole page
-    "Put a body into a page that fetches nothing and runs nothing."
-    allowed = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'sha256-{allowed}\'">'
-            f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n<h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n')
-
-def html_picture(
-    picture:np.ndarray, # (h,w,3) uint8
-    alt:str,            # plain text for those who cannot see it
-    longest:int=320,    # pixels of the long side at most
-)->str:                 # <img>
-    "Put a small copy of a picture into a page; a tiny one is enlarged, pixel by pixel."
-    small, buffer = Image.fromarray(picture), io.BytesIO()
-    small.thumbnail((longest, longest))
-    if (factor := longest//max(small.size)) > 1: small = small.resize((factor*small.width, factor*small.height), Image.Resampling.NEAREST)
-    small.save(buffer, 'JPEG', quality=82)
-    return f'<img alt="{html.escape(alt)}" width="{small.width}" height="{small.height}" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-# %% ../nbs/17c_predict.ipynb #18128234
-def html_legend(
-    names:Sequence,    # k class names
-    colors:np.ndarray, # (k,3) uint8
-)->str:                # <ul>
-    "Show the colour of every class; drawn, not styled, for the page allows no further styles."
-    def patch(c): return f'<svg width="16" height="16" aria-hidden="true"><rect width="16" height="16" stroke="#777" fill="rgb({",".join(map(str, c))})"/></svg>'
-    return '<ul class="legend">' + ''.join(f'<li>{patch(c.tolist())} {html.escape(n)}</li>' for n, c in zip(names, np.asarray(colors))) + '</ul>'
-
 # %% ../nbs/17c_predict.ipynb #86c79d03
 def _av():
     "The library for videos, an extra."
@@ -430,17 +384,14 @@ def _shares(mask, k):
     return np.bincount(mask.ravel(), minlength=256)[:k]/mask.size
 
 # %% ../nbs/17c_predict.ipynb #4e80e2a0
-def _figure(name, link, pictures, *lines):
-    "Pictures {what: (h,w,3)} side by side, their name and lines of HTML."
-    row = ''.join(html_picture(picture, f'{what} {name}') for what, picture in pictures.items())
-    caption = '<br>'.join([f'<a href="{quote(os.fsencode(link))}">{html.escape(name)}</a>', *lines])
-    return f'<figure><div class="{"three" if len(pictures) > 2 else "two"}">{row}</div><figcaption>{caption}</figcaption></figure>'
+def _card(name, link, pictures, *lines):
+    "Images {what: (h,w,3)} side by side, their name and lines of text."
+    return Card([thumbnail(picture, f'{what} {name}') for what, picture in pictures.items()], name, link, lines)
 
-def _sheet_page(title, head, names, colors, cards, broken, large=False):
-    "A page of figures as bytes; what could not be read is named first."
-    bad = f'<h2>Could not be read</h2><ul class="bad">{"".join(f"<li>{html.escape(line)}</li>" for line in broken)}</ul>' if broken else ''
-    body = f'<p>{head}</p>{html_legend(names, colors)}{bad}<h2>Pictures</h2><div class="cards{" large" if large else ""}">{"".join(cards)}</div>'
-    return html_page(title, body).encode('utf-8', 'replace')
+def _sheet_page(title, head, names, colors, cards, broken, kind='cards'):
+    "A page of cards; what could not be read is named first."
+    classes = list(zip(names, np.asarray(colors).tolist()))
+    return render_page('sheet.html', title, head=head, classes=classes, cards=cards, broken=broken, kind=kind)
 
 # %% ../nbs/17c_predict.ipynb #a92017ea
 class _Sheet:
@@ -452,16 +403,16 @@ class _Sheet:
         names, shares, sure = self.predictor.names, _shares(p.mask, len(self.predictor.names)), float(p.confidence.mean())/255
         self.rows.append([name, *p.picture.shape[1::-1], f'{sure:.4f}', *[f'{s:.5f}' for s in shares]])
         if len(self.cards) >= self.most: return
-        most = ', '.join(f'{html.escape(names[c])} {shares[c]:.0%}' for c in np.argsort(-shares, kind='stable')[:3] if shares[c] >= .005)
+        most = ', '.join(f'{names[c]} {shares[c]:.0%}' for c in np.argsort(-shares, kind='stable')[:3] if shares[c] >= .005)
         pair = {'picture': p.picture, 'prediction for': picture}
-        self.cards.append(_figure(name, link, pair, f'{p.picture.shape[1]} x {p.picture.shape[0]}, mean confidence {sure:.2f}', most))
+        self.cards.append(_card(name, link, pair, f'{p.picture.shape[1]} x {p.picture.shape[0]}, mean confidence {sure:.2f}', most))
     def write(self, broken):
         "Write table.csv and index.html."
         p, text = self.predictor, io.StringIO()
         csv.writer(text).writerows([['name', 'width', 'height', 'confidence', *p.names], *self.rows])
         _put(self.out/'table.csv', text.getvalue().encode('utf-8', 'surrogateescape'))
         more = f' The first {len(self.cards)} are shown, all are in table.csv.' if len(self.rows) > len(self.cards) else ''
-        head = f'{len(self.rows)} pictures by {html.escape(p.config.method)} with {html.escape(p.config.backbone)}, scales {", ".join(f"{s:g}" for s in p.scales)}{", and mirrored" if p.flip else ""}.{more}'
+        head = f'{len(self.rows)} pictures by {p.config.method} with {p.config.backbone}, scales {", ".join(f"{s:g}" for s in p.scales)}{", and mirrored" if p.flip else ""}.{more}'
         _put(self.out/'index.html', _sheet_page('Predictions', head, p.names, p.colors, self.cards, broken))
 
 # %% ../nbs/17c_predict.ipynb #ba5e1bd4
@@ -553,7 +504,7 @@ def _pseudo_card(name, picture, labels, shares, colors):
     shown = {'label without propagation of': labels.weak, 'label with propagation of': labels.region}
     pictures = {what: overlay(picture, label, colors) for what, label in shown.items() if label is not None}
     lines = [f'ignored without propagation: {1-shares[0]:.0%}', *([f'with it: {1-shares[1]:.0%}; of the trusted pixels rewritten: {shares[3]/max(shares[0], 1e-9):.0%}'] if len(shares) > 1 else [])]
-    return _figure(name, f'{"weak" if labels.region is None else "region"}/{name}.png', {'picture': picture, **pictures}, *lines)
+    return _card(name, f'{"weak" if labels.region is None else "region"}/{name}.png', {'picture': picture, **pictures}, *lines)
 
 # %% ../nbs/17c_predict.ipynb #e0410076
 def _pseudo_file(opened, item, out, tau, longest):
@@ -578,9 +529,9 @@ def _pseudo_page(opened, out, rows, cards, broken, tau):
     _put(out/'shares.csv', text.getvalue().encode('utf-8', 'surrogateescape'))
     _put(out/'classes.txt', ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(opened.names, opened.colors.tolist())).encode())
     more = f' The first {len(cards)} are shown, all are in shares.csv.' if len(rows) > len(cards) else ''
-    order = 'the picture, its label without propagation (weak/), its label with propagation (region/)' if any('class="three"' in card for card in cards) else 'the picture, its label (weak/)'
-    head = f'{len(rows)} pictures by {html.escape(c.method)} with {html.escape(c.backbone)}, threshold {tau:.3f}. From left to right: {order}. What is not painted is ignored.{more}'
-    _put(out/'index.html', _sheet_page('Pseudo-labels', head, opened.names, opened.colors, cards, broken, large=True))
+    order = 'the picture, its label without propagation (weak/), its label with propagation (region/)' if any(len(card.pictures) > 2 for card in cards) else 'the picture, its label (weak/)'
+    head = f'{len(rows)} pictures by {c.method} with {c.backbone}, threshold {tau:.3f}. From left to right: {order}. What is not painted is ignored.{more}'
+    _put(out/'index.html', _sheet_page('Pseudo-labels', head, opened.names, opened.colors, cards, broken, 'cards large'))
 
 # %% ../nbs/17c_predict.ipynb #064663d4
 def pseudo_files(
@@ -592,7 +543,7 @@ def pseudo_files(
     quiet:bool=False,    # no progress
 )->Done:
     "Write the pseudo-labels of pictures as palette PNGs into weak/, pixel/ and region/, with a table and a page."
-    broken, rows, cards, tau = list[str](), list[list](), list[str](), opened.tau if tau is None else tau
+    broken, rows, cards, tau = list[str](), list[list](), list[Card](), opened.tau if tau is None else tau
     if not 0 <= tau <= 1: raise ValueError(f'tau={tau}: must lie between 0 and 1')
     if 0 < longest < 32: raise ValueError(f'longest={longest}: too small to correlate; give 32 or more, or 0')
     inputs = [i for i in find_inputs(paths, out) if not i.is_video]

@@ -445,62 +445,50 @@ def show_shares(
     plt.close(fig)
     return fig
 
-# %% ../nbs/18_prepare.ipynb #b13da307
-def _thumb(picture, size=160):
-    "A picture as the text of an <img>."
-    picture = picture.convert('RGB'); picture.thumbnail((size, size))
-    buffer = io.BytesIO(); picture.save(buffer, 'JPEG', quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+# %% ../nbs/18_prepare.ipynb #5c3f80d7
+from .pages import Card, embed, figure_png, render_page, thumbnail
 
+# %% ../nbs/18_prepare.ipynb #b13da307
 def _overlay(scan, mapping):
-    "Thumbnails of a picture and of its mask in colours on top of it."
-    image = read_photo(scan.item.image, scan.turned)
-    if scan.values is None or scan.fault: return _thumb(Image.fromarray(image))
+    "Thumbnails of an image and of its mask in colours on top of it."
+    image, name = read_photo(scan.item.image, scan.turned), Path(scan.item.image).name
+    plain = thumbnail(image, f'picture {name}', 160)
+    if scan.values is None or scan.fault: return [plain]
     ids = map_ids(read_stored(scan.item, scan.size)[0], mapping.table)
-    painted = Image.fromarray(colorize(ids, np.vstack([mapping.colors, np.zeros((1, 3), np.uint8)]))).resize(image.shape[1::-1], Image.Resampling.NEAREST)
-    return _thumb(Image.fromarray(image)) + _thumb(Image.blend(Image.fromarray(image), painted, .6))
+    painted = Image.fromarray(colorize(ids, np.vstack([mapping.colors, np.zeros((1, 3), np.uint8)])))
+    painted = painted.resize(image.shape[1::-1], Image.Resampling.NEAREST)
+    return [plain, thumbnail(np.asarray(Image.blend(Image.fromarray(image), painted, .6)), f'mask on {name}', 160)]
 
 def _card(scan, mapping, root, text=''):
-    "One picture of the page, with its name and what is wrong with it."
+    "One image of the page, with its name and what is wrong with it."
     try: pictures = _overlay(scan, mapping)
-    except (DataError, ValueError): pictures = '<span class="none">no picture</span>'
-    return f'<figure>{pictures}<figcaption>{html.escape(_rel(scan.item.image, root))}<br>{html.escape(text)}</figcaption></figure>'
+    except (DataError, ValueError): pictures = []
+    return Card(pictures, _rel(scan.item.image, root), lines=(text,) if text else ())
 
-# %% ../nbs/18_prepare.ipynb #2cdcc695
-_STYLE = ('body{font:15px/1.45 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}figure{display:inline-block;margin:.4em;vertical-align:top;max-width:330px}'
-          'figcaption{font-size:12px;overflow-wrap:anywhere}table{border-collapse:collapse}td,th{padding:.15em .8em;text-align:right;border-bottom:1px solid #ddd}'
-          'td:first-child,th:first-child{text-align:left}.error{color:#a00}.none{color:#777;padding:2em}i{display:inline-block;width:1em;height:1em;border:1px solid #777;margin-right:.4em}')
-
-def _png(fig):
-    "A figure as PNG bytes."
-    buffer = io.BytesIO(); fig.savefig(buffer, format='png', dpi=100, metadata={'Software': None})
-    return buffer.getvalue()
-
-def _class_table(report):
-    "The table of classes as HTML."
-    columns, rows = _share_rows(report)
-    head = ''.join(f'<th>{html.escape(c)}</th>' for c in columns[:-1])
-    def row(r, color): return f'<tr><td><i style="background:rgb({",".join(map(str, color))})"></i>{html.escape(r[0])}</td>' + ''.join(f'<td>{c}</td>' for c in r[1:-1]) + '</tr>'
-    return f'<table><tr>{head}</tr>{"".join(row(r, c) for r, c in zip(rows, report.mapping.colors))}</table>'
+def _share_png(report):
+    "The figure of class shares."
+    mapping = report.mapping
+    return figure_png(show_shares({'usable pictures': report.shares}, mapping.names, mapping.colors))
 
 # %% ../nbs/18_prepare.ipynb #e528d149
 def report_html(
     report:Report, # from check_data
-    most:int=12,   # sound pictures, and as many faulty ones, that are shown
+    most:int=12,   # sound images, and as many faulty ones, that are shown
 )->str:            # one self-contained page
     "A report for people, with thumbnails."
-    root, by_file = report.layout.root, {}
+    root, mapping, by_file = report.layout.root, report.mapping, {}
     for s in report.scans: by_file.update({_rel(p, root): s for p in (s.item.image, s.item.mask) if p})
     faulty = [(by_file[f.file], f.text) for f in report.errors if f.file in by_file][:most]
-    step = max(1, len(report.usable)//most)
-    cards = ''.join(_card(s, report.mapping, root, t) for s, t in faulty)
-    sound = ''.join(_card(s, report.mapping, root) for s in report.usable[::step][:most])
-    items = ''.join(f'<li class="{f.level}">{f.level}: <b>{html.escape(f.file)}</b> {html.escape(f.text)}</li>' for f in report.findings)
-    bars = base64.b64encode(_png(show_shares({'usable pictures': report.shares}, report.mapping.names, report.mapping.colors))).decode() if report.usable else ''
-    title, last = html.escape(f'Data report: {root.resolve().name}'), html.escape(report_text(report).splitlines()[-1])
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>'
-            f'<p>{html.escape(describe_layout(report.layout))}<br>masks: {html.escape(report.mapping.text)}</p><p><b>{last}</b></p><h2>Findings</h2><ul>{items or "<li>none</li>"}</ul>{cards}'
-            f'<h2>Classes</h2>{_class_table(report)}<img alt="bars of class shares" src="data:image/png;base64,{bars}"><h2>Some pictures with their masks</h2>{sound}</html>\n')
+    sound = report.usable[::max(1, len(report.usable)//most)][:most]
+    columns, rows = _share_rows(report)
+    bars = embed(_share_png(report), 'bars of class shares') if report.usable else None
+    classes = list(zip(mapping.names, np.asarray(mapping.colors).tolist()))
+    page = render_page('check.html', f'Data report: {root.resolve().name}', layout=describe_layout(report.layout),
+                       masks=mapping.text, verdict=report_text(report).splitlines()[-1], findings=report.findings,
+                       faulty=[_card(s, mapping, root, text) for s, text in faulty],
+                       sound=[_card(s, mapping, root) for s in sound], bars=bars,
+                       classes=classes, columns=columns[:-1], rows=[r[:-1] for r in rows])
+    return page.decode()
 
 # %% ../nbs/18_prepare.ipynb #6a23d1db
 def save_report(
@@ -509,7 +497,7 @@ def save_report(
 )->list:           # the four files
     "Write report.txt, report.json, report.html and shares.png."
     texts = {'report.txt': report_text(report, 10**6) + '\n', 'report.json': report_json(report) + '\n', 'report.html': report_html(report)}
-    if report.usable: texts['shares.png'] = _png(show_shares({'usable pictures': report.shares}, report.mapping.names, report.mapping.colors))
+    if report.usable: texts['shares.png'] = _share_png(report)
     return [write_file(Path(out)/name, data) for name, data in texts.items()]
 
 # %% ../nbs/18_prepare.ipynb #d2745ea9

@@ -52,7 +52,7 @@ def folder(root, content=None, n=4, **sizes):
     return root
 
 
-def check(root, **said): return check_data(root, progress=None, meaning=Meaning(**said))
+def check(root, classes=None, **said): return check_data(root, classes, progress=None, meaning=Meaning(**said))
 
 
 def mask_of(root, name='p0'):
