@@ -660,13 +660,13 @@ def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
     most = 321 if long < 900 else 513
     found = int(np.clip(32*round(.8*long/32) + 1, 65, most))
     stride = next((s for s in (4, 8, 16) if (found-1)//s + 1 <= 33), 16)
-    batch_x, passes = min(8, n_labeled), given.get('epochs', 40)
+    batch_x, passes = min(8, max(2, n_labeled)), given.get('epochs', 40)
     bounds = (1, None) if 'epochs' in given else (1000, 40_000)
     steps = int(np.clip(passes*n_unlabeled//max(1, given.get('batch_u', 8)), *bounds))
     slide = top > 1024
     return {'crop': (found, f'0.8 of the usual long side, {long} pixels, between 65 and {most}'),
             'stride': (stride, f'{((given.get("crop") or found)-1)//stride+1} feature positions a side'),
-            'batch_x': (batch_x, f'{n_labeled} labeled pictures'), 'batch_u': (8, 'as in the paper'),
+            'batch_x': (batch_x, f'{n_labeled} labeled pictures' if n_labeled > 1 else 'the labeled image twice a step: batch norm needs two'), 'batch_u': (8, 'as in the paper'),
             'steps': (steps, f'{passes} passes over {n_unlabeled} unlabeled pictures' + ('' if 'epochs' in given else ', at least 1000, at most 40000')),
             'evaluation': ('slide' if slide else 'whole', f'the largest picture has {top} pixels a side')}
 
