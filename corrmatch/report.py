@@ -24,8 +24,9 @@ from .data import DataError
 from .metrics import ConfusionMatrix, center_crop, mean_iou, packed, slide_predict, whole_predict
 from .predict import class_look, html_legend, html_page, html_picture
 from .runfolder import best_scores, check_place, read_csv, run_state, write_atomic
-from .step import eval_pairs, make_sources
-from .trainer import load_run, pick_device, recorded_config
+from .reading import open_val, spaced
+from .step import eval_pairs
+from .trainer import ABSENT, MEANS, load_run, pick_device, recorded_config
 from .viz import colorize
 
 # %% ../nbs/19_report.ipynb #9dbe91bc
@@ -196,10 +197,10 @@ def score_run(
     "Predict validation pictures of a run; raise DataError where model or data are gone."
     at = pick_device(device)
     model, config = load_run(folder, checkpoint, at, **changes)
-    sources = make_sources(config)
+    sources = open_val(folder, config, most).sources
     val:Any = sources.val
     total, model = len(val), packed(model)
-    rows = np.unique(np.linspace(0, total-1, min(most or total, total)).astype(int)).tolist()
+    rows = spaced(total, most)
     confusion:Any = ConfusionMatrix(config.n_classes)
     scores = {}
     for row, (image, mask) in zip(rows, eval_pairs(val, at, rows)):
@@ -301,7 +302,12 @@ def class_rows(
     if not len(v.get('miou', ())): return []
     best = int(np.nanargmax(v['miou']))
     columns = [(n, v[f'iou_{n}']) for n in log.names if f'iou_{n}' in v] + [('mean', v['miou'])]
-    return [(n, f'{x[best]:.1f}', f'{x[-1]:.1f}', f'{x[-1]-x[best]:+.1f}') for n, x in columns]
+    ious = np.array([x for _, x in columns[:-1]]).reshape(len(columns)-1, -1)
+    if np.isnan(ious).any():  # classes that no validation mask shows
+        other = 'all' if log.config.miou == 'present' else 'present'
+        columns.append((MEANS[other], np.nansum(ious, 0)/(len(ious) if other == 'all' else np.maximum((~np.isnan(ious)).sum(0), 1))))
+    def cells(x): return (ABSENT,)*3 if np.isnan(x[[best, -1]]).any() else (f'{x[best]:.1f}', f'{x[-1]:.1f}', f'{x[-1]-x[best]:+.1f}')
+    return [(n, *cells(x)) for n, x in columns]
 
 # %% ../nbs/19_report.ipynb #828b2be5
 def _mask_img(mask, colors, alt, longest=320):
