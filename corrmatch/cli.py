@@ -202,7 +202,8 @@ def add_eval(
     parser = command('eval', 'score a run on a validation list', 'corrmatch eval runs/camvid --val test.txt')
     parser.add_argument('run', help='run folder')
     parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint [best]')
-    for name in ('data', 'val', 'evaluation', 'miou', 'device'): parser.add_argument(f'--{name}', type=_device if name == 'device' else str, default=argparse.SUPPRESS, metavar='TEXT', help=field_help()[name])
+    parser.add_argument('--miou', choices=('all', 'present'), default=argparse.SUPPRESS, help=field_help()['miou'])
+    for name in ('data', 'val', 'evaluation', 'device'): parser.add_argument(f'--{name}', type=_device if name == 'device' else str, default=argparse.SUPPRESS, metavar='TEXT', help=field_help()[name])
     parser.set_defaults(handler=cmd_eval)
 
 # %% ../nbs/23_cli.ipynb #cfaa3d38

@@ -352,7 +352,7 @@ def scored_sections(
     told = f'{len(order)} of {scored.total} validation pictures' if len(order) < scored.total else f'All {scored.total} validation pictures'
     mistakes = [(t, p, f'{a:.1f}', f'{b:.1f}') for t, p, a, b in confusions(scored.confusion, log.names)]
     key = '<p class="note">Each: picture, mask, prediction, and mistakes in orange.</p>' + html_legend(log.names, log.colors)
-    return (_section('Confusion', f'<p>{told}, mIoU {100*scored.confusion.miou():.2f} %, {100*scored.confusion.pixel_accuracy():.2f} % of the pixels right. A row tells where the pixels of a true class went.</p>'
+    return (_section('Confusion', f'<p>{told}, mIoU {100*scored.confusion.miou_over(scored.config.miou):.2f} %, {100*scored.confusion.pixel_accuracy():.2f} % of the pixels right. A row tells where the pixels of a true class went.</p>'
                      + f'<div class="wide">{_img(draw_confusion(scored.confusion, log.names), "confusion matrix; the commonest mistakes follow as a table")}</div>'
                      + _table(mistakes, ('true', 'predicted as', '% of the class', '% of all pixels')))
             + _section('Worst pictures', key + example_cards(scored, order[:n], log.colors)) + _section('Best pictures', example_cards(scored, order[:-n-1:-1], log.colors)))
