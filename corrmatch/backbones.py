@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['timm_name', 'FitPicture', 'StageBackbone', 'PatchBackbone', 'timm_backbone', 'build_backbone', 'backbone_layers',
-           'param_groups', 'efficientnet_keys', 'load_timm', 'timm_weights', 'load_pretrained', 'look_alikes',
-           'ring_index', 'follow_gain']
+           'param_groups', 'efficientnet_keys', 'load_timm', 'timm_weights', 'refuse_partial', 'load_pretrained',
+           'look_alikes', 'ring_index', 'follow_gain']
 
 # %% ../nbs/05b_backbones.ipynb #f5ae0c35
 import difflib
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .config import IGNORE_INDEX
-from .model import (ResNet, WeightReport, lacking_text, load_backbone, loaded_share, make_backbone, read_tensors, refuse_partial,
-                             resize, torchvision_weights)
+from .model import (ResNet, WeightReport, lacking_text, load_backbone, loaded_share, make_backbone, read_tensors, resize,
+                             torchvision_weights)
 from .views import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../nbs/05b_backbones.ipynb #f612a668
@@ -244,6 +244,22 @@ def timm_weights(
     except Exception as e:
         raise ValueError(f'cannot download the weights of {name} ({type(e).__name__}): offline? give a file with weights=PATH') from None
     finally: log.setLevel(level)
+
+# %% ../nbs/05b_backbones.ipynb #c3d4e5a1
+def refuse_partial(
+    net:nn.Module,       # that was loaded into
+    report:WeightReport, # of what was loaded
+    source,              # file or name, for the message
+    least:float=0.95,    # share of tensors and of parameters that must be there
+):
+    "Raise a ValueError where too much of a backbone, or its first convolution, would start at random."
+    lacking = {*report.missing, *report.mismatched}
+    first = next((k for k, p in net.named_parameters() if p.ndim == 4), None)
+    share = min(report.share or 0., len(report.loaded)/max(len(report.loaded) + len(lacking), 1))
+    if share >= least and first not in lacking: return
+    blind = f'; the first convolution ({first}) is open' if first in lacking else ''
+    raise ValueError(f'weights {source}: {lacking_text(report)}{blind}; give weights of the same network, '
+                     'or set allow_partial=True to start the rest at random')
 
 # %% ../nbs/05b_backbones.ipynb #e36038c7
 def load_pretrained(

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['SegOutput', 'stage_plan', 'make_norm', 'BasicBlock', 'Bottleneck', 'ResNet', 'make_backbone', 'PooledBranch', 'ASPP',
-           'resize', 'keep_channels', 'drop_channels', 'DeepLabV3Plus', 'WeightReport', 'loaded_share', 'lacking_text',
-           'refuse_partial', 'read_tensors', 'load_backbone', 'torchvision_weights']
+           'resize', 'keep_channels', 'drop_channels', 'DeepLabV3Plus', 'WeightReport', 'read_tensors', 'loaded_share',
+           'lacking_text', 'load_backbone', 'torchvision_weights']
 
 # %% ../nbs/05_model.ipynb #9fd1761d
 import math
@@ -289,38 +289,6 @@ class WeightReport(NamedTuple):
         if self.zeroed: lines.append(f'start as their pretrained shortcut: {", ".join(self.zeroed)}')
         return '\n'.join(lines)
 
-# %% ../nbs/05_model.ipynb #6f6853ac
-def loaded_share(
-    net:nn.Module, # with parameters
-    loaded,        # names of the tensors that were loaded
-)->float:          # 0..1
-    "Count the share of a network's parameters that was loaded."
-    sizes = {k: p.numel() for k, p in net.named_parameters()}
-    return sum(sizes.get(k, 0) for k in loaded)/max(sum(sizes.values()), 1)
-
-def lacking_text(
-    report:WeightReport, # of a file that lacks something
-)->str:
-    "Say what was loaded, and name a tensor that was not."
-    example = f'{report.missing[0]} is missing' if report.missing else f'{report.mismatched[0]} has another shape'
-    return f'{report.headline()}; {example}' if report.missing or report.mismatched else report.headline()
-
-def refuse_partial(
-    net:nn.Module,       # that was loaded into
-    report:WeightReport, # of what was loaded
-    source,              # file or name, for the message
-    least:float=0.95,    # share of tensors and of parameters that must be there
-):
-    "Raise a ValueError where too much of a backbone, or its first convolution, would start at random."
-    lacking = {*report.missing, *report.mismatched}
-    first = next((k for k, p in net.named_parameters() if p.ndim == 4), None)
-    share = min(report.share or 0., len(report.loaded)/max(len(report.loaded) + len(lacking), 1))
-    if share >= least and first not in lacking: return
-    blind = f'; the first convolution ({first}) is open' if first in lacking else ''
-    raise ValueError(f'weights {source}: {lacking_text(report)}{blind}; give weights of the same network, '
-                     'or set allow_partial=True to start the rest at random')
-
-
 # %% ../nbs/05_model.ipynb #18dcbfc9
 def read_tensors(
     path, # of a .safetensors file, or of one written by torch.save
@@ -367,6 +335,21 @@ def _zero_open_blocks(backbone, missing):
         block = blocks[name]
         nn.init.zeros_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)
     return tuple(zeroed)
+
+def loaded_share(
+    net:nn.Module, # with parameters
+    loaded,        # names of the tensors that were loaded
+)->float:          # 0..1
+    "Count the share of a network's parameters that was loaded."
+    sizes = {k: p.numel() for k, p in net.named_parameters()}
+    return sum(sizes.get(k, 0) for k in loaded)/max(sum(sizes.values()), 1)
+
+def lacking_text(
+    report:WeightReport, # of a file that lacks something
+)->str:
+    "Say what was loaded, and name a tensor that was not."
+    example = f'{report.missing[0]} is missing' if report.missing else f'{report.mismatched[0]} has another shape'
+    return f'{report.headline()}; {example}' if report.missing or report.mismatched else report.headline()
 
 # %% ../nbs/05_model.ipynb #5a495879
 def load_backbone(

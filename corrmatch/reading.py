@@ -124,6 +124,7 @@ class MappedSource(FolderSource):
         more = f' (and {len(bad)-1} more)' if len(bad) > 1 else ''
         raise DataError(f'{pair.mask}: {what} {value}{more} in {counts[bad].sum()} pixels is no class of this run ({self.meaning.text()}); {remedy}')
 
+# %% ../nbs/18a_reading.ipynb #c3d4e5a7
 def _size(path):
     "Width and height of an image file; None where it cannot be opened, which reading it will say."
     try:

@@ -177,6 +177,7 @@ def mask_meaning(
     try: return dict(kind=str(kind), table=[[int(value), int(c)] for value, c in table])
     except (ValueError, TypeError): return None
 
+# %% ../nbs/13c_runfolder.ipynb #c3d4e5a3
 def data_record(
     sources,     # Sources of a run
     root,        # data folder
@@ -185,7 +186,6 @@ def data_record(
     sets = dict(labeled=sources.labeled, unlabeled=sources.unlabeled, val=sources.val)
     lists = {name: list_mark(source, root) for name, source in sets.items() if source is not None}
     return dict(lists=lists, classes=list(sources.class_names), masks=mask_meaning(root))
-
 
 # %% ../nbs/13c_runfolder.ipynb #69235095
 def read_data_record(
@@ -202,6 +202,7 @@ def read_data_record(
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise DataError(f'{path}: cannot be read; restore it, or remove it to go on without comparing the lists') from None
 
+# %% ../nbs/13c_runfolder.ipynb #c3d4e5a4
 def data_changes(
     old:dict, # from data_record
     new:dict, # likewise
@@ -214,7 +215,6 @@ def data_changes(
     if old['classes'] != new['classes']: out.append(f"classes: {', '.join(old['classes'][:8])} -> {', '.join(new['classes'][:8])}")
     if old['masks'] and new['masks'] and old['masks'] != new['masks']: out.append(f"masks: {old['masks']['kind']} -> {new['masks']['kind']}, with other values")
     return out
-
 
 # %% ../nbs/13c_runfolder.ipynb #4222181b
 class CsvLog:

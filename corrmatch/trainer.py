@@ -73,6 +73,7 @@ def _refuse_overlap(sources, config):
         shared = sorted(val & files(source))
         if shared: raise DataError(f"{name}='{getattr(config, name)}': holds {len(shared)} of the pictures of val='{config.val}', such as {shared[0]}; a score on what was learned says nothing: take them out of one of the lists")
 
+# %% ../nbs/14_trainer.ipynb #c3d4e5a6
 def preflight(
     sources:Sources, # from make_sources
     config:Config,   # n_classes, labeled, allow_missing
@@ -581,6 +582,7 @@ def _refuse_lone(self:Trainer):
     if alone: raise ValueError(f"{' and '.join(f'{n}={getattr(c, n)}' for n in alone)}: training on a batch of one, in which batch norm has "
                                f"one value per channel; set {' and '.join(f'{n}={2*parts}' for n in alone)} (a single image is then taken twice), or norm='group'")
 
+# %% ../nbs/14_trainer.ipynb #c3d4e5a5
 @patch
 def _compare_data(self:Trainer, resume, force):
     "Take down what the lists name; refuse to go on with other lists than those of the start."
@@ -591,7 +593,6 @@ def _compare_data(self:Trainer, resume, force):
     changed = data_changes(old, self._data) if old else []
     if changed and not force:
         raise DataError(f'{self.out}: its data have changed since it was started ({"; ".join(changed)}); restore the lists, choose another out=, or --force')
-
 
 # %% ../nbs/14_trainer.ipynb #f4884793
 @patch
