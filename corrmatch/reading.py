@@ -49,8 +49,8 @@ def make_meaning(
     root:Path|None=None,   # data folder, whose converted copies are looked up
 )->Meaning:
     "Put together what a reader of masks has to know."
-    ids = dict(kind='ids', table=[[c, c] for c in (*range(n_classes), IGNORE_INDEX)])
-    kind, table = (found or ids)['kind'], dict(map(tuple, (found or ids)['table']))
+    ids:dict = dict(kind='ids', table=[[c, c] for c in (*range(n_classes), IGNORE_INDEX)])
+    kind, table = (found or ids)['kind'], {value: c for value, c in (found or ids)['table']}
     stamps = _stamps(root) if root else {}
     copies = dict[tuple, list]()
     for target, (size, time, *_) in stamps.items():
@@ -169,12 +169,12 @@ def open_val(
     if own: _class_names(root, own[0], record.get('classes'), n)
     sources = make_sources(config, only_val=True)
     names, note = _class_names(root, sources.class_names, record.get('classes'), n) if config.data else (sources.class_names, '')
-    val = sources.val
-    if config.data: val = MappedSource(val, root, make_meaning(mask_meaning(root) or record.get('masks'), n, root), n)
+    meaning = make_meaning(mask_meaning(root) or record.get('masks'), n, root) if config.data else make_meaning(None, n)
+    val = MappedSource(sources.val, root, meaning, n) if isinstance(sources.val, FolderSource) else sources.val
     counts = check_source(val, n, progress=partial(_among, most=most))
     if not counts.pixels.sum():
         raise DataError(f"val='{config.val}': every pixel of its {counts.n_images} masks is ignored ({IGNORE_INDEX}), so nothing can be scored; name masks that show classes")
-    if config.data: _refuse_lone_void(run, config, counts, val.meaning)
+    if config.data: _refuse_lone_void(run, config, counts, meaning)
     return Opened(replace(sources, val=val, class_names=names), counts, note)
 
 def _among(rows, most): return spaced(len(rows), most)
