@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['timm_name', 'FitPicture', 'StageBackbone', 'PatchBackbone', 'timm_backbone', 'build_backbone', 'backbone_layers',
-           'param_groups', 'efficientnet_keys', 'load_timm', 'timm_weights', 'load_pretrained', 'look_alikes',
-           'ring_index', 'follow_gain']
+           'param_groups', 'efficientnet_keys', 'load_timm', 'timm_weights', 'refuse_partial', 'load_pretrained',
+           'look_alikes', 'ring_index', 'follow_gain']
 
 # %% ../nbs/05b_backbones.ipynb #f5ae0c35
 import difflib
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .config import IGNORE_INDEX
-from .model import ResNet, WeightReport, load_backbone, make_backbone, read_tensors, resize, torchvision_weights
+from .model import (ResNet, WeightReport, lacking_text, load_backbone, loaded_share, make_backbone, read_tensors, resize,
+                             torchvision_weights)
 from .views import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../nbs/05b_backbones.ipynb #f612a668
@@ -222,8 +223,9 @@ def load_timm(
     convert = getattr(sys.modules[type(backbone.net).__module__], 'checkpoint_filter_fn', None)
     if isinstance(backbone, PatchBackbone) and convert and 'pos_embed' in state: state = convert(state, backbone.net)
     fits, report = _match(own, state)
+    report = report._replace(share=loaded_share(backbone.net, fits))
     if 2*len(fits) < len([k for k in own if not k.endswith('num_batches_tracked')]):
-        raise ValueError(f'weights {source}: only {len(fits)} of {len(own)} tensors fit this backbone; give weights of the same network')
+        raise ValueError(f'weights {source}: only {len(fits)} of {len(own)} tensors fit this backbone ({lacking_text(report)}); give weights of the same network')
     backbone.net.load_state_dict(fits, strict=False)
     return report
 
@@ -243,19 +245,39 @@ def timm_weights(
         raise ValueError(f'cannot download the weights of {name} ({type(e).__name__}): offline? give a file with weights=PATH') from None
     finally: log.setLevel(level)
 
+# %% ../nbs/05b_backbones.ipynb #c3d4e5a1
+def refuse_partial(
+    net:nn.Module,       # that was loaded into
+    report:WeightReport, # of what was loaded
+    source,              # file or name, for the message
+    least:float=0.95,    # share of tensors and of parameters that must be there
+):
+    "Raise a ValueError where too much of a backbone, or its first convolution, would start at random."
+    lacking = {*report.missing, *report.mismatched}
+    first = next((k for k, p in net.named_parameters() if p.ndim == 4), None)
+    share = min(report.share or 0., len(report.loaded)/max(len(report.loaded) + len(lacking), 1))
+    if share >= least and first not in lacking: return
+    blind = f'; the first convolution ({first}) is open' if first in lacking else ''
+    raise ValueError(f'weights {source}: {lacking_text(report)}{blind}; give weights of the same network, '
+                     'or set allow_partial=True to start the rest at random')
+
 # %% ../nbs/05b_backbones.ipynb #e36038c7
 def load_pretrained(
     backbone,           # from build_backbone(name); changed in place
     name:str,           # its name
     weights,            # 'torchvision', 'timm', a path, or a state dict
+    partial:bool=False, # go on where less than 95 % of the backbone, or not its first convolution, is loaded
 )->WeightReport:        # what was loaded and what was not; print it
     "Load the weights that a run names into its backbone."
     is_timm = not isinstance(backbone, ResNet)
     if weights == ('torchvision' if is_timm else 'timm'):
         raise ValueError(f"weights='{weights}' are not made for {name}: use weights='{'timm' if is_timm else 'torchvision'}' or weights=PATH")
+    source = 'given as a dict' if isinstance(weights, dict) else weights
     if weights == 'torchvision': weights = torchvision_weights(name)
     if weights == 'timm': weights = timm_weights(name)
-    return (load_timm if is_timm else load_backbone)(backbone, weights)
+    report = (load_timm if is_timm else load_backbone)(backbone, weights)
+    if not partial: refuse_partial(backbone.net if is_timm else backbone, report, source)
+    return report
 
 # %% ../nbs/05b_backbones.ipynb #bb97633b
 def look_alikes(

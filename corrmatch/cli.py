@@ -164,7 +164,7 @@ def add_train(
     parser.add_argument('--classes', help='data folder: a file with lines NAME R G B, or a number of classes [found]')
     add_meaning(parser)
     parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint of the run folder')
-    parser.add_argument('--force', action='store_true', help='resume although settings have changed, or a machine that is gone seems to be training there')
+    parser.add_argument('--force', action='store_true', help='resume although settings or lists have changed, or a machine that is gone seems to be training there')
     parser.add_argument('--fit-memory', action='store_true', help='cut the batch into the largest micro-batches that fit (sets accumulate)')
     parser.set_defaults(handler=cmd_train)
     add_fields(parser)
@@ -182,7 +182,7 @@ def cmd_resume(
     if 'data' in given and not Path(given['data']).is_dir(): raise ValueError(f"{given['data']}: no such folder; --data is where the run's data are now")
     run_training(recorded_config(read_record(args.run), str(path), out=str(args.run), **given), resume=True, force=args.force)
 
-RESUME_FIELDS = ('data', 'workers', 'device', 'lr', 'clip', 'precision')  # the first three change no result, the others need --force
+RESUME_FIELDS = ('data', 'workers', 'device', 'allow_partial', 'lr', 'clip', 'precision')  # the first four change no result, the others need --force
 
 def add_resume(
     command, # (name, help, example) -> parser
@@ -191,29 +191,32 @@ def add_resume(
     parser = command('resume', 'go on with a run that was stopped or killed', 'corrmatch resume runs/voc')
     parser.add_argument('run', help='run folder')
     for f in fields(Config):
-        if f.name in RESUME_FIELDS: parser.add_argument(f'--{f.name}', type=_reader(f), default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=field_help()[f.name])
-    parser.add_argument('--force', action='store_true', help='although settings change, or a machine that is gone seems to be training there')
+        if f.name in RESUME_FIELDS: parser.add_argument(f'--{f.name}', type=_reader(f), default=argparse.SUPPRESS, metavar='YES|NO' if f.type is bool else f.type.__name__.upper(), help=field_help()[f.name])
+    parser.add_argument('--force', action='store_true', help='although settings or lists have changed, or a machine that is gone seems to be training there')
     parser.set_defaults(handler=cmd_resume)
 
 # %% ../nbs/23_cli.ipynb #dc993749
 def cmd_eval(
-    args:argparse.Namespace, # run, checkpoint, and data, val, evaluation, device where set
+    args:argparse.Namespace, # run, checkpoint, and data, val, evaluation, miou, device where set
 ):
     "Score a checkpoint and print IoU per class."
     from corrmatch.data import climbs_out
     from corrmatch.metrics import evaluate
-    from corrmatch.step import eval_pairs, make_sources
-    from corrmatch.trainer import iou_table, load_run, pick_device
+    from corrmatch.reading import open_val
+    from corrmatch.step import eval_pairs
+    from corrmatch.trainer import absent_text, iou_table, load_run, pick_device
     if Path(args.run).is_file(): raise ValueError(f'{args.run}: is a file; give the run folder it lies in, and --checkpoint best or last')
-    changes = {k: v for k, v in vars(args).items() if k in ('data', 'val', 'evaluation')}
+    changes = {k: v for k, v in vars(args).items() if k in ('data', 'val', 'evaluation', 'miou')}
     device = pick_device(getattr(args, 'device', 'auto'))
     model, config = load_run(args.run, f'{args.checkpoint}.pt', device, **changes)
     if 'val' in changes and not config.data: raise ValueError(f'{args.run}: trained on the generated world, which has no lists; leave out --val or add --data FOLDER')
     if 'val' not in changes and climbs_out(config.val): raise ValueError(f"{args.run}: its record names val='{config.val}', outside the data folder; say --val LIST to use it")
-    sources = make_sources(config, only_val=True)
+    sources, _, note = open_val(args.run, config)
     print(f"{args.run}/{args.checkpoint}.pt on {len(sources.val)} pictures of {config.data or 'the generated world'}" + f' ({config.val})'*bool(config.data))
     confusion = evaluate(model, eval_pairs(sources.val, device), config.n_classes, config.evaluation, config.crop)
-    print(iou_table({args.checkpoint: confusion}, sources.class_names))
+    if not confusion.matrix.sum(): raise ValueError(f"val='{config.val}': every scored pixel is ignored (evaluation='{config.evaluation}'); name masks that show classes")
+    absent = absent_text([n for n, shown in zip(sources.class_names, confusion.present()) if not shown], config.miou)
+    print('\n'.join(filter(None, [note, iou_table({args.checkpoint: confusion}, sources.class_names, config.miou), absent])))
 
 # %% ../nbs/23_cli.ipynb #2ebfbd26
 def add_eval(
@@ -223,6 +226,7 @@ def add_eval(
     parser = command('eval', 'score a run on a validation list', 'corrmatch eval runs/camvid --val test.txt')
     parser.add_argument('run', help='run folder')
     parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint [best]')
+    parser.add_argument('--miou', choices=('all', 'present'), default=argparse.SUPPRESS, help=field_help()['miou'])
     for name in ('data', 'val', 'evaluation', 'device'): parser.add_argument(f'--{name}', type=_device if name == 'device' else str, default=argparse.SUPPRESS, metavar='TEXT', help=field_help()[name])
     parser.set_defaults(handler=cmd_eval)
 

@@ -24,6 +24,7 @@ class Config:
     unlabeled: str = ''              # unlabeled pictures: a list, a folder or tar shards, relative to data; may be empty for supervised
     val: str = 'val.txt'             # validation list, relative to data
     weights: str = ''                # backbone weights: a path, 'torchvision', 'timm', 'toy' (shipped), or empty for random
+    allow_partial: bool = False      # go on when the weights fill less than 95 % of the backbone; the rest starts at random
     n_classes: int = 6               # classes, background included
     depth: str = ''                  # LOW:HIGH, values that become black and white in images of more than 8 bits; empty: as the data set shows
     allow_missing: bool = False      # go on, with a warning, when no labeled mask shows some class; published lists are as they are
@@ -83,6 +84,7 @@ class Config:
     ema: float = 0.0                 # share of the old average kept in each step, evaluated beside the weights; 0: no average
     # --- scoring and running
     evaluation: str = 'whole'        # whole | center | slide: how a validation picture is predicted
+    miou: str = 'all'                # which mean is the mIoU, and chooses the best checkpoint: all | present: classes that validation masks show
     eval_every: int = 0              # steps between validations; 0: ten times a run
     save_every: int = 0              # steps between checkpoints; 0: at every validation
     save_minutes: float = 10.0       # minutes after which a checkpoint is written anyway; 0: never
@@ -214,5 +216,5 @@ LEAST = MappingProxyType({
 
 CHOICES = MappingProxyType(dict(
     method=tuple(METHODS), cutmix=('same_image', 'other_image', 'in_batch', 'none'), strong_views=(1, 2), stride=(4, 8, 14, 16, 32),
-    norm=('batch', 'group'), threshold=('dynamic', 'fixed', 'per_class'), region_votes=('in_turn', 'soft'), region_seeds=('uniform', 'unsure'), evaluation=('whole', 'center', 'slide'),
+    norm=('batch', 'group'), threshold=('dynamic', 'fixed', 'per_class'), region_votes=('in_turn', 'soft'), region_seeds=('uniform', 'unsure'), evaluation=('whole', 'center', 'slide'), miou=('all', 'present'),
     precision=('auto', 'fp32', 'bf16')))

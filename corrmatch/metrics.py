@@ -57,7 +57,8 @@ def mean_iou(
 # %% ../nbs/12_metrics.ipynb #853d5469
 class ConfusionMatrix:
     "Counts of (true class, predicted class) over a whole set."
-    update:Callable; iou:Callable; miou:Callable; pixel_accuracy:Callable; merge:Callable; sync:Callable  # in the cells below
+    update:Callable; iou:Callable; miou:Callable; present:Callable; miou_over:Callable  # these and
+    pixel_accuracy:Callable; merge:Callable; sync:Callable  # these in the cells below
     def __init__(self,
         n_classes:int,                   # k
         ignore_index:int=IGNORE_INDEX,   # mask value of pixels that are not scored
@@ -104,6 +105,23 @@ def miou(self:ConfusionMatrix,
 )->float:              # 0..1
     "Mean over classes of the intersection over union."
     return class_mean(self.iou(), (self.matrix.sum(0) + self.matrix.sum(1)).cpu(), absent)
+
+# %% ../nbs/12_metrics.ipynb #8deeb3c2
+@patch
+def present(self:ConfusionMatrix,
+)->Tensor: # (k,) bool, on the CPU
+    "Which classes the ground truth shows."
+    return (self.matrix.sum(1) > 0).cpu()
+
+@patch
+def miou_over(self:ConfusionMatrix,
+    classes:str='all', # 'all' (reference) or 'present': those that the ground truth shows
+)->float:              # 0..1
+    "Mean intersection over union of all classes, or of those present in the ground truth."
+    if classes not in ('all', 'present'): raise ValueError(f"classes is {classes!r}: use 'all' or 'present'")
+    if classes == 'all': return self.miou()
+    return self.iou()[self.present()].mean().item() if self.present().any() else 0.
+
 
 # %% ../nbs/12_metrics.ipynb #1b4a67d8
 @patch

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SegOutput', 'stage_plan', 'make_norm', 'BasicBlock', 'Bottleneck', 'ResNet', 'make_backbone', 'PooledBranch', 'ASPP',
            'at_least_float32', 'resize', 'keep_channels', 'drop_channels', 'DeepLabV3Plus', 'WeightReport',
-           'read_tensors', 'load_backbone', 'torchvision_weights']
+           'read_tensors', 'loaded_share', 'lacking_text', 'load_backbone', 'torchvision_weights']
 
 # %% ../nbs/05_model.ipynb #9fd1761d
 import math
@@ -278,10 +278,18 @@ class WeightReport(NamedTuple):
     unexpected: tuple # in the file, not of the network: ignored
     mismatched: tuple # in both, of different shapes: kept as initialised
     zeroed: tuple     # blocks that were made to start as their pretrained shortcut
+    share: float|None = None # of the backbone's parameters that were loaded, 0..1; None: not counted
+    def headline(self):
+        "Say how much was loaded; a share below 100 % is never rounded up to it."
+        n, lacking = len(self.loaded), len(self.missing) + len(self.mismatched)
+        if self.share is None: return f'loaded {n} tensors'
+        if not lacking: return f'loaded {n} tensors (100 % of the backbone)'
+        percent = math.floor(1000*self.share)/10
+        return f"loaded {n} of {n+lacking} tensors, {percent} % of the backbone's parameters"
     def __repr__(self):
         "Say it in at most three lines."
         def some(keys): return f'{len(keys)} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
-        lines = [f'loaded {len(self.loaded)} tensors']
+        lines = [self.headline()]
         left = [f'{name} {some(keys)}' for name,keys in zip(('missing', 'mismatched', 'ignored'), (self.missing, self.mismatched, self.unexpected)) if keys]
         if left: lines.append('; '.join(left))
         if self.zeroed: lines.append(f'start as their pretrained shortcut: {", ".join(self.zeroed)}')
@@ -312,12 +320,17 @@ def _numpy_numbers():
     return [(scalar, 'numpy.core.multiarray.scalar'), (scalar, 'numpy._core.multiarray.scalar'), np.dtype, *{type(np.dtype(t)) for t in 'fdilq'}]
 
 # %% ../nbs/05_model.ipynb #40e09c38
-def _backbone_keys(state, source):
-    "Unwrap a checkpoint and strip `module.` and `backbone.` from its keys."
+def _backbone_keys(state, source, own):
+    "Unwrap a checkpoint and strip from its keys what stands before the backbone's own names, such as `module.` or `backbone.body.`."
     if isinstance(state, dict): state = next((state[n] for n in ('state_dict', 'model') if isinstance(state.get(n), dict)), state)
     if not isinstance(state, dict): raise ValueError(f'weights {source}: holds no state dict; save model.state_dict() with torch.save')
-    state = {k.removeprefix('module.'): v for k,v in state.items() if isinstance(v, Tensor)}
-    return {k.removeprefix('backbone.'): v.float() if v.is_floating_point() else v for k,v in state.items()}
+    state = {str(k): v.float() if v.is_floating_point() else v for k, v in state.items() if isinstance(v, Tensor)}
+    convolutions = [k for k, v in own.items() if v.ndim == 4]
+    starts = dict.fromkeys(k.removesuffix(name) for name in convolutions for k in state if k == name or k.endswith(f'.{name}'))
+    start = max(starts, key=lambda start: sum(start + name in state for name in convolutions), default='')
+    below = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+    return below | {k: v for k, v in state.items() if not k.startswith(start) and k not in own}
+
 
 # %% ../nbs/05_model.ipynb #f7492db6
 def _zero_open_blocks(backbone, missing):
@@ -329,6 +342,21 @@ def _zero_open_blocks(backbone, missing):
         nn.init.zeros_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)
     return tuple(zeroed)
 
+def loaded_share(
+    net:nn.Module, # with parameters
+    loaded,        # names of the tensors that were loaded
+)->float:          # 0..1
+    "Count the share of a network's parameters that was loaded."
+    sizes = {k: p.numel() for k, p in net.named_parameters()}
+    return sum(sizes.get(k, 0) for k in loaded)/max(sum(sizes.values()), 1)
+
+def lacking_text(
+    report:WeightReport, # of a file that lacks something
+)->str:
+    "Say what was loaded, and name a tensor that was not."
+    example = f'{report.missing[0]} is missing' if report.missing else f'{report.mismatched[0]} has another shape'
+    return f'{report.headline()}; {example}' if report.missing or report.mismatched else report.headline()
+
 # %% ../nbs/05_model.ipynb #5a495879
 def load_backbone(
     backbone:ResNet, # changed in place
@@ -336,15 +364,17 @@ def load_backbone(
 )->WeightReport:     # what was loaded and what was not; print it
     "Load what fits of a ResNet's weights; blocks that the file leaves open start as their shortcut."
     source = 'given as a dict' if isinstance(weights, dict) else weights
-    state = _backbone_keys(weights if isinstance(weights, dict) else read_tensors(weights), source)
     own = backbone.state_dict()
+    state = _backbone_keys(weights if isinstance(weights, dict) else read_tensors(weights), source, own)
     fits = {k: v for k,v in state.items() if k in own and v.shape == own[k].shape}
     n_fit, n_own = [sum(v.ndim == 4 for v in tensors.values()) for tensors in (fits, own)]
-    if 2*n_fit < n_own: raise ValueError(f'weights {source}: only {n_fit} of {n_own} convolutions fit this backbone; give weights of the same ResNet')
-    backbone.load_state_dict(fits, strict=False)
     missing = tuple(k for k in own if k not in state and not k.endswith('num_batches_tracked'))
     mismatched = tuple(k for k in state if k in own and k not in fits)
-    return WeightReport(tuple(fits), missing, tuple(k for k in state if k not in own), mismatched, _zero_open_blocks(backbone, missing+mismatched))
+    report = WeightReport(tuple(fits), missing, tuple(k for k in state if k not in own), mismatched, (), loaded_share(backbone, fits))
+    if 2*n_fit < n_own:
+        raise ValueError(f'weights {source}: only {n_fit} of {n_own} convolutions fit this backbone ({lacking_text(report)}); give weights of the same ResNet')
+    backbone.load_state_dict(fits, strict=False)
+    return report._replace(zeroed=_zero_open_blocks(backbone, missing + mismatched))
 
 # %% ../nbs/05_model.ipynb #ece79abe
 def torchvision_weights(

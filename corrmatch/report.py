@@ -22,8 +22,9 @@ from .metrics import ConfusionMatrix, center_crop, mean_iou, packed, slide_predi
 from .pages import Card, embed, figure_png, render_page, thumbnail
 from .predict import class_look
 from .runfolder import best_row, best_scores, check_place, read_csv, read_record, recorded_config, run_state, write_atomic
-from .step import eval_pairs, make_sources
-from .trainer import load_run, pick_device
+from .reading import open_val, spaced
+from .step import eval_pairs
+from .trainer import ABSENT, MEANS, load_run, pick_device
 from .viz import colorize
 
 # %% ../nbs/19_report.ipynb #9dbe91bc
@@ -183,10 +184,10 @@ def score_run(
     "Predict validation pictures of a run; raise DataError where model or data are gone."
     at = pick_device(device)
     model, config = load_run(folder, checkpoint, at, **changes)
-    sources = make_sources(config)
+    sources = open_val(folder, config, most).sources
     val:Any = sources.val
     total, model = len(val), packed(model)
-    rows = np.unique(np.linspace(0, total-1, min(most or total, total)).astype(int)).tolist()
+    rows = spaced(total, most)
     confusion:Any = ConfusionMatrix(config.n_classes)
     scores = {}
     for row, (image, mask) in zip(rows, eval_pairs(val, at, rows)):
@@ -271,7 +272,12 @@ def class_rows(
     if not len(v.get('miou', ())): return []
     best = best_row(v['miou'])
     columns = [(n, v[f'iou_{n}']) for n in log.names if f'iou_{n}' in v] + [('mean', v['miou'])]
-    return [(n, f'{x[best]:.1f}', f'{x[-1]:.1f}', f'{x[-1]-x[best]:+.1f}') for n, x in columns]
+    ious = np.array([x for _, x in columns[:-1]]).reshape(len(columns)-1, -1)
+    if np.isnan(ious).any():  # classes that no validation mask shows
+        other = 'all' if log.config.miou == 'present' else 'present'
+        columns.append((MEANS[other], np.nansum(ious, 0)/(len(ious) if other == 'all' else np.maximum((~np.isnan(ious)).sum(0), 1))))
+    def cells(x): return (ABSENT,)*3 if np.isnan(x[[best, -1]]).any() else (f'{x[best]:.1f}', f'{x[-1]:.1f}', f'{x[-1]-x[best]:+.1f}')
+    return [(n, *cells(x)) for n, x in columns]
 
 # %% ../nbs/19_report.ipynb #828b2be5
 def _mask_picture(mask, colors, alt, longest=320):
@@ -318,7 +324,7 @@ def scored_sections(
     order = sorted(scored.scores, key=lambda r: scored.scores[r])
     seen = f'{len(order)} of {scored.total}' if len(order) < scored.total else f'All {scored.total}'
     confusion = scored.confusion
-    told = (f'{seen} validation pictures, mIoU {100*confusion.miou():.2f} %, '
+    told = (f'{seen} validation pictures, mIoU {100*confusion.miou_over(scored.config.miou):.2f} %, '
             f'{100*confusion.pixel_accuracy():.2f} % of the pixels right.')
     alt = 'confusion matrix; the commonest mistakes follow as a table'
     figure = embed(figure_png(draw_confusion(confusion, log.names)), alt)

@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['HARMLESS', 'write_atomic', 'remove_draft', 'check_place', 'seal', 'is_sealed', 'read_checkpoint', 'save_checkpoint',
-           'read_latest', 'read_json', 'read_record', 'recorded_config', 'config_changes', 'CsvLog', 'read_csv',
-           'process_start', 'note_state', 'run_state', 'refuse_if_running', 'Run', 'best_scores', 'best_row',
-           'list_runs', 'runs_table', 'progress_text', 'hours', 'Progress']
+           'read_latest', 'read_json', 'read_record', 'recorded_config', 'config_changes', 'list_mark',
+           'read_conversion', 'data_record', 'read_data_record', 'data_changes', 'CsvLog', 'read_csv', 'process_start',
+           'note_state', 'run_state', 'refuse_if_running', 'Run', 'best_scores', 'best_row', 'list_runs', 'runs_table',
+           'progress_text', 'hours', 'Progress']
 
 # %% ../nbs/13c_runfolder.ipynb #819318d9
 import csv
@@ -150,7 +151,8 @@ def read_latest(
         return state
 
 # %% ../nbs/13c_runfolder.ipynb #5a947a41
-HARMLESS = ('out', 'workers', 'device', 'data', 'log_every', 'save_every', 'save_minutes', 'allow_missing')  # do not change what is learnt
+HARMLESS = ('out', 'workers', 'device', 'data', 'log_every', 'save_every', 'save_minutes', 'allow_missing',
+            'allow_partial')  # do not change what is learnt
 
 # %% ../nbs/13c_runfolder.ipynb #16aa841a
 def read_json(
@@ -196,6 +198,71 @@ def config_changes(
     missing = object()
     return [f'{k}: {old.get(k, "(none)")} -> {new.get(k, "(none)")}' for k in sorted({*old, *new})
             if k not in harmless and old.get(k, missing) != new.get(k, missing)]
+
+# %% ../nbs/13c_runfolder.ipynb #dd54468e
+def list_mark(
+    source,      # Source: a list, a folder or shards
+    root,        # data folder; paths count from there, so that a folder that moved is the same
+)->dict:         # lines: how many; sha256: of the paths of images and masks, in order
+    "Take down what a set of images consists of."
+    start, digest = os.path.join(root, ''), hashlib.sha256()
+    for i in range(len(source)):
+        paths = [str(path).removeprefix(start) for path in source.where(i)]
+        digest.update('\t'.join(paths).encode('utf-8', 'surrogateescape') + b'\n')
+    return dict(lines=len(source), sha256=digest.hexdigest())
+
+def read_conversion(
+    path:Path, # mapping.json, in prepared/ of a data folder
+)->dict|None:  # kind, table (pairs of stored value and class id), packed, meaning, stamps; None without a whole one
+    "Read what a conversion noted: what stored values mean, what the user said, and the files it copied."
+    wanted = dict(kind=str, table=list, packed=bool, meaning=dict, stamps=dict)
+    try:
+        note = json.loads(Path(path).read_text(encoding='utf-8'))
+        if not all(isinstance(note[k], t) for k, t in wanted.items()): return None
+        return note | dict(table=[[int(value), int(c)] for value, c in note['table']])
+    except (OSError, ValueError, TypeError, KeyError): return None
+
+# %% ../nbs/13c_runfolder.ipynb #c3d4e5a3
+def data_record(
+    sources,     # Sources of a run
+    root,        # data folder
+)->dict:         # lists, classes, masks
+    "Take down what a run learns from."
+    sets = dict(labeled=sources.labeled, unlabeled=sources.unlabeled, val=sources.val)
+    lists = {name: list_mark(source, root) for name, source in sets.items() if source is not None}
+    note = read_conversion(Path(root)/'prepared/mapping.json')
+    masks = {k: note[k] for k in ('kind', 'table', 'packed')} if note else None
+    return dict(lists=lists, classes=list(sources.class_names), masks=masks)
+
+# %% ../nbs/13c_runfolder.ipynb #69235095
+def read_data_record(
+    folder:Path, # run folder
+)->dict|None:    # from data_record; None for a run that keeps none
+    "Read data.json."
+    path = Path(folder)/'data.json'
+    if not path.exists(): return None
+    try:
+        record = json.loads(path.read_text(encoding='utf-8'))
+        lists = {str(k): dict(lines=int(v['lines']), sha256=str(v['sha256'])) for k, v in record['lists'].items()}
+        m = record['masks']
+        masks = m and dict(kind=str(m['kind']), table=[[int(v), int(c)] for v, c in m['table']], packed=bool(m['packed']))
+        return dict(lists=lists, classes=[str(name) for name in record['classes']], masks=masks)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise DataError(f'{path}: cannot be read; restore it, or remove it to go on without comparing the lists') from None
+
+# %% ../nbs/13c_runfolder.ipynb #c3d4e5a4
+def data_changes(
+    old:dict, # from data_record
+    new:dict, # likewise
+)->list:      # one line a change, 'unlabeled: 7 images -> 8 images'
+    "List what makes the data of a run other data."
+    out = []
+    for name in sorted({*old['lists'], *new['lists']}):
+        a, b = (r['lists'].get(name, dict(lines=0, sha256='')) for r in (old, new))
+        if a != b: out.append(f"{name}: {a['lines']} images -> {b['lines']} {'images' if a['lines'] != b['lines'] else 'other images'}")
+    if old['classes'] != new['classes']: out.append(f"classes: {', '.join(old['classes'][:8])} -> {', '.join(new['classes'][:8])}")
+    if old['masks'] and new['masks'] and old['masks'] != new['masks']: out.append(f"masks: {old['masks']['kind']} -> {new['masks']['kind']}, with other values")
+    return out
 
 # %% ../nbs/13c_runfolder.ipynb #4222181b
 def _read_rows(path):

@@ -143,7 +143,7 @@ def make_model(
     freeze_backbone(model.backbone, config.freeze, config.freeze_norm)
     if not config.weights: return model, 'backbone: random weights' + (', while published scores start from ImageNet weights: give weights=FILE' if config.backbone != 'toynet' else '')
     weights = toy_weights() if config.weights == 'toy' else config.weights
-    return model, f'backbone weights {config.weights}: {load_pretrained(backbone, config.backbone, weights)}'
+    return model, f'backbone weights {config.weights}: {load_pretrained(backbone, config.backbone, weights, config.allow_partial)}'
 
 def toy_weights():
     "Path of the small backbone that comes with the package."
