@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'LEADS_OUT', 'IMAGE_FOLDERS', 'MASK_FOLDERS', 'OUTPUT_MARK', 'LABELED', 'UNLABELED', 'MIX',
            'DataError', 'iter_lines', 'list_lines', 'parse_line', 'climbs_out', 'line_fields', 'folder_homes',
-           'leads_out', 'Pair', 'read_split', 'folder_role', 'derived_from', 'mark_output', 'own_outputs', 'class_rows',
-           'read_classes', 'open_image', 'open_mask', 'Source', 'FolderSource', 'ArraySource', 'count_ids', 'read_pair',
-           'ClassCounts', 'check_source', 'missing_classes', 'rng_for', 'EndlessOrder']
+           'leads_out', 'Pair', 'read_split', 'folder_role', 'derived_from', 'mask_of', 'mark_output', 'own_outputs',
+           'class_rows', 'read_classes', 'open_image', 'open_mask', 'Source', 'FolderSource', 'ArraySource',
+           'count_ids', 'read_pair', 'ClassCounts', 'check_source', 'missing_classes', 'rng_for', 'EndlessOrder']
 
 # %% ../nbs/03_data.ipynb #4a57317c
 import os, re, struct
@@ -226,6 +226,15 @@ def derived_from(
 )->str:       # stem of the image that it would be made from; '' where the name says nothing
     "Tell from the name of a file whether it shows another image's prediction or ground truth."
     found = _DERIVED.fullmatch(stem)
+    return found[1] if found else ''
+
+_MASK_NAME = re.compile(r'(.+?)(?:[ _-](?:masks?|labels?|gt|seg|segmentation|annot|annotation)(?:[_-]?\d+)?|_L)', re.I)
+
+def mask_of(
+    stem:str, # of a file's name
+)->str:       # stem of the image that it would be a mask of; '' where the name says nothing
+    "Tell from the name of a file whether it is a mask, perhaps one of several, that lies beside its image."
+    found = _MASK_NAME.fullmatch(stem)
     return found[1] if found else ''
 
 # %% ../nbs/03_data.ipynb #a31f5c16
