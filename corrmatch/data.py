@@ -281,13 +281,14 @@ def class_rows(
 )->list[tuple[str, list[int]]]:     # name and colour of each class; all colours are [] where no line gives one
     "Read a file of classes; lines that start with # are comments, labelme's `__ignore__` (255) is no class."
     lines = [(n, l) for n, l in list_lines(path) if not l.startswith('#')]
-    colored = any(re.fullmatch(r'\S.*\s\d+\s+\d+\s+\d+', line) for _, line in lines)
+    colored = [(n, l) for n, l in lines if re.fullmatch(r'\S.*\s\d+\s+\d+\s+\d+', l)]
     if not colored: return [(line, []) for _, line in lines if line != '__ignore__']
+    if colored[0] != lines[0]: raise DataError(f'{path} line {colored[0][0]}: `{colored[0][1]}`: give all classes a colour, or none')
     rows = []
     for number, line in lines:
         name, *rgb = line.rsplit(maxsplit=3)
         if len(rgb) < 3 or not all(v.isdecimal() and int(v) < 256 for v in rgb):
-            raise DataError(f'{path} line {number}: `{line}` is not `name R G B` with numbers 0..255; correct it, or give no class a colour')
+            raise DataError(f'{path} line {number}: `{line}` is not `name R G B` with numbers 0..255; correct it')
         rows.append((name, [int(v) for v in rgb]))
     return rows
 

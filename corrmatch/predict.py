@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from .config import IGNORE_INDEX, Config
 from .convert import open_weights
 from .correlation import correlation_rows
-from .data import DataError, read_classes
+from .data import DataError, mark_output, read_classes
 from .formats import CITYSCAPES_NAMES, PICTURE_SUFFIXES, VOC_NAMES, make_folder, read_photo, rgb_bytes, visible_files
 from .metrics import packed, window_starts
 from .model import resize
@@ -474,6 +474,7 @@ def predict_files(
     out, broken, n = Path(out), list[str](), 0
     if every < 1: raise ValueError(f'every={every}: give 1 or more')
     inputs, sheet = find_inputs(paths, out), _Sheet(predictor, make_folder(out))
+    mark_output(out, 'predictions')
     for item in tqdm(inputs, 'predict', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
         try: n += (_predict_video if item.is_video else _predict_picture)(predictor, item, out, sheet, every)
         except DataError as e: broken.append(str(e))
@@ -595,6 +596,7 @@ def pseudo_files(
     inputs = [i for i in find_inputs(paths, out) if not i.is_video]
     if not inputs: raise DataError(f'{", ".join(map(str, paths))}: holds videos alone; pseudo-labels are made of pictures')
     out = make_folder(out)
+    mark_output(out, 'pseudo-labels')
     for item in tqdm(inputs, 'pseudo', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
         try: row, card = _pseudo_file(opened, item, out, tau, longest)
         except DataError as e: broken.append(str(e)); continue

@@ -6,7 +6,7 @@ __all__ = ['Scan', 'scan_item', 'follow', 'in_threads', 'scan_items', 'Finding',
            'make_split', 'auto_config']
 
 # %% ../nbs/18_prepare.ipynb #c6ff265f
-import base64, hashlib, html, io, json, os, shutil, sys, time
+import base64, hashlib, html, io, json, os, shutil, sys, time, unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageOps
 from .config import IGNORE_INDEX, Config, preset
-from .data import IMAGE_SUFFIXES, DataError, list_lines, parse_line, read_classes, read_split
-from .formats import (Item, Layout, MaskMap, describe_layout, find_layout, find_mapping, is_color, load_picture, make_folder, map_ids, read_photo,
+from .data import IMAGE_SUFFIXES, DataError, mark_output, list_lines, parse_line, read_classes, read_split
+from .formats import (Item, Layout, MaskMap, describe_layout, file_table, find_layout, find_mapping, is_color, load_picture, make_folder, map_ids, read_photo,
                                read_stored, write_file)
 from .shards import open_unlabeled
 from .viz import colorize
@@ -157,6 +157,7 @@ def _judge(scan, mapping, root):
 def _whole(layout, scans, usable):
     "Findings about the data set as a whole."
     out, root = [Finding('warning', 'lonely mask', _rel(p, layout.root), 'mask without a picture is not used; add the picture or remove it') for p in layout.lonely], layout.root
+    out += [Finding(*r) for r in layout.remarks]
     out += [Finding('warning', 'duplicate', _rel(p, root), f'not used: {_rel(kept, root)} has the same name; rename one of them or remove it') for p, kept in layout.doubles]
     bare = [s for s in scans if not s.fault and s.values is None]
     if bare: out.append(Finding('warning', 'no mask', _rel(bare[0].item.image, root), f'has no mask and serves as unlabeled, like all such pictures: {len(bare)} in number'))
@@ -225,9 +226,11 @@ def check_data(
     classes=None,      # a class file or a number of classes; None: found
     workers:int=0,     # threads that read; 0: one a core
     progress=follow,   # shows how far it has come; None: silent
+    include=(),        # patterns of files that are images whatever the rules say
+    masks='',          # folder of the masks, where several could be
 )->Report:
     "Read every file of a data set and say what is wrong with it."
-    layout = find_layout(folder, classes)
+    layout = find_layout(folder, classes, include, masks)
     scans = _turn_alike(scan_items(layout.items, workers, progress))
     modes, values = _evidence(scans)
     if not values: raise DataError(_no_masks(layout, scans))
@@ -286,6 +289,12 @@ def _share_rows(report):
              '#'*round(30*shares[:, c].mean() if len(shares) else 0)] for c, name in enumerate(report.mapping.names)]
     return columns, rows
 
+# %% ../nbs/18_prepare.ipynb #c51f0001
+def _file_lines(report):
+    "What every file of the folder is used for; the numbers add up to all files below it, hidden ones too, each behind links once."
+    rows = file_table(report.layout)
+    return ['', _table(['files', 'number', 'such as', 'why'], [[use, n, f'  {example}', f'  {why}'] for use, n, example, why in rows]), f'files in all: {len(report.layout.files)}', '']
+
 # %% ../nbs/18_prepare.ipynb #30302261
 def report_text(
     report:Report, # from check_data
@@ -296,6 +305,7 @@ def report_text(
     (w, h), n = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
     lines = [describe_layout(report.layout), f'masks: {report.mapping.text}', f'sizes: {len(sizes)} different, most often {w}x{h} ({n} pictures)', '',
              _table(*_share_rows(report)), f'ignored: {100*report.ignored:.2f} % of the pixels', '']
+    lines += _file_lines(report)
     for level in ('error', 'warning'):
         of = [f for f in report.findings if f.level == level]
         lines += [f'{level}: {f.file + ": " if f.file else ""}{f.text}' for f in of[:most]]
@@ -317,6 +327,7 @@ def report_json(
     return json.dumps(dict(ok=report.ok, layout=report.layout.kind, found=describe_layout(report.layout), masks=dict(kind=m.kind, text=m.text),
                            pictures=len(report.scans), usable=len(report.usable), ignored=round(report.ignored, 6), classes=classes, sizes=dict(sorted(sizes.items())),
                            modes=dict(Counter(s.mode for s in report.scans if s.mode)), mask_modes=dict(Counter(s.mask_mode for s in report.scans if s.mask_mode)),
+                           files=[dict(use=use, files=n, example=example, why=why) for use, n, example, why in file_table(report.layout)],
                            findings=[f._asdict() for f in report.findings]), indent=1, ensure_ascii=False)
 
 # %% ../nbs/18_prepare.ipynb #3273f557
@@ -400,6 +411,7 @@ def save_report(
     out:Path,      # folder
 )->list:           # the four files
     "Write report.txt, report.json, report.html and shares.png."
+    mark_output(out, 'report')
     texts = {'report.txt': report_text(report, 10**6) + '\n', 'report.json': report_json(report) + '\n', 'report.html': report_html(report)}
     if report.usable: texts['shares.png'] = _png(show_shares({'usable pictures': report.shares}, report.mapping.names, report.mapping.colors))
     return [write_file(Path(out)/name, data) for name, data in texts.items()]
@@ -467,6 +479,11 @@ def _same_classes(report):
     if report.layout.classes and own and own[0] != list(report.mapping.names):
         raise DataError(f'{report.layout.root/"classes.txt"}: names other classes ({", ".join(own[0][:4])}{", ..." if len(own[0]) > 4 else ""}: {len(own[0])}) than those given ({len(report.mapping.names)}); take the file away, or give no classes')
 
+# %% ../nbs/18_prepare.ipynb #c51f0003
+def _need_writable(root, what, flag):
+    "Refuse a data folder in which nothing can be written, and say where else it can go."
+    if not os.access(root, os.W_OK): raise DataError(f'{root}: is read-only, and {what} would be written there; name another folder with {flag}')
+
 # %% ../nbs/18_prepare.ipynb #c7623530
 def convert_data(
     report:Report,     # from check_data
@@ -483,6 +500,7 @@ def convert_data(
     note, mark = root/('mapping.json' if out else 'prepared/mapping.json'), [report.mapping.kind, [list(pair) for pair in sorted(report.mapping.table.items())]]
     needed, last = _stamps(good, report, bool(out)), _noted(note, mark)
     current = {target for target, stamp in needed.items() if last.get(target) == stamp}
+    if not out and (needed.keys() - current or report.layout.classes and not (root/'classes.txt').exists()): _need_writable(root, 'copies that training can read', '`corrmatch check --convert` and train on that')
     if needed: write_file(note, '')  # empty until all is done
     done = in_threads(lambda s: _convert_one(s, report, root, bool(out), current), good)
     report.converted = dict(zip([s.item.name for s in good], progress(done, len(good), 'convert') if progress and needed else done))
@@ -618,9 +636,12 @@ def make_split(
     classes=None,      # a class file or a number of classes; None: found
     report:Report|None=None,# from check_data, if it was made already
     progress=follow,   # shows how far it has come; None: silent
+    include=(),        # patterns of files that are images whatever the rules say
+    masks='',          # folder of the masks, where several could be
 )->Split:
     "Choose labeled, unlabeled and val pictures, convert what needs it, and write the lists."
-    report = report or check_data(folder, classes, progress=progress)
+    report = report or check_data(folder, classes, progress=progress, include=include, masks=masks)
+    if not out: _need_writable(report.layout.root, 'the lists', '--out of `split` or --lists of `train`')
     val_rows, made = _choose_val(report, val, seed)
     rows, pool, copies = _rest(report, val_rows)
     labeled = _choose_labeled(report, rows, labels, seed)
@@ -677,16 +698,16 @@ def _known(report):
     return {_bare(p): s.item.name for s in report.scans for p in (_targets(s, report, False)[0], _rel(s.item.image, root)) if p}
 
 def _bare(path):
-    stem, suffix = os.path.splitext(os.path.normpath(path).replace(os.sep, '/'))
+    stem, suffix = os.path.splitext(unicodedata.normalize('NFC', os.path.normpath(path.replace('\\', '/'))).replace(os.sep, '/'))
     return stem + suffix*(suffix.lower() not in IMAGE_SUFFIXES)
 
-def _names_in(path, known):
+def _names_in(path, known, root):
     "Names of the pictures in a list; the path where none is known by it."
-    return {known.get(p := _bare(parse_line(line, f'{path} line {n}')[1]), p) for n, line in list_lines(path)}
+    return {known.get(p := _bare(parse_line(line, f'{path} line {n}', root)[1]), p) for n, line in list_lines(path)}
 
 def _hold_out(report, val, known):
     "The same report with the pictures of a list as val; what the data set calls val is kept out of training as well."
-    named = _names_in(val, known)
+    named = _names_in(val, known, report.layout.root)
     def side(s): return s._replace(item=s.item._replace(split='val' if s.item.name in named else 'test' if s.item.split == 'val' else s.item.split))
     marked = replace(report, scans=[side(s) for s in report.scans], usable=[side(s) for s in report.usable])
     if not any(s.item.split == 'val' for s in marked.usable): raise DataError(f'{val}: names no picture of {report.layout.root} that has a usable mask; give labeled=LIST and unlabeled=LIST too')
@@ -701,7 +722,7 @@ def _found_lists(root, known, val=None):
         if own is None: continue
         lists = {k: p for k, p in dict(labeled=best, unlabeled=best.parent/'unlabeled.txt', val=own).items() if p.is_file()}
         taught = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]  # one that holds pictures of the val beside it is refused before training (notebook 14)
-        if any(_names_in(p, known) & _names_in(own, known) for p in taught): passed += 1; continue
+        if any(_names_in(p, known, root) & _names_in(own, known, root) for p in taught): passed += 1; continue
         others = f'; {len(labeled)-1} other labeled lists were found, choose with labeled=LIST unlabeled=LIST' if len(labeled) > 1 else ''
         return {k: _rel(p, root) for k, p in lists.items()}, f'lists: found in {_rel(best.parent, root)}{others}{_passed(passed)}'
     return {}, _passed(passed)
@@ -763,10 +784,12 @@ def auto_config(
     lists:Path|None=None,   # folder for lists that have to be made; None: splits/ in the data folder
     classes=None,           # a class file or a number of classes; None: found
     progress=follow,        # shows how far it has come; None: silent
+    include=(),             # patterns of files that are images whatever the rules say
+    masks='',               # folder of the masks, where several could be
     **changes,              # fields of Config; they win
 )->tuple:                   # Config and the text that explains it
     "Make the record of a run from a data folder alone."
-    report = check_data(folder, classes, progress=progress)
+    report = check_data(folder, classes, progress=progress, include=include, masks=masks)
     absent = _absent(report.mapping, report.shares)
     if absent and classes and not changes.get('allow_missing'): raise DataError(f'{report.layout.root}: {absent[0].text}, give other --classes, or set allow_missing=True')
     root, given = report.layout.root, {k: changes[k] for k in ('labeled', 'unlabeled', 'val') if k in changes}
