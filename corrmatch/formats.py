@@ -188,7 +188,7 @@ def _walk(root, include=()):
     "Relative paths, sorted: images, text lists, JSON files; and for all others {path: (use, why)}."
     found = {'picture': [], '.txt': [], '.json': [], '.csv': [], '.xml': []}
     aside = {}
-    for path, use, why in _tree(root):
+    for path, use, why in sorted(_tree(root)):
         stem, suffix = os.path.splitext(path)
         kind = 'picture' if suffix.lower() in PICTURE_SUFFIXES else suffix.lower()
         wanted = use not in ('link', 'name', 'closed folder') and any(fnmatch(path, p) or fnmatch(os.path.basename(path), p) for p in include)
@@ -321,12 +321,18 @@ def _twins(images, masks, names):
     loose = _by_core({k: 0 for k in images if k not in twins}, [k for k in masks if k not in taken and k not in images])
     return twins | loose, loose
 
+def _plain_masks(images, masks):
+    "Images, masks, and the masks in colours that do not count because there are others."
+    if not any(rank < 9900 for found in masks.values() for rank, _ in found): return images, masks, []
+    plain = {key: kept for key, found in masks.items() if (kept := [m for m in found if m[0] < 9900])}
+    return images, plain, [path for found in masks.values() for rank, path in found if rank >= 9900]
+
 def _match(root, places):
     "Put images and masks of a tree together."
-    images, masks = _roles(places)
+    images, masks, colored = _plain_masks(*_roles(places))
     names = {full: places[files[0]].key for full, files in images.items()}
     stems, (twins, loose) = Counter(k[-1] for k in names.values()), _twins(images, masks, names)
-    items, doubles, extras = [], [], []
+    items, doubles, extras = [], [], [(root/path, None, 9900) for path in colored]
     for full, files in images.items():
         key, found = names[full], [(rank, root/path) for rank, path in masks.get(twins.get(full), ())]
         order = sorted(files, key=lambda f: (PICTURE_SUFFIXES.index(os.path.splitext(f)[1].lower()), f))
