@@ -80,8 +80,11 @@ def add_layout_flags(
     parser:argparse.ArgumentParser, # of a command that reads a data folder
 ):
     "Give a parser the flags that overrule what names say about files."
-    parser.add_argument('--include', action='append', default=[], metavar='PATTERN', help="files that are images whatever their name or folder says, such as 'overlays/*'; may be repeated")
+    parser.add_argument('--include', action='append', default=[], metavar='PATTERN',
+                        help="files that are images whatever their name or folder says, such as 'overlays/*'; may be repeated")
     parser.add_argument('--masks', default='', metavar='FOLDER', help='folder whose files are the masks, by its name or path [told by names]')
+
+def _rules(args): return {k: v for k, v in vars(args).items() if k in ('lists', 'include', 'masks')}
 
 # %% ../nbs/23_cli.ipynb #3d916e6b
 def train_config(
@@ -99,9 +102,8 @@ def train_config(
         return config, ''
     from corrmatch.prepare import auto_config
     changes.pop('data', None)
-    return _by_the_first(partial(auto_config, args.preset, args.method, labels=args.labels, classes=args.classes, **_rules(args), **changes), changes.get('device', 'auto'))
-
-def _rules(args): return dict(lists=args.lists, include=args.include, masks=args.masks) if hasattr(args, 'include') else {}
+    make = partial(auto_config, args.preset, args.method, labels=args.labels, classes=args.classes, **_rules(args), **changes)
+    return _by_the_first(make, changes.get('device', 'auto'))
 
 def _by_the_first(make, device):
     "Let one process look at a folder and make lists; the others hear what came out."
@@ -282,7 +284,8 @@ def cmd_split(
 ):
     "Choose pictures and write the lists."
     from corrmatch.prepare import make_split
-    print(make_split(args.data, args.labels, args.seed, args.val, args.out, args.classes, include=args.include, masks=args.masks).text)
+    rules = dict(include=args.include, masks=args.masks)
+    print(make_split(args.data, args.labels, args.seed, args.val, args.out, args.classes, **rules).text)
 
 def add_split(
     command, # (name, help, example) -> parser

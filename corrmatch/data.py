@@ -28,12 +28,13 @@ class DataError(ValueError):
         super().__init__(message.strip().rpartition('\n')[2].rpartition('DataError: ')[2])
 
 # %% ../nbs/03_data.ipynb #7c090d65
-_HEADER = re.compile(r'"?(image|img|file|photo|input|name|id|path)s?[ _-]?(name|path|file|id)?"?\s*[,;\t]\s*'
-                     r'"?(mask|label|annotation|gt|target|seg\w*|ground[ _]?truth)s?[ _-]?(name|path|file|id)?"?', re.I)
+_TITLES = r'"?({})s?[ _-]?(name|path|file|id)?"?'  # of a column
+_HEADER = re.compile(_TITLES.format('image|img|file|photo|input|name|id|path') + r'\s*[,;\t]\s*' +
+                     _TITLES.format(r'mask|label|annotation|gt|target|seg\w*|ground[ _]?truth'), re.I)
 
 def iter_lines(
     path:Path,                  # text file, UTF-8
-)->Iterator[tuple[int, str]]:   # (line number from 1, stripped text) of every line that is neither blank nor a header
+)->Iterator[tuple[int, str]]:   # (line number from 1, stripped text) of each line, without blank ones and a header
     "Read a list line by line."
     empty = True
     try:
@@ -41,7 +42,8 @@ def iter_lines(
             for number, line in enumerate(file, 1):
                 if empty and _HEADER.fullmatch(line.strip()): continue
                 if line.strip(): empty = False; yield number, line.strip()
-    except UnicodeDecodeError: raise DataError(f'{path}: {_encoding(path)}; save it as UTF-8, one image a line') from None
+    except UnicodeDecodeError:
+        raise DataError(f'{path}: {_encoding(path)}; save it as UTF-8, one image a line') from None
     except OSError as e: raise DataError(f'{path}: cannot read this list ({e.strerror}); check the path') from None
     if empty: raise DataError(f'{path}: the list is empty; write one id or one `IMAGE MASK` a line')
 
@@ -49,6 +51,7 @@ def _encoding(path):
     with open(path, 'rb') as file: start = file.read(2)
     return 'a text in UTF-16' if start in (b'\xff\xfe', b'\xfe\xff') else 'not a text file in UTF-8'
 
+# %% ../nbs/03_data.ipynb #a31f5c01
 def list_lines(
     path:Path,             # text file, UTF-8
 )->list[tuple[int, str]]:  # as iter_lines
@@ -117,15 +120,16 @@ def leads_out(
 
 # %% ../nbs/03_data.ipynb #06cbde7a
 def _listing(folder, homes):
-    "Map what a list may write to a file name (full names, and stems of images); the names that lead out of the data folder; a place for other spellings."
+    "What a list may write (full names, stems of images) -> file; the names that lead out of the data folder; room for other spellings."
     try:
         with os.scandir(folder) as entries: is_link = {e.name: e.is_symlink() for e in entries}
     except (OSError, ValueError): return {}, (), {}
     all_out = leads_out(folder, homes)
     outside = {n for n, link in is_link.items() if all_out or link and leads_out(os.path.join(folder, n), homes)}
-    suffix = {n: os.path.splitext(n)[1].lower() for n in is_link}
-    images = sorted((n for n in is_link if suffix[n] in IMAGE_SUFFIXES), key=lambda n: (-IMAGE_SUFFIXES.index(suffix[n]), n))
-    return {n: n for n in is_link} | {os.path.splitext(n)[0]: n for n in images} | {n: n for n in images}, outside, {}
+    order = {suffix: -i for i, suffix in enumerate(IMAGE_SUFFIXES)}
+    found = sorted((order[s], n) for n in is_link if (s := os.path.splitext(n)[1].lower()) in order)
+    stems = {os.path.splitext(n)[0]: n for _, n in found}
+    return {n: n for n in is_link} | stems | {n: n for _, n in found}, outside, {}
 
 def _spelling(text): return unicodedata.normalize('NFC', text).casefold()
 
@@ -137,15 +141,16 @@ def _respelled(names, spellings, name):
     return next(iter(found)) if len(found) == 1 else None
 
 # %% ../nbs/03_data.ipynb #a31f5c03
+LEADS_OUT = 'is a link that leads out of the data folder; put a copy there, or link the folder it lies in directly inside'  # + folder
+
 def _folder_as_stored(root, folder):
     "A folder as a list writes it, in the Unicode form in which it is there."
-    for form in ('NFC', 'NFD'):
-        if folder.isascii() or os.path.isdir(os.path.join(root, folder)): break
-        if os.path.isdir(os.path.join(root, other := unicodedata.normalize(form, folder))): return other
-    return folder
+    if folder.isascii() or os.path.isdir(os.path.join(root, folder)): return folder
+    forms = [unicodedata.normalize(form, folder) for form in ('NFC', 'NFD')]
+    return next((f for f in forms if os.path.isdir(os.path.join(root, f))), folder)
 
 def _find(root, path, listings, homes, where='line'):
-    "The file a list means, or None; every folder is listed once. What is not there is looked for with / for \\ and in other spellings."
+    "The file a list means, or None; other spellings are tried after the one that is written, and each folder is listed once."
     for text in dict.fromkeys((path, path.replace('\\', '/'))) if path else ():
         folder, _, name = text.rpartition('/')
         folder = _folder_as_stored(root, folder)
@@ -155,8 +160,6 @@ def _find(root, path, listings, homes, where='line'):
         if file in outside: raise DataError(f'{where}: {path} {LEADS_OUT} {root}')
         if file is not None: return Path(os.path.join(root, folder, file))
     return None
-
-LEADS_OUT = 'is a link that leads out of the data folder; put a copy there, or link the folder it lies in directly inside'  # and the folder
 
 # %% ../nbs/03_data.ipynb #7462fcaa
 class Pair(NamedTuple):
@@ -196,30 +199,33 @@ def read_split(
 
 # %% ../nbs/03_data.ipynb #a31f5c12
 IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'img_dir', 'jpegimages', 'leftimg8bit', 'photos', 'pictures', 'rgb', 'input', 'inputs')
-MASK_FOLDERS = ('1st_manual', 'manual1', 'segmentationclassaug', 'segmentationclass', 'segmentationclasspng', 'gtfine', 'masks', 'mask', 'index_masks',
-                'labels', 'label', 'annotations', 'annotation', 'ann', 'anns', 'ann_dir', 'gt', 'ground_truth', 'groundtruth', 'segmentation', 'segmentations',
-                'seg', 'semantic', 'targets', 'target', 'trimaps', 'annot')  # best first
-_KINDS = r'(masks?|labels?|gt|seg|segmentations?|segmentationclass|annot|annotations?|targets?|semantic)'
-_VISUAL = re.compile(r'(.*[_-])?(overlays?|vis|viz|visuali[sz]ations?|blend(ed)?|previews?|thumb(nail)?s?)|segmentation(class|object)visuali[sz]ation|'
-                     r'predictions?|preds?|confidence|heat_?maps?|masks_human|semantic_rgb|fov|fov_?masks?|field_of_view')
-_COLORED = re.compile(rf'{_KINDS}[_-]?(colou?r(s|ed|ized)?|rgb)|((rgb|colou?r(s|ed|ized)?)[_-])+(image[_-])?{_KINDS}')
-_STORED = re.compile(rf'({_KINDS})[_-](pngs?|ids?|index|indexed|trainids|raw|gray|grey|machine|1ch)|({_KINDS[:-1]}|images?|img))[_-]?\d+')
+MASK_FOLDERS = ('1st_manual', 'manual1', 'segmentationclassaug', 'segmentationclass', 'segmentationclasspng', 'gtfine', 'masks', 'mask',
+                'index_masks', 'labels', 'label', 'annotations', 'annotation', 'ann', 'anns', 'ann_dir', 'gt', 'ground_truth', 'groundtruth',
+                'segmentation', 'segmentations', 'seg', 'semantic', 'targets', 'target', 'trimaps', 'annot')  # best first
+_MASKS = 'masks?|labels?|gt|seg|segmentations?|segmentationclass|annot|annotations?|targets?|semantic'
+_COLORS = '(rgb|colou?r(s|ed|ized)?)'
+_VISUAL = re.compile(r'(.*[_-])?(overlays?|vis|viz|visuali[sz]ations?|blend(ed)?|previews?|thumb(nail)?s?)|predictions?|preds?|confidence|'
+                     r'segmentation(class|object)visuali[sz]ation|heat_?maps?|masks_human|semantic_rgb|fov|fov_?masks?|field_of_view')
+_COLORED = re.compile(rf'({_MASKS})[_-]?{_COLORS}|({_COLORS}[_-])+(image[_-])?({_MASKS})')
+_STORED = re.compile(rf'({_MASKS})[_-](?:pngs?|ids?|index|indexed|trainids|raw|gray|grey|machine|1ch)|({_MASKS}|images?|img)[_-]?\d+')
 
+# %% ../nbs/03_data.ipynb #a31f5c05
 @lru_cache(maxsize=4096)
 def folder_role(
     name:str,         # of a folder
-)->tuple[str, int]:   # image, mask, visual or '' where the name tells nothing; of two masks that of the smaller rank counts
+)->tuple[str, int]:   # image, mask, visual or '' where the name says nothing; of two masks the smaller rank counts
     "Tell from its name what a folder holds."
     low = name.lower()
     if _VISUAL.fullmatch(low): return 'visual', 0
     if _COLORED.fullmatch(low): return 'mask', 99
-    if (stored := _STORED.fullmatch(low)): low = next(g for g in stored.groups() if g)
+    if (stored := _STORED.fullmatch(low)): low = stored[1] or stored[2]
     if low in MASK_FOLDERS: return 'mask', MASK_FOLDERS.index(low)
     return ('image', 0) if low in IMAGE_FOLDERS else ('', 0)
 
 # %% ../nbs/03_data.ipynb #a31f5c13
-_DERIVED = re.compile(r'(.+?)[ _-](overlay|vis|viz|visuali[sz]ation|colou?r(ed|mask)?|pred|prediction|prob|probs|conf|confidence|heat_?map|blend|preview|'
-                      r'thumb|thumbnail|fov|2ndho|manual2|parts_\d+)s?', re.I)
+_DERIVED = re.compile(r'(.+?)[ _-](overlay|vis|viz|visuali[sz]ation|colou?r(ed|mask)?|pred|prediction|prob|conf|confidence|heat_?map|'
+                      r'blend|preview|thumb|thumbnail|fov|2ndho|manual2|parts_\d+)s?', re.I)
+_MASK_NAME = re.compile(rf'(.+?)(?:[ _-](?:{_MASKS})(?:[_-]?\d+)?|_L)', re.I)
 
 def derived_from(
     stem:str, # of a file's name
@@ -227,8 +233,6 @@ def derived_from(
     "Tell from the name of a file whether it shows another image's prediction or ground truth."
     found = _DERIVED.fullmatch(stem)
     return found[1] if found else ''
-
-_MASK_NAME = re.compile(r'(.+?)(?:[ _-](?:masks?|labels?|gt|seg|segmentation|annot|annotation)(?:[_-]?\d+)?|_L)', re.I)
 
 def mask_of(
     stem:str, # of a file's name
@@ -239,24 +243,25 @@ def mask_of(
 
 # %% ../nbs/03_data.ipynb #a31f5c16
 OUTPUT_MARK = '.corrmatch'  # a file in every folder that a command of this package made
-_OUTPUTS = (('run', {'config.json', 'metrics.csv'}), ('run', {'config.json', 'state.json'}), ('run', {'config.json', 'last.pt'}),
-            ('report', {'report.json', 'report.html'}), ('predictions', {'index.html', 'table.csv', 'overlays', 'masks'}),
-            ('pseudo-labels', {'index.html', 'shares.csv', 'weak'}), ('demo', {'demo.csv', 'curves.png'}))
-_BELONGS = MappingProxyType({
-    'run': {'config.json', 'metrics.csv', 'val.csv', 'skipped.csv', 'state.json', 'last.pt', 'best.pt', 'before.pt', 'pictures', 'figures', 'tensorboard', 'report.html'},
-    'report': {'report.txt', 'report.json', 'report.html', 'shares.png'}, 'predictions': {'index.html', 'table.csv', 'masks', 'overlays', 'confidence'},
-    'pseudo-labels': {'index.html', 'shares.csv', 'classes.txt', 'weak', 'pixel', 'region'}, 'demo': {'demo.csv', 'demo.txt', 'curves.png', 'propagation.png'}})
+_OUTPUTS = (  # kind, names that tell it, names that belong to it
+    ('run', 'config.json metrics.csv', 'val.csv skipped.csv state.json last.pt best.pt before.pt pictures figures report.html'),
+    ('run', 'config.json state.json', 'val.csv skipped.csv last.pt best.pt before.pt pictures figures report.html'),
+    ('report', 'report.json report.html', 'report.txt shares.png'),
+    ('predictions', 'index.html table.csv masks overlays', 'confidence'),
+    ('pseudo-labels', 'index.html shares.csv weak', 'classes.txt pixel region'),
+    ('demo', 'demo.csv curves.png', 'demo.txt propagation.png'))
 
 def mark_output(
     folder:Path, # made if it is not there; left alone if it holds something
     kind:str,    # what will be in it, such as run
-):
+)->Path:         # the folder
     "Mark a new folder as an output of this package, which no command takes for data."
-    mark = Path(folder)/OUTPUT_MARK
+    folder = Path(folder)
     try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        if not any(mark.parent.iterdir()): mark.write_text(f'{kind}\n')
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()): (folder/OUTPUT_MARK).write_text(f'{kind}\n')
     except OSError: pass  # whoever writes into the folder says what is wrong with it
+    return folder
 
 # %% ../nbs/03_data.ipynb #a31f5c17
 def own_outputs(
@@ -271,8 +276,8 @@ def own_outputs(
         return dict.fromkeys(names, kind)
     if 'mapping.json' in names and not top: return dict.fromkeys(names, 'converted copies')
     found = {}
-    for kind, telling in _OUTPUTS:
-        if telling <= names: found |= dict.fromkeys(_BELONGS[kind] & names, kind)
+    for kind, telling, others in _OUTPUTS:
+        if names >= {*telling.split()}: found |= dict.fromkeys(names & {*telling.split(), *others.split()}, kind)
     return found
 
 # %% ../nbs/03_data.ipynb #23150ee7
@@ -283,7 +288,8 @@ def class_rows(
     lines = [(n, l) for n, l in list_lines(path) if not l.startswith('#')]
     colored = [(n, l) for n, l in lines if re.fullmatch(r'\S.*\s\d+\s+\d+\s+\d+', l)]
     if not colored: return [(line, []) for _, line in lines if line != '__ignore__']
-    if colored[0] != lines[0]: raise DataError(f'{path} line {colored[0][0]}: `{colored[0][1]}`: give all classes a colour, or none')
+    if colored[0] != lines[0]:
+        raise DataError(f'{path} line {colored[0][0]}: `{colored[0][1]}`: give all classes a colour, or none')
     rows = []
     for number, line in lines:
         name, *rgb = line.rsplit(maxsplit=3)
@@ -292,8 +298,9 @@ def class_rows(
         rows.append((name, [int(v) for v in rgb]))
     return rows
 
+# %% ../nbs/03_data.ipynb #a31f5c04
 def read_classes(
-    root:Path,                         # data folder, may hold classes.txt with lines `name R G B`, or names alone
+    root:Path,                         # data folder, may hold classes.txt: lines `name R G B`, or names alone
 )->tuple[list[str], np.ndarray]|None:  # names and (k,3) uint8 colours; None without the file
     "Read the names and colours of the classes; names alone get the colours of Pascal VOC."
     path = Path(root)/'classes.txt'

@@ -473,8 +473,7 @@ def predict_files(
     "Predict files and write masks, overlays, confidence maps, a table and a page."
     out, broken, n = Path(out), list[str](), 0
     if every < 1: raise ValueError(f'every={every}: give 1 or more')
-    inputs, sheet = find_inputs(paths, out), _Sheet(predictor, make_folder(out))
-    mark_output(out, 'predictions')
+    inputs, sheet = find_inputs(paths, out), _Sheet(predictor, mark_output(make_folder(out), 'predictions'))
     for item in tqdm(inputs, 'predict', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
         try: n += (_predict_video if item.is_video else _predict_picture)(predictor, item, out, sheet, every)
         except DataError as e: broken.append(str(e))
@@ -595,8 +594,7 @@ def pseudo_files(
     if 0 < longest < 32: raise ValueError(f'longest={longest}: too small to correlate; give 32 or more, or 0')
     inputs = [i for i in find_inputs(paths, out) if not i.is_video]
     if not inputs: raise DataError(f'{", ".join(map(str, paths))}: holds videos alone; pseudo-labels are made of pictures')
-    out = make_folder(out)
-    mark_output(out, 'pseudo-labels')
+    out = mark_output(make_folder(out), 'pseudo-labels')
     for item in tqdm(inputs, 'pseudo', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
         try: row, card = _pseudo_file(opened, item, out, tau, longest)
         except DataError as e: broken.append(str(e)); continue

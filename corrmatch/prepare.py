@@ -291,9 +291,9 @@ def _share_rows(report):
 
 # %% ../nbs/18_prepare.ipynb #c51f0001
 def _file_lines(report):
-    "What every file of the folder is used for; the numbers add up to all files below it, hidden ones too, each behind links once."
-    rows = file_table(report.layout)
-    return ['', _table(['files', 'number', 'such as', 'why'], [[use, n, f'  {example}', f'  {why}'] for use, n, example, why in rows]), f'files in all: {len(report.layout.files)}', '']
+    "What every file of the folder is used for; the numbers add up to all files below it, hidden ones too, each once behind links."
+    rows = [[use, n, f'  {example}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
+    return ['', _table(['files', 'number', 'such as', ''], rows), f'files in all: {len(report.layout.files)}', '']
 
 # %% ../nbs/18_prepare.ipynb #30302261
 def report_text(
@@ -327,7 +327,7 @@ def report_json(
     return json.dumps(dict(ok=report.ok, layout=report.layout.kind, found=describe_layout(report.layout), masks=dict(kind=m.kind, text=m.text),
                            pictures=len(report.scans), usable=len(report.usable), ignored=round(report.ignored, 6), classes=classes, sizes=dict(sorted(sizes.items())),
                            modes=dict(Counter(s.mode for s in report.scans if s.mode)), mask_modes=dict(Counter(s.mask_mode for s in report.scans if s.mask_mode)),
-                           files=[dict(use=use, files=n, example=example, why=why) for use, n, example, why in file_table(report.layout)],
+                           files=[dict(zip(('use', 'files', 'example', 'why'), row)) for row in file_table(report.layout)],
                            findings=[f._asdict() for f in report.findings]), indent=1, ensure_ascii=False)
 
 # %% ../nbs/18_prepare.ipynb #3273f557
@@ -482,7 +482,8 @@ def _same_classes(report):
 # %% ../nbs/18_prepare.ipynb #c51f0003
 def _need_writable(root, what, flag):
     "Refuse a data folder in which nothing can be written, and say where else it can go."
-    if not os.access(root, os.W_OK): raise DataError(f'{root}: is read-only, and {what} would be written there; name another folder with {flag}')
+    if os.access(root, os.W_OK): return
+    raise DataError(f'{root}: is read-only, and {what} would be written there; name another folder with {flag}')
 
 # %% ../nbs/18_prepare.ipynb #c7623530
 def convert_data(
@@ -500,7 +501,8 @@ def convert_data(
     note, mark = root/('mapping.json' if out else 'prepared/mapping.json'), [report.mapping.kind, [list(pair) for pair in sorted(report.mapping.table.items())]]
     needed, last = _stamps(good, report, bool(out)), _noted(note, mark)
     current = {target for target, stamp in needed.items() if last.get(target) == stamp}
-    if not out and (needed.keys() - current or report.layout.classes and not (root/'classes.txt').exists()): _need_writable(root, 'copies that training can read', '`corrmatch check --convert` and train on that')
+    if not out and (needed.keys() - current or report.layout.classes and not (root/'classes.txt').exists()):
+        _need_writable(root, 'copies that training can read', '`corrmatch check --convert` and train on that')
     if needed: write_file(note, '')  # empty until all is done
     done = in_threads(lambda s: _convert_one(s, report, root, bool(out), current), good)
     report.converted = dict(zip([s.item.name for s in good], progress(done, len(good), 'convert') if progress and needed else done))
@@ -677,15 +679,17 @@ def _split_notes(lists, made, seed, left, copies):
 # %% ../nbs/18_prepare.ipynb #f98cda08
 def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
     "Numbers of a run from picture sizes, counts and what was given, each with its reason."
-    long, top = int(np.median([max(s) for s in sizes])), max(max(s) for s in sizes)
+    long, short, top = int(np.median([max(s) for s in sizes])), int(np.median([min(s) for s in sizes])), max(max(s) for s in sizes)
+    wide = long > 4*short  # a crop of the long side would be mostly padding
+    side, name = (short, 'short') if wide else (long, 'long')
     most = 321 if long < 900 else 513
-    found = int(np.clip(32*round(.8*long/32) + 1, 65, most))
+    found = int(np.clip(32*round((1 if wide else .8)*side/32) + 1, 65, most))
     stride = next((s for s in (4, 8, 16) if (found-1)//s + 1 <= 33), 16)
     batch_x, passes = min(8, n_labeled), given.get('epochs', 40)
     bounds = (1, None) if 'epochs' in given else (1000, 40_000)
     steps = int(np.clip(passes*n_unlabeled//max(1, given.get('batch_u', 8)), *bounds))
     slide = top > 1024
-    return {'crop': (found, f'0.8 of the usual long side, {long} pixels, between 65 and {most}'),
+    return {'crop': (found, f'{"" if wide else "0.8 of "}the usual {name} side, {side} pixels, between 65 and {most}'),
             'stride': (stride, f'{((given.get("crop") or found)-1)//stride+1} feature positions a side'),
             'batch_x': (batch_x, f'{n_labeled} labeled pictures'), 'batch_u': (8, 'as in the paper'),
             'steps': (steps, f'{passes} passes over {n_unlabeled} unlabeled pictures' + ('' if 'epochs' in given else ', at least 1000, at most 40000')),

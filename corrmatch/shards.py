@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 from zipfile import BadZipFile
 import numpy as np
-from .data import (IMAGE_SUFFIXES, LEADS_OUT, DataError, FolderSource, Pair, Source, _find, climbs_out, derived_from, folder_homes,
-                            folder_role, iter_lines, leads_out, mask_of, open_image, open_mask, own_outputs, parse_line, read_split)
+from .data import (IMAGE_SUFFIXES, LEADS_OUT, DataError, FolderSource, Pair, Source, _find, climbs_out, derived_from,
+                            folder_homes, folder_role, iter_lines, leads_out, mask_of, open_image, open_mask, own_outputs, parse_line,
+                            read_split)
 
 # %% ../nbs/03b_shards.ipynb #bbe951b4
 class NameStore(Sequence):
@@ -111,7 +112,8 @@ def open_list(
     if len(store) <= large: return FolderSource(read_split(path, root, masks=False))
     if twice := _twice(np.frombuffer(hashes, np.int64)):
         first, second = [number for place, (number, _) in enumerate(iter_lines(path)) if place in twice]
-        raise DataError(f'{path} line {second}: {parse_line(store[twice[1]], root=root)[1]} stands in line {first} already; remove one of them')
+        image = parse_line(store[twice[1]], root=root)[1]
+        raise DataError(f'{path} line {second}: {image} stands in line {first} already; remove one of them')
     return ListSource(store, root)
 
 def _twice(values):
@@ -184,15 +186,17 @@ def _scan(folder, homes, top):
     images = np.setdiff1d(names, np.array(made, names.dtype)) if made else names
     return sorted({*folders} - aside), images, made + sorted({*folders} & aside)
 
+# %% ../nbs/03b_shards.ipynb #a31f5b02
+def _stem(name): return os.path.splitext(os.fsdecode(name))[0]
+
 def _derived(names):
-    "Names of the files that are masks or visualisations of others in the same folder."
-    found = {n: of for n in names if (of := derived_from(stem := os.path.splitext(os.fsdecode(n))[0]) or mask_of(stem))}
-    is_photo = np.char.endswith(np.char.lower(names), (b'.jpg')) | np.char.endswith(np.char.lower(names), b'.jpeg')
+    "Names of the files that are masks or visualisations of others in the same folder: a_mask.png and a_overlay.png of a, a.png of a.jpg."
+    found = {n: of for n in names if (of := derived_from(stem := _stem(n)) or mask_of(stem))}
+    is_photo = np.char.endswith(np.char.lower(names), b'.jpg') | np.char.endswith(np.char.lower(names), b'.jpeg')
     mixed = 0 < is_photo.sum() < len(names)
     if not found and not mixed: return []
-    stems = {os.path.splitext(os.fsdecode(n))[0] for n in names}
-    photos = {os.path.splitext(os.fsdecode(n))[0] for n in names[is_photo]} if mixed else ()
-    return [n for n, photo in zip(names, is_photo) if found.get(n) in stems or not photo and os.path.splitext(os.fsdecode(n))[0] in photos]
+    stems, photos = {_stem(n) for n in names}, {_stem(n) for n in names[is_photo]} if mixed else ()
+    return [n for n, photo in zip(names, is_photo) if found.get(n) in stems or not photo and _stem(n) in photos]
 
 # %% ../nbs/03b_shards.ipynb #a31f5b01
 def _walk(top, seen, aside):
@@ -219,12 +223,14 @@ def list_folder(
         seen, aside = {}, []
         names = NameStore(_walk(folder, seen, aside))
         folders, left = NameStore(seen), NameStore(aside)
-        return dict(left=left.blob, left_ends=left.ends, blob=names.blob, ends=names.ends, folders=folders.blob, folder_ends=folders.ends, stamps=np.array(list(seen.values()), np.int64))
+        kept = dict(blob=names.blob, ends=names.ends, folders=folders.blob, folder_ends=folders.ends, left=left.blob, left_ends=left.ends)
+        return kept | dict(stamps=np.array(list(seen.values()), np.int64))
     try: found = cached(cache_file('images', [folder], cache), fresh, make)
     except OSError as e: raise DataError(f'{folder}: cannot list this folder ({e.strerror}); check the path') from None
     if len(found['ends']) < 2: raise DataError(f'{folder}: no picture in this folder (looked for {" ".join(IMAGE_SUFFIXES)}); check the path')
     if len(left := NameStore.of(found['left'], found['left_ends'])):
-        logging.getLogger('corrmatch').warning(f'{folder}: {len(left)} files and folders are masks, visualisations or outputs and not images, such as {left[0]}; name a folder itself to take what is in it')
+        logging.getLogger('corrmatch').warning(f'{folder}: masks, visualisations or outputs are no images and left out, {len(left)} files and '
+                                               f'folders such as {left[0]}; name a folder itself to take what is in it')
     return NameStore.of(found['blob'], found['ends'])
 
 # %% ../nbs/03b_shards.ipynb #eed55a7e

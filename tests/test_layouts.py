@@ -92,7 +92,7 @@ def test_names_that_are_no_pair(tmp_path, image, mask):
 def test_what_was_paired_by_less_than_the_name_is_said(tmp_path):
     layout = find_layout(fill(tmp_path, 'images/image_{}.jpg', 'gt/gt_00{}.png', n=3))
     (level, file, text), = remarks(layout, 'names')
-    assert (level, file) == ('warning', 'images/image_0.jpg') and 'gt/gt_000.png' in text and '3 images' in text
+    assert (level, file) == ('warning', 'images/image_0.jpg') and 'gt/gt_000.png' in text and 'paired so: 3' in text
 
 
 def test_ambiguous_cores_stay_apart(tmp_path):
@@ -267,7 +267,7 @@ def test_folder_of_unlabeled_images(tmp_path, monkeypatch, caplog):
     save_report(check_data(fill(tmp_path/'e'), progress=None), root/'runs/check')
     with caplog.at_level(logging.WARNING, 'corrmatch'): names = list_folder(root)[:]
     assert names == ['images/ok_7.jpg', 'images/p0.jpg', 'images/p1.jpg', 'images/p2.jpg']
-    assert 'are masks, visualisations or outputs' in caplog.text
+    assert 'masks, visualisations or outputs are no images' in caplog.text
     assert list_folder(root/'overlays')[:] == ['p0.jpg']      # named itself: the user's word
 
 
