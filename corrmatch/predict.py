@@ -152,6 +152,7 @@ class Predictor:
         self.device = next(iter(model.parameters()), torch.empty(0)).device  # a packed network may have no parameters left
         self.tile = tile or (config.crop if self.slides else max(2*config.crop, 512))
         self.scales, self.flip, self.longest = tuple(scales), flip, longest
+        self.quiet = True  # False: a bar shows how far a large picture has come
     def window(self, h, w):
         "Return the side of the windows for a picture of h x w; one window sees it all if it is small, unless the run was scored by windows."
         return self.tile if self.slides or h*w > self.tile**2 else max(h, w)
@@ -165,7 +166,11 @@ class Predictor:
         mask, sure = np.empty(seen.shape[:2], np.uint8), np.empty(seen.shape[:2], np.uint8)
         tile = self.window(*mask.shape)
         bands = predict_bands(self.model, seen, tile, None if tile == self.tile else tile, self.device, self.slides, scales=self.scales, flip=self.flip)
-        for y, label, value in bands: mask[y:y+len(label)], sure[y:y+len(label)] = label, value
+        interval = .2 if sys.stderr.isatty() else 30
+        with tqdm(total=len(mask), desc='rows', leave=False, delay=2, mininterval=interval, disable=self.quiet) as bar:
+            for y, label, value in bands:
+                mask[y:y+len(label)], sure[y:y+len(label)] = label, value
+                bar.update(len(label))
         if seen is picture: return Prediction(picture, mask, sure)
         return Prediction(picture, np.asarray(Image.fromarray(mask).resize((w, h), Image.Resampling.NEAREST)),
                           np.asarray(Image.fromarray(sure).resize((w, h), Image.Resampling.BILINEAR)))
@@ -474,6 +479,7 @@ def predict_files(
     out, broken, n = Path(out), list[str](), 0
     if every < 1: raise ValueError(f'every={every}: give 1 or more')
     inputs, sheet = find_inputs(paths, out), _Sheet(predictor, mark_output(make_folder(out), 'predictions'))
+    predictor.quiet = quiet
     for item in tqdm(inputs, 'predict', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
         try: n += (_predict_video if item.is_video else _predict_picture)(predictor, item, out, sheet, every)
         except DataError as e: broken.append(str(e))

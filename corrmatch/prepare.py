@@ -679,8 +679,9 @@ def _split_notes(lists, made, seed, left, copies):
 # %% ../nbs/18_prepare.ipynb #f98cda08
 def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
     "Numbers of a run from picture sizes, counts and what was given, each with its reason."
-    long, short, top = int(np.median([max(s) for s in sizes])), int(np.median([min(s) for s in sizes])), max(max(s) for s in sizes)
-    wide = long > 4*short  # a crop of the long side would be mostly padding
+    long, top = int(np.median([max(s) for s in sizes])), max(max(s) for s in sizes)
+    short = int(np.median([min(s) for s in sizes]))
+    wide = long >= 3*short  # a crop of the long side would be mostly padding
     side, name = (short, 'short') if wide else (long, 'long')
     most = 321 if long < 900 else 513
     found = int(np.clip(32*round((1 if wide else .8)*side/32) + 1, 65, most))

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from corrmatch import predict
+from corrmatch.config import preset
 from corrmatch.data import OUTPUT_MARK, mark_output, read_classes, read_split
 from corrmatch.formats import file_table, find_classes, find_layout
-from corrmatch.prepare import check_data, make_split, report_json, report_text, save_report
+from corrmatch.prepare import _numbers, check_data, make_split, report_json, report_text, save_report
 from corrmatch.shards import list_folder, open_list
+from corrmatch.step import make_model
 from errors_for_tests import refused
 
 
@@ -514,3 +517,25 @@ def test_class_names_of_labelme(tmp_path, text, names):
     assert report.ok and report.mapping.names == names and report.ignored > 0
     make_split(tmp_path, 2, progress=None)
     assert read_classes(tmp_path)[0] == names
+
+
+# --- numbers of a run, and the bar within a large image
+
+@pytest.mark.parametrize('size, crop', [((3000, 160), 161), ((160, 3000), 161), ((320, 240), 257), ((640, 320), 321), ((900, 300), 289), ((4000, 40), 65)])
+def test_the_crop_of_very_wide_images_follows_the_short_side(size, crop): assert _numbers([size]*5, 5, 20)['crop'][0] == crop
+
+
+def test_a_bar_within_one_image(monkeypatch):
+    moved = []
+
+    class Bar:
+        def __init__(self, *args, total=None, disable=None, **kwargs): moved.append(('total', total, disable))
+        def __enter__(self): return self
+        def __exit__(self, *error): pass
+        def update(self, n): moved.append(n)
+
+    monkeypatch.setattr(predict, 'tqdm', Bar)
+    config = preset('toy', 'supervised', crop=33)
+    predictor = predict.Predictor(make_model(config)[0].eval(), config, [str(c) for c in range(config.n_classes)], np.zeros((config.n_classes, 3), np.uint8), tile=48)
+    predictor.predict(np.zeros((200, 60, 3), np.uint8))
+    assert moved[0] == ('total', 200, True) and sum(moved[1:]) == 200 and len(moved) > 4
