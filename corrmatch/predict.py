@@ -476,10 +476,9 @@ def predict_files(
     quiet:bool=False,    # no progress
 )->Done:
     "Predict files and write masks, overlays, confidence maps, a table and a page."
-    out, broken, n = Path(out), list[str](), 0
+    out, broken, n, predictor.quiet = Path(out), list[str](), 0, quiet
     if every < 1: raise ValueError(f'every={every}: give 1 or more')
     inputs, sheet = find_inputs(paths, out), _Sheet(predictor, mark_output(make_folder(out), 'predictions'))
-    predictor.quiet = quiet
     for item in tqdm(inputs, 'predict', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
         try: n += (_predict_video if item.is_video else _predict_picture)(predictor, item, out, sheet, every)
         except DataError as e: broken.append(str(e))
