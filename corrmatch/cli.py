@@ -74,6 +74,8 @@ def add_meaning(
     group.add_argument('--map', default='', metavar='FILE', help='file with lines `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`, the name `ignore` for what is ignored; or `order`: number the values that occur')
     group.add_argument('--background', default='', metavar='NAME', help='class that gets id 0, of masks in colours or outlines')
     group.add_argument('--unannotated', default='', choices=('unlabeled', 'background'), help='images of a COCO file without annotations: unlabeled, or nothing but background [unlabeled]')
+    group.add_argument('--include', action='append', metavar='PATTERN', help="files that are images whatever their name or folder says, such as 'overlays/*'; may be repeated")
+    group.add_argument('--masks', default='', metavar='FOLDER', help='folder whose files are the masks, by its name or path [told by names]')
     if depth: group.add_argument('--depth', default='', metavar='LOW:HIGH', help=field_help()['depth'])
 
 def read_meaning(
@@ -82,7 +84,7 @@ def read_meaning(
     "Collect what was said about the values of masks."
     from corrmatch.masks import Meaning
     if args.map not in ('', 'order') and not Path(args.map).is_file(): raise ValueError(f"--map {args.map}: no such file; give a file with lines `VALUE NAME`, or `order`")
-    said = Meaning(tuple(args.ignore or ()), args.map, args.background, args.unannotated or 'unlabeled')
+    said = Meaning(tuple(args.ignore or ()), args.map, args.background, args.unannotated or 'unlabeled', tuple(args.include or ()), args.masks)
     return None if said == Meaning() else said
 
 # %% ../nbs/23_cli.ipynb #ec11a685
@@ -106,14 +108,15 @@ def train_config(
     changes = {k: v for k, v in vars(args).items() if k in names and k not in ('name', 'method')}
     if args.preset not in PRESETS and not Path(args.preset).is_dir(): raise ValueError(f"'{args.preset}' is neither a folder nor a preset{nearest(args.preset, PRESETS)}")
     if args.preset in PRESETS:
-        for name in ('labels', 'classes', 'ignore', 'map', 'background', 'unannotated'):
+        for name in ('labels', 'classes', 'ignore', 'map', 'background', 'unannotated', 'include', 'masks', 'lists'):
             if getattr(args, name, None): raise ValueError(f"--{name} is for a data folder, and '{args.preset}' is a preset: a folder of that name is ./{args.preset}; lists for a preset are --labeled and --unlabeled")
         config = preset(args.preset, args.method, **changes)
         if config.labeled and not config.data: raise ValueError(f"preset '{args.preset}' learns from pictures on disk: say where they are with --data FOLDER")
         return config, ''
     from corrmatch.prepare import auto_config
     changes.pop('data', None)
-    return _by_the_first(partial(auto_config, args.preset, args.method, labels=args.labels, classes=args.classes, meaning=read_meaning(args), **changes), changes.get('device', 'auto'))
+    make = partial(auto_config, args.preset, args.method, labels=args.labels, classes=args.classes, lists=args.lists, meaning=read_meaning(args), **changes)
+    return _by_the_first(make, changes.get('device', 'auto'))
 
 def _by_the_first(make, device):
     "Let one process look at a folder and make lists; the others hear what came out."
@@ -157,11 +160,12 @@ def add_train(
     parser = command('train', 'train one run', 'corrmatch train photos --labels 92      (a folder of your own)\n'
                      '         corrmatch train voc_92 --data data/voc --out runs/voc      (a preset)\n'
                      '         torchrun --nproc_per_node=4 -m corrmatch train voc_92 --data data/voc      (several GPUs)')
-    parser.usage = '%(prog)s [-h] [--method METHOD] [--labels INT] [--classes FILE] [--resume] [--force] [--fit-memory] [--SETTING VALUE ...] FOLDER_OR_PRESET'
+    parser.usage = '%(prog)s [-h] [--method METHOD] [--labels INT] [--classes FILE] [--lists DIR] [--resume] [--force] [--fit-memory] [--SETTING VALUE ...] FOLDER_OR_PRESET'
     parser.add_argument('preset', metavar='FOLDER_OR_PRESET', help=f'a data folder, or one of {", ".join(PRESETS)}')
     parser.add_argument('--method', default='corrmatch', help=f'one of {", ".join(METHODS)} [corrmatch]')
     parser.add_argument('--labels', type=int, default=0, help='data folder: labeled pictures to choose; 0: the lists that are there, or all masks [0]')
     parser.add_argument('--classes', help='data folder: a file with lines NAME R G B, or a number of classes [found]')
+    parser.add_argument('--lists', metavar='DIR', help='data folder: where lists that have to be made go [splits/ in the data folder]')
     add_meaning(parser)
     parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint of the run folder')
     parser.add_argument('--force', action='store_true', help='resume although settings or lists have changed, or a machine that is gone seems to be training there')
@@ -537,6 +541,8 @@ def main(
     "Run one command."
     os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')  # large pages for tensors, where Linux has them; read when torch starts
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8 is shown with escapes
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     args = make_parser().parse_args([a for a in argv if a != '--debug'])
     try: return args.handler(args) or 0
     except (ValueError, ImportError, OSError) as e:

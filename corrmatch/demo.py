@@ -7,6 +7,7 @@ __all__ = ['demo_configs', 'gap_closed', 'run_demo', 'compare']
 import time
 from pathlib import Path
 from .config import preset
+from .data import mark_output
 from .metrics import evaluate
 from .step import eval_pairs, make_sources, show_prediction
 from .trainer import Trainer, iou_table, load_run, read_checkpoint, show_curves, write_atomic
@@ -43,6 +44,7 @@ def run_demo(
 )->str:                       # the table, also written to out/demo.txt
     "Train floor, method and ceiling, and compare."
     start, out = time.time(), Path(out)
+    mark_output(out, 'demo')
     configs = demo_configs(out, seed, **changes | (dict(steps=steps) if steps else {}))
     results = {title: _finished(config, quiet) for title, config in configs.items()}
     _draw(configs, out)

@@ -246,6 +246,8 @@ class Meaning(NamedTuple):
     map:str=''          # a file with lines `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`; or `order`: number what occurs
     background:str=''   # name of the class that gets id 0
     unannotated:str='unlabeled' # images of a COCO file without annotations: unlabeled, or background
+    include:tuple=()    # patterns of files that are images whatever their name or folder says
+    masks:str=''        # folder whose files are the masks, where several could be
 
 # %% ../nbs/17a_masks.ipynb #2b49c33d
 CITYSCAPES_IDS = MappingProxyType({7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,

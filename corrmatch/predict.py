@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .config import IGNORE_INDEX, Config
 from .convert import open_weights
 from .correlation import correlation_rows
-from .data import DataError, read_classes
+from .data import DataError, mark_output, read_classes
 from .formats import PICTURE_SUFFIXES, make_folder, visible_files
 from .masks import CITYSCAPES_NAMES, VOC_NAMES, Depth, parse_depth, read_photo, rgb_bytes
 from .metrics import packed, window_starts
@@ -149,6 +149,7 @@ class Predictor:
         self.device = next(iter(model.parameters()), torch.empty(0)).device  # a packed network may have no parameters left
         self.tile = tile or (config.crop if self.slides else max(2*config.crop, 512))
         self.scales, self.flip, self.longest = tuple(scales), flip, longest
+        self.quiet = True  # False: a bar shows how far a large picture has come
     def window(self, h, w):
         "Return the side of the windows for a picture of h x w; one window sees it all if it is small, unless the run was scored by windows."
         return self.tile if self.slides or h*w > self.tile**2 else max(h, w)
@@ -162,7 +163,11 @@ class Predictor:
         mask, sure = np.empty(seen.shape[:2], np.uint8), np.empty(seen.shape[:2], np.uint8)
         tile = self.window(*mask.shape)
         bands = predict_bands(self.model, seen, tile, None if tile == self.tile else tile, self.device, self.slides, scales=self.scales, flip=self.flip)
-        for y, label, value in bands: mask[y:y+len(label)], sure[y:y+len(label)] = label, value
+        interval = .2 if sys.stderr.isatty() else 30
+        with tqdm(total=len(mask), desc='rows', leave=False, delay=2, mininterval=interval, disable=self.quiet) as bar:
+            for y, label, value in bands:
+                mask[y:y+len(label)], sure[y:y+len(label)] = label, value
+                bar.update(len(label))
         if seen is picture: return Prediction(picture, mask, sure)
         return Prediction(picture, np.asarray(Image.fromarray(mask).resize((w, h), Image.Resampling.NEAREST)),
                           np.asarray(Image.fromarray(sure).resize((w, h), Image.Resampling.BILINEAR)))
@@ -424,9 +429,9 @@ def predict_files(
     quiet:bool=False,    # no progress
 )->Done:
     "Predict files and write masks, overlays, confidence maps, a table and a page."
-    out, broken, n = Path(out), list[str](), 0
+    out, broken, n, predictor.quiet = Path(out), list[str](), 0, quiet
     if every < 1: raise ValueError(f'every={every}: give 1 or more')
-    inputs, sheet = find_inputs(paths, out), _Sheet(predictor, make_folder(out))
+    inputs, sheet = find_inputs(paths, out), _Sheet(predictor, mark_output(make_folder(out), 'predictions'))
     for item in tqdm(inputs, 'predict', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
         try: n += (_predict_video if item.is_video else _predict_picture)(predictor, item, out, sheet, every)
         except DataError as e: broken.append(str(e))
@@ -548,7 +553,7 @@ def pseudo_files(
     if 0 < longest < 32: raise ValueError(f'longest={longest}: too small to correlate; give 32 or more, or 0')
     inputs = [i for i in find_inputs(paths, out) if not i.is_video]
     if not inputs: raise DataError(f'{", ".join(map(str, paths))}: holds videos alone; pseudo-labels are made of pictures')
-    out = make_folder(out)
+    out = mark_output(make_folder(out), 'pseudo-labels')
     for item in tqdm(inputs, 'pseudo', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
         try: row, card = _pseudo_file(opened, item, out, tau, longest)
         except DataError as e: broken.append(str(e)); continue

@@ -6,7 +6,7 @@ __all__ = ['Scan', 'scan_item', 'follow', 'in_threads', 'scan_items', 'Finding',
            'Split', 'make_split', 'rehearse', 'auto_config']
 
 # %% ../nbs/18_prepare.ipynb #c6ff265f
-import base64, hashlib, html, io, json, os, shutil, sys, time
+import base64, hashlib, html, io, json, os, shutil, sys, time, unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,10 +18,10 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageOps
-from .coco import Unannotated, annotated_size
+from .coco import annotated_size
 from .config import IGNORE_INDEX, Config, preset
-from .data import ClassCounts, IMAGE_SUFFIXES, DataError, list_lines, missing_classes, parse_line, read_classes, read_split
-from .formats import Item, Layout, describe_layout, find_layout, make_folder, read_stored, write_file
+from .data import ClassCounts, IMAGE_SUFFIXES, DataError, list_lines, mark_output, missing_classes, parse_line, read_classes, read_split
+from .formats import Item, Layout, describe_layout, file_table, find_layout, make_folder, read_stored, write_file
 from .masks import (Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_picture, map_ids,
                              color_facts, mask_facts, parse_depth, read_photo)
 from .runfolder import read_conversion
@@ -327,7 +327,7 @@ def check_data(
 )->Report:
     "Read every file of a data set and say what is wrong with it."
     said = meaning or Meaning()
-    layout = find_layout(folder, classes, unannotated=said.unannotated)
+    layout = find_layout(folder, classes, said.include, said.masks, said.unannotated)
     meaning, remembered = recorded_meaning(layout.root, said)
     mapping, scans = _mapped(layout, _turn_alike(scan_items(layout.items, workers, progress)), meaning)
     judged = [(s, _judge(s, mapping, layout.root)) for s in scans]
@@ -387,6 +387,12 @@ def _share_rows(report):
              '#'*round(30*shares[:, c].mean() if len(shares) else 0)] for c, name in enumerate(report.mapping.names)]
     return columns, rows
 
+# %% ../nbs/18_prepare.ipynb #c51f0001
+def _file_lines(report):
+    "What every file of the folder is used for; the numbers add up to all files below it, hidden ones too, each once behind links."
+    rows = [[use, n, f'  {example}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
+    return ['', _table(['files', 'number', 'such as', ''], rows), f'files in all: {len(report.layout.files)}', '']
+
 # %% ../nbs/18_prepare.ipynb #30302261
 def report_text(
     report:Report, # from check_data
@@ -397,6 +403,7 @@ def report_text(
     (w, h), n = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
     lines = [describe_layout(report.layout), f'masks: {report.mapping.text}', f'sizes: {len(sizes)} different, most often {w}x{h} ({n} pictures)', '',
              _table(*_share_rows(report)), f'ignored: {100*report.ignored:.2f} % of the pixels', '']
+    lines += _file_lines(report)
     for level in ('error', 'warning'):
         of = [f for f in report.findings if f.level == level]
         lines += [f'{level}: {f.file + ": " if f.file else ""}{f.text}' for f in of[:most]]
@@ -417,6 +424,7 @@ def report_json(
     return json.dumps(dict(ok=report.ok, layout=report.layout.kind, found=describe_layout(report.layout), masks=dict(kind=m.kind, text=m.text),
                            pictures=len(report.scans), usable=len(report.usable), ignored=round(report.ignored, 6), classes=classes, sizes=dict(sorted(sizes.items())),
                            modes=dict(Counter(s.mode for s in report.scans if s.mode)), mask_modes=dict(Counter(s.mask_mode for s in report.scans if s.mask_mode)),
+                           files=[dict(zip(('use', 'files', 'example', 'why'), row)) for row in file_table(report.layout)],
                            findings=[f._asdict() for f in report.findings]), indent=1, ensure_ascii=False)
 
 # %% ../nbs/18_prepare.ipynb #3273f557
@@ -488,6 +496,7 @@ def save_report(
     out:Path,      # folder
 )->list:           # the four files
     "Write report.txt, report.json, report.html and shares.png."
+    mark_output(out, 'report')
     texts = {'report.txt': report_text(report, 10**6) + '\n', 'report.json': report_json(report) + '\n', 'report.html': report_html(report)}
     if report.usable: texts['shares.png'] = _share_png(report)
     return [write_file(Path(out)/name, data) for name, data in texts.items()]
@@ -556,6 +565,12 @@ def _mark(report):
     path = said.map if said.map in ('', 'order') else str(Path(said.map).resolve())
     return dict(kind=m.kind, table=table, packed=m.packed, meaning=dict(ignore=list(said.ignore), map=path, background=said.background))
 
+# %% ../nbs/18_prepare.ipynb #c51f0003
+def _need_writable(root, what, flag):
+    "Refuse a data folder in which nothing can be written, and say where else it can go."
+    if os.access(root, os.W_OK): return
+    raise DataError(f'{root}: is read-only, and {what} would be written there; name another folder with {flag}')
+
 # %% ../nbs/18_prepare.ipynb #c7623530
 def convert_data(
     report:Report,     # from check_data
@@ -573,6 +588,8 @@ def convert_data(
     needed, last = _stamps(good, report, bool(out)), read_conversion(note) or {}
     same = mark.items() <= last.items()
     current = {target for target, stamp in needed.items() if same and last['stamps'].get(target) == stamp}
+    if not out and (needed.keys() - current or report.layout.classes and not (root/'classes.txt').exists()):
+        _need_writable(root, 'copies that training can read', '`corrmatch check --convert` and train on that')
     if needed: write_file(note, '')  # empty until all is done
     done = in_threads(lambda s: _convert_one(s, report, root, bool(out), current), good)
     report.converted = dict(zip([s.item.name for s in good], progress(done, len(good), 'convert') if progress and needed else done))
@@ -713,6 +730,7 @@ def make_split(
 )->Split:
     "Choose labeled, unlabeled and val pictures, convert what needs it, and write the lists."
     report = report or check_data(folder, classes, progress=progress, meaning=meaning, depth=depth)
+    if not out: _need_writable(report.layout.root, 'the lists', '--out of `split` or --lists of `train`')
     val_rows, made = _choose_val(report, val, seed)
     rows, pool, copies = _rest(report, val_rows)
     labeled = _choose_labeled(report, rows, labels, seed)
@@ -749,14 +767,17 @@ def _split_notes(lists, made, seed, left, copies):
 def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
     "Numbers of a run from picture sizes, counts and what was given, each with its reason."
     long, top = int(np.median([max(s) for s in sizes])), max(max(s) for s in sizes)
+    short = int(np.median([min(s) for s in sizes]))
+    wide = long >= 3*short  # a crop of the long side would be mostly padding
+    side, name = (short, 'short') if wide else (long, 'long')
     most = 321 if long < 900 else 513
-    found = int(np.clip(32*round(.8*long/32) + 1, 65, most))
+    found = int(np.clip(32*round((1 if wide else .8)*side/32) + 1, 65, most))
     stride = next((s for s in (4, 8, 16) if (found-1)//s + 1 <= 33), 16)
     batch_x, passes = min(8, max(2, n_labeled)), given.get('epochs', 40)
     bounds = (1, None) if 'epochs' in given else (1000, 40_000)
     steps = int(np.clip(passes*n_unlabeled//max(1, given.get('batch_u', 8)), *bounds))
     slide = top > 1024
-    return {'crop': (found, f'0.8 of the usual long side, {long} pixels, between 65 and {most}'),
+    return {'crop': (found, f'{"" if wide else "0.8 of "}the usual {name} side, {side} pixels, between 65 and {most}'),
             'stride': (stride, f'{((given.get("crop") or found)-1)//stride+1} feature positions a side'),
             'batch_x': (batch_x, f'{n_labeled} labeled pictures' if n_labeled > 1 else 'the labeled image twice a step: batch norm needs two'), 'batch_u': (8, 'as in the paper'),
             'steps': (steps, f'{passes} passes over {n_unlabeled} unlabeled pictures' + ('' if 'epochs' in given else ', at least 1000, at most 40000')),
@@ -769,16 +790,16 @@ def _known(report):
     return {_bare(p): s.item.name for s in report.scans for p in (_targets(s, report, False)[0], _rel(s.item.image, root)) if p}
 
 def _bare(path):
-    stem, suffix = os.path.splitext(os.path.normpath(path).replace(os.sep, '/'))
+    stem, suffix = os.path.splitext(unicodedata.normalize('NFC', os.path.normpath(path.replace('\\', '/'))).replace(os.sep, '/'))
     return stem + suffix*(suffix.lower() not in IMAGE_SUFFIXES)
 
-def _names_in(path, known):
+def _names_in(path, known, root):
     "Names of the pictures in a list; the path where none is known by it."
-    return {known.get(p := _bare(parse_line(line, f'{path} line {n}')[1]), p) for n, line in list_lines(path)}
+    return {known.get(p := _bare(parse_line(line, f'{path} line {n}', root)[1]), p) for n, line in list_lines(path)}
 
 def _hold_out(report, val, known):
     "The same report with the pictures of a list as val; what the data set calls val is kept out of training as well."
-    named = _names_in(val, known)
+    named = _names_in(val, known, report.layout.root)
     def side(s): return s._replace(item=s.item._replace(split='val' if s.item.name in named else 'test' if s.item.split == 'val' else s.item.split))
     marked = replace(report, scans=[side(s) for s in report.scans], usable=[side(s) for s in report.usable])
     if not any(s.item.split == 'val' for s in marked.usable): raise DataError(f'{val}: names no picture of {report.layout.root} that has a usable mask; give labeled=LIST and unlabeled=LIST too')
@@ -793,7 +814,7 @@ def _found_lists(root, known, val=None):
         if own is None: continue
         lists = {k: p for k, p in dict(labeled=best, unlabeled=best.parent/'unlabeled.txt', val=own).items() if p.is_file()}
         taught = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]  # one that holds pictures of the val beside it is refused before training (notebook 14)
-        if any(_names_in(p, known) & _names_in(own, known) for p in taught): passed += 1; continue
+        if any(_names_in(p, known, root) & _names_in(own, known, root) for p in taught): passed += 1; continue
         others = f'; {len(labeled)-1} other labeled lists were found, choose with labeled=LIST unlabeled=LIST' if len(labeled) > 1 else ''
         return {k: _rel(p, root) for k, p in lists.items()}, f'lists: found in {_rel(best.parent, root)}{others}{_passed(passed)}'
     return {}, _passed(passed)
@@ -860,7 +881,7 @@ def _rehearsed(report, labels):
         rows, pool, _ = _rest(report, _choose_val(report, .2, 0)[0])
         return _choose_labeled(report, rows, labels or len(rows), 0)
     row_of = {s.item.name: i for i, s in enumerate(report.usable)}
-    rows = {kind: [row_of.get(n, n) for n in sorted(_names_in(root/path, known))] for kind, path in lists.items() if kind != 'unlabeled'}
+    rows = {kind: [row_of.get(n, n) for n in sorted(_names_in(root/path, known, root))] for kind, path in lists.items() if kind != 'unlabeled'}
     lost = next(((kind, n) for kind, found in rows.items() for n in found if isinstance(n, str)), None)
     if lost: raise DataError(f'{lists[lost[0]]}: names {lost[1]}, which has no usable mask; correct the list or the mask')
     _refuse_odd(report, [p for kind, p in lists.items() if kind != 'unlabeled'])

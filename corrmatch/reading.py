@@ -54,7 +54,7 @@ def run_masks(
     copies = dict[tuple, list]()
     for target, (size, time, *_) in stamps.items():
         if target.startswith('prepared/images/'): copies.setdefault((size, time), []).append(target)
-    return RunMasks(said['kind'], {value: c for value, c in said['table']}, said['packed'], frozenset(stamps), copies)
+    return RunMasks(said['kind'], {value: c for value, c in said['table']}, said.get('packed', 'colour' in said['kind']), frozenset(stamps), copies)
 
 # %% ../nbs/18a_reading.ipynb #fde991aa
 class MappedSource(FolderSource):

@@ -245,7 +245,7 @@ def read_data_record(
         record = json.loads(path.read_text(encoding='utf-8'))
         lists = {str(k): dict(lines=int(v['lines']), sha256=str(v['sha256'])) for k, v in record['lists'].items()}
         m = record['masks']
-        masks = m and dict(kind=str(m['kind']), table=[[int(v), int(c)] for v, c in m['table']], packed=bool(m['packed']))
+        masks = m and dict(kind=str(m['kind']), table=[[int(v), int(c)] for v, c in m['table']], packed=bool(m.get('packed', 'colour' in m['kind'])))
         return dict(lists=lists, classes=[str(name) for name in record['classes']], masks=masks)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise DataError(f'{path}: cannot be read; restore it, or remove it to go on without comparing the lists') from None

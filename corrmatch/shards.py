@@ -6,15 +6,17 @@ __all__ = ['LARGE', 'ROW', 'NameStore', 'Mapped', 'ListSource', 'open_list', 'sp
            'open_unlabeled']
 
 # %% ../nbs/03b_shards.ipynb #21f09304
-import glob, hashlib, importlib, io, os, tarfile
+import glob, hashlib, importlib, io, logging, os, tarfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from zipfile import BadZipFile
 import numpy as np
-from .data import (IMAGE_SUFFIXES, DataError, FolderSource, Pair, Source, climbs_out, folder_homes, iter_lines, leads_out,
-                            open_image, open_mask, parse_line, read_split)
+from .data import (IMAGE_SUFFIXES, LEADS_OUT, DataError, FolderSource, Pair, Source, _find, climbs_out, derived_from,
+                            folder_homes, folder_role, iter_lines, leads_out, mask_of, open_image, open_mask, own_outputs, parse_line,
+                            read_split)
 
 # %% ../nbs/03b_shards.ipynb #bbe951b4
 class NameStore(Sequence):
@@ -61,9 +63,10 @@ class ListSource:
     def __init__(self,
         lines:Sequence[str], # a NameStore
         root:Path,           # data folder
-        parse=parse_line,    # line -> name, image path, mask path or None
+        parse=None,          # line -> name, image path, mask path or None; None: parse_line
     ):
-        self.lines, self.root, self.parse, self.homes = lines, os.fspath(root), parse, folder_homes(root)
+        self.lines, self.root, self.homes, self.listings = lines, os.fspath(root), folder_homes(root), dict[str, tuple]()
+        self.parse = parse or partial(parse_line, root=self.root)
         self.names = Mapped(lines, self._name)
     def _name(self, line): return self.parse(line)[0]
     def __len__(self): return len(self.lines)
@@ -74,9 +77,8 @@ class ListSource:
         complete = path.lower().endswith(IMAGE_SUFFIXES)
         endings = ('',) if complete else ('', *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))
         found = next((p for p in (os.path.join(self.root, path + e) for e in endings) if os.path.isfile(p)), None)
-        if found and leads_out(found, self.homes):
-            raise DataError(f'{found}: a link that leads out of the data folder; put a copy there, or link the folder it lies in directly inside {self.root}')
-        return found
+        if found and leads_out(found, self.homes): raise DataError(f'{found}: {LEADS_OUT} {self.root}')
+        return found or _find(self.root, path, self.listings, self.homes, self.where(i)[which-1])
     def _image(self, i, decode):
         found = self._file(i, 1)
         if found is None: raise DataError(f'{self.where(i)[0]}: no such picture; add it or take it out of the list')
@@ -104,13 +106,14 @@ def open_list(
     hashes = array('q')
     def lines():
         for number, line in iter_lines(path):
-            hashes.append(hash(parse_line(line, f'{path} line {number}')[1]))
+            hashes.append(hash(parse_line(line, f'{path} line {number}', root)[1]))
             yield line
     store = NameStore(lines())
     if len(store) <= large: return FolderSource(read_split(path, root, masks=False))
     if twice := _twice(np.frombuffer(hashes, np.int64)):
         first, second = [number for place, (number, _) in enumerate(iter_lines(path)) if place in twice]
-        raise DataError(f'{path} line {second}: {parse_line(store[twice[1]])[1]} stands in line {first} already; remove one of them')
+        image = parse_line(store[twice[1]], root=root)[1]
+        raise DataError(f'{path} line {second}: {image} stands in line {first} already; remove one of them')
     return ListSource(store, root)
 
 def _twice(values):
@@ -162,27 +165,50 @@ def cache_file(
     return Path(folder)/f'{kind}_{hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]}.npz'
 
 # %% ../nbs/03b_shards.ipynb #9c1edc2d
-def _scan(folder, homes, follow):
-    "Names in one folder: sub-folders (sorted list) and pictures (sorted array), as bytes."
-    folders, chunks, names = [], [], []
+_ENDINGS = tuple(s.encode() for s in IMAGE_SUFFIXES)
+
+def _scan(folder, homes, top):
+    "Names in one folder: sub-folders (sorted list), images (sorted array), and files and folders that are no images, as bytes."
+    folders, chunks, names, known = [], [], [], set()
     with os.scandir(os.fsencode(folder)) as entries:
         for e in entries:
+            if len(e.name) < 16: known.add(os.fsdecode(e.name))  # the names that tell an output are short
             if e.name.startswith(b'.'): continue
-            if e.is_dir(follow_symlinks=follow):
+            if e.is_dir(follow_symlinks=top):
                 if not (e.is_symlink() and leads_out(os.fsdecode(e.path), homes)): folders.append(e.name)
-            elif e.name.lower().endswith(tuple(s.encode() for s in IMAGE_SUFFIXES)): names.append(e.name)
+            elif e.name.lower().endswith(_ENDINGS): names.append(e.name)
             if len(names) == 1 << 16: chunks.append(np.array(names)); names = []
-    return sorted(folders), np.sort(np.concatenate([*chunks, np.array(names, 'S')]))
+    names = np.sort(np.concatenate([*chunks, np.array(names, 'S')]))
+    own = {os.fsencode(n) for n in own_outputs(folder, known, top)}
+    aside = own | {f for f in folders if f == b'prepared' or folder_role(os.fsdecode(f))[0] in ('mask', 'visual')}
+    made = [n for n in names if n in own] if own else []
+    made += _derived(names)
+    images = np.setdiff1d(names, np.array(made, names.dtype)) if made else names
+    return sorted({*folders} - aside), images, made + sorted({*folders} & aside)
 
-def _walk(top, seen):
-    "Paths of all pictures below a folder; `seen` gets each folder and its time stamp."
+# %% ../nbs/03b_shards.ipynb #a31f5b02
+def _stem(name): return os.path.splitext(os.fsdecode(name))[0]
+
+def _derived(names):
+    "Names of the files that are masks or visualisations of others in the same folder: a_mask.png and a_overlay.png of a, a.png of a.jpg."
+    found = {n: of for n in names if (of := derived_from(stem := _stem(n)) or mask_of(stem))}
+    is_photo = np.char.endswith(np.char.lower(names), b'.jpg') | np.char.endswith(np.char.lower(names), b'.jpeg')
+    mixed = 0 < is_photo.sum() < len(names)
+    if not found and not mixed: return []
+    stems, photos = {_stem(n) for n in names}, {_stem(n) for n in names[is_photo]} if mixed else ()
+    return [n for n, photo in zip(names, is_photo) if found.get(n) in stems or not photo and _stem(n) in photos]
+
+# %% ../nbs/03b_shards.ipynb #a31f5b01
+def _walk(top, seen, aside):
+    "Paths of all images below a folder; `seen` gets each folder and its time stamp, `aside` the paths of what is no image."
     todo, homes = [''], folder_homes(top)
     while todo:
         folder = todo.pop()
         seen[folder] = os.stat(os.path.join(top, folder)).st_mtime_ns
-        folders, pictures = _scan(os.path.join(top, folder), homes, not folder)
+        folders, images, others = _scan(os.path.join(top, folder), homes, not folder)
         todo += [os.path.join(folder, os.fsdecode(f)) for f in reversed(folders)]
-        for name in pictures: yield os.path.join(folder, os.fsdecode(name))
+        aside += [os.path.join(folder, os.fsdecode(f)) for f in others]
+        for name in images: yield os.path.join(folder, os.fsdecode(name))
 
 # %% ../nbs/03b_shards.ipynb #4e9dadf7
 def list_folder(
@@ -194,13 +220,17 @@ def list_folder(
         folders = NameStore.of(found['folders'], found['folder_ends'])
         return all(os.stat(os.path.join(folder, f)).st_mtime_ns == t for f, t in zip(folders, found['stamps'], strict=True))
     def make():
-        seen = {}
-        names = NameStore(_walk(folder, seen))
-        folders = NameStore(seen)
-        return dict(blob=names.blob, ends=names.ends, folders=folders.blob, folder_ends=folders.ends, stamps=np.array(list(seen.values()), np.int64))
-    try: found = cached(cache_file('folder', [folder], cache), fresh, make)
+        seen, aside = {}, []
+        names = NameStore(_walk(folder, seen, aside))
+        folders, left = NameStore(seen), NameStore(aside)
+        kept = dict(blob=names.blob, ends=names.ends, folders=folders.blob, folder_ends=folders.ends, left=left.blob, left_ends=left.ends)
+        return kept | dict(stamps=np.array(list(seen.values()), np.int64))
+    try: found = cached(cache_file('images', [folder], cache), fresh, make)
     except OSError as e: raise DataError(f'{folder}: cannot list this folder ({e.strerror}); check the path') from None
     if len(found['ends']) < 2: raise DataError(f'{folder}: no picture in this folder (looked for {" ".join(IMAGE_SUFFIXES)}); check the path')
+    if len(left := NameStore.of(found['left'], found['left_ends'])):
+        logging.getLogger('corrmatch').warning(f'{folder}: masks, visualisations or outputs are no images and left out, {len(left)} files and '
+                                               f'folders such as {left[0]}; name a folder itself to take what is in it')
     return NameStore.of(found['blob'], found['ends'])
 
 # %% ../nbs/03b_shards.ipynb #eed55a7e

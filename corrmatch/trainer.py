@@ -31,7 +31,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .batches import StepBatches, make_loader
 from .config import IGNORE_INDEX, PRESETS, Config, check_config
 from .convert import fitted_model
-from .data import ArraySource, DataError, check_source, missing_classes
+from .data import ArraySource, DataError, check_source, mark_output, missing_classes
 from .losses import LossTerms, make_weights, ohem_ce, supervised_ce
 from .metrics import ConfusionMatrix, evaluate
 from .parallel import (World, add_up, agree, first_checks, gather, micro_batches, my_positions, picture_keys, read_world, same_buffers, share_batch_norm, start_world,
@@ -608,6 +608,7 @@ def _make_folder(self:Trainer, resume):
     "Make the folder and open its logs; the first process does it for all."
     if not resume and (self.out/'last.pt').exists(): raise DataError(f'{self.out}: holds a run already; resume it, or choose another out=')
     for draft in self.out.glob('.*.part'): draft.unlink()  # of a process that was killed while it wrote
+    mark_output(self.out, 'run')
     try: (self.out/'pictures').mkdir(parents=True, exist_ok=True)
     except OSError as e: raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
     write_atomic(self.out/'config.json', json.dumps(asdict(self.config), indent=1).encode())

@@ -193,7 +193,7 @@ def test_other_json_is_not_taken(tmp_path):
                               via={'_via_settings': {}}, number=7, list=[1, 2]).items(): note(root/f'{name}.json', content)
     assert check(root).ok and find_layout(root).account.files == 1 and find_layout(root).remarks == ()
     (root/'ann.json').unlink()
-    assert find_layout(root).kind != 'COCO'
+    refused(lambda: find_layout(root), 'no readable mask', 'LabelMe JSON', 'VIA JSON')
 
 
 def test_files_without_outlines_are_passed_over_and_said(tmp_path):
@@ -218,7 +218,7 @@ def test_instances_count_before_other_files(tmp_path):
 
 def test_masks_beside_a_coco_file_are_refused(tmp_path):
     save(folder(tmp_path)/'masks/p1.png')
-    refused(lambda: check(tmp_path), 'ann.json', 'masks/p1.png', 'take the other out')
+    refused(lambda: check(tmp_path), 'ann.json', 'masks/p1.png', '--masks FOLDER')
 
 
 def test_panoptic_images_of_the_download_are_passed_over(tmp_path):

@@ -14,7 +14,7 @@ from corrmatch.config import preset
 from corrmatch.data import DataError
 from corrmatch.metrics import ConfusionMatrix
 from corrmatch.prepare import auto_config
-from corrmatch.reading import MappedSource, make_meaning, open_val, spaced
+from corrmatch.reading import MappedSource, run_masks, open_val, spaced
 from corrmatch.report import class_rows, read_run, score_run
 from corrmatch.step import make_sources
 from corrmatch.trainer import ABSENT, Trainer, absent_text, iou_table, load_run
@@ -299,6 +299,6 @@ def test_reader_by_hand(tmp_path):
     "`spaced` and `MappedSource` as notebooks use them."
     truth = fill(tmp_path/'d', 'binary', 3)
     plain = make_sources(record(tmp_path/'d', 2), only_val=True).val
-    val = MappedSource(plain, tmp_path/'d', make_meaning(dict(kind='binary', table=[[0, 0], [255, 1]]), 2), 2)
+    val = MappedSource(plain, tmp_path/'d', run_masks(dict(kind='binary', table=[[0, 0], [255, 1]]), 2), 2)
     assert len(val) == 3 and np.array_equal(val.read_mask(2), truth[2]) and spaced(10, 4) == [0, 3, 6, 9]
-    with pytest.raises(DataError, match='value 255'): MappedSource(plain, tmp_path/'d', make_meaning(dict(kind='x', table=[[0, 0]]), 2), 2).read_mask(0)
+    with pytest.raises(DataError, match='value 255'): MappedSource(plain, tmp_path/'d', run_masks(dict(kind='x', table=[[0, 0]]), 2), 2).read_mask(0)

@@ -288,7 +288,7 @@ def test_pseudo_labels_of_a_plain_network(tmp_path):
     save_weights(make_model(config)[0], tmp_path/'w.pth', make_card(config))
     Image.fromarray(picture()).save(tmp_path/'a.png')
     pseudo_files(open_model(tmp_path/'w.pth'), [tmp_path/'a.png'], tmp_path/'out', quiet=True)
-    assert [p.name for p in sorted((tmp_path/'out').iterdir())] == ['classes.txt', 'index.html', 'shares.csv', 'weak']
+    assert [p.name for p in sorted((tmp_path/'out').iterdir())] == ['.corrmatch', 'classes.txt', 'index.html', 'shares.csv', 'weak']
     page = (tmp_path/'out'/'index.html').read_text()
     assert page.count('<img') == 2 and 'class="two"' in page and 'with propagation' not in page
 
