@@ -741,10 +741,10 @@ def iou_table(
     "IoU of every class and their mean, in percent, one column a result; – for a class that the ground truth does not show."
     def cell(m, c): return f'{100*float(m.iou()[c]):.1f}' if m.present()[c] else ABSENT
     rows = [('', *results)] + [(name, *[cell(m, c) for m in results.values()]) for c, name in enumerate(class_names)]
-    rows.append(('mIoU', *[f'{100*m.miou_over(miou):.1f}' for m in results.values()]))
     if not all(m.present().all() for m in results.values()):
         other = 'present' if miou == 'all' else 'all'
         rows.append((MEANS[other], *[f'{100*m.miou_over(other):.1f}' for m in results.values()]))
+    rows.append(('mIoU', *[f'{100*m.miou_over(miou):.1f}' for m in results.values()]))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows)
 
