@@ -214,13 +214,21 @@ class CsvLog:
     def __init__(self,
         path:Path,       # the file
         step:int=0,      # rows of this step and later are dropped (a resumed run writes them again)
+        numbers=(),      # columns that every row must have, with a number or nothing in it
     ):
         self.path, self.rows = Path(path), []
         if self.path.exists():
             whole = [r for r in _read_rows(self.path) if None not in r.values()]
             self.rows = [r for r in whole if (r.get('step') or '').isdecimal() and len(r['step']) < 12 and int(r['step']) < step]
+            for row in self.rows: self._check(row, numbers)
             if self.rows: write_atomic(self.path, self._write)
             else: self.path.unlink()
+    def _check(self, row, numbers):
+        for name in numbers:
+            try: float(row[name] or 'nan')
+            except (KeyError, ValueError):
+                cell = f"'{row[name][:40]}' is no number" if name in row else 'no such column'
+                raise DataError(f'{self.path}: {name} at step {row["step"]}: {cell}; restore the file, or move it away') from None
     def _write(self, path):
         with open(path, 'w', newline='', encoding='utf-8') as f:
             writer = csv.DictWriter(f, list(self.rows[0])); writer.writeheader(); writer.writerows(self.rows)
@@ -290,7 +298,7 @@ def run_state(
     if facts.get('host') == socket.gethostname():
         start = process_start(facts.get('pid', 0))
         alive = start is not None and start == facts.get('started')
-    else: alive = 0 <= time.time() - facts.get('time', 0) < silent
+    else: alive = abs(time.time() - facts.get('time', 0)) < silent
     return facts if alive else facts | dict(state='killed')
 
 def _is_count(value): return type(value) is int and 0 <= value < 2**33

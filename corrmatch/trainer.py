@@ -553,7 +553,8 @@ def _make_folder(self:Trainer, resume):
     try: (self.out/'pictures').mkdir(parents=True, exist_ok=True)
     except OSError as e: raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
     write_atomic(self.out/'config.json', json.dumps(asdict(self.config), indent=1).encode())
-    self.metrics, self.val_log = CsvLog(self.out/'metrics.csv', self.step+1), CsvLog(self.out/'val.csv', self.step+1)
+    scores = ('miou', *[f'iou_{n}' for n in self.sources.class_names])
+    self.metrics, self.val_log = CsvLog(self.out/'metrics.csv', self.step+1), CsvLog(self.out/'val.csv', self.step+1, scores)
     self.skip_log, self.writer = CsvLog(self.out/'skipped.csv', self.step), _tensorboard(self.out, self.step)
 
 # %% ../nbs/14_trainer.ipynb #ea51d689
