@@ -3,11 +3,13 @@
 # %% auto #0
 __all__ = ['HARMLESS', 'write_atomic', 'remove_draft', 'check_place', 'seal', 'is_sealed', 'read_checkpoint', 'save_checkpoint',
            'read_latest', 'read_json', 'read_record', 'recorded_config', 'config_changes', 'CsvLog', 'read_csv',
-           'process_start', 'note_state', 'run_state', 'refuse_if_running', 'Run', 'best_scores', 'best_row',
-           'list_runs', 'runs_table', 'progress_text', 'hours', 'Progress']
+           'process_start', 'note_state', 'run_state', 'refuse_if_running', 'hold_folder', 'Run', 'best_scores',
+           'best_row', 'list_runs', 'runs_table', 'progress_text', 'hours', 'Progress']
 
 # %% ../nbs/13c_runfolder.ipynb #819318d9
 import csv
+import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -42,7 +44,9 @@ def write_atomic(
         else: write(draft)
         with open(draft, 'rb+') as f: os.fsync(f.fileno())
         os.replace(draft, path)
-    except OSError as e: raise DataError(f'{path}: cannot be written ({e.strerror or e}); free space or choose another out=') from None
+    except OSError as e:
+        why = e.strerror or e if path.parent.is_dir() else f'there is no folder {path.parent}'
+        raise DataError(f'{path}: cannot be written ({why}); free space or choose another out=') from None
     finally: remove_draft(draft)
 
 def remove_draft(
@@ -319,6 +323,19 @@ def refuse_if_running(
     here, host, pid = socket.gethostname(), facts.get('host'), facts.get('pid')
     if facts['state'] != 'running' or (host, pid) == (here, os.getpid()) or (force and host != here): return
     raise DataError(f'{folder}: process {pid} on {host} is training there; wait for it or choose another out=' + ('' if host == here else f', or --force if {host} is gone'))
+
+def hold_folder(
+    folder:Path, # run folder
+):               # an open file that holds the lock until it is closed; None where there is nothing to lock
+    "Raise DataError when another process of this machine opens a run folder at this moment."
+    try: file = open(Path(folder)/'.lock', 'a')
+    except OSError: return None  # no such folder, or read-only: said by what is written next
+    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of those it forks; ends with it
+    except OSError as e:
+        file.close()
+        if e.errno not in (errno.EACCES, errno.EAGAIN): return None
+        raise DataError(f'{folder}: another process begins to train there; wait for it or choose another out=') from None
+    return file
 
 # %% ../nbs/13c_runfolder.ipynb #155232b2
 class Run(NamedTuple):

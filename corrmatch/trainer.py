@@ -13,7 +13,7 @@ import resource
 import signal
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from itertools import takewhile
@@ -35,7 +35,7 @@ from .metrics import ConfusionMatrix, evaluate
 from .parallel import (World, add_up, agree, first_checks, gather, micro_batches, my_positions, picture_keys, read_world, same_buffers, share_batch_norm, start_world,
                                 step_counts, without_exchange, wrap_step)
 from .pseudo import confidence, pseudo_label
-from .runfolder import (CsvLog, Progress, config_changes, note_state, read_checkpoint, read_csv, read_latest, recorded_config, refuse_if_running,
+from .runfolder import (CsvLog, Progress, config_changes, hold_folder, note_state, read_checkpoint, read_csv, read_latest, recorded_config, refuse_if_running,
                                  save_checkpoint, write_atomic)
 from .shards import spot_check
 from .step import (Sources, StepResult, autocast, eval_pairs, labeled_step, make_batches, make_beyond, make_model, make_optimizer, make_sources,
@@ -536,14 +536,30 @@ class SignalFlag:
 @patch
 def _open(self:Trainer, resume, force):
     "Make the run folder, or take up the one that is there."
-    first_checks(partial(refuse_if_running, self.out, force), self.world.first, self.talk)
-    if resume: self.load(force)
-    self.writer = None
-    first_checks(partial(self._make_folder, resume), self.world.first, self.talk)
+    held = []
+    try:
+        first_checks(lambda: held.append(self._claim(resume, force)), self.world.first, self.talk)
+        if resume: self.load(force)
+        self.writer = None
+        first_checks(partial(self._make_folder, resume), self.world.first, self.talk)
+        self._note('running')
+    finally:
+        for lock in filter(None, held): lock.close()
     self._clock, self._saved = (time.monotonic(), self.step), time.monotonic()
     self.progress = Progress(str(self.out), self.steps, self.step, self.quiet)
     self.model.train()
-    self._note('running')
+
+@patch
+def _claim(self:Trainer, resume, force):
+    "Lock the run folder while it is opened, so that of two processes that start at once one is refused."
+    try: self.out.mkdir(parents=True, exist_ok=True) if not resume else None
+    except OSError as e: raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
+    lock = hold_folder(self.out)
+    try: refuse_if_running(self.out, force)
+    except DataError:
+        if lock: lock.close()
+        raise
+    return lock
 
 @patch
 def _make_folder(self:Trainer, resume):
@@ -621,7 +637,7 @@ def fit(self:Trainer,
             for batch in self._loader():
                 self._after_step(self.run_step(batch), batch['broken'], flag)
     except BaseException as e:
-        self._note('stopped' if isinstance(e, KeyboardInterrupt) else 'failed')
+        with suppress(DataError): self._note('stopped' if isinstance(e, KeyboardInterrupt) else 'failed')  # the first fault counts
         raise
     finally:
         if self.writer: self.writer.close()
