@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['HARMLESS', 'write_atomic', 'remove_draft', 'check_place', 'seal', 'is_sealed', 'read_checkpoint', 'save_checkpoint',
            'read_latest', 'read_json', 'read_record', 'recorded_config', 'config_changes', 'CsvLog', 'read_csv',
-           'process_start', 'note_state', 'run_state', 'refuse_if_running', 'hold_folder', 'Run', 'best_scores',
-           'best_row', 'list_runs', 'runs_table', 'progress_text', 'hours', 'Progress']
+           'process_start', 'note_state', 'run_state', 'refuse_if_running', 'hold_folder', 'release_folder', 'Run',
+           'best_scores', 'best_row', 'list_runs', 'runs_table', 'progress_text', 'hours', 'Progress']
 
 # %% ../nbs/13c_runfolder.ipynb #819318d9
 import csv
@@ -336,6 +336,14 @@ def hold_folder(
         if e.errno not in (errno.EACCES, errno.EAGAIN): return None
         raise DataError(f'{folder}: another process begins to train there; wait for it or choose another out=') from None
     return file
+
+def release_folder(
+    lock, # from hold_folder
+):
+    "Give the lock back and leave no trace of it."
+    if lock is None: return
+    remove_draft(Path(lock.name))
+    lock.close()
 
 # %% ../nbs/13c_runfolder.ipynb #155232b2
 class Run(NamedTuple):

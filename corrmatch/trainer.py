@@ -35,7 +35,7 @@ from .metrics import ConfusionMatrix, evaluate
 from .parallel import (World, add_up, agree, first_checks, gather, micro_batches, my_positions, picture_keys, read_world, same_buffers, share_batch_norm, start_world,
                                 step_counts, without_exchange, wrap_step)
 from .pseudo import confidence, pseudo_label
-from .runfolder import (CsvLog, Progress, config_changes, hold_folder, note_state, read_checkpoint, read_csv, read_latest, recorded_config, refuse_if_running,
+from .runfolder import (CsvLog, Progress, config_changes, hold_folder, note_state, read_checkpoint, read_csv, read_latest, recorded_config, refuse_if_running, release_folder,
                                  save_checkpoint, write_atomic)
 from .shards import spot_check
 from .step import (Sources, StepResult, autocast, eval_pairs, labeled_step, make_batches, make_beyond, make_model, make_optimizer, make_sources,
@@ -544,7 +544,7 @@ def _open(self:Trainer, resume, force):
         first_checks(partial(self._make_folder, resume), self.world.first, self.talk)
         self._note('running')
     finally:
-        for lock in filter(None, held): lock.close()
+        for lock in held: release_folder(lock)
     self._clock, self._saved = (time.monotonic(), self.step), time.monotonic()
     self.progress = Progress(str(self.out), self.steps, self.step, self.quiet)
     self.model.train()
@@ -557,7 +557,7 @@ def _claim(self:Trainer, resume, force):
     lock = hold_folder(self.out)
     try: refuse_if_running(self.out, force)
     except DataError:
-        if lock: lock.close()
+        release_folder(lock)
         raise
     return lock
 
