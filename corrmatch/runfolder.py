@@ -104,6 +104,7 @@ def read_checkpoint(
     if odd: raise DataError(f'{path}: {", ".join(odd)} cannot come from a run; use the other checkpoint of the run, or train again')
     return state
 
+# %% ../nbs/13c_runfolder.ipynb #c56679d5
 _KINDS:dict[str, Any] = dict(model=dict, config=dict, optimizer=dict, threshold=dict, average=(dict, NoneType), step=int,
                              best=(int, float), skipped=int)
 
@@ -201,7 +202,7 @@ def config_changes(
     return [f'{k}: {old.get(k, "(none)")} -> {new.get(k, "(none)")}' for k in sorted({*old, *new})
             if k not in harmless and old.get(k, missing) != new.get(k, missing)]
 
-# %% ../nbs/13c_runfolder.ipynb #4222181b
+# %% ../nbs/13c_runfolder.ipynb #a7621627
 def _read_rows(path):
     "Rows of a CSV file as {column: text}; cells that are not there are None."
     try:
@@ -213,6 +214,7 @@ def _read_rows(path):
         if None in row: raise DataError(f'{path} line {n}: more cells than columns; restore the file, or move it away')
     return rows
 
+# %% ../nbs/13c_runfolder.ipynb #4222181b
 class CsvLog:
     "A CSV file that grows by rows and can be cut back to a step."
     def __init__(self,
@@ -324,6 +326,7 @@ def refuse_if_running(
     if facts['state'] != 'running' or (host, pid) == (here, os.getpid()) or (force and host != here): return
     raise DataError(f'{folder}: process {pid} on {host} is training there; wait for it or choose another out=' + ('' if host == here else f', or --force if {host} is gone'))
 
+# %% ../nbs/13c_runfolder.ipynb #9debb9c3
 def hold_folder(
     folder:Path, # run folder
 ):               # an open file that holds the lock until it is closed; None where there is nothing to lock

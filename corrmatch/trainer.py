@@ -26,7 +26,7 @@ import torch.distributed as dist
 from fastcore.basics import patch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from .batches import StepBatches, make_loader
+from .batches import StepBatches, is_loader_death, loader_fault, make_loader
 from .config import IGNORE_INDEX, PRESETS, Config, check_config
 from .convert import fitted_model
 from .data import ArraySource, DataError, check_source, missing_classes
@@ -425,6 +425,7 @@ def load(self:Trainer,
         raise DataError(f'{self.out}: its checkpoint does not fit these settings ({why}); choose another out=') from None
     for group, own in zip(self.optimizer.param_groups, rates): group.update(own)  # rate and decay are those of the settings, the momentum is kept
 
+# %% ../nbs/14_trainer.ipynb #5f3c7be3
 @patch
 def _take_up(self:Trainer, state):
     "Put everything back that `save` wrote."
@@ -549,6 +550,7 @@ def _open(self:Trainer, resume, force):
     self.progress = Progress(str(self.out), self.steps, self.step, self.quiet)
     self.model.train()
 
+# %% ../nbs/14_trainer.ipynb #6b1b3f33
 @patch
 def _claim(self:Trainer, resume, force):
     "Lock the run folder while it is opened, so that of two processes that start at once one is refused."
@@ -561,6 +563,7 @@ def _claim(self:Trainer, resume, force):
         raise
     return lock
 
+# %% ../nbs/14_trainer.ipynb #2737629a
 @patch
 def _make_folder(self:Trainer, resume):
     "Make the folder and open its logs; the first process does it for all."
@@ -638,6 +641,7 @@ def fit(self:Trainer,
                 self._after_step(self.run_step(batch), batch['broken'], flag)
     except BaseException as e:
         with suppress(DataError): self._note('stopped' if isinstance(e, KeyboardInterrupt) else 'failed')  # the first fault counts
+        if is_loader_death(e): raise loader_fault(e) from None  # its signal comes at any line
         raise
     finally:
         if self.writer: self.writer.close()
