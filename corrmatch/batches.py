@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['PARTNERS', 'whole_span', 'nearest_index', 'fast_view', 'blend', 'gray_of', 'turn_hue', 'blur_taps', 'blur',
            'fast_strong', 'strong_numbers', 'strong_on_device', 'BatchPlan', 'next_readable', 'labeled_batch', 'Views',
-           'make_views', 'unlabeled_batch', 'add_strong', 'StepBatches', 'StepLoader', 'keep_memory', 'make_loader',
-           'CachedSource']
+           'make_views', 'unlabeled_batch', 'add_strong', 'StepBatches', 'is_loader_death', 'loader_fault',
+           'StepLoader', 'keep_memory', 'make_loader', 'CachedSource']
 
 # %% ../nbs/04b_batches.ipynb #29e7c3d4
 import ctypes
@@ -409,6 +409,20 @@ class StepBatches(BatchPlan, Dataset):
         unlabeled = unlabeled_batch(self, self.order_u, self.order_mix, step)
         return batch | unlabeled | dict(broken=batch['broken'] + unlabeled['broken'])
 
+# %% ../nbs/04b_batches.ipynb #71189bf9
+def is_loader_death(
+    error:BaseException, # while batches are used
+)->bool:
+    "Is it torch's word that a loader process has died?"
+    return isinstance(error, RuntimeError) and 'DataLoader worker' in str(error)
+
+def loader_fault(
+    error:BaseException, # of a loader process that died
+)->DataError:
+    "Say it in one line, with the usual reason."
+    return DataError(f'a loader process died ({str(error).split(". ")[0]}); often memory: lower workers, crop or batch; '
+                     'in a container give more shared memory (--shm-size)')
+
 # %% ../nbs/04b_batches.ipynb #27f6358d
 class StepLoader(DataLoader):
     "A loader whose processes end with its iteration, whatever ends it."
@@ -416,8 +430,8 @@ class StepLoader(DataLoader):
         iterator = super().__iter__()
         try: yield from iterator
         except RuntimeError as e:
-            if 'DataLoader worker' not in str(e): raise
-            raise DataError(f'a loader process died ({str(e).split(". ")[0]}); often memory: lower workers, crop or batch; in a container give more shared memory (--shm-size)') from None
+            if not is_loader_death(e): raise
+            raise loader_fault(e) from None
         finally:
             if self.num_workers: iterator._shutdown_workers()
 

@@ -220,7 +220,7 @@ def cmd_eval(
     confusion = evaluate(model, eval_pairs(sources.val, device), config.n_classes, config.evaluation, config.crop)
     if not confusion.matrix.sum(): raise ValueError(f"val='{config.val}': every scored pixel is ignored (evaluation='{config.evaluation}'); name masks that show classes")
     absent = absent_text([n for n, shown in zip(sources.class_names, confusion.present()) if not shown], config.miou)
-    print('\n'.join(filter(None, [note, iou_table({args.checkpoint: confusion}, sources.class_names, config.miou), absent])))
+    print('\n'.join(filter(None, [note, absent, iou_table({args.checkpoint: confusion}, sources.class_names, config.miou)])))
 
 # %% ../nbs/23_cli.ipynb #2ebfbd26
 def add_eval(

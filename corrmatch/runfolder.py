@@ -4,11 +4,13 @@
 __all__ = ['HARMLESS', 'write_atomic', 'remove_draft', 'check_place', 'seal', 'is_sealed', 'read_checkpoint', 'save_checkpoint',
            'read_latest', 'read_json', 'read_record', 'recorded_config', 'config_changes', 'list_mark',
            'read_conversion', 'data_record', 'read_data_record', 'data_changes', 'CsvLog', 'read_csv', 'process_start',
-           'note_state', 'run_state', 'refuse_if_running', 'Run', 'best_scores', 'best_row', 'list_runs', 'runs_table',
-           'progress_text', 'hours', 'Progress']
+           'note_state', 'run_state', 'refuse_if_running', 'hold_folder', 'release_folder', 'Run', 'best_scores',
+           'best_row', 'list_runs', 'runs_table', 'progress_text', 'hours', 'Progress']
 
 # %% ../nbs/13c_runfolder.ipynb #819318d9
 import csv
+import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -43,7 +45,9 @@ def write_atomic(
         else: write(draft)
         with open(draft, 'rb+') as f: os.fsync(f.fileno())
         os.replace(draft, path)
-    except OSError as e: raise DataError(f'{path}: cannot be written ({e.strerror or e}); free space or choose another out=') from None
+    except OSError as e:
+        why = e.strerror or e if path.parent.is_dir() else f'there is no folder {path.parent}'
+        raise DataError(f'{path}: cannot be written ({why}); free space or choose another out=') from None
     finally: remove_draft(draft)
 
 def remove_draft(
@@ -101,6 +105,7 @@ def read_checkpoint(
     if odd: raise DataError(f'{path}: {", ".join(odd)} cannot come from a run; use the other checkpoint of the run, or train again')
     return state
 
+# %% ../nbs/13c_runfolder.ipynb #c56679d5
 _KINDS:dict[str, Any] = dict(model=dict, config=dict, optimizer=dict, threshold=dict, average=(dict, NoneType), step=int,
                              best=(int, float), skipped=int)
 
@@ -264,7 +269,7 @@ def data_changes(
     if old['masks'] and new['masks'] and old['masks'] != new['masks']: out.append(f"masks: {old['masks']['kind']} -> {new['masks']['kind']}, with other values")
     return out
 
-# %% ../nbs/13c_runfolder.ipynb #4222181b
+# %% ../nbs/13c_runfolder.ipynb #a7621627
 def _read_rows(path):
     "Rows of a CSV file as {column: text}; cells that are not there are None."
     try:
@@ -276,18 +281,27 @@ def _read_rows(path):
         if None in row: raise DataError(f'{path} line {n}: more cells than columns; restore the file, or move it away')
     return rows
 
+# %% ../nbs/13c_runfolder.ipynb #4222181b
 class CsvLog:
     "A CSV file that grows by rows and can be cut back to a step."
     def __init__(self,
         path:Path,       # the file
         step:int=0,      # rows of this step and later are dropped (a resumed run writes them again)
+        numbers=(),      # columns that every row must have, with a number or nothing in it
     ):
         self.path, self.rows = Path(path), []
         if self.path.exists():
             whole = [r for r in _read_rows(self.path) if None not in r.values()]
             self.rows = [r for r in whole if (r.get('step') or '').isdecimal() and len(r['step']) < 12 and int(r['step']) < step]
+            for row in self.rows: self._check(row, numbers)
             if self.rows: write_atomic(self.path, self._write)
             else: self.path.unlink()
+    def _check(self, row, numbers):
+        for name in numbers:
+            try: float(row[name] or 'nan')
+            except (KeyError, ValueError):
+                cell = f"'{row[name][:40]}' is no number" if name in row else 'no such column'
+                raise DataError(f'{self.path}: {name} at step {row["step"]}: {cell}; restore the file, or move it away') from None
     def _write(self, path):
         with open(path, 'w', newline='', encoding='utf-8') as f:
             writer = csv.DictWriter(f, list(self.rows[0])); writer.writeheader(); writer.writerows(self.rows)
@@ -357,7 +371,7 @@ def run_state(
     if facts.get('host') == socket.gethostname():
         start = process_start(facts.get('pid', 0))
         alive = start is not None and start == facts.get('started')
-    else: alive = 0 <= time.time() - facts.get('time', 0) < silent
+    else: alive = abs(time.time() - facts.get('time', 0)) < silent
     return facts if alive else facts | dict(state='killed')
 
 def _is_count(value): return type(value) is int and 0 <= value < 2**33
@@ -378,6 +392,28 @@ def refuse_if_running(
     here, host, pid = socket.gethostname(), facts.get('host'), facts.get('pid')
     if facts['state'] != 'running' or (host, pid) == (here, os.getpid()) or (force and host != here): return
     raise DataError(f'{folder}: process {pid} on {host} is training there; wait for it or choose another out=' + ('' if host == here else f', or --force if {host} is gone'))
+
+# %% ../nbs/13c_runfolder.ipynb #9debb9c3
+def hold_folder(
+    folder:Path, # run folder
+):               # an open file that holds the lock until it is closed; None where there is nothing to lock
+    "Raise DataError when another process of this machine opens a run folder at this moment."
+    try: file = open(Path(folder)/'.lock', 'a')
+    except OSError: return None  # no such folder, or read-only: said by what is written next
+    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of those it forks; ends with it
+    except OSError as e:
+        file.close()
+        if e.errno not in (errno.EACCES, errno.EAGAIN): return None
+        raise DataError(f'{folder}: another process begins to train there; wait for it or choose another out=') from None
+    return file
+
+def release_folder(
+    lock, # from hold_folder
+):
+    "Give the lock back and leave no trace of it."
+    if lock is None: return
+    remove_draft(Path(lock.name))
+    lock.close()
 
 # %% ../nbs/13c_runfolder.ipynb #155232b2
 class Run(NamedTuple):

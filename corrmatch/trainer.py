@@ -14,7 +14,7 @@ import resource
 import signal
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from itertools import takewhile
@@ -28,7 +28,7 @@ import torch.distributed as dist
 from fastcore.basics import patch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from .batches import StepBatches, make_loader
+from .batches import StepBatches, is_loader_death, loader_fault, make_loader
 from .config import IGNORE_INDEX, PRESETS, Config, check_config
 from .convert import fitted_model
 from .data import ArraySource, DataError, check_source, mark_output, missing_classes
@@ -37,8 +37,8 @@ from .metrics import ConfusionMatrix, evaluate
 from .parallel import (World, add_up, agree, first_checks, gather, micro_batches, my_positions, picture_keys, read_world, same_buffers, share_batch_norm, start_world,
                                 step_counts, without_exchange, wrap_step)
 from .pseudo import confidence, pseudo_label
-from .runfolder import (CsvLog, Progress, config_changes, data_changes, data_record, note_state, read_checkpoint, read_csv, read_data_record,
-                                 read_latest, recorded_config, refuse_if_running, save_checkpoint, write_atomic)
+from .runfolder import (CsvLog, Progress, config_changes, data_changes, data_record, hold_folder, note_state, read_checkpoint, read_csv,
+                                 read_data_record, read_latest, recorded_config, refuse_if_running, release_folder, save_checkpoint, write_atomic)
 from .shards import spot_check
 from .step import (Sources, StepResult, autocast, eval_pairs, labeled_step, make_batches, make_beyond, make_model, make_optimizer, make_sources,
                             make_threshold, mixed_valid, pick_precision, prepare_model, set_lr, show_prediction, to_device, total_steps, train_step,
@@ -450,6 +450,7 @@ def load(self:Trainer,
         raise DataError(f'{self.out}: its checkpoint does not fit these settings ({why}); choose another out=') from None
     for group, own in zip(self.optimizer.param_groups, rates): group.update(own)  # rate and decay are those of the settings, the momentum is kept
 
+# %% ../nbs/14_trainer.ipynb #5f3c7be3
 @patch
 def _take_up(self:Trainer, state):
     "Put everything back that `save` wrote."
@@ -593,16 +594,34 @@ def _compare_data(self:Trainer, resume, force):
 def _open(self:Trainer, resume, force):
     "Make the run folder, or take up the one that is there."
     self._refuse_lone()
-    first_checks(partial(refuse_if_running, self.out, force), self.world.first, self.talk)
-    if resume: self.load(force)
-    first_checks(partial(self._compare_data, resume, force), self.world.first, self.talk)
-    self.writer = None
-    first_checks(partial(self._make_folder, resume), self.world.first, self.talk)
+    held = []
+    try:
+        first_checks(lambda: held.append(self._claim(resume, force)), self.world.first, self.talk)
+        if resume: self.load(force)
+        first_checks(partial(self._compare_data, resume, force), self.world.first, self.talk)
+        self.writer = None
+        first_checks(partial(self._make_folder, resume), self.world.first, self.talk)
+        self._note('running')
+    finally:
+        for lock in held: release_folder(lock)
     self._clock, self._saved = (time.monotonic(), self.step), time.monotonic()
     self.progress = Progress(str(self.out), self.steps, self.step, self.quiet)
     self.model.train()
-    self._note('running')
 
+# %% ../nbs/14_trainer.ipynb #6b1b3f33
+@patch
+def _claim(self:Trainer, resume, force):
+    "Lock the run folder while it is opened, so that of two processes that start at once one is refused."
+    try: self.out.mkdir(parents=True, exist_ok=True) if not resume else None
+    except OSError as e: raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
+    lock = hold_folder(self.out)
+    try: refuse_if_running(self.out, force)
+    except DataError:
+        release_folder(lock)
+        raise
+    return lock
+
+# %% ../nbs/14_trainer.ipynb #2737629a
 @patch
 def _make_folder(self:Trainer, resume):
     "Make the folder and open its logs; the first process does it for all."
@@ -613,7 +632,8 @@ def _make_folder(self:Trainer, resume):
     except OSError as e: raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
     write_atomic(self.out/'config.json', json.dumps(asdict(self.config), indent=1).encode())
     if self._data: write_atomic(self.out/'data.json', json.dumps(self._data, indent=1).encode())
-    self.metrics, self.val_log = CsvLog(self.out/'metrics.csv', self.step+1), CsvLog(self.out/'val.csv', self.step+1)
+    scores = ('miou', *[f'iou_{n}' for n in self.sources.class_names])
+    self.metrics, self.val_log = CsvLog(self.out/'metrics.csv', self.step+1), CsvLog(self.out/'val.csv', self.step+1, scores)
     self.skip_log, self.writer = CsvLog(self.out/'skipped.csv', self.step), _tensorboard(self.out, self.step)
 
 # %% ../nbs/14_trainer.ipynb #ea51d689
@@ -680,7 +700,8 @@ def fit(self:Trainer,
             for batch in self._loader():
                 self._after_step(self.run_step(batch), batch['broken'], flag)
     except BaseException as e:
-        self._note('stopped' if isinstance(e, KeyboardInterrupt) else 'failed')
+        with suppress(DataError): self._note('stopped' if isinstance(e, KeyboardInterrupt) else 'failed')  # the first fault counts
+        if is_loader_death(e): raise loader_fault(e) from None  # its signal comes at any line
         raise
     finally:
         if self.writer: self.writer.close()
@@ -736,10 +757,10 @@ def iou_table(
     "IoU of every class and their mean, in percent, one column a result; – for a class that the ground truth does not show."
     def cell(m, c): return f'{100*float(m.iou()[c]):.1f}' if m.present()[c] else ABSENT
     rows = [('', *results)] + [(name, *[cell(m, c) for m in results.values()]) for c, name in enumerate(class_names)]
-    rows.append(('mIoU', *[f'{100*m.miou_over(miou):.1f}' for m in results.values()]))
     if not all(m.present().all() for m in results.values()):
         other = 'present' if miou == 'all' else 'all'
         rows.append((MEANS[other], *[f'{100*m.miou_over(other):.1f}' for m in results.values()]))
+    rows.append(('mIoU', *[f'{100*m.miou_over(miou):.1f}' for m in results.values()]))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows)
 

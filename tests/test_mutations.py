@@ -15,11 +15,15 @@ import pytest
 from PIL import Image
 
 from corrmatch.cli import main
+from corrmatch.data import DataError
+from corrmatch.predict import open_model
+from corrmatch.report import class_rows, read_run, run_line, summary_rows
+from corrmatch.runfolder import CsvLog, list_runs, read_checkpoint, read_csv, read_record, recorded_config, runs_table
 from corrmatch.trainer import Trainer
 from mutations import mutate_bytes, mutate_csv, mutate_json, mutate_state
 from runs_for_tests import small
 
-N = int(os.environ.get('CORRMATCH_MUTATIONS', 240))
+N = int(os.environ.get('CORRMATCH_MUTATIONS', 400))  # through the readers; a fifth of it through the commands
 SECONDS = 60
 FILES = {'config.json': mutate_json, 'state.json': mutate_json, 'metrics.csv': mutate_csv, 'val.csv': mutate_csv, 'skipped.csv': mutate_csv,
          'best.pt': mutate_state, 'last.pt': mutate_state, 'before.pt': mutate_state}
@@ -88,8 +92,8 @@ def judge(name, command, result):
     return None
 
 
-def one(root, place, seed):
-    "Damage one file of a copy of the run, and let a command read it."
+def damaged(root, place, seed):
+    "A copy of the run with one damaged file, the file's name, and the generator for further draws."
     draw = random.Random(seed)
     shutil.rmtree(place, ignore_errors=True)
     run = Path(shutil.copytree(root/'run', place/'runs'/'run'))
@@ -102,16 +106,47 @@ def one(root, place, seed):
     if changed is None: path.mkdir()
     else: path.write_bytes(changed)
     if name == 'before.pt': (run/'last.pt').write_bytes(b'damaged')
+    return run, name, draw
+
+
+def one(root, place, seed):
+    "Damage one file of a copy of the run, and let a command read it."
+    run, name, draw = damaged(root, place, seed)
     command = draw.choice(READERS[name])
     return name, command, call(*commands(place, run)[command])
 
 
-def test_mutations(site, tmp_path):
-    faults, codes = [], Counter()
-    for seed in range(N):
+def read(run, name):
+    "Read a file of a run with what the commands use, without their work."
+    if name == 'config.json': recorded_config(read_record(run), 'config.json')
+    if name.endswith('.pt'): recorded_config(read_checkpoint(run/name)['config'], name)
+    if name == 'best.pt': open_model(run)
+    if name == 'skipped.csv': CsvLog(run/name, 10)
+    if name in ('metrics.csv', 'val.csv'): CsvLog(shutil.copy(run/name, run/'copy.csv'), 10); read_csv(run/name)
+    log = read_run(run)
+    assert runs_table(list_runs(run.parent)) and run_line(log) and summary_rows(log) and isinstance(class_rows(log), list)
+
+
+def test_readers(site, tmp_path):
+    "DataError of one line that names the file, or correct work."
+    faults, refused = [], 0
+    for seed in range(10**6, 10**6 + N):
+        run, name, _ = damaged(site, tmp_path/'place', seed)
+        try: read(run, name)
+        except DataError as e:
+            refused += 1
+            if '\n' in str(e) or len(str(e)) > 700 or not re.search(r'\.(pt|csv|json)', str(e)): faults.append(f'seed {seed}, {name}: {str(e)[:300]}')
+        except Exception: faults.append(f'seed {seed}, {name}: ' + ' | '.join(traceback.format_exc().splitlines()[-3:])[:400])
+    assert not faults, f'{len(faults)} of {N}:\n' + '\n'.join(faults[:60])
+    assert N//4 < refused < N, refused
+
+
+def test_commands(site, tmp_path):
+    faults, codes, n = [], Counter(), max(1, N//5)
+    for seed in range(n):
         name, command, result = one(site, tmp_path/'place', seed)
         codes[result[0]] += 1
         wrong = judge(name, command, result)
         if wrong: faults.append(f'seed {seed}: {name} under {command}: {wrong}')
-    assert not faults, f'{len(faults)} of {N}:\n' + '\n'.join(faults[:60])
-    assert codes[0] > N//20 and codes[1] > N//5, codes
+    assert not faults, f'{len(faults)} of {n}:\n' + '\n'.join(faults[:60])
+    assert codes[0] > n//20 and codes[1] > n//5, codes

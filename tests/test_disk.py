@@ -1,0 +1,100 @@
+"A disk that is full, and folders that are shared or taken away: one line, nothing half written, no drafts."
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from corrmatch.cli import main
+from corrmatch.data import DataError
+from corrmatch.runfolder import hold_folder, run_state
+from corrmatch.trainer import Trainer
+from runs_for_tests import command, environment, small
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "A data set of large noisy images, and a run."
+    root, draw = tmp_path_factory.mktemp('disk'), np.random.default_rng(0)
+    for kind in ('images', 'masks'): (root/'data'/kind).mkdir(parents=True)
+    for i in range(8):
+        Image.fromarray(draw.integers(0, 255, (60, 60, 3), dtype=np.uint8)).save(root/'data'/'images'/f'{i:0100d}.png')
+        Image.fromarray(draw.integers(0, 2, (60, 60), dtype=np.uint8)).save(root/'data'/'masks'/f'{i:0100d}.png')
+    Trainer(small(root/'run', steps=2, eval_every=2, toy_labeled=4), quiet=True).fit()
+    return root
+
+
+def files(root): return {p: p.read_bytes() for p in root.rglob('*') if p.is_file()}
+
+
+@pytest.mark.parametrize('limit', [0, 3000])
+@pytest.mark.parametrize('argv', [
+    ('predict', 'run', 'data/images', '--out', 'out', '--device', 'cpu'), ('pseudo', 'run', 'data/images', '--out', 'out', '--device', 'cpu'),
+    ('report', 'run', '--out', 'out/r.html', '--device', 'cpu', '--pictures', '1'), ('check', 'data', '--out', 'out'),
+    ('check', 'data', '--out', 'out', '--convert', 'clean'), ('split', 'data', '--labels', '2', '--out', 'out'),
+    ('export', 'run', '--format', 'safetensors', '--out', 'w.safetensors'), ('export', 'run', '--format', 'reference', '--out', 'w.pth'),
+    ('explore', 'data/images/' + '0'*100 + '.png', '--model', 'run', '--out', 'x.html', '--device', 'cpu'), ('table', 'run', '--out', 'table.txt'),
+    ('train', 'toy', '--crop', '33', '--toy-unlabeled', '8', '--batch-x', '2', '--batch-u', '2', '--steps', '2', '--device', 'cpu', '--out', 'new', '--weights=', '--dim', '16', '--stride', '8')],
+    ids=lambda a: '_'.join(w for w in a[:4] if '/' not in w)[:24])
+def test_full_disk(site, tmp_path, monkeypatch, capsys, argv, limit):
+    "No file may grow beyond `limit` bytes, as on a disk with so much room."
+    place = shutil.copytree(site, tmp_path/'place')
+    monkeypatch.chdir(place)
+    before, old = files(place), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try: code = main(list(argv))
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    said = [l for l in capsys.readouterr().err.splitlines() if l.startswith('corrmatch: ')]
+    after = files(place)
+    assert not [p for p in after if p.name.endswith('.part') or '.part.' in p.name]
+    assert all(after[p] == data for p, data in before.items())
+    new = [p for p in after if p not in before]
+    for p in new:
+        if p.suffix in ('.png', '.jpg'): Image.open(p).load()
+        if p.suffix == '.json': json.loads(p.read_text())
+        if p.suffix == '.html': assert p.read_text().endswith('</html>\n')
+    if code: assert code == 1 and len(said) == 1 and 'Traceback' not in said[0], said
+    else: assert limit == 3000 and argv[0] in ('split', 'table'), 'it fits'
+
+
+def test_only_one_process_opens_a_folder(tmp_path):
+    "Of two that start at the same moment one is refused, while the other still opens the folder and has noted no state."
+    (tmp_path/'run').mkdir()
+    code = f"import time; from corrmatch.runfolder import hold_folder; lock = hold_folder({str(tmp_path/'run')!r}); print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, '-c', code], env=environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == 'held\n'
+        with pytest.raises(DataError, match='another process begins to train there'): Trainer(small(tmp_path/'run'), quiet=True).fit()
+        assert run_state(tmp_path/'run')['state'] == 'unknown'
+    finally: other.kill(); other.wait()
+    hold_folder(tmp_path/'run').close()  # a killed process holds nothing
+
+
+def test_two_trainings_in_one_folder(tmp_path):
+    jobs = [dict(out=tmp_path/'run', steps=30, eval_every=30)]
+    both = [subprocess.Popen(command(jobs, tmp_path/name), env=environment(), stderr=subprocess.PIPE, text=True) for name in 'ab']
+    said = [p.communicate(timeout=200)[1] for p in both]
+    assert sorted(p.returncode for p in both) == [0, 1], said
+    refused = said[[p.returncode for p in both].index(1)]
+    assert 'train' in refused and 'choose another out=' in refused and 'Traceback' not in refused
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_the_folder_is_deleted_in_the_middle(tmp_path, workers):
+    jobs = [dict(out=tmp_path/'run', steps=100_000, eval_every=100_000, log_every=1, save_every=5, workers=workers)]
+    process = subprocess.Popen(command(jobs, tmp_path/'jobs'), env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path/'run'/'metrics.csv').exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(.05)
+    os.rename(tmp_path/'run', tmp_path/'gone')
+    kept = set(os.listdir(tmp_path/'gone'))
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and 'cannot be written' in said and 'Traceback' not in said, said[-1500:]
+    assert not (tmp_path/'run').exists() and set(os.listdir(tmp_path/'gone')) <= kept
