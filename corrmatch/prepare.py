@@ -6,7 +6,7 @@ __all__ = ['Scan', 'scan_item', 'follow', 'in_threads', 'scan_items', 'Finding',
            'Split', 'make_split', 'rehearse', 'auto_config']
 
 # %% ../nbs/18_prepare.ipynb #c6ff265f
-import base64, hashlib, html, io, json, os, shutil, sys, time, unicodedata
+import hashlib, io, json, os, shutil, sys, time, unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from .coco import annotated_size
 from .config import IGNORE_INDEX, Config, preset
 from .data import ClassCounts, IMAGE_SUFFIXES, DataError, list_lines, mark_output, missing_classes, parse_line, read_classes, read_split
@@ -449,21 +449,22 @@ def show_shares(
 from .pages import Card, embed, figure_png, render_page, thumbnail
 
 # %% ../nbs/18_prepare.ipynb #b13da307
-def _overlay(scan, mapping):
+def _overlay(scan, report):
     "Thumbnails of an image and of its mask in colours on top of it."
-    image, name = read_photo(scan.item.image, scan.turned), Path(scan.item.image).name
+    mapping, name = report.mapping, Path(scan.item.image).name
+    image = read_photo(scan.item.image, scan.turned, report.depth if scan.span else None)
     plain = thumbnail(image, f'picture {name}', 160)
     if scan.values is None or scan.fault: return [plain]
-    ids = map_ids(read_stored(scan.item, scan.size)[0], mapping.table)
+    ids = map_ids(read_stored(scan.item, scan.size, mapping.by_color).values, mapping.table)
     painted = Image.fromarray(colorize(ids, np.vstack([mapping.colors, np.zeros((1, 3), np.uint8)])))
     painted = painted.resize(image.shape[1::-1], Image.Resampling.NEAREST)
     return [plain, thumbnail(np.asarray(Image.blend(Image.fromarray(image), painted, .6)), f'mask on {name}', 160)]
 
-def _card(scan, mapping, root, text=''):
+def _card(scan, report, text=''):
     "One image of the page, with its name and what is wrong with it."
-    try: pictures = _overlay(scan, mapping)
+    try: pictures = _overlay(scan, report)
     except (DataError, ValueError): pictures = []
-    return Card(pictures, _rel(scan.item.image, root), lines=(text,) if text else ())
+    return Card(pictures, _rel(scan.item.image, report.layout.root), lines=(text,) if text else ())
 
 def _share_png(report):
     "The figure of class shares."
@@ -484,9 +485,9 @@ def report_html(
     bars = embed(_share_png(report), 'bars of class shares') if report.usable else None
     classes = list(zip(mapping.names, np.asarray(mapping.colors).tolist()))
     page = render_page('check.html', f'Data report: {root.resolve().name}', layout=describe_layout(report.layout),
-                       masks=mapping.text, verdict=report_text(report).splitlines()[-1], findings=report.findings,
-                       faulty=[_card(s, mapping, root, text) for s, text in faulty],
-                       sound=[_card(s, mapping, root) for s in sound], bars=bars,
+                       masks=mapping.text, verdict=report_text(report).splitlines()[-1], findings=report.findings, files=file_table(report.layout),
+                       faulty=[_card(s, report, text) for s, text in faulty],
+                       sound=[_card(s, report) for s in sound], bars=bars,
                        classes=classes, columns=columns[:-1], rows=[r[:-1] for r in rows])
     return page.decode()
 
