@@ -111,7 +111,7 @@ def read_photo(
 )->np.ndarray:             # (h,w,3) uint8
     "Read an image of any depth as RGB bytes."
     image = load_picture(path)
-    if turn: image = ImageOps.exif_transpose(image)
+    if turn: ImageOps.exif_transpose(image, in_place=True)
     try: return rgb_bytes(image, depth)
     except DataError as e: raise DataError(f'{path}: {e}') from None
 

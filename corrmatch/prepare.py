@@ -457,7 +457,7 @@ def _overlay(scan, report):
     mapping, name = report.mapping, Path(scan.item.image).name
     image = read_photo(scan.item.image, scan.turned, report.depth if scan.span else None)
     n = max(1, max(image.shape)//640)  # of a large image every n-th pixel is enough
-    image = image[::n, ::n]
+    image = image[::n, ::n].copy()
     plain = thumbnail(image, f'picture {name}', 160)
     if scan.values is None or scan.fault: return [plain]
     ids = map_ids(read_stored(scan.item, scan.size, mapping.by_color).values[::n, ::n], mapping.table)
