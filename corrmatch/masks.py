@@ -220,7 +220,7 @@ def mask_facts(
     ramp = _ramp(stored.values, found) if len(found) >= 32 else 0.
     return MaskFacts(name, stored.mode, {v: n for v, n, _ in rows}, {v: n for v, _, n in rows if n}, stored.palette, stored.jpeg, ramp)
 
-def _bands(values, pixels=2**22):
+def _bands(values, pixels=2**20):
     "Cut a mask into bands of lines, each with its solid pixels: a large mask is never sorted or copied whole."
     n = max(1, pixels//values.shape[1])
     for y in range(0, len(values), n):
@@ -229,7 +229,7 @@ def _bands(values, pixels=2**22):
 
 def _ramp(values, found):
     "Share of unequal horizontal and vertical neighbours whose ranks in `found` differ by at most 2."
-    near, unequal, n = 0, 0, max(1, 2**22//values.shape[1])
+    near, unequal, n = 0, 0, max(1, 2**20//values.shape[1])
     for y in range(0, len(values), n):
         ranks = np.searchsorted(found, values[y:y+n+1])
         for steps in (np.abs(np.diff(ranks[:n], axis=1)), np.abs(np.diff(ranks, axis=0))):
