@@ -309,7 +309,7 @@ def read_classes(
     names, colors = zip(*class_rows(path), strict=True)
     return list(names), np.array(colors, np.uint8) if colors[0] else palette(len(names), 'pascal')
 
-# %% ../nbs/03_data.ipynb #0e5590b6
+# %% ../nbs/03_data.ipynb #4c1d7e07
 def too_large(
     error:Image.DecompressionBombError, # of Pillow, above twice Image.MAX_IMAGE_PIXELS
 )->str:
@@ -317,6 +317,7 @@ def too_large(
     pixels, most = (int(n) for n in re.findall(r'\d+', str(error))[:2])
     return f'{pixels:,} pixels, more than the {most:,} that are read; scale it down or cut it into parts'
 
+# %% ../nbs/03_data.ipynb #0e5590b6
 def _open(path, modes, wanted, decode=True):
     "Open and decode a file of one of these PIL modes; every way to fail becomes a DataError."
     try:

@@ -202,6 +202,24 @@ def solid_pixels(
         for columns in (slice(None, -1), slice(1, None)): out[rows, columns] |= block
     return out
 
+# %% ../nbs/17a_masks.ipynb #4c1d7e06
+def _bands(values, pixels=2**20):
+    "Cut a mask into bands of lines, each with its solid pixels: a large mask is never sorted or copied whole."
+    n = max(1, pixels//values.shape[1])
+    for y in range(0, len(values), n):
+        solid = solid_pixels(values[max(y-1, 0):y+n+1])[min(y, 1):]
+        yield values[y:y+n], solid[:n]
+
+def _ramp(values, found):
+    "Share of unequal horizontal and vertical neighbours whose ranks in `found` differ by at most 2."
+    near, unequal, n = 0, 0, max(1, 2**20//values.shape[1])
+    for y in range(0, len(values), n):
+        ranks = np.searchsorted(found, values[y:y+n+1])
+        for steps in (np.abs(np.diff(ranks[:n], axis=1)), np.abs(np.diff(ranks, axis=0))):
+            unequal += np.count_nonzero(steps)
+            near += np.count_nonzero((steps > 0) & (steps <= 2))
+    return near/max(unequal, 1)
+
 # %% ../nbs/17a_masks.ipynb #eb2752ca
 def mask_facts(
     stored:StoredMask, # from read_mask
@@ -219,23 +237,6 @@ def mask_facts(
     rows = list(zip(found.tolist(), counts.tolist(), inner.tolist()))[:most]
     ramp = _ramp(stored.values, found) if len(found) >= 32 else 0.
     return MaskFacts(name, stored.mode, {v: n for v, n, _ in rows}, {v: n for v, _, n in rows if n}, stored.palette, stored.jpeg, ramp)
-
-def _bands(values, pixels=2**20):
-    "Cut a mask into bands of lines, each with its solid pixels: a large mask is never sorted or copied whole."
-    n = max(1, pixels//values.shape[1])
-    for y in range(0, len(values), n):
-        solid = solid_pixels(values[max(y-1, 0):y+n+1])[min(y, 1):]
-        yield values[y:y+n], solid[:n]
-
-def _ramp(values, found):
-    "Share of unequal horizontal and vertical neighbours whose ranks in `found` differ by at most 2."
-    near, unequal, n = 0, 0, max(1, 2**20//values.shape[1])
-    for y in range(0, len(values), n):
-        ranks = np.searchsorted(found, values[y:y+n+1])
-        for steps in (np.abs(np.diff(ranks[:n], axis=1)), np.abs(np.diff(ranks, axis=0))):
-            unequal += np.count_nonzero(steps)
-            near += np.count_nonzero((steps > 0) & (steps <= 2))
-    return near/max(unequal, 1)
 
 # %% ../nbs/17a_masks.ipynb #f4ebbbaf
 class MaskMap(NamedTuple):
