@@ -157,10 +157,11 @@ def test_cell_ids_are_unique(path):
 
 @each_notebook
 def test_imports(path):
-    "No star imports; a notebook imports only from those before it."
+    "No star imports; a notebook whose cells become a module imports only from those before it."
     order = {m[1]: p.name.split('_')[0] for p in NUMBERED if (m := re.search(r'#\| *default_exp (\w+)', p.read_text(encoding='utf-8')))}
-    own, lines = path.name.split('_')[0] if path in NUMBERED else '~', []
-    for cell in read(path):
+    cells, lines = read(path), []
+    own = path.name.split('_')[0] if path in NUMBERED and any(c.exported for c in cells) else '~'
+    for cell in cells:
         for n in ast.walk(cell.tree):
             if not isinstance(n, (ast.Import, ast.ImportFrom)): continue
             where, imported = f'{path.name} cell {cell.number}', [a.name for a in n.names]
