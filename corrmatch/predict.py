@@ -207,7 +207,7 @@ class LoadedModel:
         "Show the correlation explorer of an image in a notebook; its long side becomes at most `longest` pixels."
         if not isinstance(self.model, CorrMatchNet):
             raise ValueError(f"method '{self.config.method}' has no correlation head; load a run with one, such as method=corrmatch")
-        shown = _scaled(as_picture(image, parse_depth(self.config.depth)), longest)
+        shown = np.array(_scaled(as_picture(image, parse_depth(self.config.depth)), longest))  # writable
         settings = dict(cut=self.config.region_cut, tau=self.tau, transposed=self.config.transposed) | settings
         return explorer(shown, self.model, names=self.names, colors=self.colors, **settings)
 
