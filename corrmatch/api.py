@@ -49,7 +49,7 @@ def check(
     said = _meaning(meaning)
     _refuse_unknown(meaning)
     given = parse_depth(depth)
-    report = check_data(folder, classes, workers, meaning=said, depth=given, allow_missing=allow_missing)
+    report = check_data(Path(folder), classes, workers, meaning=said, depth=given, allow_missing=allow_missing)
     if report.ok: report.findings = rehearse(report, labels, allow_missing) + report.findings
     return report
 
@@ -67,7 +67,8 @@ def split(
     "Choose labeled, unlabeled and validation images and write the lists."
     said = _meaning(meaning)
     _refuse_unknown(meaning)
-    return make_split(Path(folder), labels, seed, val, out, classes, meaning=said, depth=parse_depth(depth))
+    lists = Path(out) if out else None
+    return make_split(Path(folder), labels, seed, val, lists, classes, meaning=said, depth=parse_depth(depth))
 
 # %% ../nbs/22b_api.ipynb #a91f0010
 def _by_the_first(make, device):
@@ -148,7 +149,7 @@ def resume(
     _refuse_unknown(settings, Config.__dataclass_fields__)
     if 'data' in settings and not Path(settings['data']).is_dir():
         raise DataError(f"{settings['data']}: no such folder; data is where the run's data are now")
-    return _run(recorded_config(read_record(run), str(path), **settings | dict(out=str(run))), True, force, quiet)
+    return _run(recorded_config(read_record(Path(run)), str(path), **settings | dict(out=str(run))), True, force, quiet)
 
 # %% ../nbs/22b_api.ipynb #a91f0018
 def predict(

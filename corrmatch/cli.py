@@ -17,7 +17,6 @@ import os
 import re
 import sys
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import cast
 from .config import METHODS, PRESETS, Config, nearest, preset
