@@ -21,7 +21,7 @@ from .convert import export_reference_state, load_reference_checkpoint, load_wei
 from .data import DataError
 from .formats import make_folder
 from .model import PooledBranch, resize
-from .predict import Opened, open_model
+from .predict import load
 from .runfolder import write_atomic
 from .views import IMAGENET_MEAN, IMAGENET_STD
 
@@ -229,7 +229,7 @@ def export_run(
 )->Exported:
     "Write a trained network in one of the formats and check the file."
     path = _target(run, format, out)
-    opened = open_model(run, checkpoint)
+    opened = load(run, checkpoint, 'cpu')
     net = InferenceNet(opened.model)
     make_folder(path.parent)
     if format in ('onnx', 'export'):

@@ -276,6 +276,7 @@ class Report:
     depth:Depth = Depth()        # values of deep images that become 0 and 255
     meaning:Meaning = Meaning()  # what was said about the masks
 
+    def __repr__(self): return report_text(self)
     @property
     def ok(self): return not any(f.level == 'error' for f in self.findings)
     @property

@@ -1,4 +1,5 @@
 "What every file of a folder counts as: images, masks, visualisations, our own outputs, annotations of other tools; names in odd spellings."
+import importlib
 import json
 import logging
 import os
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from corrmatch import predict
 from corrmatch.config import preset
 from corrmatch.data import OUTPUT_MARK, mark_output, read_classes, read_split
 from corrmatch.formats import file_table, find_classes, find_layout
 from corrmatch.masks import Meaning
+from corrmatch.predict import LoadedModel
 from corrmatch.prepare import _numbers, check_data, make_split, report_json, report_text, save_report
 from corrmatch.shards import list_folder, open_list
 from corrmatch.step import make_model
@@ -535,8 +536,8 @@ def test_a_bar_within_one_image(monkeypatch):
         def __exit__(self, *error): pass
         def update(self, n): moved.append(n)
 
-    monkeypatch.setattr(predict, 'tqdm', Bar)
+    monkeypatch.setattr(importlib.import_module('corrmatch.predict'), 'tqdm', Bar)
     config = preset('toy', 'supervised', crop=33)
-    predictor = predict.Predictor(make_model(config)[0].eval(), config, [str(c) for c in range(config.n_classes)], np.zeros((config.n_classes, 3), np.uint8), tile=48)
+    predictor = LoadedModel(make_model(config)[0].eval(), config, [str(c) for c in range(config.n_classes)], np.zeros((config.n_classes, 3), np.uint8), tile=48)
     predictor.predict(np.zeros((200, 60, 3), np.uint8))
     assert moved[0] == ('total', 200, True) and sum(moved[1:]) == 200 and len(moved) > 4
