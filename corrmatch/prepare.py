@@ -167,6 +167,8 @@ def _judge(scan, mapping, root):
     mask = _rel(item.mask or item.image, root)
     if scan.fault: return [Finding('error', 'unreadable', _rel(item.mask if scan.size else item.image, root) if item.mask else _rel(item.image, root), scan.fault.partition(': ')[2] or scan.fault)]
     if scan.values is None: return out
+    try: _line([_rel(item.image, root), mask])
+    except DataError as e: return [Finding('error', 'name', mask, str(e).partition(': ')[2])]
     if scan.size != scan.mask_size and not scan.turned:
         (w, h), (mw, mh) = scan.size, scan.mask_size
         out.append(Finding('error', 'size', mask, f'mask has {mw}x{mh} pixels, its picture {w}x{h}; make both the same size'))
@@ -388,9 +390,13 @@ def _share_rows(report):
     return columns, rows
 
 # %% ../nbs/18_prepare.ipynb #c51f0001
+def _printed(path):
+    "A path on one line."
+    return path if path.isprintable() else repr(path)[1:-1]
+
 def _file_lines(report):
     "What every file of the folder is used for; the numbers add up to all files below it, hidden ones too, each once behind links."
-    rows = [[use, n, f'  {example}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
+    rows = [[use, n, f'  {_printed(example)}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
     return ['', _table(['files', 'number', 'such as', ''], rows), f'files in all: {len(report.layout.files)}', '']
 
 # %% ../nbs/18_prepare.ipynb #30302261
@@ -406,7 +412,7 @@ def report_text(
     lines += _file_lines(report)
     for level in ('error', 'warning'):
         of = [f for f in report.findings if f.level == level]
-        lines += [f'{level}: {f.file + ": " if f.file else ""}{f.text}' for f in of[:most]]
+        lines += [f'{level}: {_printed(f.file) + ": " if f.file else ""}{f.text}' for f in of[:most]]
         if len(of) > most: lines.append(f'... and {len(of)-most} more {level}s, all of them in report.html and report.json')
     n_bad = len({f.file for f in report.errors if f.file})
     verdict = 'can be trained on' if report.ok else f'cannot be trained on as it is, faulty files: {n_bad}; mend or remove them' + ', or let `corrmatch split` leave them out'*bool(n_bad)
@@ -913,7 +919,7 @@ def auto_config(
 )->tuple:                   # Config and the text that explains it
     "Make the record of a run from a data folder alone."
     report = check_data(folder, classes, 0, progress, meaning, parse_depth(changes.get('depth', '')), bool(changes.get('allow_missing')))
-    unfit = [f for f in report.errors if not f.file and (f.kind != 'classes' or classes)]  # absent classes of the folder's own file: training refuses them
+    unfit = [f for f in report.errors if not f.file]
     if unfit: raise DataError(f'{report.layout.root}: {unfit[0].text}')
     root, given = report.layout.root, {k: changes[k] for k in ('labeled', 'unlabeled', 'val') if k in changes}
     chosen, why = _choose_lists(report, given, labels, 0, share, lists, progress)  # the run's seed draws no lists: runs of several seeds share them
