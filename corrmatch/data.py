@@ -106,7 +106,7 @@ def folder_homes(
     root:Path,  # data folder; may itself be a link
 )->list[str]:   # real paths: its own, then those of folders linked directly inside it
     "List the places that the lists of a data folder may read from."
-    with os.scandir(root) as entries: links = sorted(e.path for e in entries if e.is_symlink() and e.is_dir())
+    with os.scandir(root) as entries: links = sorted(e.path for e in entries if e.is_symlink() and os.path.isdir(e.path))
     own = os.path.realpath(root)
     return [own] + [real for p in links if leads_out(own, [real := os.path.realpath(p)])]
 
