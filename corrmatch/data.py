@@ -5,7 +5,8 @@ __all__ = ['IMAGE_SUFFIXES', 'LEADS_OUT', 'IMAGE_FOLDERS', 'MASK_FOLDERS', 'OUTP
            'DataError', 'iter_lines', 'list_lines', 'parse_line', 'climbs_out', 'line_fields', 'folder_homes',
            'leads_out', 'Pair', 'read_split', 'folder_role', 'derived_from', 'mask_of', 'mark_output', 'own_outputs',
            'class_rows', 'read_classes', 'open_image', 'open_mask', 'Source', 'FolderSource', 'ArraySource',
-           'count_ids', 'read_pair', 'ClassCounts', 'check_source', 'missing_classes', 'rng_for', 'EndlessOrder']
+           'count_ids', 'read_pair', 'ClassCounts', 'check_source', 'missing_classes', 'refuse_shared', 'rng_for',
+           'EndlessOrder']
 
 # %% ../nbs/03_data.ipynb #4a57317c
 import os, re
@@ -477,6 +478,22 @@ def missing_classes(
     if not absent: return ''
     return (f'{len(absent)} of {len(counts.images)} classes occur in none of the {counts.n_images} masks: {", ".join(absent[:8])}{", ..." if len(absent) > 8 else ""}; '
             'add labeled pictures that show them, or lower n_classes')
+
+# %% ../nbs/03_data.ipynb #d41e9c02
+def refuse_shared(
+    name:str,       # of the setting that names the list: labeled or unlabeled
+    path:str,       # the list
+    source:Source,  # its images; more than fifty thousand are not compared
+    val_path:str,   # the validation list
+    val:Source,     # its images
+):
+    "Raise DataError if a validation image is learned from."
+    if len(source) > 50_000: return
+    def files(images): return {os.path.realpath(images.where(i)[0]) for i in range(len(images))}
+    shared = sorted(files(val) & files(source))
+    if not shared: return
+    raise DataError(f"{name}='{path}': holds {len(shared)} of the pictures of val='{val_path}', such as {shared[0]}; "
+                    'a score on what was learned says nothing: take them out of one of the lists')
 
 # %% ../nbs/03_data.ipynb #05140317
 LABELED, UNLABELED, MIX = 0, 1, 2  # streams of random numbers

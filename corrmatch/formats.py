@@ -400,7 +400,10 @@ def _listed(root, texts, items):
         except DataError as e: faults[text] = str(e).partition(': ')[2]; continue
         index = index or _index(root, items)
         rows = [_row(index, f'{os.path.dirname(text)}/{f}') for _, f in fields]
-        if sum(r is not None for r in rows)*2 <= len(rows): continue
+        lost = [f for (_, f), r in zip(fields, rows) if r is None]
+        if lost and (2*len(lost) < len(rows) or '/' not in text):
+            faults[text] = f'{len(lost)} of {len(rows)} lines name no image of this folder, such as `{lost[0][:60]}`'
+        if 2*len(lost) >= len(rows): continue
         if -1 in rows:
             n, field = fields[rows.index(-1)]
             raise DataError(f'{root/text} line {n}: `{field}` fits several images; write its path below the data folder')
@@ -414,8 +417,8 @@ def _listed(root, texts, items):
 def _use_lists(layout, found):
     "Give items the splits that lists name; the lists that were used."
     used, faults = _listed(layout.root, found['.txt'] + found['.csv'], layout.items)
-    levels = {text: 'warning' if 'is empty' in why else 'error' for text, why in faults.items()}
-    layout.remarks += tuple((levels[text], 'list', text, f'{why}; the list is not used') for text, why in faults.items())
+    levels = {text: 'warning' if 'is empty' in why or 'name no image' in why else 'error' for text, why in faults.items()}
+    layout.remarks += tuple((levels[text], 'list', text, f'{why}; {"these lines are" if text in used else "the list is"} not used') for text, why in faults.items())
     return used
 
 # %% ../nbs/17b_formats.ipynb #62af0d3a

@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 from .coco import annotated_size
 from .config import IGNORE_INDEX, Config, preset
-from .data import ClassCounts, IMAGE_SUFFIXES, DataError, list_lines, mark_output, missing_classes, parse_line, read_classes, read_split
+from .data import (ClassCounts, FolderSource, IMAGE_SUFFIXES, DataError, list_lines, mark_output, missing_classes, parse_line, read_classes,
+                            read_split, refuse_shared)
 from .formats import Item, Layout, describe_layout, file_table, find_layout, make_folder, read_stored, write_file
 from .masks import (Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_picture, map_ids,
                              color_facts, mask_facts, parse_depth, read_photo)
@@ -880,13 +881,25 @@ def rehearse(
     if allow_missing or counts.all(): return []
     return [Finding('error', 'classes', '', missing_classes(ClassCounts(counts, counts, 0, len(labeled)), report.mapping.names) + ' (--allow_missing yes goes on without them)')]
 
+def _rehearsed_split(report, labels):
+    "Rows of `usable` that lists made by `train` would take as labeled; DataError where it would refuse to make them."
+    root = report.layout.root
+    _need_writable(root, 'the lists', '--out of `split` or --lists of `train`')
+    val = _choose_val(report, .2, 0)[0]
+    rows = _rest(report, val)[0]
+    chosen = _choose_labeled(report, rows, labels or len(rows), 0)
+    scored = [report.usable[i] for i in val]
+    paths = [_targets(s, report, False)[0] or _rel(s.item.image, root) for s in scored]
+    _keep_val(root/'splits/s0', str(len(chosen)), ''.join(map(_line, ([p] for p in paths))))
+    return chosen
+
 def _rehearsed(report, labels):
     "Rows of `usable` that `train` will take as labeled; DataError where it would refuse."
     root, known = report.layout.root, _known(report)
     lists, _ = ({}, '') if labels else _found_lists(root, known)
-    if not lists:
-        rows, pool, _ = _rest(report, _choose_val(report, .2, 0)[0])
-        return _choose_labeled(report, rows, labels or len(rows), 0)
+    if not lists: return _rehearsed_split(report, labels)
+    sources = {k: open_unlabeled(p, root) if k == 'unlabeled' else FolderSource(read_split(root/p, root)) for k, p in lists.items()}
+    for kind in sources.keys() - {'val'}: refuse_shared(kind, lists[kind], sources[kind], lists['val'], sources['val'])
     row_of = {s.item.name: i for i, s in enumerate(report.usable)}
     rows = {kind: [row_of.get(n, n) for n in sorted(_names_in(root/path, known, root))] for kind, path in lists.items() if kind != 'unlabeled'}
     lost = next(((kind, n) for kind, found in rows.items() for n in found if isinstance(n, str)), None)
