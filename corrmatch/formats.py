@@ -567,12 +567,16 @@ def _not_derived(root, items, places):
     homes = {}
     for i in items:
         if i.mask: homes.setdefault(_stem(i.image.name), []).append(_below(root, i.image))
-    kept, derived = [], {}
+    kept, derived, stems = [], {}, Counter(_stem(i.image.name) for i in items)
     for i in items:
         path, same = _below(root, i.image), homes.get(_stem(i.image.name), ())
         if i.mask or len(same) != 1 or not _is_derived(path, same[0], places): kept.append(i)
-        else: derived[path] = 'visualisation', 'of the name of an image with a mask'
-    return kept, derived
+        else: derived[path] = _DRAWN
+    folders = {os.path.dirname(path) for path in derived}
+    others = [i for i in kept if not i.mask and stems[_stem(i.image.name)] > 1 and os.path.dirname(_below(root, i.image)) in folders]
+    return [i for i in kept if i not in others], derived | {_below(root, i.image): _DRAWN for i in others}
+
+_DRAWN = 'visualisation', 'of the name of an image with a mask'
 
 def _is_derived(path, home, places):
     "Does an image without a mask show another one, of the same name and with a mask? Frames of several scenes share names, too."

@@ -148,6 +148,15 @@ def _rel(path, root): return os.path.relpath(path, root).replace(os.sep, '/')
 def _colors_of(values): return ', '.join(f'{v>>16} {(v>>8)&255} {v&255}' for v in values)
 
 # %% ../nbs/18_prepare.ipynb #c0c05c41
+def _line(paths):
+    "One line of a list; a tab where a path has blanks."
+    paths = [p for p in paths if p]
+    line = ('\t' if any(c.isspace() for p in paths for c in p) else ' ').join(paths)
+    try: same = not {'\n', '\r'} & {*line} and list(parse_line(line)[1:len(paths)+1]) == paths
+    except DataError: same = False
+    if not same: raise DataError(f'{paths[0]!r}: a list cannot hold this name; rename the file, without tabs, line breaks and blanks at the ends')
+    return line + '\n'
+
 def _rescaled(scans, root):
     "The remark on outlines that were scaled to images of another size."
     sizes = [(s, annotated_size(s.item.objects)) for s in scans if s.item.objects and s.mask_size]
@@ -607,15 +616,6 @@ def convert_data(
     return root
 
 # %% ../nbs/18_prepare.ipynb #d9233ffb
-def _line(paths):
-    "One line of a list; a tab where a path has blanks."
-    paths = [p for p in paths if p]
-    line = ('\t' if any(c.isspace() for p in paths for c in p) else ' ').join(paths)
-    try: same = not {'\n', '\r'} & {*line} and list(parse_line(line)[1:len(paths)+1]) == paths
-    except DataError: same = False
-    if not same: raise DataError(f'{paths[0]!r}: a list cannot hold this name; rename the file, without tabs, line breaks and blanks at the ends')
-    return line + '\n'
-
 def _write_sides(root, scans, converted):
     "Lists train.txt, val.txt and test.txt of a new folder, as far as the old one told."
     for side in ('train', 'val', 'test'):
