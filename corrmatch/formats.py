@@ -7,7 +7,7 @@ __all__ = ['PICTURE_SUFFIXES', 'MASK_TAILS', 'COLOR_TAILS', 'COLORED', 'IMAGE_TA
            'read_stored', 'make_folder', 'write_file']
 
 # %% ../nbs/17b_formats.ipynb #a1343794
-import csv, os, re, unicodedata
+import csv, logging, os, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -147,13 +147,16 @@ def visible_files(
     root:Path,    # folder to search
     skipped=(),   # names of folders to leave out, lower case
 ):                # iterator of (folder, file name), in a fixed order
-    "Walk a tree, behind links to folders too, each folder once and hidden things left out."
+    "Walk a tree, behind links to folders too, each folder once; hidden things and what this package wrote are left out."
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):  # data often lives on another disk
         folders[:] = sorted(f for f in folders if not f.startswith('.') and f.lower() not in skipped)
         if (real := os.path.realpath(folder)) in seen: folders[:] = []; continue
         seen.add(real)
-        yield from ((folder, name) for name in sorted(names) if not name.startswith('.'))
+        own = own_outputs(folder, {*folders, *names}, False) if folder != os.fspath(root) else {}  # the folder that is named counts
+        if own: logging.getLogger('corrmatch').warning(f'{folder}: written by this package ({next(iter(own.values()))}) and left out')
+        folders[:] = [f for f in folders if f not in own]
+        yield from ((folder, name) for name in sorted(names) if not name.startswith('.') and name not in own)
 
 # %% ../nbs/17b_formats.ipynb #730e3bae
 def _tree(root):

@@ -646,3 +646,17 @@ def test_classes_with_numbers(tmp_path, text, names):
 def test_classes_that_nobody_can_number(tmp_path, text, word):
     wrote(tmp_path/'classes.txt', text)
     refused(lambda: find_classes(tmp_path), 'classes.txt', word)
+
+
+def test_predictions_below_the_images_are_not_predicted_again(tmp_path, caplog):
+    fill(tmp_path)
+    for name in ('masks/p0.png', 'overlays/p0.jpg'): put(tmp_path/'images/out'/name)
+    for name in ('index.html', 'table.csv'): wrote(tmp_path/'images/out'/name)
+    with caplog.at_level(logging.WARNING, 'corrmatch'): found = predict.find_inputs([tmp_path/'images'])
+    assert sorted(i.path.name for i in found) == [f'p{i}.jpg' for i in range(6)] and 'images/out: written by this package' in caplog.text
+
+
+def test_drawings_of_unlabeled_images_are_none_either(tmp_path):
+    fill(tmp_path, n_masks=4)
+    for i in range(6): put(tmp_path/f'debug/p{i}.png', i, 'color')
+    assert set(pairs(tmp_path)) == {f'images/p{i}.jpg' for i in range(6)}
