@@ -174,7 +174,7 @@ def _scan(folder, homes, top):
         for e in entries:
             if len(e.name) < 16: known.add(os.fsdecode(e.name))  # the names that tell an output are short
             if e.name.startswith(b'.'): continue
-            if e.is_dir(follow_symlinks=top):
+            if os.path.isdir(e.path) if top and e.is_symlink() else e.is_dir(follow_symlinks=False):
                 if not (e.is_symlink() and leads_out(os.fsdecode(e.path), homes)): folders.append(e.name)
             elif e.name.lower().endswith(_ENDINGS): names.append(e.name)
             if len(names) == 1 << 16: chunks.append(np.array(names)); names = []

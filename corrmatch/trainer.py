@@ -31,7 +31,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .batches import StepBatches, is_loader_death, loader_fault, make_loader
 from .config import IGNORE_INDEX, PRESETS, Config, check_config
 from .convert import fitted_model
-from .data import ArraySource, DataError, check_source, mark_output, missing_classes
+from .data import ArraySource, DataError, check_source, mark_output, missing_classes, refuse_shared
 from .losses import LossTerms, make_weights, ohem_ce, supervised_ce
 from .metrics import ConfusionMatrix, evaluate
 from .parallel import (World, add_up, agree, first_checks, gather, micro_batches, my_positions, picture_keys, read_world, same_buffers, share_batch_norm, start_world,
@@ -66,13 +66,9 @@ def _refuse_ignored(counts, name, path):
 
 # %% ../nbs/14_trainer.ipynb #79d2a5f0
 def _refuse_overlap(sources, config):
-    "Raise DataError if a validation picture is learned from; unlabeled sets of more than fifty thousand are not compared."
-    def files(source): return {os.path.realpath(source.where(i)[0]) for i in range(len(source))}
-    val = files(sources.val)
+    "Raise DataError if a validation image is learned from."
     for name, source in (('labeled', sources.labeled), ('unlabeled', sources.unlabeled)):
-        if source is None or len(source) > 50_000: continue
-        shared = sorted(val & files(source))
-        if shared: raise DataError(f"{name}='{getattr(config, name)}': holds {len(shared)} of the pictures of val='{config.val}', such as {shared[0]}; a score on what was learned says nothing: take them out of one of the lists")
+        if source is not None: refuse_shared(name, getattr(config, name), source, config.val, sources.val)
 
 # %% ../nbs/14_trainer.ipynb #c3d4e5a6
 def preflight(
