@@ -182,6 +182,8 @@ class MaskFacts(NamedTuple):
     palette:dict|None=None # as in StoredMask
     jpeg:bool=False    # as in StoredMask
     ramp:float=0.      # of unequal neighbours, the share whose values follow one another; 0 below 32 values
+    between:dict={}    # value -> pixels that lie between a lower and a higher neighbour, where 3 to 31 values occur
+    jumps:int=0        # neighbours that are further apart than two values that follow one another, likewise
 
     @property
     def thin(self):
@@ -217,7 +219,19 @@ def mask_facts(
     inner = np.bincount(where.reshape(values.shape)[solid], minlength=len(found))
     rows = list(zip(found.tolist(), counts.tolist(), inner.tolist()))[:most]
     ramp = _ramp(where.reshape(values.shape)) if len(found) >= 32 else 0.
-    return MaskFacts(name, stored.mode, {v: n for v, n, _ in rows}, {v: n for v, _, n in rows if n}, stored.palette, stored.jpeg, ramp)
+    few = 3 <= len(found) < 32 and not is_color(stored.mode)
+    between, jumps = _crossings(where.reshape(values.shape), found) if few else ({}, 0)
+    return MaskFacts(name, stored.mode, {v: n for v, n, _ in rows}, {v: n for v, _, n in rows if n}, stored.palette,
+                     stored.jpeg, ramp, between, jumps)
+
+def _crossings(ranks, found):
+    "{value: pixels between a lower and a higher neighbour}, and how often two neighbours pass over a value."
+    counts, jumps = np.zeros(len(found), int), 0
+    for r in (ranks, ranks.T):
+        steps = np.diff(r.astype(np.int16), axis=1)
+        jumps += int((np.abs(steps) > 1).sum())
+        counts += np.bincount(r[:, 1:-1][steps[:, 1:]*steps[:, :-1] > 0], minlength=len(found))
+    return {v: n for v, n in zip(found.tolist(), counts.tolist()) if n}, jumps
 
 def _ramp(ranks):
     "Share of unequal horizontal and vertical neighbours whose ranks differ by at most 2."
@@ -330,16 +344,21 @@ def _levels(levels, classes, void=()):
     return MaskMap('binary' if binary else 'levels', table, False, names, colors, text, remarks)
 
 # %% ../nbs/17a_masks.ipynb #31842363
-def _two_conventions(facts, where):
-    "Refuse a folder in which 1 and 255 both look like the foreground of binary masks."
-    ones, tops = ([f.name for f in facts if v in f.counts] for v in (1, IGNORE_INDEX))
-    if ones and tops and not {*ones} & {*tops}:
-        raise DataError(f'{where}: {len(ones)} masks hold 0 and 1 ({ones[0]}), {len(tops)} hold 0 and 255 ({tops[0]}), none both: save all alike, '
-                        'or say --ignore 255 if 255 is ignored')
+def _two_conventions(facts, ids, tops, where):
+    "Refuse a folder in which two of 1, 255 and 65535 look like the foreground of binary masks."
+    files = {v: [f.name for f in facts if v in f.counts] for v in (1, *tops) if v in (*ids, *tops)}
+    names = [{*of} for of in files.values()]
+    if len(files) < 2: return
+    first, *others = [f'{len(of)} {{}}hold 0 and {v} ({of[0]})' for v, of in files.items()]
+    if sum(map(len, names)) == len(set().union(*names)):
+        raise DataError(f'{where}: {", ".join([first.format("masks "), *(o.format("") for o in others)])}, none both: '
+                        f'save all alike, or say --ignore {tops[-1]} if {tops[-1]} is ignored')
+    if 1 not in files: raise _ambiguous_top([0, tops[0]], tops[1], where, 'save all alike')
 
-def _ambiguous_top(ids, top, where):
+def _ambiguous_top(ids, top, where, else_=''):
     shown = ', '.join(map(str, ids[:5]))
-    return DataError(f'{where}: masks hold {shown} and {top}: is {top} a class or ignored? Say --ignore {top}, or --classes {len(ids)+1} if it is a class')
+    else_ = else_ or f'--classes {len(ids)+1} if it is a class'
+    return DataError(f'{where}: masks hold {shown} and {top}: is {top} a class or ignored? Say --ignore {top}, or {else_}')
 
 def _n_ids(ids, files, n_masks):
     "Classes of masks that hold ids: the run from the smallest up to a gap that only rare values cross."
@@ -347,6 +366,30 @@ def _n_ids(ids, files, n_masks):
     for a, b in zip(ids, ids[1:]):
         if b - a > 8 and rare.issuperset(v for v in ids if v >= b): return a + 1
     return ids[-1] + 1
+
+# %% ../nbs/17a_masks.ipynb #4c1d7a2e
+def _mere_specks(facts, ids, top, where):
+    "Refuse masks whose ids are slips of a brush beside large areas of the value that usually means `ignored`."
+    def is_tiny(v, f): return f.counts.get(v, 0) <= max(3, .001*sum(f.counts.values()))
+    pixels = sum(f.counts.get(v, 0) for f in facts for v in ids if v)
+    if not pixels*10 < sum(f.counts.get(top, 0) for f in facts): return
+    if not all(is_tiny(v, f) for f in facts for v in ids if v): return
+    raise DataError(f'{where}: masks hold {top} in large areas and {", ".join(str(v) for v in ids[:5] if v)} in specks of '
+                    f'{pixels} pixels in all: is {top} a class or ignored? Say --ignore {top}, or --map FILE if it is a class')
+
+
+def _one_more(known, ids, n_files, n_masks, where):
+    "Refuse ids up to k where k classes are named, if that is no fault of a few masks."
+    if n_files*5 < n_masks: return
+    remedy = 'name class 0 as well, in the first line, or say --ignore 0 if it is none'
+    if 0 not in ids: remedy = 'ids that count from 1 are read with --ignore 0'
+    raise DataError(f'{where}: masks hold ids up to {known}, and {known} classes are named: {remedy}')
+
+def _far_ids(ids, where):
+    shown = ', '.join(map(str, ids[:6])) + (', ...' if len(ids) > 6 else '')
+    return DataError(f'{where}: masks hold {shown}, and ids beyond 253 do not fit: at most {IGNORE_INDEX-1} classes; number '
+                     'those that occur with --map order, or say which class each is with --map FILE')
+
 
 # %% ../nbs/17a_masks.ipynb #fa992131
 def _value_map(facts, classes, meaning, where):
@@ -356,13 +399,17 @@ def _value_map(facts, classes, meaning, where):
     ids, tops = [v for v in kept if v not in _VOIDS], [v for v in kept if v in _VOIDS[1:]]
     void = {*meaning.ignore, *_VOIDS}
     if not ids: raise DataError(f'{where}: {"every pixel of every mask is ignored" if not tops else f"all masks hold {tops[0]} alone"}; nothing can be learned from them')
+    if {*ids} <= {0, 1}: _two_conventions(facts, ids, tops, where)
     if ids == [0] and tops: return _levels([0, tops[0]], classes, void - {tops[0]})
-    if ids == [0, 1] and tops == [IGNORE_INDEX]: _two_conventions(facts, where)
     if meaning.map == 'order': return _levels(ids, classes, void)
+    if tops and ids[-1] and not known: _mere_specks(facts, ids, tops[0], where)
     n = _n_ids(ids, seen.files, len(facts))
     run = [v for v in ids if v < n]
     spaced = len(run) > 1 and min(b-a for a, b in zip(run, run[1:])) > 4 and not run[-1] < known
-    if not spaced: return _id_map(n, known, classes, meaning, void, where)
+    if not spaced:
+        if n == known+1 and 0 not in meaning.ignore: _one_more(known, ids, seen.files[known], len(facts), where)
+        if n > IGNORE_INDEX-1 and len(run) <= 64 and not meaning.ignore: raise _far_ids(run, where)
+        return _id_map(n, known, classes, meaning, void, where)
     if tops and known != len(run):
         if known != len(run)+1 and not _is_even([*run, tops[0]]): raise _ambiguous_top(run, tops[0], where)
         run = [*run, tops[0]]
@@ -374,6 +421,8 @@ def _id_map(n, known, classes, meaning, void, where):
     "The mapping of ids 0..n-1, of which some may be ignored; the ids behind them move down."
     skipped = [v for v in meaning.ignore if 0 <= v < max(n, known)]
     k = max(n, known + len(skipped)*(known < n)) if skipped else known or n
+    if known > max(n, IGNORE_INDEX-1):
+        raise DataError(f'{where}: {known} classes are named, at most {IGNORE_INDEX-1} fit beside the ignored value; take out some')
     if k - len(skipped) > IGNORE_INDEX-1:
         raise DataError(f'{where}: values up to {n-1}, at most {IGNORE_INDEX-1} classes fit beside the ignored value (instance ids?); say which class each is with --map FILE')
     ids = [v for v in range(k) if v not in skipped]
@@ -408,6 +457,49 @@ def _color_map(facts, classes, meaning, where):
     names, colors = _named(len(found), classes, [(v >> 16, (v >> 8) & 255, v & 255) for v in found])
     names = names if classes and len(classes[0]) == len(found) else [f'color_{v:06x}' for v in found]
     return MaskMap('colours', dict(zip(found, range(len(found)))) | void, True, names, colors, f'RGB colours: {len(found)} found and numbered in order; write classes.txt (`name R G B`) to fix names and order')
+
+# %% ../nbs/17a_masks.ipynb #4c1d7a32
+def _value_texts(values, packed):
+    "Values, or colours, for a message."
+    some = values[:3]
+    if packed: some = [f'{v >> 16} {(v >> 8) & 255} {v & 255}' for v in some]
+    return ', '.join(map(str, some)) + ', ...'*(len(values) > 3)
+
+def _specks(facts, found):
+    "Values with a class that are specks and lines in every mask that shows them; and those that are more somewhere."
+    solid = set()
+    for f in facts: solid |= {v for v, n in f.counts.items() if n > 3} - {*f.thin}
+    classes = {v for v, c in found.table.items() if c != IGNORE_INDEX}
+    return sorted({v for f in facts for v in f.counts} & classes - solid), solid
+
+def _doubts(facts, found, is_named):
+    "Sentences about classes that may be none."
+    lone, solid = _specks(facts, found)
+    n, total = (sum(f.counts.get(v, 0) for f in facts for v in lone), sum(sum(f.counts.values()) for f in facts))
+    out = []
+    if lone and not is_named and (len(lone) > 2 or n < .001*total):
+        out.append(f'{"colours" if found.packed else "values"} {_value_texts(lone, found.packed)} are specks and lines of '
+                   f'{n} pixels in all, and classes: if they are slips of a brush or come of smoothing, correct the masks, '
+                   'or say what they are with --map FILE')
+    soft = [f for f in facts if sum(n for v, n in f.between.items() if v in solid) >= max(16, 3*f.jumps)]
+    if len(soft)*2 >= len(facts):
+        out.append(f'in {len(soft)} of {len(facts)} masks, such as {soft[0].name}, ids lie as lines of one pixel between lower '
+                   'and higher ones: if masks were resized with interpolation, their borders show classes that are not '
+                   'there; resize with nearest neighbour')
+    return out + _alike_colors(found)*(not is_named)
+
+
+# %% ../nbs/17a_masks.ipynb #4c1d7a33
+def _alike_colors(found):
+    "A sentence about colours that are nearly the same, where colours were found and not named."
+    if found.kind != 'colours' or not all(name.startswith('color_') for name in found.names): return []
+    colors = np.asarray(found.colors, int)
+    near = np.abs(colors[:, None] - colors).max(-1) <= 8
+    pairs = np.argwhere(np.triu(near, 1)).tolist()
+    if not pairs: return []
+    a, b = (_value_texts([int(_pack(colors[c]))], True) for c in pairs[0])
+    return [f'colours {a} and {b} are nearly alike, and two classes; if they are one, say so with --map FILE '
+            '(lines `R G B NAME` with one name)']
 
 # %% ../nbs/17a_masks.ipynb #6b179de9
 def _palettes(facts, where):
@@ -498,7 +590,8 @@ def find_mapping(
         raise DataError(f'{where}: {len(main)-len(sound)} of {len(main)} masks cannot be trusted, the first is {bad.name}, {bad.fault}; or say which values belong together with --map FILE (`0..127 background`)')
     found = _special(layout, sound, classes) or (_color_map if colored else _value_map)(sound, classes, meaning, where)
     if found.kind == 'ids' and {f.mode for f in main} == {'1'}: found = found._replace(kind='binary', text='binary, 1 bit: set pixels are class 1')
-    found = found._replace(remarks=(*found.remarks, remark) if remark else found.remarks, by_color=bool(remark))
+    doubts = _doubts(sound, found, bool(classes)) if found.kind not in ('objects', 'Cityscapes ids') else []
+    found = found._replace(remarks=(*found.remarks, *doubts, *[remark]*bool(remark)), by_color=bool(remark))
     return _to_front(found, meaning.background, where)
 
 # %% ../nbs/17a_masks.ipynb #0f457097
