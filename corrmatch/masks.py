@@ -219,7 +219,7 @@ def mask_facts(
     inner = np.bincount(where.reshape(values.shape)[solid], minlength=len(found))
     rows = list(zip(found.tolist(), counts.tolist(), inner.tolist()))[:most]
     ramp = _ramp(where.reshape(values.shape)) if len(found) >= 32 else 0.
-    few = 3 <= len(found) < 32 and not is_color(stored.mode)
+    few = 3 <= len(found) < 32 and found[-1] < 2**16  # not colours
     between, jumps = _crossings(where.reshape(values.shape), found) if few else ({}, 0)
     return MaskFacts(name, stored.mode, {v: n for v, n, _ in rows}, {v: n for v, _, n in rows if n}, stored.palette,
                      stored.jpeg, ramp, between, jumps)

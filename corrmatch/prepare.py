@@ -229,7 +229,7 @@ def _learnable(mapping, shares, sound, root, allow_missing):
     out = [Finding('warning', 'empty', _rel(empty[0].item.mask or empty[0].item.image, root), f'every pixel is ignored: {len(empty)} such masks; their images serve as unlabeled')] if empty else []
     shown = np.flatnonzero(shares.sum(0))
     if len(shares) and len(shown) < 2:
-        out.append(Finding('error', 'classes', '', f'all masks show one class alone ({mapping.names[shown[0]]}): there is nothing to tell apart; add masks that show other classes'))
+        out.append(Finding('error', 'classes', '', f'all masks show one class alone ({mapping.names[shown[0]]}): there is nothing to tell apart; add masks that show other classes{_if_void(mapping, sound)}'))
     absent = _absent(mapping, shares) if len(shares) else ''
     if absent and not (out and out[-1].level == 'error'): out.append(Finding('warning' if allow_missing else 'error', 'classes', '', absent))
     return out
@@ -241,8 +241,18 @@ def _absent(mapping, shares):
     names = ', '.join(mapping.names[c] for c in absent[:8]) + (', ...' if len(absent) > 8 else '')
     advice = 'add masks that show them, take them out of classes.txt, or go on without them (--allow_missing yes)'
     if mapping.as_is and absent[0] == 0: advice = 'ids that count from 1 are read with --ignore 0; else ' + advice
-    elif mapping.as_is and len(absent) > 1: advice = 'ids with gaps are numbered in order by --map order; else ' + advice
+    elif mapping.as_is and _is_gap(mapping, shares, absent[0]): advice = 'ids with gaps are numbered in order by --map order; else ' + advice
     return f'{len(absent)} of {len(mapping.names)} classes occur in no usable mask ({names}): {advice}'
+
+# %% ../nbs/18_prepare.ipynb #4c1d7a41
+def _is_gap(mapping, shares, c):
+    "Is a class without a name of its own absent while a later one is there?"
+    return mapping.names[c] == f'class {c}' and bool(shares.sum(0)[c:].any())
+
+def _if_void(mapping, sound):
+    "What to do if the value that is ignored was meant as a class."
+    void = {v for s in sound for v in s.values if mapping.table[v] == IGNORE_INDEX}
+    return f'; if {max(void)} is a class and not ignored, say so with --map FILE' if void and not mapping.packed else ''
 
 # %% ../nbs/18_prepare.ipynb #5c1e0a72
 def _depth_findings(layout, scans, depth):
@@ -364,9 +374,18 @@ def _remarks(layout, mapping, scans, remembered=''):
     if unsure: out.append(Finding('warning', 'orientation', _rel(unsure[0].item.image, layout.root), f'has an EXIF note that turns it, and the size of its mask does not tell whether that was drawn on the turned picture: {len(unsure)} such pictures are used as they are stored; where masks do not fit, save the pictures turned and without the note'))
     paged = [s for s in scans if s.pages > 1]
     if paged: out.append(Finding('warning', 'pages', _rel(paged[0].item.image, layout.root), f'has {paged[0].pages} pages, of which the first is used: {len(paged)} such images; save each page as an image of its own'))
-    try: read_classes(layout.root)
-    except DataError as e: out.append(Finding('error', 'classes', 'classes.txt', str(e).partition(': ')[2]))
-    return out
+    try: other = _other_classes(layout, mapping)
+    except DataError as e: other = str(e).partition(': ')[2]
+    return out + [Finding('error', 'classes', 'classes.txt', other)]*bool(other)
+
+def _other_classes(layout, mapping):
+    "What is wrong with the folder's own class file, where the masks are read with other classes; '' if nothing is."
+    own, names = read_classes(layout.root), list(mapping.names)
+    if not layout.classes or not own or own[0] == names: return ''
+    def few(names): return ', '.join(names[:4]) + ', ...'*(len(names) > 4)
+    return (f'names other classes ({few(own[0])}: {len(own[0])}) than the masks are read with ({few(names)}: {len(names)}); '
+            'write those names, or take the file away and give no classes')
+
 
 # %% ../nbs/18_prepare.ipynb #ada6aeb4
 def _table(columns, rows):
@@ -555,9 +574,8 @@ def _link(source, target):
 # %% ../nbs/18_prepare.ipynb #e970b065
 def _same_classes(report):
     "Refuse classes that were given where the folder's own file names others: training and prediction read the file."
-    own = read_classes(report.layout.root)
-    if report.layout.classes and own and own[0] != list(report.mapping.names):
-        raise DataError(f'{report.layout.root/"classes.txt"}: names other classes ({", ".join(own[0][:4])}{", ..." if len(own[0]) > 4 else ""}: {len(own[0])}) than those given ({len(report.mapping.names)}); take the file away, or give no classes')
+    other = _other_classes(report.layout, report.mapping)
+    if other: raise DataError(f'{report.layout.root/"classes.txt"}: {other}')
 
 def _mark(report):
     "What a conversion depends on beside the files: what stored values mean, and what was said about them."
