@@ -158,13 +158,14 @@ def read_mask(
     mode, jpeg = image.mode, image.format in ('JPEG', 'MPO', 'JPEG2000')
     if image.info['pages'] > 1: raise DataError(f"{path}: {image.info['pages']} pages; a mask has one: save the class of each pixel in a single page")
     if image.info['deep_color']: raise DataError(f'{path}: a mask in colours of 16 bits a channel; save it with 8 bits a channel, or as class ids')
+    if mode in ('LAB', 'HSV'): raise DataError(f'{path}: a mask in {mode} colours; save it in RGB or as class ids')
     if mode == 'P' and not by_color:
         values = np.asarray(image).astype(np.int32)
         return StoredMask(values, mode, _used_palette(image, values), jpeg)
     if mode.startswith('F'): return StoredMask(_whole_numbers(np.asarray(image), path), mode, None, jpeg)
     if mode in ('L', '1') or mode.startswith('I'): return StoredMask(np.asarray(image).astype(np.int32), mode, None, jpeg)
     values = np.asarray(image.getchannel(0)).astype(np.int32) if mode in ('LA', 'PA') else _pack(np.asarray(image.convert('RGB')))
-    if 'A' in image.getbands(): _check_alpha(values, np.asarray(image.getchannel('A')), path)
+    if mode[-1] in 'Aa': _check_alpha(values, np.asarray(image.getchannel('A')), path)
     return StoredMask(values, 'P colours' if mode == 'P' else mode, None, jpeg)
 
 def _used_palette(image, values):
@@ -387,8 +388,8 @@ def _one_more(known, ids, n_files, n_masks, where):
 
 def _far_ids(ids, where):
     shown = ', '.join(map(str, ids[:6])) + (', ...' if len(ids) > 6 else '')
-    return DataError(f'{where}: masks hold {shown}, and ids beyond 253 do not fit: at most {IGNORE_INDEX-1} classes; number '
-                     'those that occur with --map order, or say which class each is with --map FILE')
+    return DataError(f'{where}: masks hold {shown}, and ids beyond 253 do not fit: at most {IGNORE_INDEX-1} classes; if each is a '
+                     'class, number them with --map order; of instances, say which class each is with --map FILE')
 
 
 # %% ../nbs/17a_masks.ipynb #fa992131

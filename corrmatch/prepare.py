@@ -251,8 +251,16 @@ def _is_gap(mapping, shares, c):
 
 def _if_void(mapping, sound):
     "What to do if the value that is ignored was meant as a class."
-    void = {v for s in sound for v in s.values if mapping.table[v] == IGNORE_INDEX}
+    void = {v for s in sound for v in s.values if mapping.table.get(v) == IGNORE_INDEX}
     return f'; if {max(void)} is a class and not ignored, say so with --map FILE' if void and not mapping.packed else ''
+
+# %% ../nbs/18_prepare.ipynb #4c1d7a42
+def _much_ignored(mapping, scans, share):
+    "The sentence on masks most of whose pixels are ignored."
+    pixels = Counter({v: n for s in scans for v, n in s.values.items() if mapping.table[v] == IGNORE_INDEX})
+    value = _colors_of(list(pixels)[:1]) if mapping.packed else pixels.most_common(1)[0][0]
+    return (f'{100*share:.0f} % of the pixels with a mask are ignored, most of them of value {value}: '
+            'if that is a class, say so with --map FILE')
 
 # %% ../nbs/18_prepare.ipynb #5c1e0a72
 def _depth_findings(layout, scans, depth):
@@ -346,6 +354,7 @@ def check_data(
     shares, ignored = _shares(usable, mapping)
     findings = [f for _, fs in judged for f in fs] + _whole(layout, scans, usable) + _depth_findings(layout, scans, depth)
     findings += _remarks(layout, mapping, [s for s, fs in judged if not fs], remembered) + _learnable(mapping, shares, sound, layout.root, allow_missing)
+    if ignored > .5: findings.append(Finding('warning', 'values', '', _much_ignored(mapping, usable, ignored)))
     findings.sort(key=lambda f: f.level != 'error')
     return Report(layout, mapping, scans, findings, usable, shares, ignored, depth=depth or find_depth([s.span for s in scans if s.span]), meaning=meaning)
 
