@@ -479,23 +479,26 @@ def _doubts(facts, found, is_named):
     n, total = (sum(f.counts.get(v, 0) for f in facts for v in lone), sum(sum(f.counts.values()) for f in facts))
     out = []
     if lone and not is_named and (len(lone) > 2 or n < .001*total):
-        out.append(f'{"colours" if found.packed else "values"} {_value_texts(lone, found.packed)} are specks and lines of '
-                   f'{n} pixels in all, and classes: if they are slips of a brush or come of smoothing, correct the masks, '
-                   'or say what they are with --map FILE')
+        of = [f.name for f in facts if any(v in f.counts for v in lone)]
+        out.append(f'{"colour" if found.packed else "value"} {_value_texts(lone, found.packed)}: specks and lines alone, {n} pixels '
+                   f'in {len(of)} masks, such as {of[0]}, and a class; if slips of a brush or smoothing made it, correct the '
+                   'masks or say what it is with --map FILE')
     soft = [f for f in facts if sum(n for v, n in f.between.items() if v in solid) >= max(16, 3*f.jumps)]
     if len(soft)*2 >= len(facts):
         out.append(f'in {len(soft)} of {len(facts)} masks, such as {soft[0].name}, ids lie as lines of one pixel between lower '
                    'and higher ones: if masks were resized with interpolation, their borders show classes that are not '
                    'there; resize with nearest neighbour')
-    return out + _alike_colors(found)*(not is_named)
+    return out + _alike_colors(found, lone)*(not is_named)
 
 
 # %% ../nbs/17a_masks.ipynb #4c1d7a33
-def _alike_colors(found):
+def _alike_colors(found, lone=()):
     "A sentence about colours that are nearly the same, where colours were found and not named."
     if found.kind != 'colours' or not all(name.startswith('color_') for name in found.names): return []
     colors = np.asarray(found.colors, int)
     near = np.abs(colors[:, None] - colors).max(-1) <= 8
+    said = np.isin(_pack(colors), list(lone))
+    near[said] = near[:, said] = False
     pairs = np.argwhere(np.triu(near, 1)).tolist()
     if not pairs: return []
     a, b = (_value_texts([int(_pack(colors[c]))], True) for c in pairs[0])

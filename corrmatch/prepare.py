@@ -241,13 +241,14 @@ def _absent(mapping, shares):
     names = ', '.join(mapping.names[c] for c in absent[:8]) + (', ...' if len(absent) > 8 else '')
     advice = 'add masks that show them, take them out of classes.txt, or go on without them (--allow_missing yes)'
     if mapping.as_is and absent[0] == 0: advice = 'ids that count from 1 are read with --ignore 0; else ' + advice
-    elif mapping.as_is and _is_gap(mapping, shares, absent[0]): advice = 'ids with gaps are numbered in order by --map order; else ' + advice
+    elif mapping.as_is and _is_gap(mapping, shares, absent): advice = 'ids with gaps are numbered in order by --map order; else ' + advice
     return f'{len(absent)} of {len(mapping.names)} classes occur in no usable mask ({names}): {advice}'
 
 # %% ../nbs/18_prepare.ipynb #4c1d7a41
-def _is_gap(mapping, shares, c):
-    "Is a class without a name of its own absent while a later one is there?"
-    return mapping.names[c] == f'class {c}' and bool(shares.sum(0)[c:].any())
+def _is_gap(mapping, shares, absent):
+    "Are several classes, or one without a name of its own, absent while a later one is there?"
+    is_plain = mapping.names[absent[0]] == f'class {absent[0]}'
+    return (len(absent) > 1 or is_plain) and bool(shares.sum(0)[absent[0]:].any())
 
 def _if_void(mapping, sound):
     "What to do if the value that is ignored was meant as a class."
