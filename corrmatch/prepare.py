@@ -45,6 +45,7 @@ class Scan(NamedTuple):
     deep_color:int|None=None  # of an image in colours of 16 bits: the largest upper byte
     pages:int=1               # of the image file, of which the first is used
     facts:MaskFacts|None=None # counts of the mask
+    core:tuple|None=None      # of an image of more than 8 bits: the span without a lone value far from all others
 
 # %% ../nbs/18_prepare.ipynb #5c1e0a81
 def _looks(picture):
@@ -53,12 +54,24 @@ def _looks(picture):
     if picture.mode != 'RGB': picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB').convert('RGB')
     return f'{picture.size}'.encode() + picture.tobytes()
 
-def _span(picture):
+def _span(picture, path=''):
     "Smallest and largest value of an image of more than 8 bits, and whether they are floats; None for 8 bits."
     values = deep_values(picture)
     if values is None: return None
-    if not np.isfinite(values).all(): raise DataError('NaN or infinite values, which have no brightness; replace them by a number')
+    if not np.isfinite(values).all(): raise DataError(f'{path}: NaN or infinite values, which have no brightness; replace them by a number')
     return values.min().item(), values.max().item(), values.dtype.kind == 'f'
+
+# %% ../nbs/18_prepare.ipynb #4c1d7a52
+def _core(picture):
+    "Smallest and largest value on the fuller side of a gap of half the span (beside -9999, say); None for 8 bits."
+    values = deep_values(picture)
+    if values is None: return None
+    found = np.unique(values).astype(float)
+    if len(found) < 8: return found[0].item(), found[-1].item()
+    cut = int(np.diff(found).argmax()) + 1
+    if (found[cut] - found[cut-1])*2 < found[-1] - found[0]: return found[0].item(), found[-1].item()
+    side = found[cut:] if cut*2 < len(found) else found[:cut]
+    return side[0].item(), side[-1].item()
 
 # %% ../nbs/18_prepare.ipynb #a037f160
 def scan_item(
@@ -79,7 +92,9 @@ def _scan_image(item, picture):
     note = picture.getexif().get(0x0112, 1)
     digest = hashlib.blake2b(_looks(picture), digest_size=16).hexdigest()
     deep = max(top for _, top in picture.convert('RGB').getextrema()) if picture.info['deep_color'] else None
-    return Scan(item, picture.size, picture.mode, digest, note=note if note in range(2, 9) else 1, span=_span(picture), deep_color=deep, pages=picture.info['pages'])
+    span = _span(picture, item.image)
+    return Scan(item, picture.size, picture.mode, digest, note=note if note in range(2, 9) else 1, span=span,
+                deep_color=deep, pages=picture.info['pages'], core=_core(picture))
 
 # %% ../nbs/18_prepare.ipynb #52d27cca
 def follow(
@@ -269,16 +284,27 @@ def _depth_findings(layout, scans, depth):
     deep = [s for s in scans if s.span]
     dark = [s for s in scans if s.deep_color is not None]
     out = []
-    if dark and max(s.deep_color for s in dark) < 64:
-        out.append(Finding('error', 'depth', _rel(dark[0].item.image, layout.root), f'colours of 16 bits a channel that stay below {256*(max(s.deep_color for s in dark)+1)}: {len(dark)} such images, of which only the upper 8 bits are read, would be nearly black; save them with 8 bits a channel'))
+    faint = [s for s in dark if s.deep_color < 64]
+    if faint:
+        level, name = 'error' if len(faint)*2 >= len(dark) else 'warning', _rel(faint[0].item.image, layout.root)
+        out.append(Finding(level, 'depth', name, f'colours of 16 bits a channel that stay below {256*64}: {len(faint)} of {len(dark)} such '
+                   'images, of which only the upper 8 bits are read, would be nearly black; save them with 8 bits a channel'))
     if not deep: return out
     low, high = depth or find_depth([s.span for s in deep])
-    widths = sorted(s.span[1] - s.span[0] for s in deep)
+    narrow = [s for s in deep if _is_narrow(s, low, high)]
     far = max(deep, key=lambda s: max(s.span[1], -s.span[0]))
     text = f'{len(deep)} images of more than 8 bits: values {low:g} to {high:g} become 0 to 255'
-    if widths[len(widths)//2] >= (high-low)/16: return [*out, Finding('warning', 'depth', '', f'{text}; another range is --depth LOW:HIGH')]
+    dull = f'; {len(narrow)} of them span less than a sixteenth of that and become nearly one grey, such as {_rel(narrow[0].item.image, layout.root)}' if narrow else ''
+    if len(narrow)*2 < len(deep): return [*out, Finding('warning', 'depth', '', f'{text}{dull}; another range is --depth LOW:HIGH')]
+    if depth: return [*out, Finding('warning', 'depth', '', f'{text}{dull}')]
     reach = f'{_rel(far.item.image, layout.root)} reaches from {far.span[0]:g} to {far.span[1]:g}'
     return [*out, Finding('error', 'depth', '', f'{text}, but half of them span less than a sixteenth of that ({reach}): most would be nearly one grey; say which range is meant with --depth LOW:HIGH')]
+
+# %% ../nbs/18_prepare.ipynb #4c1d7a51
+def _is_narrow(scan, low, high):
+    "Do the values of a deep image lie within a sixteenth of the range, as far as they are in it?"
+    first, last = (min(max(v, low), high) for v in scan.core or scan.span[:2])
+    return last - first < (high-low)/16
 
 # %% ../nbs/18_prepare.ipynb #d313ae42
 @dataclass
