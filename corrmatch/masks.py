@@ -388,7 +388,7 @@ def _one_more(known, ids, n_files, n_masks, where):
 
 def _far_ids(ids, where):
     shown = ', '.join(map(str, ids[:6])) + (', ...' if len(ids) > 6 else '')
-    return DataError(f'{where}: masks hold {shown}, and ids beyond 253 do not fit: at most {IGNORE_INDEX-1} classes; if each is a '
+    return DataError(f'{where}: masks hold the values {shown}, and ids beyond 253 do not fit: at most {IGNORE_INDEX-1} classes; if each is a '
                      'class, number them with --map order; of instances, say which class each is with --map FILE')
 
 
@@ -408,7 +408,7 @@ def _value_map(facts, classes, meaning, where):
     run = [v for v in ids if v < n]
     spaced = len(run) > 1 and min(b-a for a, b in zip(run, run[1:])) > 4 and not run[-1] < known
     if not spaced:
-        if n == known+1 and 0 not in meaning.ignore: _one_more(known, ids, seen.files[known], len(facts), where)
+        if 0 < known == n-1 and 0 not in meaning.ignore: _one_more(known, ids, seen.files[known], len(facts), where)
         if n > IGNORE_INDEX-1 and len(run) <= 64 and not meaning.ignore: raise _far_ids(run, where)
         return _id_map(n, known, classes, meaning, void, where)
     if tops and known != len(run):

@@ -268,7 +268,7 @@ def _is_gap(mapping, shares, absent):
 def _if_void(mapping, sound):
     "What to do if the value that is ignored was meant as a class."
     void = {v for s in sound for v in s.values if mapping.table.get(v) == IGNORE_INDEX}
-    return f'; if {max(void)} is a class and not ignored, say so with --map FILE' if void and not mapping.packed else ''
+    return f'; if {max(void)} is a class and not ignored, say so with --map FILE' if void and mapping.kind == 'ids' else ''
 
 # %% ../nbs/18_prepare.ipynb #4c1d7a42
 def _much_ignored(mapping, scans, share):
@@ -381,7 +381,7 @@ def check_data(
     shares, ignored = _shares(usable, mapping)
     findings = [f for _, fs in judged for f in fs] + _whole(layout, scans, usable) + _depth_findings(layout, scans, depth)
     findings += _remarks(layout, mapping, [s for s, fs in judged if not fs], remembered) + _learnable(mapping, shares, sound, layout.root, allow_missing)
-    if ignored > .5: findings.append(Finding('warning', 'values', '', _much_ignored(mapping, usable, ignored)))
+    if ignored > .5 and mapping.kind != 'objects': findings.append(Finding('warning', 'values', '', _much_ignored(mapping, usable, ignored)))
     findings.sort(key=lambda f: f.level != 'error')
     return Report(layout, mapping, scans, findings, usable, shares, ignored, depth=depth or find_depth([s.span for s in scans if s.span]), meaning=meaning)
 
