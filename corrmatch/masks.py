@@ -38,22 +38,24 @@ def _unknown(path):
     "Say what a file is whose format Pillow does not know; a TIFF of many bands is recognised."
     with open(path, 'rb') as file: start = file.read(8)
     if start[:4] in (b'II*\0', b'MM\0*'):
-        return 'a TIFF of a kind that is not read (more than four bands?); export three bands as PNG or 8-bit TIFF'
+        return 'a TIFF of a kind that is not read (two bands, more than four, or deep colours?); export three bands as PNG or 8-bit TIFF'
     text = ascii(start.decode('latin-1'))
     return f'not an image, its content is of no known format (it starts with {text}); replace the file or remove it'
 
 # %% ../nbs/17a_masks.ipynb #25441153
 def load_picture(
     path:Path,     # an image of up to 179 million pixels, Pillow's limit
-)->Image.Image:    # decoded, in its own mode; `info` gains `pages` (int) and `deep_color` (bool)
+)->Image.Image:    # decoded, in its own mode; `info` gains `pages`, `deep_color` (bool) and `bands` (of a TIFF with too many, else 0)
     "Decode an image; every way to fail becomes a DataError."
     try:
         with Image.open(path) as image:
             pages = getattr(image, 'n_frames', 1)
+            bands = image.tag_v2.get(277, 1) if image.format == 'TIFF' else 0
             deep_color = ';16' in str(image.tile) and len(image.getbands()) > 2
             image.load()
     except Exception as e: raise DataError(f'{path}: {_fault(path, e)}') from None  # decoders raise whatever they like
-    image.info.update(pages=1 if image.format == 'MPO' else pages, deep_color=deep_color)
+    image.info.update(pages=1 if image.format == 'MPO' else pages, deep_color=deep_color,
+                      bands=bands if bands > 4 or (bands == 4 and image.mode in ('RGB', 'RGBX')) else 0)
     return image
 
 # %% ../nbs/17a_masks.ipynb #72ee357f
@@ -478,7 +480,7 @@ def _doubts(facts, found, is_named):
     lone, solid = _specks(facts, found)
     n, total = (sum(f.counts.get(v, 0) for f in facts for v in lone), sum(sum(f.counts.values()) for f in facts))
     out = []
-    if lone and not is_named and (len(lone) > 2 or n < .001*total):
+    if lone and solid and not is_named and n < (.02 if len(lone) > 2 else .001)*total:
         of = [f.name for f in facts if any(v in f.counts for v in lone)]
         out.append(f'{"colour" if found.packed else "value"} {_value_texts(lone, found.packed)}: specks and lines alone, {n} pixels '
                    f'in {len(of)} masks, such as {of[0]}, and a class; if slips of a brush or smoothing made it, correct the '
@@ -561,7 +563,8 @@ def _to_front(mapping, name, where):
     if name not in mapping.names:
         known = ', '.join(mapping.names[:8]) + (', ...' if len(mapping.names) > 8 else '')
         raise DataError(f"{where}: --background {name}: no class has this name; there are {known}")
-    if mapping.kind not in ('colours', 'objects'): raise DataError(f'{where}: --background {name}: the values of these masks say the order of classes; use --map FILE with {name} first')
+    if mapping.kind == 'objects': raise DataError(f'{where}: --background {name}: in outlines the background is what none of them covers; name classes in the order wanted with --classes FILE, background first')
+    if mapping.kind != 'colours': raise DataError(f'{where}: --background {name}: the values of these masks say the order of classes; use --map FILE with {name} first')
     order = sorted(range(len(mapping.names)), key=lambda c: (mapping.names[c] != name, c))
     place = {c: i for i, c in enumerate(order)} | {IGNORE_INDEX: IGNORE_INDEX}
     return mapping._replace(kind=mapping.kind, table={v: place[c] for v, c in mapping.table.items()},
@@ -574,6 +577,15 @@ def _from_file(path, classes):
     shown = [(by_value[c] >> 16, (by_value[c] >> 8) & 255, by_value[c] & 255) for c in range(len(names))] if packed else palette(len(names), 'pascal')
     return MaskMap('given', table, packed, names, np.array(shown, np.uint8), f'{"colours" if packed else "values"} as {Path(path).name} says', by_color=packed)
 
+# %% ../nbs/17a_masks.ipynb #4c1d7a61
+def _without(found, facts, meaning):
+    "The mapping without the values that the user ignores; a remark on those that no mask holds."
+    table = found.table | {v: IGNORE_INDEX for v in meaning.ignore if found.table.get(v, IGNORE_INDEX) != IGNORE_INDEX}
+    factor = 0x10101 if found.kind == 'grey colours' else 1
+    lost = [v for v in meaning.ignore if not any(v*factor in f.counts for f in facts)]
+    remarks = [f'--ignore {v}: no mask holds this value' for v in lost]
+    return found._replace(table=table, remarks=(*found.remarks, *remarks))
+
 # %% ../nbs/17a_masks.ipynb #c1f6d0c8
 def find_mapping(
     facts:list,             # of MaskFacts, of all masks that could be read
@@ -584,7 +596,8 @@ def find_mapping(
 )->MaskMap:
     "Find out what the stored values mean, from all masks together; raise DataError where nobody can know."
     if not facts: raise DataError(f'{where}: no readable mask; add masks of at least a few images')
-    if meaning.map and meaning.map != 'order': return _to_front(_from_file(meaning.map, classes), meaning.background, where)
+    if meaning.map and meaning.map != 'order':
+        return _to_front(_without(_from_file(meaning.map, classes), facts, meaning), meaning.background, where)
     facts, remark = _palettes(facts, where)
     colored = sum(is_color(f.mode) for f in facts)*2 > len(facts)
     main = [f for f in facts if is_color(f.mode) == colored]
@@ -596,7 +609,7 @@ def find_mapping(
     if found.kind == 'ids' and {f.mode for f in main} == {'1'}: found = found._replace(kind='binary', text='binary, 1 bit: set pixels are class 1')
     doubts = _doubts(sound, found, bool(classes)) if found.kind not in ('objects', 'Cityscapes ids') else []
     found = found._replace(remarks=(*found.remarks, *doubts, *[remark]*bool(remark)), by_color=bool(remark))
-    return _to_front(found, meaning.background, where)
+    return _to_front(_without(found, facts, meaning), meaning.background, where)
 
 # %% ../nbs/17a_masks.ipynb #0f457097
 def map_ids(

@@ -44,6 +44,7 @@ class Scan(NamedTuple):
     span:tuple|None=None      # of an image of more than 8 bits: smallest and largest value, are they floats
     deep_color:int|None=None  # of an image in colours of 16 bits: the largest upper byte
     pages:int=1               # of the image file, of which the first is used
+    bands:int=0               # of an image with more than three, of which the first three are used
     facts:MaskFacts|None=None # counts of the mask
     core:tuple|None=None      # of an image of more than 8 bits: the span without a lone value far from all others
 
@@ -94,7 +95,7 @@ def _scan_image(item, picture):
     deep = max(top for _, top in picture.convert('RGB').getextrema()) if picture.info['deep_color'] else None
     span = _span(picture, item.image)
     return Scan(item, picture.size, picture.mode, digest, note=note if note in range(2, 9) else 1, span=span,
-                deep_color=deep, pages=picture.info['pages'], core=_core(picture))
+                deep_color=deep, pages=picture.info['pages'], core=_core(picture), bands=picture.info['bands'])
 
 # %% ../nbs/18_prepare.ipynb #52d27cca
 def follow(
@@ -184,7 +185,9 @@ def _judge(scan, mapping, root):
     if scan.values is None: return out
     if scan.size != scan.mask_size and not scan.turned:
         (w, h), (mw, mh) = scan.size, scan.mask_size
-        out.append(Finding('error', 'size', mask, f'mask has {mw}x{mh} pixels, its picture {w}x{h}; make both the same size'))
+        text = f'mask has {mw}x{mh} pixels, its picture {w}x{h}; make both the same size'
+        if item.objects: text = f'annotated with {mw}x{mh} pixels, and has {w}x{h}: turn the picture, or correct width and height in the COCO file'
+        out.append(Finding('error', 'size', mask, text))
     if is_color(scan.mask_mode) != mapping.packed:
         stored, others = ('colours', 'values') if is_color(scan.mask_mode) else ('values', 'colours')
         return [*out, Finding('error', 'mode', mask, f'mask of mode {scan.mask_mode} holds {stored}, most others hold {others}; save it like the others')]
@@ -287,7 +290,7 @@ def _depth_findings(layout, scans, depth):
     faint = [s for s in dark if s.deep_color < 64]
     if faint:
         level, name = 'error' if len(faint)*2 >= len(dark) else 'warning', _rel(faint[0].item.image, layout.root)
-        out.append(Finding(level, 'depth', name, f'colours of 16 bits a channel that stay below {256*64}: {len(faint)} of {len(dark)} such '
+        out.append(Finding(level, 'depth', '', f'{name}: colours of 16 bits a channel that stay below {256*64}: {len(faint)} of {len(dark)} such '
                    'images, of which only the upper 8 bits are read, would be nearly black; save them with 8 bits a channel'))
     if not deep: return out
     low, high = depth or find_depth([s.span for s in deep])
@@ -387,7 +390,8 @@ def check_data(
 
 # %% ../nbs/18_prepare.ipynb #0e7256aa
 def _no_masks(layout, scans):
-    faults = [s.fault for s in scans if s.fault]
+    def named(s): return s.fault if os.sep in s.fault else f'{s.item.mask or s.item.image}: {s.fault}'
+    faults = [named(s) for s in scans if s.fault]
     told = next((f'{file}: {text}'.removeprefix(': ') for _, _, file, text in layout.remarks), '')
     if told and not faults: return f'{layout.root}: no readable mask; {describe_layout(layout)}; {told}'
     reason = f'the first fault: {faults[0]}' if faults else f'{describe_layout(layout)}; put masks into masks/ (same names as in images/), or beside the pictures as NAME_mask.png'
@@ -410,6 +414,8 @@ def _remarks(layout, mapping, scans, remembered=''):
     if unsure: out.append(Finding('warning', 'orientation', _rel(unsure[0].item.image, layout.root), f'has an EXIF note that turns it, and the size of its mask does not tell whether that was drawn on the turned picture: {len(unsure)} such pictures are used as they are stored; where masks do not fit, save the pictures turned and without the note'))
     paged = [s for s in scans if s.pages > 1]
     if paged: out.append(Finding('warning', 'pages', _rel(paged[0].item.image, layout.root), f'has {paged[0].pages} pages, of which the first is used: {len(paged)} such images; save each page as an image of its own'))
+    banded = [s for s in scans if s.bands]
+    if banded: out.append(Finding('warning', 'bands', _rel(banded[0].item.image, layout.root), f'has {banded[0].bands} bands, of which the first three are read as red, green and blue: {len(banded)} such images; export the three that count'))
     try: other = _other_classes(layout, mapping)
     except DataError as e: other = str(e).partition(': ')[2]
     return out + [Finding('error', 'classes', 'classes.txt', other)]*bool(other)
