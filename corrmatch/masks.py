@@ -581,10 +581,12 @@ def _from_file(path, classes):
 def _without(found, facts, meaning):
     "The mapping without the values that the user ignores; a remark on those that no mask holds."
     table = found.table | {v: IGNORE_INDEX for v in meaning.ignore if found.table.get(v, IGNORE_INDEX) != IGNORE_INDEX}
+    kind = 'shifted ids' if found.as_is and table != found.table else found.kind  # masks have to be converted then
     factor = 0x10101 if found.kind == 'grey colours' else 1
-    lost = [v for v in meaning.ignore if not any(v*factor in f.counts for f in facts)]
+    shifts = found.kind == 'shifted ids'  # ids that count from 1, for instance
+    lost = [v for v in meaning.ignore if not shifts and not any(v*factor in f.counts for f in facts)]
     remarks = [f'--ignore {v}: no mask holds this value' for v in lost]
-    return found._replace(table=table, remarks=(*found.remarks, *remarks))
+    return found._replace(kind=kind, table=table, remarks=(*found.remarks, *remarks))
 
 # %% ../nbs/17a_masks.ipynb #c1f6d0c8
 def find_mapping(

@@ -318,6 +318,17 @@ def test_sound_masks_are_not_doubted(tmp_path, encode):
     assert report.ok and not said
 
 
+def test_what_is_ignored_is_ignored_in_every_layout(tmp_path):
+    "Also where a layout or a file says what values mean; a value that no mask holds is said."
+    folder(tmp_path/'d', lambda m, i: m)
+    (tmp_path/'map.txt').write_text('0 background\n1 cat\n2 dog\n')
+    agrees(tmp_path/'d', [0, IGNORE_INDEX, 2], (1,), str(tmp_path/'map.txt'))
+    for part, old in (('JPEGImages', 'images'), ('SegmentationClass', 'masks')): (tmp_path/'voc').mkdir(exist_ok=True); (tmp_path/'d'/old).rename(tmp_path/'voc'/part)
+    report = check(tmp_path/'voc', (0,), allow_missing=True)
+    assert report.layout.kind == 'VOC' and report.mapping.table[0] == IGNORE_INDEX and not report.mapping.as_is
+    assert any('--ignore 77: no mask holds this value' in text for text in warned(tmp_path/'voc', (77,)))
+
+
 def test_class_files_that_do_not_fit(tmp_path):
     "What train refuses, check refuses."
     for name, names, encode, words, ignore in [
@@ -381,6 +392,25 @@ def test_an_extreme_value_asks_for_a_range(tmp_path):
 def test_images_that_would_be_one_grey_are_named(tmp_path, make, level, words):
     found = [(f.level, f.text) for f in check(deep_folder(tmp_path, make)).findings if f.kind == 'depth']
     assert [level] == [f for f, _ in found] and words in found[0][1] and 'images/p' in found[0][1]
+
+
+def tiff(bands):
+    "A TIFF of 8 bits and some bands, written by hand."
+    data, end = np.random.default_rng(0).integers(0, 255, H*W*bands, np.uint8).tobytes(), 8 + H*W*bands
+    more = np.array([8]*bands, '<u2').tobytes() + bytes(2*(bands-3))
+    tags = [(256, 3, 1, W), (257, 3, 1, H), (258, 3, bands, end), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8), (277, 3, 1, bands),
+            (278, 3, 1, H), (279, 4, 1, len(data)), (338, 3, bands-3, end + 2*bands if bands > 5 else 0)]
+    body = b''.join(np.array([t, k], '<u2').tobytes() + np.array([n, v], '<u4').tobytes() for t, k, n, v in tags)
+    return b'II*\0' + np.array([end + len(more)], '<u4').tobytes() + data + more + np.array([len(tags)], '<u2').tobytes() + body + bytes(4)
+
+
+@pytest.mark.parametrize('bands', [4, 6])
+def test_bands_that_are_dropped_are_said(tmp_path, bands):
+    folder(tmp_path, lambda m, i: m)
+    (tmp_path/'images/p03.png').unlink()
+    (tmp_path/'images/p03.tif').write_bytes(tiff(bands))
+    found = [f for f in check(tmp_path).findings if f.kind == 'bands']
+    assert [f.file for f in found] == ['images/p03.tif'] and f'has {bands} bands, of which the first three' in found[0].text
 
 
 def test_nan_in_all_images_names_one(tmp_path):
