@@ -227,6 +227,7 @@ def mask_facts(
     return MaskFacts(name, stored.mode, {v: n for v, n, _ in rows}, {v: n for v, _, n in rows if n}, stored.palette,
                      stored.jpeg, ramp, between, jumps)
 
+# %% ../nbs/17a_masks.ipynb #4c1d7a81
 def _crossings(ranks, found):
     "{value: pixels between a lower and a higher neighbour}, and how often two neighbours pass over a value."
     counts, jumps = np.zeros(len(found), int), 0
@@ -475,6 +476,7 @@ def _specks(facts, found):
     classes = {v for v, c in found.table.items() if c != IGNORE_INDEX}
     return sorted({v for f in facts for v in f.counts} & classes - solid), solid
 
+# %% ../nbs/17a_masks.ipynb #4c1d7a82
 def _doubts(facts, found, is_named):
     "Sentences about classes that may be none."
     lone, solid = _specks(facts, found)
@@ -491,7 +493,6 @@ def _doubts(facts, found, is_named):
                    'and higher ones: if masks were resized with interpolation, their borders show classes that are not '
                    'there; resize with nearest neighbour')
     return out + _alike_colors(found, lone)*(not is_named)
-
 
 # %% ../nbs/17a_masks.ipynb #4c1d7a33
 def _alike_colors(found, lone=()):
@@ -524,6 +525,7 @@ def _palettes(facts, where):
                               'or say what counts with --map FILE: lines `VALUE NAME` (indices) or `R G B NAME` (colours)')
     return facts, ''
 
+# %% ../nbs/17a_masks.ipynb #4c1d7a83
 def color_facts(
     f:MaskFacts, # of any mask
 )->MaskFacts:    # of a palette mask by its colours, of others as it is

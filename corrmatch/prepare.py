@@ -397,6 +397,7 @@ def _no_masks(layout, scans):
     reason = f'the first fault: {faults[0]}' if faults else f'{describe_layout(layout)}; put masks into masks/ (same names as in images/), or beside the pictures as NAME_mask.png'
     return f'{layout.root}: no readable mask; {reason}'
 
+# %% ../nbs/18_prepare.ipynb #4c1d7a72
 def _odd_image(scan):
     "Can training not read this picture as it is?"
     return scan.turned or scan.mode.startswith(('I', 'F')) or scan.item.image.suffix.lower() not in IMAGE_SUFFIXES
@@ -420,6 +421,7 @@ def _remarks(layout, mapping, scans, remembered=''):
     except DataError as e: other = str(e).partition(': ')[2]
     return out + [Finding('error', 'classes', 'classes.txt', other)]*bool(other)
 
+# %% ../nbs/18_prepare.ipynb #4c1d7a71
 def _other_classes(layout, mapping):
     "What is wrong with the folder's own class file, where the masks are read with other classes; '' if nothing is."
     own, names = read_classes(layout.root), list(mapping.names)
@@ -427,7 +429,6 @@ def _other_classes(layout, mapping):
     def few(names): return ', '.join(names[:4]) + ', ...'*(len(names) > 4)
     return (f'names other classes ({few(own[0])}: {len(own[0])}) than the masks are read with ({few(names)}: {len(names)}); '
             'write those names, or take the file away and give no classes')
-
 
 # %% ../nbs/18_prepare.ipynb #ada6aeb4
 def _table(columns, rows):
