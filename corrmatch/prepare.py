@@ -309,6 +309,39 @@ def _is_narrow(scan, low, high):
     first, last = (min(max(v, low), high) for v in scan.core or scan.span[:2])
     return last - first < (high-low)/16
 
+# %% ../nbs/18_prepare.ipynb #4c1d7a72
+def _odd_image(scan):
+    "Can training not read this picture as it is?"
+    return scan.turned or scan.mode.startswith(('I', 'F')) or scan.item.image.suffix.lower() not in IMAGE_SUFFIXES
+
+def _odd_mask(scan, mapping):
+    "Can training not read this mask as it is?"
+    return scan.values is not None and (not mapping.as_is or scan.mask_mode not in ('L', 'P'))
+
+def _remarks(layout, mapping, scans, remembered=''):
+    "Findings about what has to be converted, what a person should look at, and the class file."
+    n_images, n_masks = sum(map(_odd_image, scans)), sum(_odd_mask(s, mapping) for s in scans)
+    out = [Finding('warning', 'values', '', text) for text in (*mapping.remarks, remembered) if text]
+    if n_images + n_masks: out.append(Finding('warning', 'conversion', '', f'not readable in training as they are: {n_images} of the pictures, {n_masks} of the masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies'))
+    unsure = [s for s in scans if _unsure(s) and not s.turned]
+    if unsure: out.append(Finding('warning', 'orientation', _rel(unsure[0].item.image, layout.root), f'has an EXIF note that turns it, and the size of its mask does not tell whether that was drawn on the turned picture: {len(unsure)} such pictures are used as they are stored; where masks do not fit, save the pictures turned and without the note'))
+    paged = [s for s in scans if s.pages > 1]
+    if paged: out.append(Finding('warning', 'pages', _rel(paged[0].item.image, layout.root), f'has {paged[0].pages} pages, of which the first is used: {len(paged)} such images; save each page as an image of its own'))
+    banded = [s for s in scans if s.bands]
+    if banded: out.append(Finding('warning', 'bands', _rel(banded[0].item.image, layout.root), f'has {banded[0].bands} bands, of which the first three are read as red, green and blue: {len(banded)} such images; export the three that count'))
+    try: other = _other_classes(layout, mapping)
+    except DataError as e: other = str(e).partition(': ')[2]
+    return out + [Finding('error', 'classes', 'classes.txt', other)]*bool(other)
+
+# %% ../nbs/18_prepare.ipynb #4c1d7a71
+def _other_classes(layout, mapping):
+    "What is wrong with the folder's own class file, where the masks are read with other classes; '' if nothing is."
+    own, names = read_classes(layout.root), list(mapping.names)
+    if not layout.classes or not own or own[0] == names: return ''
+    def few(names): return ', '.join(names[:4]) + ', ...'*(len(names) > 4)
+    return (f'names other classes ({few(own[0])}: {len(own[0])}) than the masks are read with ({few(names)}: {len(names)}); '
+            'write those names, or take the file away and give no classes')
+
 # %% ../nbs/18_prepare.ipynb #d313ae42
 @dataclass
 class Report:
@@ -396,39 +429,6 @@ def _no_masks(layout, scans):
     if told and not faults: return f'{layout.root}: no readable mask; {describe_layout(layout)}; {told}'
     reason = f'the first fault: {faults[0]}' if faults else f'{describe_layout(layout)}; put masks into masks/ (same names as in images/), or beside the pictures as NAME_mask.png'
     return f'{layout.root}: no readable mask; {reason}'
-
-# %% ../nbs/18_prepare.ipynb #4c1d7a72
-def _odd_image(scan):
-    "Can training not read this picture as it is?"
-    return scan.turned or scan.mode.startswith(('I', 'F')) or scan.item.image.suffix.lower() not in IMAGE_SUFFIXES
-
-def _odd_mask(scan, mapping):
-    "Can training not read this mask as it is?"
-    return scan.values is not None and (not mapping.as_is or scan.mask_mode not in ('L', 'P'))
-
-def _remarks(layout, mapping, scans, remembered=''):
-    "Findings about what has to be converted, what a person should look at, and the class file."
-    n_images, n_masks = sum(map(_odd_image, scans)), sum(_odd_mask(s, mapping) for s in scans)
-    out = [Finding('warning', 'values', '', text) for text in (*mapping.remarks, remembered) if text]
-    if n_images + n_masks: out.append(Finding('warning', 'conversion', '', f'not readable in training as they are: {n_images} of the pictures, {n_masks} of the masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies'))
-    unsure = [s for s in scans if _unsure(s) and not s.turned]
-    if unsure: out.append(Finding('warning', 'orientation', _rel(unsure[0].item.image, layout.root), f'has an EXIF note that turns it, and the size of its mask does not tell whether that was drawn on the turned picture: {len(unsure)} such pictures are used as they are stored; where masks do not fit, save the pictures turned and without the note'))
-    paged = [s for s in scans if s.pages > 1]
-    if paged: out.append(Finding('warning', 'pages', _rel(paged[0].item.image, layout.root), f'has {paged[0].pages} pages, of which the first is used: {len(paged)} such images; save each page as an image of its own'))
-    banded = [s for s in scans if s.bands]
-    if banded: out.append(Finding('warning', 'bands', _rel(banded[0].item.image, layout.root), f'has {banded[0].bands} bands, of which the first three are read as red, green and blue: {len(banded)} such images; export the three that count'))
-    try: other = _other_classes(layout, mapping)
-    except DataError as e: other = str(e).partition(': ')[2]
-    return out + [Finding('error', 'classes', 'classes.txt', other)]*bool(other)
-
-# %% ../nbs/18_prepare.ipynb #4c1d7a71
-def _other_classes(layout, mapping):
-    "What is wrong with the folder's own class file, where the masks are read with other classes; '' if nothing is."
-    own, names = read_classes(layout.root), list(mapping.names)
-    if not layout.classes or not own or own[0] == names: return ''
-    def few(names): return ', '.join(names[:4]) + ', ...'*(len(names) > 4)
-    return (f'names other classes ({few(own[0])}: {len(own[0])}) than the masks are read with ({few(names)}: {len(names)}); '
-            'write those names, or take the file away and give no classes')
 
 # %% ../nbs/18_prepare.ipynb #ada6aeb4
 def _table(columns, rows):
