@@ -85,7 +85,8 @@ def read_checkpoint(
     if not path.is_file(): raise DataError(f'{path}: no such checkpoint; give a run folder that has one')
     data = path.read_bytes()
     if not _is_intact(data):
-        raise DataError(f'{path}: damaged or cut off, its checksum does not match; use the other checkpoint of the run')
+        why = 'damaged or cut off (its checksum does not match), or no checkpoint at all'
+        raise DataError(f'{path}: {why}; use the other checkpoint of the run')
     try: state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
     except Exception as e: raise DataError(f'{path}: not a readable checkpoint ({_why(e)}); use the other one of the run, or train again') from None
     if not isinstance(state, dict) or not {'model', 'config'} <= state.keys():
