@@ -9,8 +9,6 @@ __all__ = ['HARMLESS', 'write_atomic', 'remove_draft', 'check_place', 'read_chec
 
 # %% ../nbs/13c_runfolder.ipynb #819318d9
 import csv
-import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -28,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from fastcore.imports import in_jupyter
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from .config import Config, check_config
 from .data import DataError
@@ -388,24 +387,22 @@ def refuse_if_running(
 # %% ../nbs/13c_runfolder.ipynb #9debb9c3
 def hold_folder(
     folder:Path, # run folder
-):               # an open file that holds the lock until it is closed; None where there is nothing to lock
+):               # a lock that ends with this process at the latest; None where there is nothing to lock
     "Raise DataError when another process of this machine opens a run folder at this moment."
-    try: file = open(Path(folder)/'.lock', 'a')
-    except OSError: return None  # no such folder, or read-only: said by what is written next
-    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of those it forks; ends with it
-    except OSError as e:
-        file.close()
-        if e.errno not in (errno.EACCES, errno.EAGAIN): return None
-        raise DataError(f'{folder}: another process begins to train there; wait for it or choose another out=') from None
-    return file
+    if not Path(folder).is_dir(): return None
+    lock = FileLock(Path(folder)/'.lock', blocking=False, fallback_to_soft=False)
+    try: lock.acquire()
+    except Timeout: raise DataError(f'{folder}: another process begins to train there; wait for it or choose another out=') from None
+    except OSError: return None  # read-only, said by what is written next; or without locks
+    return lock
 
 def release_folder(
     lock, # from hold_folder
 ):
     "Give the lock back and leave no trace of it."
     if lock is None: return
-    remove_draft(Path(lock.name))
-    lock.close()
+    remove_draft(Path(lock.lock_file))
+    lock.release()
 
 # %% ../nbs/13c_runfolder.ipynb #155232b2
 class Run(NamedTuple):
