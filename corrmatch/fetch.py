@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from .config import IGNORE_INDEX
 from .data import DataError, climbs_out, list_lines, read_classes
-from .formats import make_folder, write_file
+from .runfolder import make_folder, write_file
 from .masks import CAMVID_COLORS, CAMVID_NAMES, VOC_NAMES, load_picture
 from .prepare import follow, in_threads
 from .viz import palette

@@ -6,7 +6,7 @@ __all__ = ['Scan', 'scan_item', 'follow', 'in_threads', 'scan_items', 'Finding',
            'Split', 'make_split', 'rehearse', 'auto_config']
 
 # %% ../nbs/18_prepare.ipynb #c6ff265f
-import hashlib, io, json, os, shutil, sys, time, unicodedata
+import hashlib, io, json, os, sys, time, unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,10 +21,10 @@ from PIL import Image
 from .coco import annotated_size
 from .config import IGNORE_INDEX, Config, preset
 from .data import ClassCounts, IMAGE_SUFFIXES, DataError, list_lines, mark_output, missing_classes, parse_line, read_classes, read_split
-from .formats import Item, Layout, describe_layout, file_table, find_layout, make_folder, read_stored, write_file
+from .formats import Item, Layout, describe_layout, file_table, find_layout, read_stored
 from .masks import (Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_picture, map_ids,
                              color_facts, mask_facts, parse_depth, read_photo)
-from .runfolder import read_conversion
+from .runfolder import link_or_copy, read_conversion, write_file
 from .shards import open_unlabeled
 from .viz import colorize
 
@@ -534,23 +534,12 @@ def _convert_one(scan, report, root, everything, current):
     (image, mask), item = _targets(scan, report, everything), scan.item
     if image and not (image in current and (root/image).is_file()):
         if _odd_image(scan): write_file(root/image, _encode(Image.fromarray(read_photo(item.image, scan.turned, report.depth if scan.span else None))))
-        else: _link(item.image, root/image)
+        else: write_file(root/image, partial(link_or_copy, item.image))
     if mask and not (mask in current and (root/mask).is_file()):
         ids = Image.fromarray(map_ids(read_stored(item, scan.size, report.mapping.by_color).values, report.mapping.table))
         ids.putpalette(np.vstack([report.mapping.colors, np.zeros((256-len(report.mapping.colors), 3), np.uint8)]).tobytes())
         write_file(root/mask, _encode(ids))
     return image or _rel(item.image, root), mask or (_rel(item.mask, root) if item.mask and scan.values is not None else None)
-
-def _link(source, target):
-    "The same file under a second name where the disk allows it, else a copy; what has the name now is replaced, never written into."
-    part = make_folder(target.parent)/f'.{target.name}.{os.getpid()}.part'
-    try:
-        part.unlink(missing_ok=True)
-        try: os.link(os.path.realpath(source), part)
-        except OSError: shutil.copyfile(source, part)
-        os.replace(part, target)
-    except OSError as e: raise DataError(f'{target}: cannot be written ({e.strerror}); make room or choose another folder') from None
-    finally: part.unlink(missing_ok=True)  # is left where both are one file already
 
 # %% ../nbs/18_prepare.ipynb #e970b065
 def _same_classes(report):
