@@ -24,7 +24,7 @@ from .data import ClassCounts, IMAGE_SUFFIXES, DataError, list_lines, mark_outpu
 from .formats import Item, Layout, describe_layout, file_table, find_layout, read_stored
 from .masks import (Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_picture, map_ids,
                              color_facts, mask_facts, parse_depth, read_photo)
-from .runfolder import link_or_copy, read_conversion, write_file
+from .runfolder import link_or_copy, read_conversion, text_table, write_file
 from .shards import open_unlabeled
 from .viz import colorize
 
@@ -369,12 +369,6 @@ def _remarks(layout, mapping, scans, remembered=''):
     return out
 
 # %% ../nbs/18_prepare.ipynb #ada6aeb4
-def _table(columns, rows):
-    "A text table; the first column is left aligned."
-    cells = [columns, *rows]
-    width = [max(len(str(r[i])) for r in cells) for i in range(len(columns))]
-    return '\n'.join('  '.join(str(c).ljust(w) if i == 0 or columns[i] == '' else str(c).rjust(w) for i, (c, w) in enumerate(zip(r, width))).rstrip() for r in cells)
-
 def _split_of(report): return np.array([s.item.split or 'train' for s in report.usable])
 
 def _share_rows(report):
@@ -391,7 +385,7 @@ def _share_rows(report):
 def _file_lines(report):
     "What every file of the folder is used for; the numbers add up to all files below it, hidden ones too, each once behind links."
     rows = [[use, n, f'  {example}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
-    return ['', _table(['files', 'number', 'such as', ''], rows), f'files in all: {len(report.layout.files)}', '']
+    return ['', text_table([['files', 'number', 'such as', ''], *rows], (0, 3)), f'files in all: {len(report.layout.files)}', '']
 
 # %% ../nbs/18_prepare.ipynb #30302261
 def report_text(
@@ -400,9 +394,10 @@ def report_text(
 )->str:
     "A report for the terminal."
     sizes = Counter(s.size for s in report.scans if s.size)
+    columns, rows = _share_rows(report)
     (w, h), n = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
     lines = [describe_layout(report.layout), f'masks: {report.mapping.text}', f'sizes: {len(sizes)} different, most often {w}x{h} ({n} pictures)', '',
-             _table(*_share_rows(report)), f'ignored: {100*report.ignored:.2f} % of the pixels', '']
+             text_table([columns, *rows], (0, len(columns)-1)), f'ignored: {100*report.ignored:.2f} % of the pixels', '']
     lines += _file_lines(report)
     for level in ('error', 'warning'):
         of = [f for f in report.findings if f.level == level]
@@ -703,7 +698,7 @@ def _split_text(report, rows, labeled, val, notes):
     parts = {'train': report.shares[rows], 'labeled': report.shares[labeled], 'val': report.shares[val]}
     columns = ['class', *[f'{p} {u}' for p in parts for u in ('pictures', '%')]]
     body = [[n, *[v for part in parts.values() for v in ((part[:, c] > 0).sum(), f'{100*part[:, c].mean():.2f}')]] for c, n in enumerate(report.mapping.names)]
-    return '\n'.join([*notes, '', _table(columns, body)])
+    return '\n'.join([*notes, '', text_table([columns, *body])])
 
 # %% ../nbs/18_prepare.ipynb #0b565fe7
 def make_split(

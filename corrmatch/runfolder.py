@@ -5,8 +5,8 @@ __all__ = ['HARMLESS', 'write_atomic', 'remove_draft', 'make_folder', 'write_fil
            'read_checkpoint', 'save_checkpoint', 'read_latest', 'read_json', 'read_record', 'recorded_config',
            'config_changes', 'list_mark', 'read_conversion', 'data_record', 'read_data_record', 'data_changes',
            'CsvLog', 'read_csv', 'process_start', 'note_state', 'run_state', 'refuse_if_running', 'hold_folder',
-           'release_folder', 'Run', 'best_scores', 'best_row', 'list_runs', 'runs_table', 'progress_text', 'hours',
-           'Progress']
+           'release_folder', 'Run', 'best_scores', 'best_row', 'text_table', 'list_runs', 'runs_table', 'progress_text',
+           'hours', 'Progress']
 
 # %% ../nbs/13c_runfolder.ipynb #819318d9
 import csv
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from fastcore.imports import in_jupyter
 from filelock import FileLock, Timeout
+from tabulate import tabulate
 from tqdm.auto import tqdm
 from .config import Config, check_config
 from .data import DataError
@@ -453,6 +454,15 @@ def best_row(
     "Index of the best score; one that is unknown is below all others."
     return int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
 
+# %% ../nbs/13c_runfolder.ipynb #7c1e5a04
+def text_table(
+    rows,      # sequences of cells, the heading first
+    left=(0,), # columns that are aligned to the left
+)->str:        # without a line at the end
+    "Align rows of text; numbers stand to the right."
+    align = ['left' if i in left else 'right' for i in range(len(rows[0]))]
+    return tabulate(rows, tablefmt='plain', colalign=align, disable_numparse=True, preserve_whitespace=True)
+
 # %% ../nbs/13c_runfolder.ipynb #1168710c
 def list_runs(
     root:Path, # folder with run folders at any depth
@@ -475,9 +485,7 @@ def runs_table(
     "One line a run."
     rows = [('run', 'state', 'step', 'best', 'last')]
     for r in runs: rows.append((str(r.folder), r.state, f'{r.step}/{r.steps}', *['-' if np.isnan(v) else f'{v:.2f}' for v in (r.best, r.last)]))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ['  '.join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in rows]
-    return '\n'.join(lines + [r.note for r in runs if r.note])
+    return '\n'.join([text_table(rows, (0, 1)), *[r.note for r in runs if r.note]])
 
 # %% ../nbs/13c_runfolder.ipynb #fccaea86
 def progress_text(
