@@ -234,6 +234,24 @@ def list_folder(
                                                f'folders such as {left[0]}; name a folder itself to take what is in it')
     return NameStore.of(found['blob'], found['ends'])
 
+# %% ../nbs/03b_shards.ipynb #7c1e5a06
+def _members(pair, keys):
+    "Name in the shard and path of the files of one picture; in the key a line stands for what could not be read back."
+    key, suffix = ''.join(c if c.isprintable() and c != '.' else '_' for c in pair.name), pair.image.suffix[1:].lower()
+    if key.startswith('__'): key = '_' + key.lstrip('_')
+    if climbs_out(key): raise DataError(f'{pair.image}: its name {key} leaves the shard; give a relative name')
+    if key in keys: raise DataError(f'{pair.image}: the key {key} is taken already; rename one of the two files')
+    keys.add(key)
+    files = [(f'{key}.{suffix}', pair.image)]
+    if pair.mask is not None: files.append((f'{key}.mask.png' if suffix == 'png' else f'{key}.png', pair.mask))
+    return sorted(files)
+
+def _add(tar, name, path):
+    "Pack one file, of no date and nobody's, so that equal files make equal shards."
+    data, member = path.read_bytes(), tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
 # %% ../nbs/03b_shards.ipynb #8b1cf408
 def write_shards(
     pairs:Sequence[Pair],  # from read_split
@@ -251,23 +269,6 @@ def write_shards(
                 for name, path in _members(pair, keys): _add(tar, name, path)
         os.replace(draft, shards[-1])
     return shards
-
-def _members(pair, keys):
-    "Name in the shard and path of the files of one picture; in the key a line stands for what could not be read back."
-    key, suffix = ''.join(c if c.isprintable() and c != '.' else '_' for c in pair.name), pair.image.suffix[1:].lower()
-    if key.startswith('__'): key = '_' + key.lstrip('_')
-    if climbs_out(key): raise DataError(f'{pair.image}: its name {key} leaves the shard; give a relative name')
-    if key in keys: raise DataError(f'{pair.image}: the key {key} is taken already; rename one of the two files')
-    keys.add(key)
-    files = [(f'{key}.{suffix}', pair.image)]
-    if pair.mask is not None: files.append((f'{key}.mask.png' if suffix == 'png' else f'{key}.png', pair.mask))
-    return sorted(files)
-
-def _add(tar, name, path):
-    "Pack one file, of no date and nobody's, so that equal files make equal shards."
-    data, member = path.read_bytes(), tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
 
 # %% ../nbs/03b_shards.ipynb #d0dfa414
 def tar_members(
