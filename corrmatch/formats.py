@@ -4,7 +4,7 @@
 __all__ = ['PICTURE_SUFFIXES', 'MASK_TAILS', 'COLOR_TAILS', 'COLORED', 'IMAGE_TAILS', 'SPLIT_NAMES', 'SKIPPED', 'OTHER_TAILS',
            'UNREAD', 'ARRAYS', 'CLASS_FORMS', 'CLASS_FILES', 'Place', 'parse_place', 'Item', 'FileUse', 'Layout',
            'visible_files', 'shown', 'Matched', 'find_classes', 'find_layout', 'file_table', 'describe_layout',
-           'read_stored', 'make_folder', 'write_file']
+           'read_stored']
 
 # %% ../nbs/17b_formats.ipynb #a1343794
 import csv, logging, os, re, unicodedata
@@ -785,28 +785,3 @@ def read_stored(
         return StoredMask(drawn.astype(np.int32), 'objects', None, False)
     if item.mask is None: raise DataError(f'{item.image}: has no mask; add one or leave it unlabeled')
     return read_mask(item.mask, by_color)
-
-# %% ../nbs/17b_formats.ipynb #20ef188a
-def make_folder(
-    path:Path, # folder; those it lies in are made, too
-)->Path:       # the same path
-    "Make a folder that may be there already."
-    try: Path(path).mkdir(parents=True, exist_ok=True)
-    except FileExistsError: raise DataError(f'{path}: is a file, and a folder is to be made there; choose another folder') from None
-    except OSError as e: raise DataError(f'{path}: cannot be made ({e.strerror}); choose another folder') from None
-    return Path(path)
-
-def write_file(
-    path:Path,  # target; its folders are made
-    data,       # str or bytes
-)->Path:        # the same path
-    "Write a file atomically."
-    path = Path(path)
-    part = make_folder(path.parent)/f'.{path.name}.{os.getpid()}.part'
-    try:
-        part.write_bytes(data.encode() if isinstance(data, str) else data)
-        os.replace(part, path)
-    except OSError as e:
-        if part.exists(): part.unlink()
-        raise DataError(f'{path}: cannot be written ({e.strerror}); make room or choose another folder') from None
-    return path

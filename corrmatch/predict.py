@@ -26,7 +26,7 @@ from .convert import open_weights
 from .correlation import correlation_rows
 from .data import DataError, mark_output, read_classes
 from .explore import explorer
-from .formats import PICTURE_SUFFIXES, make_folder, visible_files
+from .formats import PICTURE_SUFFIXES, visible_files
 from .masks import CITYSCAPES_NAMES, VOC_NAMES, Depth, parse_depth, read_photo, rgb_bytes
 from .metrics import packed, window_starts
 from .model import resize
@@ -34,7 +34,7 @@ from .pages import Card, render_page, thumbnail
 from .pixel import CorrMatchNet
 from .pseudo import confidence, pseudo_label
 from .region import draw_positions, region_targets
-from .runfolder import read_checkpoint, write_atomic
+from .runfolder import make_folder, read_checkpoint, write_file
 from .toy import TOY_CLASSES
 from .trainer import load_run, pick_device
 from .views import normalize
@@ -408,9 +408,7 @@ class Done(NamedTuple):
 # %% ../nbs/17c_predict.ipynb #7bdca3a7
 def _put(path, data):
     "Write a file and the folders it lies in."
-    try:
-        make_folder(path.parent)
-        write_atomic(path, data)
+    try: write_file(path, data)
     except DataError as e: raise ValueError(str(e)) from None  # the next file would fail as well: stop
 
 def _jpeg(picture):

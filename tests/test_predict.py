@@ -116,7 +116,7 @@ def test_outputs_are_replaced_whole(predictor, tmp_path, monkeypatch):
     def full(*args): raise OSError(28, 'No space left on device')
     with monkeypatch.context() as m:
         m.setattr(os, 'replace', full)
-        with pytest.raises(DataError, match='No space left'): predict.write_atomic(tmp_path/'out'/'masks'/'a.png', b'half')
+        with pytest.raises(DataError, match='No space left'): predict.write_file(tmp_path/'out'/'masks'/'a.png', b'half')
     assert (tmp_path/'out'/'masks'/'a.png').read_bytes() == before
     predict_files(predictor, [tmp_path/'a.png'], tmp_path/'out', quiet=True)
     assert Image.open(tmp_path/'out'/'masks'/'a.png').size == (70, 90) and not list((tmp_path/'out').rglob('*.part'))
