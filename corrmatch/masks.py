@@ -50,7 +50,7 @@ def load_picture(
     try:
         with Image.open(path) as image:
             pages = getattr(image, 'n_frames', 1)
-            bands = image.tag_v2.get(277, 1) if image.format == 'TIFF' else 0
+            bands = getattr(image, 'tag_v2', {}).get(277, 1) if image.format == 'TIFF' else 0
             deep_color = ';16' in str(image.tile) and len(image.getbands()) > 2
             image.load()
     except Exception as e: raise DataError(f'{path}: {_fault(path, e)}') from None  # decoders raise whatever they like
