@@ -881,6 +881,7 @@ def rehearse(
     if allow_missing or counts.all(): return []
     return [Finding('error', 'classes', '', missing_classes(ClassCounts(counts, counts, 0, len(labeled)), report.mapping.names) + ' (--allow_missing yes goes on without them)')]
 
+# %% ../nbs/18_prepare.ipynb #5c1e0d01
 def _rehearsed_split(report, labels):
     "Rows of `usable` that lists made by `train` would take as labeled; DataError where it would refuse to make them."
     root = report.layout.root
