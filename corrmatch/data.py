@@ -59,6 +59,17 @@ def list_lines(
     "Read all lines of a list."
     return list(iter_lines(path))
 
+def _in_order(path, lines):
+    "Names of classes, in the order of the numbers that all lines give, `0: cat` or `cat=0`; where they do not, as they stand."
+    for form in (r'(?P<id>\d+)(?:\s*[:,;=]\s*|\s+)(?P<name>[^\d\s].*)', r'(?P<name>.*[^\d\s])\s*[:,;=\t]\s*(?P<id>\d+)'):
+        found = [re.fullmatch(form, line) for _, line in lines]
+        ids = [int(m['id']) for m in found if m]
+        if not lines or len(ids) < len(lines): continue
+        if sorted(ids) == list(range(len(ids))): return [m['name'] for _, m in sorted(zip(ids, found))]
+        raise DataError(f'{path} line {lines[0][0]}: `{lines[0][1]}`: the numbers of classes must be 0 to {len(ids)-1}, each once; '
+                        'correct them, or write the names alone, in the order of the ids')
+    return [line for _, line in lines]
+
 # %% ../nbs/03_data.ipynb #77db0979
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')  # of several files the first of these is taken
 
@@ -286,17 +297,6 @@ def own_outputs(
     return found
 
 # %% ../nbs/03_data.ipynb #23150ee7
-def _in_order(path, lines):
-    "Names of classes, in the order of the numbers that all lines give, `0: cat` or `cat=0`; where they do not, as they stand."
-    for form in (r'(?P<id>\d+)(?:\s*[:,;=]\s*|\s+)(?P<name>[^\d\s].*)', r'(?P<name>.*[^\d\s])\s*[:,;=\t]\s*(?P<id>\d+)'):
-        found = [re.fullmatch(form, line) for _, line in lines]
-        ids = [int(m['id']) for m in found if m]
-        if not lines or len(ids) < len(lines): continue
-        if sorted(ids) == list(range(len(ids))): return [m['name'] for _, m in sorted(zip(ids, found))]
-        raise DataError(f'{path} line {lines[0][0]}: `{lines[0][1]}`: the numbers of classes must be 0 to {len(ids)-1}, each once; '
-                        'correct them, or write the names alone, in the order of the ids')
-    return [line for _, line in lines]
-
 def class_rows(
     path:Path,                      # classes.txt or a file like it: lines `name R G B`, or names alone
 )->list[tuple[str, list[int]]]:     # name and colour of each class; all colours are [] where no line gives one
@@ -314,6 +314,16 @@ def class_rows(
         rows.append((found[1], rgb))
     return _no_doubles(path, rows)
 
+# %% ../nbs/03_data.ipynb #a31f5c04
+def read_classes(
+    root:Path,                         # data folder, may hold classes.txt: lines `name R G B`, or names alone
+)->tuple[list[str], np.ndarray]|None:  # names and (k,3) uint8 colours; None without the file
+    "Read the names and colours of the classes; names alone get the colours of Pascal VOC."
+    path = Path(root)/'classes.txt'
+    if not path.exists(): return None
+    names, colors = zip(*class_rows(path), strict=True)
+    return list(names), np.array(colors, np.uint8) if colors[0] else palette(len(names), 'pascal')
+
 _NAME_RGB = r'(\S.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)'
 
 def _no_doubles(path, rows):
@@ -324,16 +334,6 @@ def _no_doubles(path, rows):
         if re.match(r'(\d+[\s,;]+){3}', name): raise DataError(f'{path}: `{name}` is not `name R G B`; write the colour behind the name')
         seen.add(name)
     return rows
-
-# %% ../nbs/03_data.ipynb #a31f5c04
-def read_classes(
-    root:Path,                         # data folder, may hold classes.txt: lines `name R G B`, or names alone
-)->tuple[list[str], np.ndarray]|None:  # names and (k,3) uint8 colours; None without the file
-    "Read the names and colours of the classes; names alone get the colours of Pascal VOC."
-    path = Path(root)/'classes.txt'
-    if not path.exists(): return None
-    names, colors = zip(*class_rows(path), strict=True)
-    return list(names), np.array(colors, np.uint8) if colors[0] else palette(len(names), 'pascal')
 
 # %% ../nbs/03_data.ipynb #0e5590b6
 def _open(path, modes, wanted, decode=True):
