@@ -16,6 +16,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import cast
@@ -524,6 +525,7 @@ def main(
 )->int:                  # 0, or the exit code of a failure
     "Run one command."
     os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')  # large pages for tensors, where Linux has them; read when torch starts
+    warnings.filterwarnings('ignore', 'Image size .* exceeds limit')  # Pillow's word at half of the size that is refused
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8 is shown with escapes
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')

@@ -4,9 +4,9 @@
 __all__ = ['IMAGE_SUFFIXES', 'LEADS_OUT', 'IMAGE_FOLDERS', 'MASK_FOLDERS', 'OUTPUT_MARK', 'LABELED', 'UNLABELED', 'MIX',
            'DataError', 'iter_lines', 'list_lines', 'parse_line', 'climbs_out', 'line_fields', 'folder_homes',
            'leads_out', 'Pair', 'read_split', 'folder_role', 'derived_from', 'mask_of', 'mark_output', 'own_outputs',
-           'class_rows', 'read_classes', 'open_image', 'open_mask', 'Source', 'FolderSource', 'ArraySource',
-           'count_ids', 'read_pair', 'ClassCounts', 'check_source', 'missing_classes', 'refuse_shared', 'rng_for',
-           'EndlessOrder']
+           'class_rows', 'read_classes', 'too_large', 'open_image', 'open_mask', 'Source', 'FolderSource',
+           'ArraySource', 'count_ids', 'read_pair', 'ClassCounts', 'check_source', 'missing_classes', 'refuse_shared',
+           'rng_for', 'EndlessOrder']
 
 # %% ../nbs/03_data.ipynb #4a57317c
 import os, re
@@ -336,6 +336,13 @@ def _no_doubles(path, rows):
     return rows
 
 # %% ../nbs/03_data.ipynb #0e5590b6
+def too_large(
+    error:Image.DecompressionBombError, # of Pillow, above twice Image.MAX_IMAGE_PIXELS
+)->str:
+    "Say how large an image is that is not read, and what to do."
+    pixels, most = (int(n) for n in re.findall(r'\d+', str(error))[:2])
+    return f'{pixels:,} pixels, more than the {most:,} that are read; scale it down or cut it into parts'
+
 def _open(path, modes, wanted, decode=True):
     "Open and decode a file of one of these PIL modes; every way to fail becomes a DataError."
     try:
@@ -344,6 +351,7 @@ def _open(path, modes, wanted, decode=True):
             if decode: picture.load()
     except Exception as e:  # decoders raise whatever they like
         if isinstance(e, FileNotFoundError): raise DataError(f'{path}: no such file; correct the path, or take it out of the list') from None
+        if isinstance(e, Image.DecompressionBombError): raise DataError(f'{path}: {too_large(e)}') from None
         reason = str(e).partition('\n')[0] or type(e).__name__
         raise DataError(f'{path}: unreadable picture ({reason}); replace the file or take it out of the list') from None
     if picture.mode not in modes: raise DataError(f'{path}: a picture of mode {picture.mode}; {wanted}')

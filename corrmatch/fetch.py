@@ -78,8 +78,10 @@ def _transfer(url, part, timeout):
     with answer:
         total, start = _total(answer, offset)
         meter = _Meter(part.stem, total, start)
-        with open(part, 'ab' if start else 'wb') as f:
-            while chunk := _chunk(answer): _put(f, chunk, part); meter.add(len(chunk))
+        try:
+            with open(part, 'ab' if start else 'wb') as f:  # closing it writes, too
+                while chunk := _chunk(answer): f.write(chunk); meter.add(len(chunk))
+        except OSError as e: raise DataError(f'{part}: cannot be written ({e.strerror}); make room, then run the command again') from None
         meter.close()
     size = part.stat().st_size
     if total is not None and size < total: raise _Again(f'the connection broke after {size} of {total} bytes')
@@ -89,10 +91,6 @@ def _chunk(answer):
     try: return answer.read1(1 << 16)
     except TimeoutError: raise _Again('the server sends nothing more') from None
     except (OSError, http.client.HTTPException) as e: raise _Again(f'the connection broke ({type(e).__name__})') from None
-
-def _put(f, chunk, part):
-    try: f.write(chunk)
-    except OSError as e: raise DataError(f'{part}: cannot be written ({e.strerror}); make room, then run the command again') from None
 
 # %% ../nbs/18b_fetch.ipynb #29389677
 def _accept(url, whole, path, digest):
@@ -158,7 +156,10 @@ def unpack(
         half.mkdir(parents=True)
         (_unpack_zip if zipfile.is_zipfile(archive) else _unpack_tar)(archive, half)
         os.replace(half, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as e:
+    except OSError as e:
+        remedy = 'make room, then run the command again' if e.errno else 'remove it and fetch it again'  # only the system's faults have a number
+        raise DataError(f'{archive}: cannot be unpacked ({e.strerror or e}); {remedy}') from None
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as e:
         raise DataError(f'{archive}: cannot be unpacked ({str(e).partition(chr(10))[0] or type(e).__name__}); remove it and fetch it again') from None
     finally: shutil.rmtree(half, ignore_errors=True)
     return folder

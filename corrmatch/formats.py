@@ -80,6 +80,12 @@ _JOINED = re.compile(rf'{_PARTS[0]}[_-]?{_PARTS[1]}|{_PARTS[1]}[_-]{_PARTS[0]}')
 _NNUNET = {'imagestr': ('train', 'images'), 'labelstr': ('train', 'labels'), 'imagests': ('test', 'images'), 'labelsts': ('test', 'labels')}
 _CHANNEL = re.compile(r'(.+)_(\d{4})')  # nnU-Net's: files of one channel each
 
+# %% ../nbs/17b_formats.ipynb #b41f5d04
+def _number(folder):
+    "The number of a folder such as image_3, which gt_3 shares; image_2 is KITTI's only one with masks."
+    found = re.search(r'\d+$', folder)
+    return [found[0]] if found and int(found[0]) != 2 and folder != 'manual1' else []
+
 # %% ../nbs/17b_formats.ipynb #9bbb452e
 def parse_place(
     path:str,     # relative to the data folder, with forward slashes
@@ -103,11 +109,6 @@ def parse_place(
     short, tail = _cut(stem, MASK_TAILS if role == 'mask' else IMAGE_TAILS)
     if role == 'mask' and tail < 0 and (colored := _cut(stem, COLOR_TAILS))[1] >= 0: short, rank = colored[0], COLORED
     return Place(role, split, (split, *rest, short), (split, *rest, stem), rank + tail % 100)
-
-def _number(folder):
-    "The number of a folder such as image_3, which gt_3 shares; image_2 is KITTI's only one with masks."
-    found = re.search(r'\d+$', folder)
-    return [found[0]] if found and int(found[0]) != 2 and folder != 'manual1' else []
 
 # %% ../nbs/17b_formats.ipynb #e40db889
 class Item(NamedTuple):
@@ -269,7 +270,7 @@ def _roles(places):
     images = {full: kept for full, files in images.items() if (kept := [f for f in files if f not in beside])}
     return images, {k: sorted(v) for k, v in masks.items()}
 
-# %% ../nbs/17b_formats.ipynb #b41f5c02
+# %% ../nbs/17b_formats.ipynb #b41f5d02
 def _places(paths, masks='', include=()):
     "What each path says about its file; those that the user includes are images, and are called by their whole path."
     places = {path: parse_place(path, masks) for path in paths}
@@ -278,6 +279,7 @@ def _places(paths, masks='', include=()):
         places[path] = places[path]._replace(role='image', key=key, full=key)
     return places
 
+# %% ../nbs/17b_formats.ipynb #b41f5c02
 def _set_aside(places, include):
     "Images by their ending that are none: visualisations, further masks of an image, fields of view, {path: (use, why)}."
     stems = {p.full[-1] for p in places.values() if p.role != 'mask'}
@@ -581,6 +583,7 @@ def _not_derived(root, items, places):
 
 _DRAWN = 'visualisation', 'of the name of an image with a mask'
 
+# %% ../nbs/17b_formats.ipynb #b41f5d01
 def _is_derived(path, home, places):
     "Does an image without a mask show another one, of the same name and with a mask? Frames of several scenes share names, too."
     folder, folders = os.path.dirname(path), path.split('/')[:-1]
@@ -627,7 +630,7 @@ def _loose_pairs(root, matched):
         out.append(('warning', 'classes', groups[0], text))
     return out
 
-# %% ../nbs/17b_formats.ipynb #b41f5c12
+# %% ../nbs/17b_formats.ipynb #b41f5d03
 def _several(matched):
     "An image and two masks without an image that belong to it, as one mask a class or object would; None without any."
     stems, of = {_stem(i.image.name): i.image for i in matched.items}, {}
@@ -639,6 +642,7 @@ def _several(matched):
         if found or own_folder: of.setdefault(found[0] if found else own_folder, []).append(path)
     return next(((image, *paths[:2]) for image, paths in of.items() if len(paths) > 1), None)
 
+# %% ../nbs/17b_formats.ipynb #b41f5c12
 def _need_masks(root, layout, found, matched):
     "Refuse a folder in which no image has a mask, if something else is there, and say what."
     if any(i.mask for i in layout.items): return

@@ -16,7 +16,7 @@ import numpy as np
 import os
 from PIL import Image, ImageOps, UnidentifiedImageError
 from .config import IGNORE_INDEX
-from .data import DataError, list_lines
+from .data import DataError, list_lines, too_large
 from .viz import palette
 
 # %% ../nbs/17a_masks.ipynb #9a8268f2
@@ -27,10 +27,7 @@ def _fault(path, error):
     if not os.path.isfile(path): return 'is no file; replace it or remove it'
     if not os.path.getsize(path): return 'is empty (0 bytes); replace the file or remove it'
     if isinstance(error, UnidentifiedImageError): return _unknown(path)
-    if isinstance(error, Image.DecompressionBombError):
-        size = re.search(r'\d+', str(error))
-        most = 2*Image.MAX_IMAGE_PIXELS
-        return f'{int(size[0]):,} pixels, more than the {most:,} that are read; scale it down or cut it into parts'
+    if isinstance(error, Image.DecompressionBombError): return too_large(error)
     reason = str(error).partition('\n')[0].replace(str(path), os.path.basename(path)) or type(error).__name__
     return f'unreadable or cut short ({reason}); replace the file or remove it'
 
@@ -116,7 +113,7 @@ def read_photo(
 )->np.ndarray:             # (h,w,3) uint8
     "Read an image of any depth as RGB bytes."
     image = load_picture(path)
-    if turn: image = ImageOps.exif_transpose(image)
+    if turn: ImageOps.exif_transpose(image, in_place=True)
     try: return rgb_bytes(image, depth)
     except DataError as e: raise DataError(f'{path}: {e}') from None
 
@@ -217,31 +214,47 @@ def mask_facts(
     most:int=2000,     # values that are counted; more cannot be classes
 )->MaskFacts:
     "Count the values of a mask."
-    values, solid = stored.values, solid_pixels(stored.values)
-    found, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    inner = np.bincount(where.reshape(values.shape)[solid], minlength=len(found))
+    parts = []
+    for band, solid in _bands(stored.values):
+        seen, where, n = np.unique(band, return_inverse=True, return_counts=True)
+        parts.append((seen, n, np.bincount(where.reshape(band.shape)[solid], minlength=len(seen))))
+    seen, counts, inner = (np.concatenate(part) for part in zip(*parts))
+    found, where = np.unique(seen, return_inverse=True)
+    counts, inner = (np.bincount(where.ravel(), n).astype(int) for n in (counts, inner))
     rows = list(zip(found.tolist(), counts.tolist(), inner.tolist()))[:most]
-    ramp = _ramp(where.reshape(values.shape)) if len(found) >= 32 else 0.
+    ramp = _ramp(stored.values, found) if len(found) >= 32 else 0.
     few = 3 <= len(found) < 32 and found[-1] < 2**16  # not colours
-    between, jumps = _crossings(where.reshape(values.shape), found) if few else ({}, 0)
+    between, jumps = _crossings(stored.values, found) if few else ({}, 0)
     return MaskFacts(name, stored.mode, {v: n for v, n, _ in rows}, {v: n for v, _, n in rows if n}, stored.palette,
                      stored.jpeg, ramp, between, jumps)
 
 # %% ../nbs/17a_masks.ipynb #4c1d7a81
-def _crossings(ranks, found):
+def _crossings(values, found):
     "{value: pixels between a lower and a higher neighbour}, and how often two neighbours pass over a value."
     counts, jumps = np.zeros(len(found), int), 0
+    ranks = np.concatenate([np.searchsorted(found, part).astype(np.int8) for part in np.array_split(values, values.size//2**20+1)])
     for r in (ranks, ranks.T):
         steps = np.diff(r.astype(np.int16), axis=1)
         jumps += int((np.abs(steps) > 1).sum())
         counts += np.bincount(r[:, 1:-1][steps[:, 1:]*steps[:, :-1] > 0], minlength=len(found))
     return {v: n for v, n in zip(found.tolist(), counts.tolist()) if n}, jumps
 
-def _ramp(ranks):
-    "Share of unequal horizontal and vertical neighbours whose ranks differ by at most 2."
-    steps = np.concatenate([np.abs(np.diff(ranks, axis=axis)).ravel() for axis in (0, 1)])
-    steps = steps[steps > 0]
-    return float((steps <= 2).mean()) if steps.size else 0.
+def _bands(values, pixels=2**20):
+    "Cut a mask into bands of lines, each with its solid pixels: a large mask is never sorted or copied whole."
+    n = max(1, pixels//values.shape[1])
+    for y in range(0, len(values), n):
+        solid = solid_pixels(values[max(y-1, 0):y+n+1])[min(y, 1):]
+        yield values[y:y+n], solid[:n]
+
+def _ramp(values, found):
+    "Share of unequal horizontal and vertical neighbours whose ranks in `found` differ by at most 2."
+    near, unequal, n = 0, 0, max(1, 2**20//values.shape[1])
+    for y in range(0, len(values), n):
+        ranks = np.searchsorted(found, values[y:y+n+1])
+        for steps in (np.abs(np.diff(ranks[:n], axis=1)), np.abs(np.diff(ranks, axis=0))):
+            unequal += np.count_nonzero(steps)
+            near += np.count_nonzero((steps > 0) & (steps <= 2))
+    return near/max(unequal, 1)
 
 # %% ../nbs/17a_masks.ipynb #f4ebbbaf
 class MaskMap(NamedTuple):
@@ -623,5 +636,8 @@ def map_ids(
     "Turn stored values into class ids."
     if stored.size and 0 <= stored.min() and stored.max() < 256:
         return np.array([table.get(v, IGNORE_INDEX) for v in range(256)], np.uint8)[stored]
-    values, where = np.unique(stored, return_inverse=True)
-    return np.array([table.get(int(v), IGNORE_INDEX) for v in values], np.uint8)[where].reshape(stored.shape)
+    flat, ids = stored.ravel(), np.empty(stored.size, np.uint8)
+    for part in (slice(start, start+2**20) for start in range(0, flat.size, 2**20)):  # a large mask is never sorted whole
+        values, where = np.unique(flat[part], return_inverse=True)
+        ids[part] = np.array([table.get(int(v), IGNORE_INDEX) for v in values], np.uint8)[where.ravel()]
+    return ids.reshape(stored.shape)

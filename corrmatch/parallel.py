@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['VIEWS_FIRST', 'World', 'read_world', 'start_world', 'stop_world', 'my_positions', 'micro_batches', 'Counts', 'add_up',
            'step_counts', 'SharedBatchNorm', 'share_batch_norm', 'WholeStep', 'wrap_step', 'without_exchange',
-           'same_buffers', 'agree', 'gather', 'first_checks', 'picture_keys']
+           'same_buffers', 'agree', 'gather', 'first_checks', 'is_lost_process', 'lost_process', 'picture_keys']
 
 # %% ../nbs/13b_parallel.ipynb #817534a6
 import os
@@ -246,8 +246,24 @@ def first_checks(
     if first:
         try: check()
         except Exception as e: error = e
-    if agree([int(error is not None)], group) == [0]: return
+    try: refused = agree([int(error is not None)], group)
+    except RuntimeError as e: raise (lost_process('') if is_lost_process(e) else e) from None
+    if refused == [0]: return
     raise error or ValueError('the first process refused to go on; its message says why')
+
+# %% ../nbs/13b_parallel.ipynb #4c1d7e03
+def is_lost_process(
+    error:BaseException, # while processes exchange numbers
+)->bool:
+    "Is it torch's word that another process is gone?"
+    return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and '/gloo/' in str(error)
+
+def lost_process(
+    folder, # of the run, '' before it is opened
+)->ValueError:
+    "Say it in one line, with the way on."
+    way = f'start all of them again with corrmatch resume {folder}' if folder else 'start all of them again'
+    return ValueError(f'another process of this run has ended or cannot be reached (killed? out of memory?); {way}')
 
 # %% ../nbs/13b_parallel.ipynb #35f9d567
 def picture_keys(

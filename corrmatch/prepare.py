@@ -51,10 +51,12 @@ class Scan(NamedTuple):
 
 # %% ../nbs/18_prepare.ipynb #5c1e0a81
 def _looks(picture):
-    "Size and RGB bytes of a picture; its own bytes where RGB cannot hold them."
-    if picture.mode.startswith(('I', 'F')) or picture.mode == 'LAB': return f'{picture.size}{picture.mode}'.encode() + picture.tobytes()
-    if picture.mode != 'RGB': picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB').convert('RGB')
-    return f'{picture.size}'.encode() + picture.tobytes()
+    "Size and RGB bytes of a picture in parts; its own bytes where RGB cannot hold them."
+    own = picture.mode.startswith(('I', 'F')) or picture.mode == 'LAB'
+    if not own and picture.mode != 'RGB': picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB').convert('RGB')
+    yield f'{picture.size}{picture.mode if own else ""}'.encode()
+    w, h = picture.size
+    for y in range(0, h, 256): yield picture.crop((0, y, w, min(y+256, h))).tobytes()
 
 def _span(picture, path=''):
     "Smallest and largest value of an image of more than 8 bits, and whether they are floats; None for 8 bits."
@@ -92,10 +94,11 @@ def scan_item(
 def _scan_image(item, picture):
     "What is known of an item from its image."
     note = picture.getexif().get(0x0112, 1)
-    digest = hashlib.blake2b(_looks(picture), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _looks(picture): digest.update(part)
     deep = max(top for _, top in picture.convert('RGB').getextrema()) if picture.info['deep_color'] else None
     span = _span(picture, item.image)
-    return Scan(item, picture.size, picture.mode, digest, note=note if note in range(2, 9) else 1, span=span,
+    return Scan(item, picture.size, picture.mode, digest.hexdigest(), note=note if note in range(2, 9) else 1, span=span,
                 deep_color=deep, pages=picture.info['pages'], core=_core(picture), bands=picture.info['bands'])
 
 # %% ../nbs/18_prepare.ipynb #52d27cca
@@ -527,9 +530,11 @@ def _overlay(scan, report):
     "Thumbnails of an image and of its mask in colours on top of it."
     mapping, name = report.mapping, Path(scan.item.image).name
     image = read_photo(scan.item.image, scan.turned, report.depth if scan.span else None)
+    n = max(1, max(image.shape)//640)  # of a large image every n-th pixel is enough
+    image = image[::n, ::n].copy()
     plain = thumbnail(image, f'picture {name}', 160)
     if scan.values is None or scan.fault: return [plain]
-    ids = map_ids(read_stored(scan.item, scan.size, mapping.by_color).values, mapping.table)
+    ids = map_ids(read_stored(scan.item, scan.size, mapping.by_color).values[::n, ::n], mapping.table)
     painted = Image.fromarray(colorize(ids, np.vstack([mapping.colors, np.zeros((1, 3), np.uint8)])))
     painted = painted.resize(image.shape[1::-1], Image.Resampling.NEAREST)
     return [plain, thumbnail(np.asarray(Image.blend(Image.fromarray(image), painted, .6)), f'mask on {name}', 160)]
@@ -927,6 +932,7 @@ def rehearse(
     if allow_missing or counts.all(): return []
     return [Finding('error', 'classes', '', missing_classes(ClassCounts(counts, counts, 0, len(labeled)), report.mapping.names) + ' (--allow_missing yes goes on without them)')]
 
+# %% ../nbs/18_prepare.ipynb #5c1e0d01
 def _rehearsed_split(report, labels):
     "Rows of `usable` that lists made by `train` would take as labeled; DataError where it would refuse to make them."
     root = report.layout.root

@@ -34,8 +34,9 @@ from .convert import fitted_model
 from .data import ArraySource, DataError, check_source, mark_output, missing_classes, refuse_shared
 from .losses import LossTerms, make_weights, ohem_ce, supervised_ce
 from .metrics import ConfusionMatrix, evaluate
-from .parallel import (World, add_up, agree, first_checks, gather, micro_batches, my_positions, picture_keys, read_world, same_buffers, share_batch_norm, start_world,
-                                step_counts, without_exchange, wrap_step)
+from .parallel import (World, add_up, agree, first_checks, gather, is_lost_process, lost_process,
+                                micro_batches, my_positions, picture_keys, read_world, same_buffers,
+                                share_batch_norm, start_world, step_counts, without_exchange, wrap_step)
 from .pseudo import confidence, pseudo_label
 from .runfolder import (CsvLog, Progress, config_changes, data_changes, data_record, hold_folder, note_state, read_checkpoint, read_csv,
                                  read_data_record, read_latest, recorded_config, refuse_if_running, release_folder, save_checkpoint, text_table, write_atomic)
@@ -698,6 +699,7 @@ def fit(self:Trainer,
     except BaseException as e:
         with suppress(DataError): self._note('stopped' if isinstance(e, KeyboardInterrupt) else 'failed')  # the first fault counts
         if is_loader_death(e): raise loader_fault(e) from None  # its signal comes at any line
+        if is_lost_process(e): raise lost_process(self.out) from None
         raise
     finally:
         if self.writer: self.writer.close()

@@ -45,10 +45,10 @@ def colorize(
     "Paint class ids; ignored pixels get grey diagonal hatching on white."
     mask = np.asarray(mask)
     colors = palette(256, 'toy') if colors is None else colors
-    y, x = np.indices(mask.shape)
-    hatch = np.where((x+y) % 6 < 2, 150, 255).astype(np.uint8)[..., None].repeat(3, -1)
-    ignored = mask == IGNORE_INDEX
-    return np.where(ignored[..., None], hatch, colors[np.where(ignored, 0, mask)])
+    y, x = np.nonzero(mask == IGNORE_INDEX)
+    painted = colors[np.where(mask == IGNORE_INDEX, 0, mask)]
+    painted[y, x] = np.where((x+y) % 6 < 2, 150, 255)[:, None]
+    return painted
 
 # %% ../nbs/01_viz.ipynb #102d3bcb
 def _panel(ax, title):

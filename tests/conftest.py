@@ -1,6 +1,15 @@
-"Long files first, so that two processes end at about the same time."
+"Long files first, so that two processes end at about the same time; a fixture for tests of training that look at no picture."
+import pytest
+
 LONG = ('test_survival', 'test_soak', 'test_parallel', 'test_browser', 'test_story', 'test_trainer', 'test_cli', 'test_bench', 'test_region_kernel')
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    "Runs write no pictures, which takes most of the time of a run of some steps."
+    from corrmatch.trainer import Trainer
+    monkeypatch.setattr(Trainer, '_draw', lambda self, model: None)

@@ -20,7 +20,8 @@ from corrmatch.step import make_sources
 from corrmatch.trainer import ABSENT, Trainer, absent_text, iou_table, load_run
 from errors_for_tests import refused
 
-SMALL = dict(backbone='toynet', weights='', crop=33, steps=2, batch_x=2, batch_u=2, device='cpu')
+pytestmark = pytest.mark.usefixtures('no_drawing')
+SMALL = dict(backbone='toynet', weights='', crop=33, steps=2, batch_x=2, batch_u=2, device='cpu', stride=8, dim=16, low_dim=8, regions=4)
 COLORS = np.array([[0, 0, 255], [10, 20, 30], [200, 0, 0]], np.uint8)
 CITY = np.array([7, 26, 11], np.uint8)  # label ids of road, car, building
 
@@ -269,14 +270,27 @@ def test_eval_of_one_image_and_of_absent_classes(tmp_path, capsys):
     with pytest.raises(SystemExit): main(['eval', str(tmp_path/'run'), '--miou', 'some'])
 
 
-def test_training_with_one_validation_image(tmp_path):
+@pytest.mark.parametrize('evaluation', ['whole', 'slide'])
+def test_one_validation_image(tmp_path, capsys, evaluation):
+    "Train, stop half-way, resume, eval, report."
     fill(tmp_path/'d', 'ids')
     lines = (tmp_path/'d/raw.txt').read_text().splitlines(keepends=True)
     (tmp_path/'d/val.txt').write_text(lines[7])
     (tmp_path/'d/lab.txt').write_text(''.join(lines[:7]))
-    config = preset('camvid', data=str(tmp_path/'d'), labeled='lab.txt', unlabeled='lab.txt', val='val.txt', n_classes=3, out=str(tmp_path/'run'), **SMALL)
-    assert 0 <= Trainer(config, quiet=True).fit() <= 100
-    assert load_run(tmp_path/'run')[1].val == 'val.txt'
+    config = preset('camvid', data=str(tmp_path/'d'), labeled='lab.txt', unlabeled='lab.txt', val='val.txt', n_classes=3, out=str(tmp_path/'run'),
+                    eval_every=1, save_every=1, evaluation=evaluation, **SMALL)
+    assert 0 <= (best := Trainer(config, quiet=True).fit()) <= 100
+    (tmp_path/'run/before.pt').replace(tmp_path/'run/last.pt')  # as if it had been stopped at step 1
+    run = str(tmp_path/'run')
+    assert main(['resume', run]) == 0 and load_run(tmp_path/'run', 'last.pt')[1].val == 'val.txt'
+    with open(tmp_path/'run/val.csv') as f: rows = list(csv.DictReader(f))
+    assert [r['step'] for r in rows] == ['1', '2'] and max(float(r['miou']) for r in rows) == pytest.approx(best, abs=1e-3)
+    capsys.readouterr()
+    assert main(['eval', run, '--device', 'cpu']) == 0
+    said = capsys.readouterr().out
+    assert 'on 1 pictures' in said and float(re.search(r'^mIoU +(\S+)$', said, re.M)[1]) == pytest.approx(best, abs=.06)
+    assert main(['report', run, '--device', 'cpu', '--out', str(tmp_path/'r.html')]) == 0
+    assert 'All 1 validation pictures' in (tmp_path/'r.html').read_text()
 
 
 def test_eval_scores_originals_like_their_copies(tmp_path, capsys):

@@ -3,12 +3,13 @@ import csv
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from corrmatch.backbones import timm_backbone
 from corrmatch.parallel import share_batch_norm
-from corrmatch.runfolder import read_checkpoint, read_csv
+from corrmatch.runfolder import read_checkpoint, read_csv, run_state
 from corrmatch.trainer import Trainer
 from runs_for_tests import ROOT, command, environment, small
 
@@ -143,6 +144,44 @@ def test_an_accident_in_one_process_is_known_to_all(tmp_path):
     assert state['skipped'] == 1 and all(torch.isfinite(v).all() for v in state['model'].values())
     assert [row['step'] for row in skipped] == ['1'] and len(skipped[0]['names'].split()) == 8         # pictures of both processes
     assert done.stdout.count('refused: 1 of') == 2 and 'x.jpg' in done.stdout and read_checkpoint(tmp_path/'broken'/'last.pt')['step'] == 3
+
+
+WORDS = ('train toy --steps 12 --eval-every 6 --save-every 5 --warmup 1 --crop 33 --toy-unlabeled 8 --batch-x 4 --batch-u 4 --dim 16 --low-dim 8 '
+         '--regions 8 --device cpu --out').split()
+KILLED = '''
+import os
+import signal
+import sys
+from corrmatch import parallel
+from corrmatch.cli import main
+from corrmatch.trainer import Trainer
+parallel.stop_world = lambda: None  # all commands of a process in one world
+whole_step = Trainer.run_step
+def run_step(self, batch):
+    "The process with the given rank is killed in the middle of its eighth step."
+    if (self.step, self.world.rank) == (7, int(sys.argv[1])): self.batches = os.kill(os.getpid(), signal.SIGKILL)
+    return whole_step(self, batch)
+Trainer.run_step = run_step
+sys.exit(max(main(line.split()) for line in sys.argv[2:]))
+'''
+
+
+def test_a_killed_process_ends_the_other_with_one_line(tmp_path):
+    "The one that writes is killed. Both go on from the last checkpoint to the same bits."
+    (tmp_path/'killed.py').write_text(KILLED)
+    start = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--monitor_interval=2', '--standalone', str(tmp_path/'killed.py')]
+    def run(*argv): return subprocess.run([*start, *argv], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=150)
+    done = run('0', ' '.join([*WORDS, 'run']))
+    said = [line for line in done.stderr.splitlines() if line.startswith('corrmatch: ')]
+    assert done.returncode and len(said) == 1 and 'resume run' in said[0] and 'killed?' in said[0], done.stderr[-3000:]
+    assert 'corrmatch/trainer.py' not in done.stderr and read_checkpoint(tmp_path/'run'/'last.pt')['step'] == 6
+    assert run_state(tmp_path/'run')['state'] == 'killed' and not list((tmp_path/'run').glob('.*.part'))
+    done = run('-1', 'resume run', ' '.join([*WORDS, 'whole']))
+    assert done.returncode == 0, done.stderr[-2000:]
+    (state, losses), (whole, log) = result(tmp_path/'run'), result(tmp_path/'whole')
+    assert state['step'] == 12 and state['best'] == whole['best']
+    for key in log: np.testing.assert_array_equal(losses[key], log[key])
+    for key, value in whole['model'].items(): assert torch.equal(state['model'][key], value), key
 
 
 def test_the_command_line_in_two_processes_ends_well(tmp_path):

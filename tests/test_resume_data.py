@@ -14,7 +14,8 @@ from corrmatch.runfolder import data_changes, list_mark, read_conversion, read_d
 from corrmatch.trainer import Trainer
 from errors_for_tests import refused
 
-SMALL = dict(backbone='toynet', weights='', crop=33, batch_x=2, batch_u=2, device='cpu', n_classes=2, norm='group', dim=16, low_dim=8, regions=4)
+pytestmark = pytest.mark.usefixtures('no_drawing')
+SMALL = dict(backbone='toynet', weights='', crop=33, batch_x=2, batch_u=2, device='cpu', n_classes=2, norm='group', stride=8, dim=16, low_dim=8, regions=4)
 
 
 def photo(path, seed, flat=False):
