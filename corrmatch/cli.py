@@ -18,7 +18,6 @@ import re
 import sys
 import warnings
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import cast
 from .config import METHODS, PRESETS, Config, nearest, preset
@@ -111,22 +110,8 @@ def train_config(
     if args.preset in PRESETS:
         for name in ('labels', 'classes', 'ignore', 'map', 'background', 'unannotated', 'include', 'masks', 'lists'):
             if getattr(args, name, None): raise ValueError(f"--{name} is for a data folder, and '{args.preset}' is a preset: a folder of that name is ./{args.preset}; lists for a preset are --labeled and --unlabeled")
-        config = preset(args.preset, args.method, **changes)
-        if config.labeled and not config.data: raise ValueError(f"preset '{args.preset}' learns from pictures on disk: say where they are with --data FOLDER")
-        return config, ''
-    from corrmatch.prepare import auto_config
-    changes.pop('data', None)
-    make = partial(auto_config, args.preset, args.method, labels=args.labels, classes=args.classes, lists=args.lists, meaning=read_meaning(args), **changes)
-    return _by_the_first(make, changes.get('device', 'auto'))
-
-def _by_the_first(make, device):
-    "Let one process look at a folder and make lists; the others hear what came out."
-    from corrmatch.parallel import first_checks, gather, read_world, start_world
-    if read_world().size == 1: return make()
-    from corrmatch.trainer import pick_device
-    (world, _, talk), made = start_world(pick_device(device)), []
-    first_checks(lambda: made.append(make()), world.first, talk)
-    return gather(made, talk)[0]
+    from corrmatch.api import plan_run
+    return plan_run(args.preset, args.method, args.labels, args.classes, args.lists, read_meaning(args), **changes)
 
 # %% ../nbs/23_cli.ipynb #35af94be
 def run_training(
@@ -348,9 +333,9 @@ def cmd_predict(
     args:argparse.Namespace, # run, pictures, out, checkpoint, device, scales, flip, tile, longest, every
 )->int:                      # 1 if a file could not be read
     "Predict pictures and videos and write masks, overlays, confidence maps and a page."
-    from corrmatch.predict import load_predictor, predict_files
+    from corrmatch.predict import load, predict_files
     options = dict(scales=args.scales, flip=args.flip, tile=args.tile, longest=args.longest)
-    done = predict_files(load_predictor(args.run, f'{args.checkpoint}.pt', args.device, **options), args.pictures, args.out, args.every)
+    done = predict_files(load(args.run, f'{args.checkpoint}.pt', args.device, **options), args.pictures, args.out, args.every)
     print(done.text)
     return 1 if done.broken else 0
 
@@ -403,9 +388,8 @@ def cmd_pseudo(
     args:argparse.Namespace, # run, pictures, out, tau, longest, checkpoint, device
 )->int:                      # 1 if a file could not be read
     "Write pseudo-labels for annotators to correct."
-    from corrmatch.predict import open_model, pseudo_files
-    from corrmatch.trainer import pick_device
-    opened = open_model(args.run, f'{args.checkpoint}.pt', pick_device(args.device))
+    from corrmatch.predict import load, pseudo_files
+    opened = load(args.run, f'{args.checkpoint}.pt', args.device)
     done = pseudo_files(opened, args.pictures, args.out, args.tau, args.longest)
     print(done.text)
     return 1 if done.broken else 0

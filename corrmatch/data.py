@@ -5,8 +5,8 @@ __all__ = ['IMAGE_SUFFIXES', 'LEADS_OUT', 'IMAGE_FOLDERS', 'MASK_FOLDERS', 'OUTP
            'DataError', 'iter_lines', 'list_lines', 'parse_line', 'climbs_out', 'line_fields', 'folder_homes',
            'leads_out', 'Pair', 'read_split', 'folder_role', 'derived_from', 'mask_of', 'mark_output', 'own_outputs',
            'class_rows', 'read_classes', 'too_large', 'open_image', 'open_mask', 'Source', 'FolderSource',
-           'ArraySource', 'count_ids', 'read_pair', 'ClassCounts', 'check_source', 'missing_classes', 'rng_for',
-           'EndlessOrder']
+           'ArraySource', 'count_ids', 'read_pair', 'ClassCounts', 'check_source', 'missing_classes', 'refuse_shared',
+           'rng_for', 'EndlessOrder']
 
 # %% ../nbs/03_data.ipynb #4a57317c
 import os, re
@@ -44,9 +44,9 @@ def iter_lines(
                 if empty and _HEADER.fullmatch(line.strip()): continue
                 if line.strip(): empty = False; yield number, line.strip()
     except UnicodeDecodeError:
-        raise DataError(f'{path}: {_encoding(path)}; save it as UTF-8, one image a line') from None
+        raise DataError(f'{path}: {_encoding(path)}; save it as UTF-8, one entry a line') from None
     except OSError as e: raise DataError(f'{path}: cannot read this list ({e.strerror}); check the path') from None
-    if empty: raise DataError(f'{path}: the list is empty; write one id or one `IMAGE MASK` a line')
+    if empty: raise DataError(f'{path}: the list is empty; write one entry a line, such as an id, `IMAGE MASK`, or the name of a class')
 
 def _encoding(path):
     with open(path, 'rb') as file: start = file.read(2)
@@ -58,6 +58,17 @@ def list_lines(
 )->list[tuple[int, str]]:  # as iter_lines
     "Read all lines of a list."
     return list(iter_lines(path))
+
+def _in_order(path, lines):
+    "Names of classes, in the order of the numbers that all lines give, `0: cat` or `cat=0`; where they do not, as they stand."
+    for form in (r'(?P<id>\d+)(?:\s*[:,;=]\s*|\s+)(?P<name>[^\d\s].*)', r'(?P<name>.*[^\d\s])\s*[:,;=\t]\s*(?P<id>\d+)'):
+        found = [re.fullmatch(form, line) for _, line in lines]
+        ids = [int(m['id']) for m in found if m]
+        if not lines or len(ids) < len(lines): continue
+        if sorted(ids) == list(range(len(ids))): return [m['name'] for _, m in sorted(zip(ids, found))]
+        raise DataError(f'{path} line {lines[0][0]}: `{lines[0][1]}`: the numbers of classes must be 0 to {len(ids)-1}, each once; '
+                        'correct them, or write the names alone, in the order of the ids')
+    return [line for _, line in lines]
 
 # %% ../nbs/03_data.ipynb #77db0979
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')  # of several files the first of these is taken
@@ -107,7 +118,7 @@ def folder_homes(
     root:Path,  # data folder; may itself be a link
 )->list[str]:   # real paths: its own, then those of folders linked directly inside it
     "List the places that the lists of a data folder may read from."
-    with os.scandir(root) as entries: links = sorted(e.path for e in entries if e.is_symlink() and e.is_dir())
+    with os.scandir(root) as entries: links = sorted(e.path for e in entries if e.is_symlink() and os.path.isdir(e.path))
     own = os.path.realpath(root)
     return [own] + [real for p in links if leads_out(own, [real := os.path.realpath(p)])]
 
@@ -205,9 +216,10 @@ MASK_FOLDERS = ('1st_manual', 'manual1', 'segmentationclassaug', 'segmentationcl
                 'segmentation', 'segmentations', 'seg', 'semantic', 'targets', 'target', 'trimaps', 'annot')  # best first
 _MASKS = 'masks?|labels?|gt|seg|segmentations?|segmentationclass|annot|annotations?|targets?|semantic'
 _COLORS = '(rgb|colou?r(s|ed|ized)?)'
-_VISUAL = re.compile(r'(.*[_-])?(overlays?|vis|viz|visuali[sz]ations?|blend(ed)?|previews?|thumb(nail)?s?)|predictions?|preds?|confidence|'
+_VISUAL = re.compile(r'(.*[_-])?(overlays?|overlay(ed)?|overlaid|vis|viz|visuals?|drawn|painted|super_?pixels?|visuali[sz]ations?|blend(ed)?|previews?|thumb(nail)?s?)|predictions?|preds?|confidence|'
                      r'segmentation(class|object)visuali[sz]ation|heat_?maps?|masks_human|semantic_rgb|fov|fov_?masks?|field_of_view')
 _COLORED = re.compile(rf'({_MASKS})[_-]?{_COLORS}|({_COLORS}[_-])+(image[_-])?({_MASKS})')
+_LONG = re.compile(r'.+annot|.+[_-]ground_?truth|labeled_?approved.*')  # of CVAT, ISIC and CamVid
 _STORED = re.compile(rf'({_MASKS})[_-](?:pngs?|ids?|index|indexed|trainids|raw|gray|grey|machine|1ch)|({_MASKS}|images?|img)[_-]?\d+')
 
 # %% ../nbs/03_data.ipynb #a31f5c05
@@ -221,11 +233,14 @@ def folder_role(
     if _COLORED.fullmatch(low): return 'mask', 99
     if (stored := _STORED.fullmatch(low)): low = stored[1] or stored[2]
     if low in MASK_FOLDERS: return 'mask', MASK_FOLDERS.index(low)
+    if _LONG.fullmatch(low): return 'mask', len(MASK_FOLDERS)
     return ('image', 0) if low in IMAGE_FOLDERS else ('', 0)
 
 # %% ../nbs/03_data.ipynb #a31f5c13
-_DERIVED = re.compile(r'(.+?)[ _-](overlay|vis|viz|visuali[sz]ation|colou?r(ed|mask)?|pred|prediction|prob|conf|confidence|heat_?map|'
-                      r'blend|preview|thumb|thumbnail|fov|2ndho|manual2|parts_\d+)s?', re.I)
+_SHOWN = (r'overlay(?:ed)?|overlaid|vis|viz|visual|visuali[sz]ation|drawn|painted|superpixel|pred|prediction|predicted|heat_?map|blend|blended|'
+          r'result|with_?mask|preview|thumb|thumbnail')
+_DERIVED = re.compile(rf'(.+?)[ ._-](?:mask[_-])?(?:{_SHOWN}|colou?r(?:ed|mask)?|prob|conf|confidence|fov|2ndho|manual2|parts_\d+|annotated|output|out)s?|'
+                      rf'(?:{_SHOWN})s?[ ._-](.+)', re.I)
 _MASK_NAME = re.compile(rf'(.+?)(?:[ _-](?:{_MASKS})(?:[_-]?\d+)?|_L)', re.I)
 
 def derived_from(
@@ -233,7 +248,7 @@ def derived_from(
 )->str:       # stem of the image that it would be made from; '' where the name says nothing
     "Tell from the name of a file whether it shows another image's prediction or ground truth."
     found = _DERIVED.fullmatch(stem)
-    return found[1] if found else ''
+    return (found[1] or found[2]) if found else ''
 
 def mask_of(
     stem:str, # of a file's name
@@ -287,17 +302,17 @@ def class_rows(
 )->list[tuple[str, list[int]]]:     # name and colour of each class; all colours are [] where no line gives one
     "Read a file of classes; lines that start with # are comments, labelme's `__ignore__` (255) is no class."
     lines = [(n, l) for n, l in list_lines(path) if not l.startswith('#')]
-    colored = [(n, l) for n, l in lines if re.fullmatch(r'\S.*\s\d+\s+\d+\s+\d+', l)]
-    if not colored: return [(line, []) for _, line in lines if line != '__ignore__']
+    colored = [(n, l) for n, l in lines if re.fullmatch(_NAME_RGB, l)]
+    if not colored: return _no_doubles(path, [(name, []) for name in _in_order(path, lines) if name != '__ignore__'])
     if colored[0] != lines[0]:
         raise DataError(f'{path} line {colored[0][0]}: `{colored[0][1]}`: give all classes a colour, or none')
     rows = []
     for number, line in lines:
-        name, *rgb = line.rsplit(maxsplit=3)
-        if len(rgb) < 3 or not all(v.isdecimal() and int(v) < 256 for v in rgb):
+        found = re.fullmatch(_NAME_RGB, line)
+        if not found or max(rgb := [int(v) for v in found.groups()[1:]]) > 255:
             raise DataError(f'{path} line {number}: `{line}` is not `name R G B` with numbers 0..255; correct it')
-        rows.append((name, [int(v) for v in rgb]))
-    return rows
+        rows.append((found[1], rgb))
+    return _no_doubles(path, rows)
 
 # %% ../nbs/03_data.ipynb #a31f5c04
 def read_classes(
@@ -309,7 +324,18 @@ def read_classes(
     names, colors = zip(*class_rows(path), strict=True)
     return list(names), np.array(colors, np.uint8) if colors[0] else palette(len(names), 'pascal')
 
-# %% ../nbs/03_data.ipynb #4c1d7e07
+_NAME_RGB = r'(\S.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)'
+
+def _no_doubles(path, rows):
+    "The classes, if no name is given twice and none is a colour in front of a name."
+    seen = set()
+    for name, _ in rows:
+        if name in seen: raise DataError(f'{path}: `{name}` names two classes; give each a name of its own')
+        if re.match(r'(\d+[\s,;]+){3}', name): raise DataError(f'{path}: `{name}` is not `name R G B`; write the colour behind the name')
+        seen.add(name)
+    return rows
+
+# %% ../nbs/03_data.ipynb #0e5590b6
 def too_large(
     error:Image.DecompressionBombError, # of Pillow, above twice Image.MAX_IMAGE_PIXELS
 )->str:
@@ -317,7 +343,6 @@ def too_large(
     pixels, most = (int(n) for n in re.findall(r'\d+', str(error))[:2])
     return f'{pixels:,} pixels, more than the {most:,} that are read; scale it down or cut it into parts'
 
-# %% ../nbs/03_data.ipynb #0e5590b6
 def _open(path, modes, wanted, decode=True):
     "Open and decode a file of one of these PIL modes; every way to fail becomes a DataError."
     try:
@@ -461,6 +486,22 @@ def missing_classes(
     if not absent: return ''
     return (f'{len(absent)} of {len(counts.images)} classes occur in none of the {counts.n_images} masks: {", ".join(absent[:8])}{", ..." if len(absent) > 8 else ""}; '
             'add labeled pictures that show them, or lower n_classes')
+
+# %% ../nbs/03_data.ipynb #d41e9c02
+def refuse_shared(
+    name:str,       # of the setting that names the list: labeled or unlabeled
+    path:str,       # the list
+    source:Source,  # its images; more than fifty thousand are not compared
+    val_path:str,   # the validation list
+    val:Source,     # its images
+):
+    "Raise DataError if a validation image is learned from."
+    if len(source) > 50_000: return
+    def files(images): return {os.path.realpath(images.where(i)[0]) for i in range(len(images))}
+    shared = sorted(files(val) & files(source))
+    if not shared: return
+    raise DataError(f"{name}='{path}': holds {len(shared)} of the pictures of val='{val_path}', such as {shared[0]}; "
+                    'a score on what was learned says nothing: take them out of one of the lists')
 
 # %% ../nbs/03_data.ipynb #05140317
 LABELED, UNLABELED, MIX = 0, 1, 2  # streams of random numbers

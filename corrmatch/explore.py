@@ -261,9 +261,8 @@ def _inside(position, size):
 # %% ../nbs/16_explore.ipynb #b346efa0
 @cache
 def _widget_class():
-    "The widget's class; made on demand, for its base is an extra."
-    try: import anywidget
-    except ImportError: raise ValueError('the explorer in a notebook needs anywidget: pip install corrmatch-seg[explore]') from None
+    "The widget's class; made on demand, for only notebooks need its base."
+    import anywidget
     from traitlets import Bool, Bytes, Dict, Enum, Float, List, Unicode, validate
     class Explorer(anywidget.AnyWidget):
         "The panel and its settings."

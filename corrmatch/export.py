@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from .backbones import FitPicture, PatchBackbone
 from .convert import export_reference_state, load_reference_checkpoint, load_weights, open_weights, release, save_weights
 from .data import DataError
-from .formats import make_folder
 from .model import PooledBranch, resize
-from .predict import Opened, open_model
-from .runfolder import write_atomic
+from .predict import load
+from .runfolder import make_folder, write_atomic
 from .views import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../nbs/17d_export.ipynb #dee308d3
@@ -229,7 +228,7 @@ def export_run(
 )->Exported:
     "Write a trained network in one of the formats and check the file."
     path = _target(run, format, out)
-    opened = open_model(run, checkpoint)
+    opened = load(run, checkpoint, 'cpu')
     net = InferenceNet(opened.model)
     make_folder(path.parent)
     if format in ('onnx', 'export'):

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Callable, NamedTuple
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 from .config import IGNORE_INDEX
 from .data import DataError, climbs_out, list_lines, read_classes
-from .formats import make_folder, write_file
+from .runfolder import make_folder, write_file
 from .masks import CAMVID_COLORS, CAMVID_NAMES, VOC_NAMES, load_picture
 from .prepare import follow, in_threads
 from .viz import palette
@@ -498,17 +499,6 @@ def fetch_cityscapes(
     missing = [p for p in ('gtFine', 'leftImg8bit') if not (root/p).is_dir()]
     return CITYSCAPES_HELP.format(root=root) if missing else f'{root}: leftImg8bit and gtFine are there; next `corrmatch check {root}`'
 
-# %% ../nbs/18b_fetch.ipynb #1d2e29e2
-def _hold(file):
-    "Lock an open file until it is closed or the process ends; OSError if another one has it."
-    if sys.platform == 'win32':
-        import msvcrt
-        file.seek(4096)  # a byte beyond the text, so that others can read that
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
 # %% ../nbs/18b_fetch.ipynb #69d74634
 @contextlib.contextmanager
 def alone_in(
@@ -516,16 +506,21 @@ def alone_in(
 ):             # context in which no other fetch runs there
     "Keep other fetches out of a folder."
     place = make_folder(root)/'.fetch.lock'
-    try: file = open(place, 'a+')
-    except OSError as e: raise DataError(f'{place}: cannot be written ({e.strerror}); choose another folder') from None
-    with file:
-        try: _hold(file)
-        except OSError as e:
-            if e.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK): pass  # a file system without locks
-            else: raise DataError(f'{root}: another fetch is at work there (process {place.read_text() or "unknown"}); wait for it, or choose another folder with --data') from None
-        file.truncate(0)
-        with contextlib.suppress(OSError): os.write(file.fileno(), str(os.getpid()).encode())  # for the message of others alone
-        yield
+    lock = FileLock(place, blocking=False, fallback_to_soft=False)
+    try: lock.acquire()
+    except Timeout:
+        raise DataError(f'{root}: another fetch is at work there (process {_text(place) or "unknown"}); '
+                        'wait for it, or choose another folder with --data') from None
+    except OSError as e:
+        if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
+            raise DataError(f'{place}: cannot be written ({e.strerror}); choose another folder') from None
+    with contextlib.suppress(OSError): place.write_text(str(os.getpid()))
+    try: yield
+    finally: lock.release()
+
+def _text(path):
+    "What is in a file, or nothing where the system lets nobody read one that is locked."
+    with contextlib.suppress(OSError): return path.read_text()
 
 # %% ../nbs/18b_fetch.ipynb #10693501
 FETCHES:MappingProxyType[str, Callable] = MappingProxyType({'voc': fetch_voc, 'sbd': fetch_sbd, 'splits': fetch_splits, 'camvid': fetch_camvid, 'pets': fetch_pets, 'cityscapes': fetch_cityscapes})

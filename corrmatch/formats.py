@@ -4,10 +4,10 @@
 __all__ = ['PICTURE_SUFFIXES', 'MASK_TAILS', 'COLOR_TAILS', 'COLORED', 'IMAGE_TAILS', 'SPLIT_NAMES', 'SKIPPED', 'OTHER_TAILS',
            'UNREAD', 'ARRAYS', 'CLASS_FORMS', 'CLASS_FILES', 'Place', 'parse_place', 'Item', 'FileUse', 'Layout',
            'visible_files', 'shown', 'Matched', 'find_classes', 'find_layout', 'file_table', 'describe_layout',
-           'read_stored', 'make_folder', 'write_file']
+           'read_stored']
 
 # %% ../nbs/17b_formats.ipynb #a1343794
-import csv, os, re, unicodedata
+import csv, logging, os, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -33,7 +33,7 @@ IMAGE_TAILS = ('_leftImg8bit', '_image', '_img', '_sat', '_rgb')
 SPLIT_NAMES = MappingProxyType(dict(train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test'))
 SKIPPED = MappingProxyType({  # folders that hold neither images nor masks: use of their files, and why
     'prepared': ('own output', 'copies that were converted'), 'splits': ('list', 'lists'), 'downloads': ('own output', 'archives that `fetch` keeps'),
-    'segmentationobject': ('other', 'instance masks'), 'instance_masks': ('other', 'instance masks'), 'gtcoarse': ('other', 'coarse annotations'),
+    'segmentationobject': ('other', 'instance masks'), 'instance_masks': ('other', 'instance masks'), 'instance': ('other', 'instance masks'), 'instances': ('other', 'instance masks'), 'gtcoarse': ('other', 'coarse annotations'),
     '__macosx': ('other', 'notes of a Mac')})
 OTHER_TAILS = ('_gtFine_color', '_gtFine_instanceIds', '_gtFine_instanceTrainIds', '_gtFine_polygons')  # files that are neither
 
@@ -77,6 +77,14 @@ def _stem(name):
 
 _PARTS = '(train|val|test|training|validation)', '(annot|masks?|labels?|images?|imgs?)'
 _JOINED = re.compile(rf'{_PARTS[0]}[_-]?{_PARTS[1]}|{_PARTS[1]}[_-]{_PARTS[0]}')  # trainannot, masks_train
+_NNUNET = {'imagestr': ('train', 'images'), 'labelstr': ('train', 'labels'), 'imagests': ('test', 'images'), 'labelsts': ('test', 'labels')}
+_CHANNEL = re.compile(r'(.+)_(\d{4})')  # nnU-Net's: files of one channel each
+
+# %% ../nbs/17b_formats.ipynb #b41f5d04
+def _number(folder):
+    "The number of a folder such as image_3, which gt_3 shares; image_2 is KITTI's only one with masks."
+    found = re.search(r'\d+$', folder)
+    return [found[0]] if found and int(found[0]) != 2 and folder != 'manual1' else []
 
 # %% ../nbs/17b_formats.ipynb #9bbb452e
 def parse_place(
@@ -86,24 +94,21 @@ def parse_place(
     "Read role, split and key off a path."
     before, chosen, after = f'/{unicodedata.normalize("NFC", path)}'.partition(f'/{masks.strip("/")}/' if masks else '//')
     *folders, name = (f'{before}/{after}' if chosen else before).split('/')
-    stem, role, split, rest, rank = _stem(name), '', '', [], 0
+    stem, role, split, rest, rank, channels = _stem(name), '', '', [], 0, False
     for folder in filter(None, folders):
         low = folder.lower()
         if (joined := _JOINED.fullmatch(low)): split, low = SPLIT_NAMES[joined[1] or joined[4]], joined[2] or joined[3]
+        if (channels := low in _NNUNET): split, low = _NNUNET[low]
         kind, grade = folder_role(low)
         if low in SPLIT_NAMES: split = SPLIT_NAMES[low]
         elif kind in ('image', 'mask'): role, rank, rest = kind, 100*grade, rest + _number(low)
         else: rest.append(folder)
     if chosen: role, rank = 'mask', 0
     elif masks and role == 'mask': role = 'other mask'
+    if channels and role == 'image' and (first := _CHANNEL.fullmatch(stem)) and int(first[2]) == 0: stem = first[1]
     short, tail = _cut(stem, MASK_TAILS if role == 'mask' else IMAGE_TAILS)
     if role == 'mask' and tail < 0 and (colored := _cut(stem, COLOR_TAILS))[1] >= 0: short, rank = colored[0], COLORED
     return Place(role, split, (split, *rest, short), (split, *rest, stem), rank + tail % 100)
-
-def _number(folder):
-    "The number of a folder such as image_3, which gt_3 shares; image_2 is KITTI's only one with masks."
-    found = re.search(r'\d+$', folder)
-    return [found[0]] if found and int(found[0]) != 2 and folder != 'manual1' else []
 
 # %% ../nbs/17b_formats.ipynb #e40db889
 class Item(NamedTuple):
@@ -143,13 +148,16 @@ def visible_files(
     root:Path,    # folder to search
     skipped=(),   # names of folders to leave out, lower case
 ):                # iterator of (folder, file name), in a fixed order
-    "Walk a tree, behind links to folders too, each folder once and hidden things left out."
+    "Walk a tree, behind links to folders too, each folder once; hidden things and what this package wrote are left out."
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):  # data often lives on another disk
         folders[:] = sorted(f for f in folders if not f.startswith('.') and f.lower() not in skipped)
         if (real := os.path.realpath(folder)) in seen: folders[:] = []; continue
         seen.add(real)
-        yield from ((folder, name) for name in sorted(names) if not name.startswith('.'))
+        own = own_outputs(folder, {*folders, *names}, False) if folder != os.fspath(root) else {}  # the folder that is named counts
+        if own: logging.getLogger('corrmatch').warning(f'{folder}: written by this package ({next(iter(own.values()))}) and left out')
+        folders[:] = [f for f in folders if f not in own]
+        yield from ((folder, name) for name in sorted(names) if not name.startswith('.') and name not in own)
 
 # %% ../nbs/17b_formats.ipynb #730e3bae
 def _tree(root):
@@ -167,7 +175,7 @@ def _tree(root):
         for e in entries:
             path = os.path.join(folder, e.name).replace(os.sep, '/')
             said = (use, why) if use else _entry(e, own.get(e.name), homes)
-            if e.is_dir() and said[0] != 'link': todo.append((path, *said))
+            if said[0] != 'link' and (os.path.isdir(e.path) if e.is_symlink() else e.is_dir()): todo.append((path, *said))
             else: yield path, *said
 
 # %% ../nbs/17b_formats.ipynb #b41f5c21
@@ -177,8 +185,9 @@ def _entry(entry, own, homes):
     if shown(name) != name: return 'name', 'a name that is not in UTF-8: rename it'
     if name.startswith('.'): return 'hidden', 'a name that begins with a dot'
     if own: return 'own output', own
-    if links and os.path.exists(entry.path) and leads_out(entry.path, homes): return 'link', LEADS_OUT  # one to nothing is unreadable
-    if not entry.is_dir(): return '', ''
+    if links and not os.path.exists(entry.path): return 'broken', 'a link to nothing: mend or remove it'
+    if links and leads_out(entry.path, homes): return 'link', LEADS_OUT
+    if not os.path.isdir(entry.path): return '', ''
     if low in SKIPPED: return SKIPPED[low]
     return ('visualisation', f'folder {low}') if folder_role(low)[0] == 'visual' else ('', '')
 
@@ -195,7 +204,7 @@ def _walk(root, include=()):
     for path, use, why in sorted(_tree(root)):
         stem, suffix = os.path.splitext(path)
         kind = 'picture' if suffix.lower() in PICTURE_SUFFIXES else suffix.lower()
-        wanted = kind == 'picture' and use not in ('link', 'name', 'closed folder') and _matches(path, include)
+        wanted = kind == 'picture' and use not in ('link', 'broken', 'name', 'closed folder') and _matches(path, include)
         if kind in found and (wanted or not use and not stem.endswith(OTHER_TAILS)): found[kind].append(path)
         else: aside[path] = (use, why) if use else _by_ending(path, stem)
     return found | {'aside': aside}
@@ -232,15 +241,18 @@ _FRONT = re.compile(r'(?:masks?|labels?|gt|seg)[_-](.+)', re.I)
 def _beside(images, places):
     "Take the masks out of images that stand in folders without a telling name: {path: (key of its image, rank)}."
     masks, named = {}, {places[files[0]].key: full for full, files in images.items()}
+    shown = {key for p in places.values() if p.role == 'mask' for key in (p.key, p.full)}
     for full, files in images.items():
-        if places[files[0]].role != '': continue
+        role = places[files[0]].role
+        if role not in ('', 'image') or role == 'image' and full in shown: continue  # masks/a_gt.png makes images/a_gt.png an image
         (stem, tail), front, color = _cut(full[-1], MASK_TAILS), _FRONT.fullmatch(full[-1]), _cut(full[-1], COLOR_TAILS)
-        if tail < 0 and front: stem, tail = front[1], 98
-        elif tail < 0 and color[1] >= 0: stem, tail = color[0], COLORED
+        if tail < 0 and front and role == '': stem, tail = front[1], 98
+        elif tail < 0 and color[1] >= 0 and role == '': stem, tail = color[0], COLORED
         twin = named.get((*full[:-1], stem)) if tail >= 0 else None
         photos = [f for f in files if f.lower().endswith(('.jpg', '.jpeg', '.jfif'))]
+        if twin and role == 'image' and twin in shown: twin = None
         if twin: masks |= {f: (twin, tail) for f in files}
-        elif 0 < len(photos) < len(files): masks |= {f: (full, 0) for f in files if f not in photos}
+        elif role == '' and 0 < len(photos) < len(files): masks |= {f: (full, 0) for f in files if f not in photos}
     return masks
 
 # %% ../nbs/17b_formats.ipynb #b41f5c23
@@ -258,7 +270,7 @@ def _roles(places):
     images = {full: kept for full, files in images.items() if (kept := [f for f in files if f not in beside])}
     return images, {k: sorted(v) for k, v in masks.items()}
 
-# %% ../nbs/17b_formats.ipynb #b41f5c02
+# %% ../nbs/17b_formats.ipynb #b41f5d02
 def _places(paths, masks='', include=()):
     "What each path says about its file; those that the user includes are images, and are called by their whole path."
     places = {path: parse_place(path, masks) for path in paths}
@@ -267,22 +279,26 @@ def _places(paths, masks='', include=()):
         places[path] = places[path]._replace(role='image', key=key, full=key)
     return places
 
+# %% ../nbs/17b_formats.ipynb #b41f5c02
 def _set_aside(places, include):
     "Images by their ending that are none: visualisations, further masks of an image, fields of view, {path: (use, why)}."
     stems = {p.full[-1] for p in places.values() if p.role != 'mask'}
     named = {_cut(s, IMAGE_TAILS)[0] for s in stems} | stems
+    shown = {s for p in places.values() if p.role == 'mask' for s in (p.key[-1], p.full[-1])}
     manual = any({'1st_manual', 'manual1'} & {*path.lower().split('/')} for path in places)
     out = {}
     for path, place in places.items():
         folders, stem = {*path.lower().split('/')[:-1]}, place.full[-1]
         colored = place.role != 'image' and _cut(stem, COLOR_TAILS)[1] >= 0
-        numbered = stem[-1:].isdecimal() and mask_of(stem) in named and (place.role == '' or place.role == 'mask' and stem not in stems)
+        channel, of = _CHANNEL.fullmatch(stem), mask_of(stem)
         if _matches(path, include): continue
         if place.role == 'other mask': out[path] = 'other mask', 'not in the folder that --masks names'
         elif {'2nd_manual', 'manual2'} & folders: out[path] = 'other mask', 'second annotator'
         elif manual and {'mask', 'masks'} & folders: out[path] = 'visualisation', 'field of view'
-        elif not colored and derived_from(stem) in named: out[path] = 'visualisation', 'named after an image'
-        elif numbered: out[path] = 'further mask', 'numbered'
+        elif channel and channel[1] in stems and place.role == 'image' and _NNUNET.keys() & folders: out[path] = 'channel', 'one of several channels of an image'
+        elif stem in (stems if place.role == 'mask' else shown): continue
+        elif not colored and derived_from(stem) in named or place.role == 'image' and of in named & shown: out[path] = 'visualisation', 'named after an image'
+        elif of in named and stem[-1:].isdecimal(): out[path] = 'further mask', 'numbered'
     return out
 
 # %% ../nbs/17b_formats.ipynb #a264e9ce
@@ -389,7 +405,10 @@ def _listed(root, texts, items):
         except DataError as e: faults[text] = str(e).partition(': ')[2]; continue
         index = index or _index(root, items)
         rows = [_row(index, f'{os.path.dirname(text)}/{f}') for _, f in fields]
-        if sum(r is not None for r in rows)*2 <= len(rows): continue
+        lost = [f for (_, f), r in zip(fields, rows) if r is None]
+        if lost and (2*len(lost) < len(rows) or '/' not in text):
+            faults[text] = f'{len(lost)} of {len(rows)} lines name no image of this folder, such as `{lost[0][:60]}`'
+        if 2*len(lost) >= len(rows): continue
         if -1 in rows:
             n, field = fields[rows.index(-1)]
             raise DataError(f'{root/text} line {n}: `{field}` fits several images; write its path below the data folder')
@@ -403,8 +422,8 @@ def _listed(root, texts, items):
 def _use_lists(layout, found):
     "Give items the splits that lists name; the lists that were used."
     used, faults = _listed(layout.root, found['.txt'] + found['.csv'], layout.items)
-    levels = {text: 'warning' if 'is empty' in why else 'error' for text, why in faults.items()}
-    layout.remarks += tuple((levels[text], 'list', text, f'{why}; the list is not used') for text, why in faults.items())
+    levels = {text: 'warning' if 'is empty' in why or 'name no image' in why else 'error' for text, why in faults.items()}
+    layout.remarks += tuple((levels[text], 'list', text, f'{why}; {"these lines are" if text in used else "the list is"} not used') for text, why in faults.items())
     return used
 
 # %% ../nbs/17b_formats.ipynb #62af0d3a
@@ -531,7 +550,7 @@ def _arrange(root, found, classes, include, masks, remarks=()):
     kind = _kind(folders, any(i.mask for i in items))
     layout = Layout(root, kind, items, matched.lonely, classes, doubles=tuple(matched.doubles), remarks=remarks)
     _need_masks(root, layout, found, matched)
-    layout.remarks += (*_two_masks(root, matched, kind), *_loose_pairs(root, matched))
+    layout.remarks += (*_two_masks(root, matched, kind), *_loose_pairs(root, matched), *_named_after(root, items))
     if kind == 'Cityscapes': layout.items = items = _one_numbering(items)
     used = _use_lists(layout, found)
     if used and kind == 'VOC': layout.items = [i for i in items if i.split]
@@ -546,21 +565,43 @@ def _sole_masks(items, left):
     several = {mask_of(_stem(os.path.basename(path))) for path, (use, _) in left.items() if use == 'further mask'}
     return [i._replace(mask=None) if several & {_stem(i.image.name), i.name} else i for i in items]
 
-_PLAIN = re.compile(r'unlabell?ed|extra|raw|frames?|originals?|left|right|train|val|test', re.I)  # images, though they share names with others
+_PLAIN = re.compile(r'unlabell?ed|extra|raw|frames?|originals?|left|right', re.I)  # images, though they share names with others
 
 def _not_derived(root, items, places):
     "Items, without images that share the name of an image with a mask and lie in a folder that no rule calls one of images."
-    home = {}
+    homes = {}
     for i in items:
-        if i.mask: home.setdefault(_stem(i.image.name), i.image.parent)
-    kept, derived = [], {}
+        if i.mask: homes.setdefault(_stem(i.image.name), []).append(_below(root, i.image))
+    kept, derived, stems = [], {}, Counter(_stem(i.image.name) for i in items)
     for i in items:
-        path, stem = _below(root, i.image), _stem(i.image.name)
-        folders = path.split('/')[:-1]
-        told = places[path].role == 'image' or places[path].split or any(_PLAIN.fullmatch(f) for f in folders)
-        if i.mask or told or not folders or home.get(stem, i.image.parent) == i.image.parent: kept.append(i)
-        else: derived[path] = 'visualisation', 'of the name of an image with a mask'
-    return kept, derived
+        path, same = _below(root, i.image), homes.get(_stem(i.image.name), ())
+        if i.mask or len(same) != 1 or not _is_derived(path, same[0], places): kept.append(i)
+        else: derived[path] = _DRAWN
+    folders = {os.path.dirname(path) for path in derived}
+    others = [i for i in kept if not i.mask and stems[_stem(i.image.name)] > 1 and os.path.dirname(_below(root, i.image)) in folders]
+    return [i for i in kept if i not in others], derived | {_below(root, i.image): _DRAWN for i in others}
+
+_DRAWN = 'visualisation', 'of the name of an image with a mask'
+
+# %% ../nbs/17b_formats.ipynb #b41f5d01
+def _is_derived(path, home, places):
+    "Does an image without a mask show another one, of the same name and with a mask? Frames of several scenes share names, too."
+    folder, folders = os.path.dirname(path), path.split('/')[:-1]
+    told = places[path].role == 'image' or places[path].split != places[home].split or any(_PLAIN.fullmatch(f) for f in folders)
+    if told or not folder or folder == os.path.dirname(home) or folders[-1].lower() in SPLIT_NAMES: return False
+    if re.sub(r'\d+', '0', folder) == re.sub(r'\d+', '0', os.path.dirname(home)): return False
+    return places[home].role == 'image' or not _stem(os.path.basename(path)).isdecimal()
+
+def _named_after(root, items):
+    "Warn where unlabeled images are called as images with masks and a word more, as drawings and changed copies are."
+    stems, found = {_stem(i.image.name) for i in items if i.mask}, {}
+    for i in (i for i in items if not i.mask):
+        stem = _stem(i.image.name)
+        for m in re.finditer('[ ._-]', stem):
+            for word, known in ((stem[m.end():], stem[:m.start()]), (stem[:m.start()], stem[m.end():])):
+                if known in stems and word[:1].isalpha(): found.setdefault(word, []).append(_below(root, i.image))
+    text = 'is named after an image with a mask, with `{}` added, and serves as unlabeled, like all such images, {} in number; if they are changed copies or show ground truth, take them out'
+    return [('warning', 'names', paths[0], text.format(word, len(paths))) for word, paths in found.items() if len(paths) > 1][:3]
 
 # %% ../nbs/17b_formats.ipynb #b41f5c11
 def _two_masks(root, matched, kind):
@@ -589,7 +630,7 @@ def _loose_pairs(root, matched):
         out.append(('warning', 'classes', groups[0], text))
     return out
 
-# %% ../nbs/17b_formats.ipynb #b41f5c12
+# %% ../nbs/17b_formats.ipynb #b41f5d03
 def _several(matched):
     "An image and two masks without an image that belong to it, as one mask a class or object would; None without any."
     stems, of = {_stem(i.image.name): i.image for i in matched.items}, {}
@@ -601,6 +642,7 @@ def _several(matched):
         if found or own_folder: of.setdefault(found[0] if found else own_folder, []).append(path)
     return next(((image, *paths[:2]) for image, paths in of.items() if len(paths) > 1), None)
 
+# %% ../nbs/17b_formats.ipynb #b41f5c12
 def _need_masks(root, layout, found, matched):
     "Refuse a folder in which no image has a mask, if something else is there, and say what."
     if any(i.mask for i in layout.items): return
@@ -614,6 +656,10 @@ def _need_masks(root, layout, found, matched):
     if layout.lonely:
         image, mask = _below(root, layout.items[0].image), _below(root, layout.lonely[0])
         raise DataError(f'{root}: no image has a mask: no name pairs, such as {image} and {mask}; give both the same name')
+    folders = dict.fromkeys(_below(root, i.image.parent) for i in layout.items)
+    told = next((f for f in folders if re.search(r'(?<![a-z])(gts?|ground_?truth|masks?|labels?|annot|seg)', f.lower())), None)
+    if told and len(folders) > 1:
+        raise DataError(f'{root}: no image has a mask; if the files of {told} are the masks, say --masks {told}, and give each the name of its image')
 
 # %% ../nbs/17b_formats.ipynb #b41f5c26
 def _refuse_annotations(root, layout, found):
@@ -652,7 +698,8 @@ def _account(layout, found, used):
 _SAY = MappingProxyType({  # use -> level, what is said of it
     'visualisation': ('warning', 'left out, it shows ground truth or predictions ({why}); --include PATTERN takes such files as images'),
     'unsupported': ('warning', 'cannot be read: {why}'), 'array': ('warning', 'not used ({why})'),
-    'link': ('error', '{why} {root}'), 'name': ('warning', '{why}; not used'), 'closed folder': ('error', '{why}'),
+    'broken': ('error', '{why}'), 'link': ('error', '{why} {root}'), 'name': ('warning', '{why}; not used'), 'closed folder': ('error', '{why}'),
+    'channel': ('error', '{why}, in a file of its own; merge the channels of each image into one RGB file'),
     'further mask': ('error', 'one of several masks of an image, which counts as unlabeled; merge them into one mask'),
     'own output': ('warning', 'written by this package ({why}) and not used as data'),
     'annotations': ('warning', 'annotations ({why}) are not read: the masks count')})
@@ -742,28 +789,3 @@ def read_stored(
         return StoredMask(drawn.astype(np.int32), 'objects', None, False)
     if item.mask is None: raise DataError(f'{item.image}: has no mask; add one or leave it unlabeled')
     return read_mask(item.mask, by_color)
-
-# %% ../nbs/17b_formats.ipynb #20ef188a
-def make_folder(
-    path:Path, # folder; those it lies in are made, too
-)->Path:       # the same path
-    "Make a folder that may be there already."
-    try: Path(path).mkdir(parents=True, exist_ok=True)
-    except FileExistsError: raise DataError(f'{path}: is a file, and a folder is to be made there; choose another folder') from None
-    except OSError as e: raise DataError(f'{path}: cannot be made ({e.strerror}); choose another folder') from None
-    return Path(path)
-
-def write_file(
-    path:Path,  # target; its folders are made
-    data,       # str or bytes
-)->Path:        # the same path
-    "Write a file atomically."
-    path = Path(path)
-    part = make_folder(path.parent)/f'.{path.name}.{os.getpid()}.part'
-    try:
-        part.write_bytes(data.encode() if isinstance(data, str) else data)
-        os.replace(part, path)
-    except OSError as e:
-        if part.exists(): part.unlink()
-        raise DataError(f'{path}: cannot be written ({e.strerror}); make room or choose another folder') from None
-    return path

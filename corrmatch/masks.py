@@ -35,22 +35,24 @@ def _unknown(path):
     "Say what a file is whose format Pillow does not know; a TIFF of many bands is recognised."
     with open(path, 'rb') as file: start = file.read(8)
     if start[:4] in (b'II*\0', b'MM\0*'):
-        return 'a TIFF of a kind that is not read (more than four bands?); export three bands as PNG or 8-bit TIFF'
+        return 'a TIFF of a kind that is not read (two bands, more than four, or deep colours?); export three bands as PNG or 8-bit TIFF'
     text = ascii(start.decode('latin-1'))
     return f'not an image, its content is of no known format (it starts with {text}); replace the file or remove it'
 
 # %% ../nbs/17a_masks.ipynb #25441153
 def load_picture(
     path:Path,     # an image of up to 179 million pixels, Pillow's limit
-)->Image.Image:    # decoded, in its own mode; `info` gains `pages` (int) and `deep_color` (bool)
+)->Image.Image:    # decoded, in its own mode; `info` gains `pages`, `deep_color` (bool) and `bands` (of a TIFF with too many, else 0)
     "Decode an image; every way to fail becomes a DataError."
     try:
         with Image.open(path) as image:
             pages = getattr(image, 'n_frames', 1)
+            bands = getattr(image, 'tag_v2', {}).get(277, 1) if image.format == 'TIFF' else 0
             deep_color = ';16' in str(image.tile) and len(image.getbands()) > 2
             image.load()
     except Exception as e: raise DataError(f'{path}: {_fault(path, e)}') from None  # decoders raise whatever they like
-    image.info.update(pages=1 if image.format == 'MPO' else pages, deep_color=deep_color)
+    image.info.update(pages=1 if image.format == 'MPO' else pages, deep_color=deep_color,
+                      bands=bands if bands > 4 or (bands == 4 and image.mode in ('RGB', 'RGBX')) else 0)
     return image
 
 # %% ../nbs/17a_masks.ipynb #72ee357f
@@ -155,13 +157,14 @@ def read_mask(
     mode, jpeg = image.mode, image.format in ('JPEG', 'MPO', 'JPEG2000')
     if image.info['pages'] > 1: raise DataError(f"{path}: {image.info['pages']} pages; a mask has one: save the class of each pixel in a single page")
     if image.info['deep_color']: raise DataError(f'{path}: a mask in colours of 16 bits a channel; save it with 8 bits a channel, or as class ids')
+    if mode in ('LAB', 'HSV'): raise DataError(f'{path}: a mask in {mode} colours; save it in RGB or as class ids')
     if mode == 'P' and not by_color:
         values = np.asarray(image).astype(np.int32)
         return StoredMask(values, mode, _used_palette(image, values), jpeg)
     if mode.startswith('F'): return StoredMask(_whole_numbers(np.asarray(image), path), mode, None, jpeg)
     if mode in ('L', '1') or mode.startswith('I'): return StoredMask(np.asarray(image).astype(np.int32), mode, None, jpeg)
     values = np.asarray(image.getchannel(0)).astype(np.int32) if mode in ('LA', 'PA') else _pack(np.asarray(image.convert('RGB')))
-    if 'A' in image.getbands(): _check_alpha(values, np.asarray(image.getchannel('A')), path)
+    if mode[-1] in 'Aa': _check_alpha(values, np.asarray(image.getchannel('A')), path)
     return StoredMask(values, 'P colours' if mode == 'P' else mode, None, jpeg)
 
 def _used_palette(image, values):
@@ -179,6 +182,8 @@ class MaskFacts(NamedTuple):
     palette:dict|None=None # as in StoredMask
     jpeg:bool=False    # as in StoredMask
     ramp:float=0.      # of unequal neighbours, the share whose values follow one another; 0 below 32 values
+    between:dict={}    # value -> pixels that lie between a lower and a higher neighbour, where 3 to 31 values occur
+    jumps:int=0        # neighbours that are further apart than two values that follow one another, likewise
 
     @property
     def thin(self):
@@ -202,24 +207,6 @@ def solid_pixels(
         for columns in (slice(None, -1), slice(1, None)): out[rows, columns] |= block
     return out
 
-# %% ../nbs/17a_masks.ipynb #4c1d7e06
-def _bands(values, pixels=2**20):
-    "Cut a mask into bands of lines, each with its solid pixels: a large mask is never sorted or copied whole."
-    n = max(1, pixels//values.shape[1])
-    for y in range(0, len(values), n):
-        solid = solid_pixels(values[max(y-1, 0):y+n+1])[min(y, 1):]
-        yield values[y:y+n], solid[:n]
-
-def _ramp(values, found):
-    "Share of unequal horizontal and vertical neighbours whose ranks in `found` differ by at most 2."
-    near, unequal, n = 0, 0, max(1, 2**20//values.shape[1])
-    for y in range(0, len(values), n):
-        ranks = np.searchsorted(found, values[y:y+n+1])
-        for steps in (np.abs(np.diff(ranks[:n], axis=1)), np.abs(np.diff(ranks, axis=0))):
-            unequal += np.count_nonzero(steps)
-            near += np.count_nonzero((steps > 0) & (steps <= 2))
-    return near/max(unequal, 1)
-
 # %% ../nbs/17a_masks.ipynb #eb2752ca
 def mask_facts(
     stored:StoredMask, # from read_mask
@@ -236,7 +223,38 @@ def mask_facts(
     counts, inner = (np.bincount(where.ravel(), n).astype(int) for n in (counts, inner))
     rows = list(zip(found.tolist(), counts.tolist(), inner.tolist()))[:most]
     ramp = _ramp(stored.values, found) if len(found) >= 32 else 0.
-    return MaskFacts(name, stored.mode, {v: n for v, n, _ in rows}, {v: n for v, _, n in rows if n}, stored.palette, stored.jpeg, ramp)
+    few = 3 <= len(found) < 32 and found[-1] < 2**16  # not colours
+    between, jumps = _crossings(stored.values, found) if few else ({}, 0)
+    return MaskFacts(name, stored.mode, {v: n for v, n, _ in rows}, {v: n for v, _, n in rows if n}, stored.palette,
+                     stored.jpeg, ramp, between, jumps)
+
+# %% ../nbs/17a_masks.ipynb #4c1d7a81
+def _crossings(values, found):
+    "{value: pixels between a lower and a higher neighbour}, and how often two neighbours pass over a value."
+    counts, jumps = np.zeros(len(found), int), 0
+    ranks = np.concatenate([np.searchsorted(found, part).astype(np.int8) for part in np.array_split(values, values.size//2**20+1)])
+    for r in (ranks, ranks.T):
+        steps = np.diff(r.astype(np.int16), axis=1)
+        jumps += int((np.abs(steps) > 1).sum())
+        counts += np.bincount(r[:, 1:-1][steps[:, 1:]*steps[:, :-1] > 0], minlength=len(found))
+    return {v: n for v, n in zip(found.tolist(), counts.tolist()) if n}, jumps
+
+def _bands(values, pixels=2**20):
+    "Cut a mask into bands of lines, each with its solid pixels: a large mask is never sorted or copied whole."
+    n = max(1, pixels//values.shape[1])
+    for y in range(0, len(values), n):
+        solid = solid_pixels(values[max(y-1, 0):y+n+1])[min(y, 1):]
+        yield values[y:y+n], solid[:n]
+
+def _ramp(values, found):
+    "Share of unequal horizontal and vertical neighbours whose ranks in `found` differ by at most 2."
+    near, unequal, n = 0, 0, max(1, 2**20//values.shape[1])
+    for y in range(0, len(values), n):
+        ranks = np.searchsorted(found, values[y:y+n+1])
+        for steps in (np.abs(np.diff(ranks[:n], axis=1)), np.abs(np.diff(ranks, axis=0))):
+            unequal += np.count_nonzero(steps)
+            near += np.count_nonzero((steps > 0) & (steps <= 2))
+    return near/max(unequal, 1)
 
 # %% ../nbs/17a_masks.ipynb #f4ebbbaf
 class MaskMap(NamedTuple):
@@ -343,16 +361,21 @@ def _levels(levels, classes, void=()):
     return MaskMap('binary' if binary else 'levels', table, False, names, colors, text, remarks)
 
 # %% ../nbs/17a_masks.ipynb #31842363
-def _two_conventions(facts, where):
-    "Refuse a folder in which 1 and 255 both look like the foreground of binary masks."
-    ones, tops = ([f.name for f in facts if v in f.counts] for v in (1, IGNORE_INDEX))
-    if ones and tops and not {*ones} & {*tops}:
-        raise DataError(f'{where}: {len(ones)} masks hold 0 and 1 ({ones[0]}), {len(tops)} hold 0 and 255 ({tops[0]}), none both: save all alike, '
-                        'or say --ignore 255 if 255 is ignored')
+def _two_conventions(facts, ids, tops, where):
+    "Refuse a folder in which two of 1, 255 and 65535 look like the foreground of binary masks."
+    files = {v: [f.name for f in facts if v in f.counts] for v in (1, *tops) if v in (*ids, *tops)}
+    names = [{*of} for of in files.values()]
+    if len(files) < 2: return
+    first, *others = [f'{len(of)} {{}}hold 0 and {v} ({of[0]})' for v, of in files.items()]
+    if sum(map(len, names)) == len(set().union(*names)):
+        raise DataError(f'{where}: {", ".join([first.format("masks "), *(o.format("") for o in others)])}, none both: '
+                        f'save all alike, or say --ignore {tops[-1]} if {tops[-1]} is ignored')
+    if 1 not in files: raise _ambiguous_top([0, tops[0]], tops[1], where, 'save all alike')
 
-def _ambiguous_top(ids, top, where):
+def _ambiguous_top(ids, top, where, else_=''):
     shown = ', '.join(map(str, ids[:5]))
-    return DataError(f'{where}: masks hold {shown} and {top}: is {top} a class or ignored? Say --ignore {top}, or --classes {len(ids)+1} if it is a class')
+    else_ = else_ or f'--classes {len(ids)+1} if it is a class'
+    return DataError(f'{where}: masks hold {shown} and {top}: is {top} a class or ignored? Say --ignore {top}, or {else_}')
 
 def _n_ids(ids, files, n_masks):
     "Classes of masks that hold ids: the run from the smallest up to a gap that only rare values cross."
@@ -360,6 +383,30 @@ def _n_ids(ids, files, n_masks):
     for a, b in zip(ids, ids[1:]):
         if b - a > 8 and rare.issuperset(v for v in ids if v >= b): return a + 1
     return ids[-1] + 1
+
+# %% ../nbs/17a_masks.ipynb #4c1d7a2e
+def _mere_specks(facts, ids, top, where):
+    "Refuse masks whose ids are slips of a brush beside large areas of the value that usually means `ignored`."
+    def is_tiny(v, f): return f.counts.get(v, 0) <= max(3, .001*sum(f.counts.values()))
+    pixels = sum(f.counts.get(v, 0) for f in facts for v in ids if v)
+    if not pixels*10 < sum(f.counts.get(top, 0) for f in facts): return
+    if not all(is_tiny(v, f) for f in facts for v in ids if v): return
+    raise DataError(f'{where}: masks hold {top} in large areas and {", ".join(str(v) for v in ids[:5] if v)} in specks of '
+                    f'{pixels} pixels in all: is {top} a class or ignored? Say --ignore {top}, or --map FILE if it is a class')
+
+
+def _one_more(known, ids, n_files, n_masks, where):
+    "Refuse ids up to k where k classes are named, if that is no fault of a few masks."
+    if n_files*5 < n_masks: return
+    remedy = 'name class 0 as well, in the first line, or say --ignore 0 if it is none'
+    if 0 not in ids: remedy = 'ids that count from 1 are read with --ignore 0'
+    raise DataError(f'{where}: masks hold ids up to {known}, and {known} classes are named: {remedy}')
+
+def _far_ids(ids, where):
+    shown = ', '.join(map(str, ids[:6])) + (', ...' if len(ids) > 6 else '')
+    return DataError(f'{where}: masks hold the values {shown}, and ids beyond 253 do not fit: at most {IGNORE_INDEX-1} classes; if each is a '
+                     'class, number them with --map order; of instances, say which class each is with --map FILE')
+
 
 # %% ../nbs/17a_masks.ipynb #fa992131
 def _value_map(facts, classes, meaning, where):
@@ -369,13 +416,17 @@ def _value_map(facts, classes, meaning, where):
     ids, tops = [v for v in kept if v not in _VOIDS], [v for v in kept if v in _VOIDS[1:]]
     void = {*meaning.ignore, *_VOIDS}
     if not ids: raise DataError(f'{where}: {"every pixel of every mask is ignored" if not tops else f"all masks hold {tops[0]} alone"}; nothing can be learned from them')
+    if {*ids} <= {0, 1}: _two_conventions(facts, ids, tops, where)
     if ids == [0] and tops: return _levels([0, tops[0]], classes, void - {tops[0]})
-    if ids == [0, 1] and tops == [IGNORE_INDEX]: _two_conventions(facts, where)
     if meaning.map == 'order': return _levels(ids, classes, void)
+    if tops and ids[-1] and not known: _mere_specks(facts, ids, tops[0], where)
     n = _n_ids(ids, seen.files, len(facts))
     run = [v for v in ids if v < n]
     spaced = len(run) > 1 and min(b-a for a, b in zip(run, run[1:])) > 4 and not run[-1] < known
-    if not spaced: return _id_map(n, known, classes, meaning, void, where)
+    if not spaced:
+        if 0 < known == n-1 and 0 not in meaning.ignore: _one_more(known, ids, seen.files[known], len(facts), where)
+        if n > IGNORE_INDEX-1 and len(run) <= 64 and not meaning.ignore: raise _far_ids(run, where)
+        return _id_map(n, known, classes, meaning, void, where)
     if tops and known != len(run):
         if known != len(run)+1 and not _is_even([*run, tops[0]]): raise _ambiguous_top(run, tops[0], where)
         run = [*run, tops[0]]
@@ -387,6 +438,8 @@ def _id_map(n, known, classes, meaning, void, where):
     "The mapping of ids 0..n-1, of which some may be ignored; the ids behind them move down."
     skipped = [v for v in meaning.ignore if 0 <= v < max(n, known)]
     k = max(n, known + len(skipped)*(known < n)) if skipped else known or n
+    if known > max(n, IGNORE_INDEX-1):
+        raise DataError(f'{where}: {known} classes are named, at most {IGNORE_INDEX-1} fit beside the ignored value; take out some')
     if k - len(skipped) > IGNORE_INDEX-1:
         raise DataError(f'{where}: values up to {n-1}, at most {IGNORE_INDEX-1} classes fit beside the ignored value (instance ids?); say which class each is with --map FILE')
     ids = [v for v in range(k) if v not in skipped]
@@ -422,6 +475,52 @@ def _color_map(facts, classes, meaning, where):
     names = names if classes and len(classes[0]) == len(found) else [f'color_{v:06x}' for v in found]
     return MaskMap('colours', dict(zip(found, range(len(found)))) | void, True, names, colors, f'RGB colours: {len(found)} found and numbered in order; write classes.txt (`name R G B`) to fix names and order')
 
+# %% ../nbs/17a_masks.ipynb #4c1d7a32
+def _value_texts(values, packed):
+    "Values, or colours, for a message."
+    some = values[:3]
+    if packed: some = [f'{v >> 16} {(v >> 8) & 255} {v & 255}' for v in some]
+    return ', '.join(map(str, some)) + ', ...'*(len(values) > 3)
+
+def _specks(facts, found):
+    "Values with a class that are specks and lines in every mask that shows them; and those that are more somewhere."
+    solid = set()
+    for f in facts: solid |= {v for v, n in f.counts.items() if n > 3} - {*f.thin}
+    classes = {v for v, c in found.table.items() if c != IGNORE_INDEX}
+    return sorted({v for f in facts for v in f.counts} & classes - solid), solid
+
+# %% ../nbs/17a_masks.ipynb #4c1d7a82
+def _doubts(facts, found, is_named):
+    "Sentences about classes that may be none."
+    lone, solid = _specks(facts, found)
+    n, total = (sum(f.counts.get(v, 0) for f in facts for v in lone), sum(sum(f.counts.values()) for f in facts))
+    out = []
+    if lone and solid and not is_named and n < (.02 if len(lone) > 2 else .001)*total:
+        of = [f.name for f in facts if any(v in f.counts for v in lone)]
+        out.append(f'{"colour" if found.packed else "value"} {_value_texts(lone, found.packed)}: specks and lines alone, {n} pixels '
+                   f'in {len(of)} masks, such as {of[0]}, and a class; if slips of a brush or smoothing made it, correct the '
+                   'masks or say what it is with --map FILE')
+    soft = [f for f in facts if sum(n for v, n in f.between.items() if v in solid) >= max(16, 3*f.jumps)]
+    if len(soft)*2 >= len(facts):
+        out.append(f'in {len(soft)} of {len(facts)} masks, such as {soft[0].name}, ids lie as lines of one pixel between lower '
+                   'and higher ones: if masks were resized with interpolation, their borders show classes that are not '
+                   'there; resize with nearest neighbour')
+    return out + _alike_colors(found, lone)*(not is_named)
+
+# %% ../nbs/17a_masks.ipynb #4c1d7a33
+def _alike_colors(found, lone=()):
+    "A sentence about colours that are nearly the same, where colours were found and not named."
+    if found.kind != 'colours' or not all(name.startswith('color_') for name in found.names): return []
+    colors = np.asarray(found.colors, int)
+    near = np.abs(colors[:, None] - colors).max(-1) <= 8
+    said = np.isin(_pack(colors), list(lone))
+    near[said] = near[:, said] = False
+    pairs = np.argwhere(np.triu(near, 1)).tolist()
+    if not pairs: return []
+    a, b = (_value_texts([int(_pack(colors[c]))], True) for c in pairs[0])
+    return [f'colours {a} and {b} are nearly alike, and two classes; if they are one, say so with --map FILE '
+            '(lines `R G B NAME` with one name)']
+
 # %% ../nbs/17a_masks.ipynb #6b179de9
 def _palettes(facts, where):
     "Look whether palettes agree: the masks, by their colours where the same colour has several indices, and a remark."
@@ -439,6 +538,7 @@ def _palettes(facts, where):
                               'or say what counts with --map FILE: lines `VALUE NAME` (indices) or `R G B NAME` (colours)')
     return facts, ''
 
+# %% ../nbs/17a_masks.ipynb #4c1d7a83
 def color_facts(
     f:MaskFacts, # of any mask
 )->MaskFacts:    # of a palette mask by its colours, of others as it is
@@ -478,7 +578,8 @@ def _to_front(mapping, name, where):
     if name not in mapping.names:
         known = ', '.join(mapping.names[:8]) + (', ...' if len(mapping.names) > 8 else '')
         raise DataError(f"{where}: --background {name}: no class has this name; there are {known}")
-    if mapping.kind not in ('colours', 'objects'): raise DataError(f'{where}: --background {name}: the values of these masks say the order of classes; use --map FILE with {name} first')
+    if mapping.kind == 'objects': raise DataError(f'{where}: --background {name}: in outlines the background is what none of them covers; name classes in the order wanted with --classes FILE, background first')
+    if mapping.kind != 'colours': raise DataError(f'{where}: --background {name}: the values of these masks say the order of classes; use --map FILE with {name} first')
     order = sorted(range(len(mapping.names)), key=lambda c: (mapping.names[c] != name, c))
     place = {c: i for i, c in enumerate(order)} | {IGNORE_INDEX: IGNORE_INDEX}
     return mapping._replace(kind=mapping.kind, table={v: place[c] for v, c in mapping.table.items()},
@@ -491,6 +592,17 @@ def _from_file(path, classes):
     shown = [(by_value[c] >> 16, (by_value[c] >> 8) & 255, by_value[c] & 255) for c in range(len(names))] if packed else palette(len(names), 'pascal')
     return MaskMap('given', table, packed, names, np.array(shown, np.uint8), f'{"colours" if packed else "values"} as {Path(path).name} says', by_color=packed)
 
+# %% ../nbs/17a_masks.ipynb #4c1d7a61
+def _without(found, facts, meaning):
+    "The mapping without the values that the user ignores; a remark on those that no mask holds."
+    table = found.table | {v: IGNORE_INDEX for v in meaning.ignore if found.table.get(v, IGNORE_INDEX) != IGNORE_INDEX}
+    kind = 'shifted ids' if found.as_is and table != found.table else found.kind  # masks have to be converted then
+    factor = 0x10101 if found.kind == 'grey colours' else 1
+    shifts = found.kind == 'shifted ids'  # ids that count from 1, for instance
+    lost = [v for v in meaning.ignore if not shifts and not any(v*factor in f.counts for f in facts)]
+    remarks = [f'--ignore {v}: no mask holds this value' for v in lost]
+    return found._replace(kind=kind, table=table, remarks=(*found.remarks, *remarks))
+
 # %% ../nbs/17a_masks.ipynb #c1f6d0c8
 def find_mapping(
     facts:list,             # of MaskFacts, of all masks that could be read
@@ -501,7 +613,8 @@ def find_mapping(
 )->MaskMap:
     "Find out what the stored values mean, from all masks together; raise DataError where nobody can know."
     if not facts: raise DataError(f'{where}: no readable mask; add masks of at least a few images')
-    if meaning.map and meaning.map != 'order': return _to_front(_from_file(meaning.map, classes), meaning.background, where)
+    if meaning.map and meaning.map != 'order':
+        return _to_front(_without(_from_file(meaning.map, classes), facts, meaning), meaning.background, where)
     facts, remark = _palettes(facts, where)
     colored = sum(is_color(f.mode) for f in facts)*2 > len(facts)
     main = [f for f in facts if is_color(f.mode) == colored]
@@ -511,8 +624,9 @@ def find_mapping(
         raise DataError(f'{where}: {len(main)-len(sound)} of {len(main)} masks cannot be trusted, the first is {bad.name}, {bad.fault}; or say which values belong together with --map FILE (`0..127 background`)')
     found = _special(layout, sound, classes) or (_color_map if colored else _value_map)(sound, classes, meaning, where)
     if found.kind == 'ids' and {f.mode for f in main} == {'1'}: found = found._replace(kind='binary', text='binary, 1 bit: set pixels are class 1')
-    found = found._replace(remarks=(*found.remarks, remark) if remark else found.remarks, by_color=bool(remark))
-    return _to_front(found, meaning.background, where)
+    doubts = _doubts(sound, found, bool(classes)) if found.kind not in ('objects', 'Cityscapes ids') else []
+    found = found._replace(remarks=(*found.remarks, *doubts, *[remark]*bool(remark)), by_color=bool(remark))
+    return _to_front(_without(found, facts, meaning), meaning.background, where)
 
 # %% ../nbs/17a_masks.ipynb #0f457097
 def map_ids(

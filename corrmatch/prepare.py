@@ -6,7 +6,7 @@ __all__ = ['Scan', 'scan_item', 'follow', 'in_threads', 'scan_items', 'Finding',
            'Split', 'make_split', 'rehearse', 'auto_config']
 
 # %% ../nbs/18_prepare.ipynb #c6ff265f
-import hashlib, io, json, os, shutil, sys, time, unicodedata
+import hashlib, io, json, os, sys, time, unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -20,11 +20,12 @@ import numpy as np
 from PIL import Image
 from .coco import annotated_size
 from .config import IGNORE_INDEX, Config, preset
-from .data import ClassCounts, IMAGE_SUFFIXES, DataError, list_lines, mark_output, missing_classes, parse_line, read_classes, read_split
-from .formats import Item, Layout, describe_layout, file_table, find_layout, make_folder, read_stored, write_file
+from .data import (ClassCounts, FolderSource, IMAGE_SUFFIXES, DataError, list_lines, mark_output, missing_classes, parse_line, read_classes,
+                            read_split, refuse_shared)
+from .formats import Item, Layout, describe_layout, file_table, find_layout, read_stored
 from .masks import (Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_picture, map_ids,
                              color_facts, mask_facts, parse_depth, read_photo)
-from .runfolder import read_conversion
+from .runfolder import link_or_copy, read_conversion, text_table, write_file
 from .shards import open_unlabeled
 from .viz import colorize
 
@@ -44,7 +45,9 @@ class Scan(NamedTuple):
     span:tuple|None=None      # of an image of more than 8 bits: smallest and largest value, are they floats
     deep_color:int|None=None  # of an image in colours of 16 bits: the largest upper byte
     pages:int=1               # of the image file, of which the first is used
+    bands:int=0               # of an image with more than three, of which the first three are used
     facts:MaskFacts|None=None # counts of the mask
+    core:tuple|None=None      # of an image of more than 8 bits: the span without a lone value far from all others
 
 # %% ../nbs/18_prepare.ipynb #5c1e0a81
 def _looks(picture):
@@ -55,12 +58,24 @@ def _looks(picture):
     w, h = picture.size
     for y in range(0, h, 256): yield picture.crop((0, y, w, min(y+256, h))).tobytes()
 
-def _span(picture):
+def _span(picture, path=''):
     "Smallest and largest value of an image of more than 8 bits, and whether they are floats; None for 8 bits."
     values = deep_values(picture)
     if values is None: return None
-    if not np.isfinite(values).all(): raise DataError('NaN or infinite values, which have no brightness; replace them by a number')
+    if not np.isfinite(values).all(): raise DataError(f'{path}: NaN or infinite values, which have no brightness; replace them by a number')
     return values.min().item(), values.max().item(), values.dtype.kind == 'f'
+
+# %% ../nbs/18_prepare.ipynb #4c1d7a52
+def _core(picture):
+    "Smallest and largest value on the fuller side of a gap of half the span (beside -9999, say); None for 8 bits."
+    values = deep_values(picture)
+    if values is None: return None
+    found = np.unique(values).astype(float)
+    if len(found) < 8: return found[0].item(), found[-1].item()
+    cut = int(np.diff(found).argmax()) + 1
+    if (found[cut] - found[cut-1])*2 < found[-1] - found[0]: return found[0].item(), found[-1].item()
+    side = found[cut:] if cut*2 < len(found) else found[:cut]
+    return side[0].item(), side[-1].item()
 
 # %% ../nbs/18_prepare.ipynb #a037f160
 def scan_item(
@@ -82,7 +97,9 @@ def _scan_image(item, picture):
     digest = hashlib.blake2b(digest_size=16)
     for part in _looks(picture): digest.update(part)
     deep = max(top for _, top in picture.convert('RGB').getextrema()) if picture.info['deep_color'] else None
-    return Scan(item, picture.size, picture.mode, digest.hexdigest(), note=note if note in range(2, 9) else 1, span=_span(picture), deep_color=deep, pages=picture.info['pages'])
+    span = _span(picture, item.image)
+    return Scan(item, picture.size, picture.mode, digest.hexdigest(), note=note if note in range(2, 9) else 1, span=span,
+                deep_color=deep, pages=picture.info['pages'], core=_core(picture), bands=picture.info['bands'])
 
 # %% ../nbs/18_prepare.ipynb #52d27cca
 def follow(
@@ -150,6 +167,15 @@ def _rel(path, root): return os.path.relpath(path, root).replace(os.sep, '/')
 def _colors_of(values): return ', '.join(f'{v>>16} {(v>>8)&255} {v&255}' for v in values)
 
 # %% ../nbs/18_prepare.ipynb #c0c05c41
+def _line(paths):
+    "One line of a list; a tab where a path has blanks."
+    paths = [p for p in paths if p]
+    line = ('\t' if any(c.isspace() for p in paths for c in p) else ' ').join(paths)
+    try: same = not {'\n', '\r'} & {*line} and list(parse_line(line)[1:len(paths)+1]) == paths
+    except DataError: same = False
+    if not same: raise DataError(f'{paths[0]!r}: a list cannot hold this name; rename the file, without tabs, line breaks and blanks at the ends')
+    return line + '\n'
+
 def _rescaled(scans, root):
     "The remark on outlines that were scaled to images of another size."
     sizes = [(s, annotated_size(s.item.objects)) for s in scans if s.item.objects and s.mask_size]
@@ -170,9 +196,13 @@ def _judge(scan, mapping, root):
     mask = _rel(item.mask or item.image, root)
     if scan.fault: return [Finding('error', 'unreadable', _rel(item.mask if scan.size else item.image, root) if item.mask else _rel(item.image, root), scan.fault.partition(': ')[2] or scan.fault)]
     if scan.values is None: return out
+    try: _line([_rel(item.image, root), mask])
+    except DataError as e: return [Finding('error', 'name', mask, str(e).partition(': ')[2])]
     if scan.size != scan.mask_size and not scan.turned:
         (w, h), (mw, mh) = scan.size, scan.mask_size
-        out.append(Finding('error', 'size', mask, f'mask has {mw}x{mh} pixels, its picture {w}x{h}; make both the same size'))
+        text = f'mask has {mw}x{mh} pixels, its picture {w}x{h}; make both the same size'
+        if item.objects: text = f'annotated with {mw}x{mh} pixels, and has {w}x{h}: turn the picture, or correct width and height in the COCO file'
+        out.append(Finding('error', 'size', mask, text))
     if is_color(scan.mask_mode) != mapping.packed:
         stored, others = ('colours', 'values') if is_color(scan.mask_mode) else ('values', 'colours')
         return [*out, Finding('error', 'mode', mask, f'mask of mode {scan.mask_mode} holds {stored}, most others hold {others}; save it like the others')]
@@ -232,7 +262,7 @@ def _learnable(mapping, shares, sound, root, allow_missing):
     out = [Finding('warning', 'empty', _rel(empty[0].item.mask or empty[0].item.image, root), f'every pixel is ignored: {len(empty)} such masks; their images serve as unlabeled')] if empty else []
     shown = np.flatnonzero(shares.sum(0))
     if len(shares) and len(shown) < 2:
-        out.append(Finding('error', 'classes', '', f'all masks show one class alone ({mapping.names[shown[0]]}): there is nothing to tell apart; add masks that show other classes'))
+        out.append(Finding('error', 'classes', '', f'all masks show one class alone ({mapping.names[shown[0]]}): there is nothing to tell apart; add masks that show other classes{_if_void(mapping, sound)}'))
     absent = _absent(mapping, shares) if len(shares) else ''
     if absent and not (out and out[-1].level == 'error'): out.append(Finding('warning' if allow_missing else 'error', 'classes', '', absent))
     return out
@@ -244,8 +274,27 @@ def _absent(mapping, shares):
     names = ', '.join(mapping.names[c] for c in absent[:8]) + (', ...' if len(absent) > 8 else '')
     advice = 'add masks that show them, take them out of classes.txt, or go on without them (--allow_missing yes)'
     if mapping.as_is and absent[0] == 0: advice = 'ids that count from 1 are read with --ignore 0; else ' + advice
-    elif mapping.as_is and len(absent) > 1: advice = 'ids with gaps are numbered in order by --map order; else ' + advice
+    elif mapping.as_is and _is_gap(mapping, shares, absent): advice = 'ids with gaps are numbered in order by --map order; else ' + advice
     return f'{len(absent)} of {len(mapping.names)} classes occur in no usable mask ({names}): {advice}'
+
+# %% ../nbs/18_prepare.ipynb #4c1d7a41
+def _is_gap(mapping, shares, absent):
+    "Are several classes, or one without a name of its own, absent while a later one is there?"
+    is_plain = mapping.names[absent[0]] == f'class {absent[0]}'
+    return (len(absent) > 1 or is_plain) and bool(shares.sum(0)[absent[0]:].any())
+
+def _if_void(mapping, sound):
+    "What to do if the value that is ignored was meant as a class."
+    void = {v for s in sound for v in s.values if mapping.table.get(v) == IGNORE_INDEX}
+    return f'; if {max(void)} is a class and not ignored, say so with --map FILE' if void and mapping.kind == 'ids' else ''
+
+# %% ../nbs/18_prepare.ipynb #4c1d7a42
+def _much_ignored(mapping, scans, share):
+    "The sentence on masks most of whose pixels are ignored."
+    pixels = Counter({v: n for s in scans for v, n in s.values.items() if mapping.table[v] == IGNORE_INDEX})
+    value = _colors_of(list(pixels)[:1]) if mapping.packed else pixels.most_common(1)[0][0]
+    return (f'{100*share:.0f} % of the pixels with a mask are ignored, most of them of value {value}: '
+            'if that is a class, say so with --map FILE')
 
 # %% ../nbs/18_prepare.ipynb #5c1e0a72
 def _depth_findings(layout, scans, depth):
@@ -253,16 +302,60 @@ def _depth_findings(layout, scans, depth):
     deep = [s for s in scans if s.span]
     dark = [s for s in scans if s.deep_color is not None]
     out = []
-    if dark and max(s.deep_color for s in dark) < 64:
-        out.append(Finding('error', 'depth', _rel(dark[0].item.image, layout.root), f'colours of 16 bits a channel that stay below {256*(max(s.deep_color for s in dark)+1)}: {len(dark)} such images, of which only the upper 8 bits are read, would be nearly black; save them with 8 bits a channel'))
+    faint = [s for s in dark if s.deep_color < 64]
+    if faint:
+        level, name = 'error' if len(faint)*2 >= len(dark) else 'warning', _rel(faint[0].item.image, layout.root)
+        out.append(Finding(level, 'depth', '', f'{name}: colours of 16 bits a channel that stay below {256*64}: {len(faint)} of {len(dark)} such '
+                   'images, of which only the upper 8 bits are read, would be nearly black; save them with 8 bits a channel'))
     if not deep: return out
     low, high = depth or find_depth([s.span for s in deep])
-    widths = sorted(s.span[1] - s.span[0] for s in deep)
+    narrow = [s for s in deep if _is_narrow(s, low, high)]
     far = max(deep, key=lambda s: max(s.span[1], -s.span[0]))
     text = f'{len(deep)} images of more than 8 bits: values {low:g} to {high:g} become 0 to 255'
-    if widths[len(widths)//2] >= (high-low)/16: return [*out, Finding('warning', 'depth', '', f'{text}; another range is --depth LOW:HIGH')]
+    dull = f'; {len(narrow)} of them span less than a sixteenth of that and become nearly one grey, such as {_rel(narrow[0].item.image, layout.root)}' if narrow else ''
+    if len(narrow)*2 < len(deep): return [*out, Finding('warning', 'depth', '', f'{text}{dull}; another range is --depth LOW:HIGH')]
+    if depth: return [*out, Finding('warning', 'depth', '', f'{text}{dull}')]
     reach = f'{_rel(far.item.image, layout.root)} reaches from {far.span[0]:g} to {far.span[1]:g}'
     return [*out, Finding('error', 'depth', '', f'{text}, but half of them span less than a sixteenth of that ({reach}): most would be nearly one grey; say which range is meant with --depth LOW:HIGH')]
+
+# %% ../nbs/18_prepare.ipynb #4c1d7a51
+def _is_narrow(scan, low, high):
+    "Do the values of a deep image lie within a sixteenth of the range, as far as they are in it?"
+    first, last = (min(max(v, low), high) for v in scan.core or scan.span[:2])
+    return last - first < (high-low)/16
+
+# %% ../nbs/18_prepare.ipynb #4c1d7a72
+def _odd_image(scan):
+    "Can training not read this picture as it is?"
+    return scan.turned or scan.mode.startswith(('I', 'F')) or scan.item.image.suffix.lower() not in IMAGE_SUFFIXES
+
+def _odd_mask(scan, mapping):
+    "Can training not read this mask as it is?"
+    return scan.values is not None and (not mapping.as_is or scan.mask_mode not in ('L', 'P'))
+
+def _remarks(layout, mapping, scans, remembered=''):
+    "Findings about what has to be converted, what a person should look at, and the class file."
+    n_images, n_masks = sum(map(_odd_image, scans)), sum(_odd_mask(s, mapping) for s in scans)
+    out = [Finding('warning', 'values', '', text) for text in (*mapping.remarks, remembered) if text]
+    if n_images + n_masks: out.append(Finding('warning', 'conversion', '', f'not readable in training as they are: {n_images} of the pictures, {n_masks} of the masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies'))
+    unsure = [s for s in scans if _unsure(s) and not s.turned]
+    if unsure: out.append(Finding('warning', 'orientation', _rel(unsure[0].item.image, layout.root), f'has an EXIF note that turns it, and the size of its mask does not tell whether that was drawn on the turned picture: {len(unsure)} such pictures are used as they are stored; where masks do not fit, save the pictures turned and without the note'))
+    paged = [s for s in scans if s.pages > 1]
+    if paged: out.append(Finding('warning', 'pages', _rel(paged[0].item.image, layout.root), f'has {paged[0].pages} pages, of which the first is used: {len(paged)} such images; save each page as an image of its own'))
+    banded = [s for s in scans if s.bands]
+    if banded: out.append(Finding('warning', 'bands', _rel(banded[0].item.image, layout.root), f'has {banded[0].bands} bands, of which the first three are read as red, green and blue: {len(banded)} such images; export the three that count'))
+    try: other = _other_classes(layout, mapping)
+    except DataError as e: other = str(e).partition(': ')[2]
+    return out + [Finding('error', 'classes', 'classes.txt', other)]*bool(other)
+
+# %% ../nbs/18_prepare.ipynb #4c1d7a71
+def _other_classes(layout, mapping):
+    "What is wrong with the folder's own class file, where the masks are read with other classes; '' if nothing is."
+    own, names = read_classes(layout.root), list(mapping.names)
+    if not layout.classes or not own or own[0] == names: return ''
+    def few(names): return ', '.join(names[:4]) + ', ...'*(len(names) > 4)
+    return (f'names other classes ({few(own[0])}: {len(own[0])}) than the masks are read with ({few(names)}: {len(names)}); '
+            'write those names, or take the file away and give no classes')
 
 # %% ../nbs/18_prepare.ipynb #d313ae42
 @dataclass
@@ -279,6 +372,7 @@ class Report:
     depth:Depth = Depth()        # values of deep images that become 0 and 255
     meaning:Meaning = Meaning()  # what was said about the masks
 
+    def __repr__(self): return report_text(self)
     @property
     def ok(self): return not any(f.level == 'error' for f in self.findings)
     @property
@@ -339,45 +433,20 @@ def check_data(
     shares, ignored = _shares(usable, mapping)
     findings = [f for _, fs in judged for f in fs] + _whole(layout, scans, usable) + _depth_findings(layout, scans, depth)
     findings += _remarks(layout, mapping, [s for s, fs in judged if not fs], remembered) + _learnable(mapping, shares, sound, layout.root, allow_missing)
+    if ignored > .5 and mapping.kind != 'objects': findings.append(Finding('warning', 'values', '', _much_ignored(mapping, usable, ignored)))
     findings.sort(key=lambda f: f.level != 'error')
     return Report(layout, mapping, scans, findings, usable, shares, ignored, depth=depth or find_depth([s.span for s in scans if s.span]), meaning=meaning)
 
 # %% ../nbs/18_prepare.ipynb #0e7256aa
 def _no_masks(layout, scans):
-    faults = [s.fault for s in scans if s.fault]
+    def named(s): return s.fault if os.sep in s.fault else f'{s.item.mask or s.item.image}: {s.fault}'
+    faults = [named(s) for s in scans if s.fault]
     told = next((f'{file}: {text}'.removeprefix(': ') for _, _, file, text in layout.remarks), '')
     if told and not faults: return f'{layout.root}: no readable mask; {describe_layout(layout)}; {told}'
     reason = f'the first fault: {faults[0]}' if faults else f'{describe_layout(layout)}; put masks into masks/ (same names as in images/), or beside the pictures as NAME_mask.png'
     return f'{layout.root}: no readable mask; {reason}'
 
-def _odd_image(scan):
-    "Can training not read this picture as it is?"
-    return scan.turned or scan.mode.startswith(('I', 'F')) or scan.item.image.suffix.lower() not in IMAGE_SUFFIXES
-
-def _odd_mask(scan, mapping):
-    "Can training not read this mask as it is?"
-    return scan.values is not None and (not mapping.as_is or scan.mask_mode not in ('L', 'P'))
-
-def _remarks(layout, mapping, scans, remembered=''):
-    "Findings about what has to be converted, what a person should look at, and the class file."
-    n_images, n_masks = sum(map(_odd_image, scans)), sum(_odd_mask(s, mapping) for s in scans)
-    out = [Finding('warning', 'values', '', text) for text in (*mapping.remarks, remembered) if text]
-    if n_images + n_masks: out.append(Finding('warning', 'conversion', '', f'not readable in training as they are: {n_images} of the pictures, {n_masks} of the masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies'))
-    unsure = [s for s in scans if _unsure(s) and not s.turned]
-    if unsure: out.append(Finding('warning', 'orientation', _rel(unsure[0].item.image, layout.root), f'has an EXIF note that turns it, and the size of its mask does not tell whether that was drawn on the turned picture: {len(unsure)} such pictures are used as they are stored; where masks do not fit, save the pictures turned and without the note'))
-    paged = [s for s in scans if s.pages > 1]
-    if paged: out.append(Finding('warning', 'pages', _rel(paged[0].item.image, layout.root), f'has {paged[0].pages} pages, of which the first is used: {len(paged)} such images; save each page as an image of its own'))
-    try: read_classes(layout.root)
-    except DataError as e: out.append(Finding('error', 'classes', 'classes.txt', str(e).partition(': ')[2]))
-    return out
-
 # %% ../nbs/18_prepare.ipynb #ada6aeb4
-def _table(columns, rows):
-    "A text table; the first column is left aligned."
-    cells = [columns, *rows]
-    width = [max(len(str(r[i])) for r in cells) for i in range(len(columns))]
-    return '\n'.join('  '.join(str(c).ljust(w) if i == 0 or columns[i] == '' else str(c).rjust(w) for i, (c, w) in enumerate(zip(r, width))).rstrip() for r in cells)
-
 def _split_of(report): return np.array([s.item.split or 'train' for s in report.usable])
 
 def _share_rows(report):
@@ -391,10 +460,14 @@ def _share_rows(report):
     return columns, rows
 
 # %% ../nbs/18_prepare.ipynb #c51f0001
+def _printed(path):
+    "A path on one line."
+    return path if path.isprintable() else repr(path)[1:-1]
+
 def _file_lines(report):
     "What every file of the folder is used for; the numbers add up to all files below it, hidden ones too, each once behind links."
-    rows = [[use, n, f'  {example}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
-    return ['', _table(['files', 'number', 'such as', ''], rows), f'files in all: {len(report.layout.files)}', '']
+    rows = [[use, n, f'  {_printed(example)}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
+    return ['', text_table([['files', 'number', 'such as', ''], *rows], (0, 3)), f'files in all: {len(report.layout.files)}', '']
 
 # %% ../nbs/18_prepare.ipynb #30302261
 def report_text(
@@ -403,13 +476,14 @@ def report_text(
 )->str:
     "A report for the terminal."
     sizes = Counter(s.size for s in report.scans if s.size)
+    columns, rows = _share_rows(report)
     (w, h), n = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
     lines = [describe_layout(report.layout), f'masks: {report.mapping.text}', f'sizes: {len(sizes)} different, most often {w}x{h} ({n} pictures)', '',
-             _table(*_share_rows(report)), f'ignored: {100*report.ignored:.2f} % of the pixels', '']
+             text_table([columns, *rows], (0, len(columns)-1)), f'ignored: {100*report.ignored:.2f} % of the pixels', '']
     lines += _file_lines(report)
     for level in ('error', 'warning'):
         of = [f for f in report.findings if f.level == level]
-        lines += [f'{level}: {f.file + ": " if f.file else ""}{f.text}' for f in of[:most]]
+        lines += [f'{level}: {_printed(f.file) + ": " if f.file else ""}{f.text}' for f in of[:most]]
         if len(of) > most: lines.append(f'... and {len(of)-most} more {level}s, all of them in report.html and report.json')
     n_bad = len({f.file for f in report.errors if f.file})
     verdict = 'can be trained on' if report.ok else f'cannot be trained on as it is, faulty files: {n_bad}; mend or remove them' + ', or let `corrmatch split` leave them out'*bool(n_bad)
@@ -539,30 +613,18 @@ def _convert_one(scan, report, root, everything, current):
     (image, mask), item = _targets(scan, report, everything), scan.item
     if image and not (image in current and (root/image).is_file()):
         if _odd_image(scan): write_file(root/image, _encode(Image.fromarray(read_photo(item.image, scan.turned, report.depth if scan.span else None))))
-        else: _link(item.image, root/image)
+        else: write_file(root/image, partial(link_or_copy, item.image))
     if mask and not (mask in current and (root/mask).is_file()):
         ids = Image.fromarray(map_ids(read_stored(item, scan.size, report.mapping.by_color).values, report.mapping.table))
         ids.putpalette(np.vstack([report.mapping.colors, np.zeros((256-len(report.mapping.colors), 3), np.uint8)]).tobytes())
         write_file(root/mask, _encode(ids))
     return image or _rel(item.image, root), mask or (_rel(item.mask, root) if item.mask and scan.values is not None else None)
 
-def _link(source, target):
-    "The same file under a second name where the disk allows it, else a copy; what has the name now is replaced, never written into."
-    part = make_folder(target.parent)/f'.{target.name}.{os.getpid()}.part'
-    try:
-        part.unlink(missing_ok=True)
-        try: os.link(os.path.realpath(source), part)
-        except OSError: shutil.copyfile(source, part)
-        os.replace(part, target)
-    except OSError as e: raise DataError(f'{target}: cannot be written ({e.strerror}); make room or choose another folder') from None
-    finally: part.unlink(missing_ok=True)  # is left where both are one file already
-
 # %% ../nbs/18_prepare.ipynb #e970b065
 def _same_classes(report):
     "Refuse classes that were given where the folder's own file names others: training and prediction read the file."
-    own = read_classes(report.layout.root)
-    if report.layout.classes and own and own[0] != list(report.mapping.names):
-        raise DataError(f'{report.layout.root/"classes.txt"}: names other classes ({", ".join(own[0][:4])}{", ..." if len(own[0]) > 4 else ""}: {len(own[0])}) than those given ({len(report.mapping.names)}); take the file away, or give no classes')
+    other = _other_classes(report.layout, report.mapping)
+    if other: raise DataError(f'{report.layout.root/"classes.txt"}: {other}')
 
 def _mark(report):
     "What a conversion depends on beside the files: what stored values mean, and what was said about them."
@@ -605,15 +667,6 @@ def convert_data(
     return root
 
 # %% ../nbs/18_prepare.ipynb #d9233ffb
-def _line(paths):
-    "One line of a list; a tab where a path has blanks."
-    paths = [p for p in paths if p]
-    line = ('\t' if any(c.isspace() for p in paths for c in p) else ' ').join(paths)
-    try: same = not {'\n', '\r'} & {*line} and list(parse_line(line)[1:len(paths)+1]) == paths
-    except DataError: same = False
-    if not same: raise DataError(f'{paths[0]!r}: a list cannot hold this name; rename the file, without tabs, line breaks and blanks at the ends')
-    return line + '\n'
-
 def _write_sides(root, scans, converted):
     "Lists train.txt, val.txt and test.txt of a new folder, as far as the old one told."
     for side in ('train', 'val', 'test'):
@@ -719,7 +772,7 @@ def _split_text(report, rows, labeled, val, notes):
     parts = {'train': report.shares[rows], 'labeled': report.shares[labeled], 'val': report.shares[val]}
     columns = ['class', *[f'{p} {u}' for p in parts for u in ('pictures', '%')]]
     body = [[n, *[v for part in parts.values() for v in ((part[:, c] > 0).sum(), f'{100*part[:, c].mean():.2f}')]] for c, n in enumerate(report.mapping.names)]
-    return '\n'.join([*notes, '', _table(columns, body)])
+    return '\n'.join([*notes, '', text_table([columns, *body])])
 
 # %% ../nbs/18_prepare.ipynb #0b565fe7
 def make_split(
@@ -879,13 +932,26 @@ def rehearse(
     if allow_missing or counts.all(): return []
     return [Finding('error', 'classes', '', missing_classes(ClassCounts(counts, counts, 0, len(labeled)), report.mapping.names) + ' (--allow_missing yes goes on without them)')]
 
+# %% ../nbs/18_prepare.ipynb #5c1e0d01
+def _rehearsed_split(report, labels):
+    "Rows of `usable` that lists made by `train` would take as labeled; DataError where it would refuse to make them."
+    root = report.layout.root
+    _need_writable(root, 'the lists', '--out of `split` or --lists of `train`')
+    val = _choose_val(report, .2, 0)[0]
+    rows = _rest(report, val)[0]
+    chosen = _choose_labeled(report, rows, labels or len(rows), 0)
+    scored = [report.usable[i] for i in val]
+    paths = [_targets(s, report, False)[0] or _rel(s.item.image, root) for s in scored]
+    _keep_val(root/'splits/s0', str(len(chosen)), ''.join(map(_line, ([p] for p in paths))))
+    return chosen
+
 def _rehearsed(report, labels):
     "Rows of `usable` that `train` will take as labeled; DataError where it would refuse."
     root, known = report.layout.root, _known(report)
     lists, _ = ({}, '') if labels else _found_lists(root, known)
-    if not lists:
-        rows, pool, _ = _rest(report, _choose_val(report, .2, 0)[0])
-        return _choose_labeled(report, rows, labels or len(rows), 0)
+    if not lists: return _rehearsed_split(report, labels)
+    sources = {k: open_unlabeled(p, root) if k == 'unlabeled' else FolderSource(read_split(root/p, root)) for k, p in lists.items()}
+    for kind in sources.keys() - {'val'}: refuse_shared(kind, lists[kind], sources[kind], lists['val'], sources['val'])
     row_of = {s.item.name: i for i, s in enumerate(report.usable)}
     rows = {kind: [row_of.get(n, n) for n in sorted(_names_in(root/path, known, root))] for kind, path in lists.items() if kind != 'unlabeled'}
     lost = next(((kind, n) for kind, found in rows.items() for n in found if isinstance(n, str)), None)
@@ -918,7 +984,7 @@ def auto_config(
 )->tuple:                   # Config and the text that explains it
     "Make the record of a run from a data folder alone."
     report = check_data(folder, classes, 0, progress, meaning, parse_depth(changes.get('depth', '')), bool(changes.get('allow_missing')))
-    unfit = [f for f in report.errors if not f.file and (f.kind != 'classes' or classes)]  # absent classes of the folder's own file: training refuses them
+    unfit = [f for f in report.errors if not f.file]
     if unfit: raise DataError(f'{report.layout.root}: {unfit[0].text}')
     root, given = report.layout.root, {k: changes[k] for k in ('labeled', 'unlabeled', 'val') if k in changes}
     chosen, why = _choose_lists(report, given, labels, 0, share, lists, progress)  # the run's seed draws no lists: runs of several seeds share them

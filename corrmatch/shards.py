@@ -6,7 +6,7 @@ __all__ = ['LARGE', 'ROW', 'NameStore', 'Mapped', 'ListSource', 'open_list', 'sp
            'open_unlabeled']
 
 # %% ../nbs/03b_shards.ipynb #21f09304
-import glob, hashlib, importlib, io, logging, os, tarfile
+import glob, hashlib, io, logging, os, tarfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 from zipfile import BadZipFile
 import numpy as np
+from braceexpand import braceexpand
 from .data import (IMAGE_SUFFIXES, LEADS_OUT, DataError, FolderSource, Pair, Source, _find, climbs_out, derived_from,
                             folder_homes, folder_role, iter_lines, leads_out, mask_of, open_image, open_mask, own_outputs, parse_line,
                             read_split)
@@ -174,7 +175,7 @@ def _scan(folder, homes, top):
         for e in entries:
             if len(e.name) < 16: known.add(os.fsdecode(e.name))  # the names that tell an output are short
             if e.name.startswith(b'.'): continue
-            if e.is_dir(follow_symlinks=top):
+            if os.path.isdir(e.path) if top and e.is_symlink() else e.is_dir(follow_symlinks=False):
                 if not (e.is_symlink() and leads_out(os.fsdecode(e.path), homes)): folders.append(e.name)
             elif e.name.lower().endswith(_ENDINGS): names.append(e.name)
             if len(names) == 1 << 16: chunks.append(np.array(names)); names = []
@@ -233,11 +234,23 @@ def list_folder(
                                                f'folders such as {left[0]}; name a folder itself to take what is in it')
     return NameStore.of(found['blob'], found['ends'])
 
-# %% ../nbs/03b_shards.ipynb #eed55a7e
-def _extra(module):
-    "Import what only shards need."
-    try: return importlib.import_module(module)
-    except ImportError: raise DataError(f'{module} is not installed; run `pip install corrmatch-seg[shards]`') from None
+# %% ../nbs/03b_shards.ipynb #7c1e5a06
+def _members(pair, keys):
+    "Name in the shard and path of the files of one picture; in the key a line stands for what could not be read back."
+    key, suffix = ''.join(c if c.isprintable() and c != '.' else '_' for c in pair.name), pair.image.suffix[1:].lower()
+    if key.startswith('__'): key = '_' + key.lstrip('_')
+    if climbs_out(key): raise DataError(f'{pair.image}: its name {key} leaves the shard; give a relative name')
+    if key in keys: raise DataError(f'{pair.image}: the key {key} is taken already; rename one of the two files')
+    keys.add(key)
+    files = [(f'{key}.{suffix}', pair.image)]
+    if pair.mask is not None: files.append((f'{key}.mask.png' if suffix == 'png' else f'{key}.png', pair.mask))
+    return sorted(files)
+
+def _add(tar, name, path):
+    "Pack one file, of no date and nobody's, so that equal files make equal shards."
+    data, member = path.read_bytes(), tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
 
 # %% ../nbs/03b_shards.ipynb #8b1cf408
 def write_shards(
@@ -251,20 +264,11 @@ def write_shards(
     for start in range(0, len(pairs), per_shard):
         shards.append(Path(folder)/f'shard-{len(shards):06d}.tar')
         draft = shards[-1].with_suffix('.tar.part')
-        with open(draft, 'wb') as file, _extra('webdataset').TarWriter(file, encoder=False, mtime=0) as tar:
-            for pair in pairs[start:start+per_shard]: tar.write(_sample(pair, keys))
+        with tarfile.open(draft, 'w') as tar:
+            for pair in pairs[start:start+per_shard]:
+                for name, path in _members(pair, keys): _add(tar, name, path)
         os.replace(draft, shards[-1])
     return shards
-
-def _sample(pair, keys):
-    "The files of one picture by ending, and its key, in which a line stands for what could not be read back."
-    key, suffix = ''.join(c if c.isprintable() and c != '.' else '_' for c in pair.name), pair.image.suffix[1:].lower()
-    if key.startswith('__'): key = '_' + key.lstrip('_')
-    if climbs_out(key): raise DataError(f'{pair.image}: its name {key} leaves the shard; give a relative name')
-    if key in keys: raise DataError(f'{pair.image}: the key {key} is taken already; rename one of the two files')
-    keys.add(key)
-    sample = {'__key__': key, suffix: pair.image.read_bytes()}
-    return sample if pair.mask is None else sample | {'mask.png' if suffix == 'png' else 'png': pair.mask.read_bytes()}
 
 # %% ../nbs/03b_shards.ipynb #d0dfa414
 def tar_members(
@@ -380,7 +384,7 @@ def find_shards(
     if '://' in pattern or pattern.startswith('pipe:'):
         raise DataError(f"unlabeled='{pattern}': shards are read from a file system; copy or mount them and give their path")
     if not pattern.endswith('.tar'): return _listed_shards(_below(pattern, root), root)
-    names = list(_extra('braceexpand').braceexpand(pattern)) if '{' in pattern else [pattern]
+    names = list(braceexpand(pattern)) if '{' in pattern else [pattern]
     found = [p for name in names for p in (_matching(name, root) if glob.has_magic(name) and not _below(name, root).exists() else [_below(name, root)])]
     if not found: raise DataError(f"unlabeled='{pattern}': no shard has such a name in {root}; check the path")
     return found

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import METHODS, PRESETS, Config, preset
 from .data import DataError
 from .metrics import window_starts
-from .runfolder import HARMLESS, Run, list_runs, read_csv, read_record, recorded_config
+from .runfolder import HARMLESS, Run, list_runs, read_csv, read_record, recorded_config, text_table
 from .step import make_model, uses_correlation, uses_unlabeled
 from .trainer import activation_bytes
 
@@ -288,10 +288,7 @@ def format_table(
 )->str:
     "Write a table."
     table, notes = _columns([_HEAD, *map(_cells, rows)]), table_notes(rows, left)
-    if style == 'text':
-        widths = [max(map(len, column)) for column in zip(*table)]
-        lines = ['  '.join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip() for line in table]
-        return '\n'.join([*lines, *notes])
+    if style == 'text': return '\n'.join([text_table(table, (0, 1)), *notes])
     if style == 'markdown':
         lines = ['| ' + ' | '.join(line) + ' |' for line in table]
         return '\n'.join([lines[0], '| --- '*len(table[0]) + '|', *lines[1:], '', *[f'- {n}' for n in notes]])

@@ -31,7 +31,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .batches import StepBatches, is_loader_death, loader_fault, make_loader
 from .config import IGNORE_INDEX, PRESETS, Config, check_config
 from .convert import fitted_model
-from .data import ArraySource, DataError, check_source, mark_output, missing_classes
+from .data import ArraySource, DataError, check_source, mark_output, missing_classes, refuse_shared
 from .losses import LossTerms, make_weights, ohem_ce, supervised_ce
 from .metrics import ConfusionMatrix, evaluate
 from .parallel import (World, add_up, agree, first_checks, gather, is_lost_process, lost_process,
@@ -39,7 +39,7 @@ from .parallel import (World, add_up, agree, first_checks, gather, is_lost_proce
                                 share_batch_norm, start_world, step_counts, without_exchange, wrap_step)
 from .pseudo import confidence, pseudo_label
 from .runfolder import (CsvLog, Progress, config_changes, data_changes, data_record, hold_folder, note_state, read_checkpoint, read_csv,
-                                 read_data_record, read_latest, recorded_config, refuse_if_running, release_folder, save_checkpoint, write_atomic)
+                                 read_data_record, read_latest, recorded_config, refuse_if_running, release_folder, save_checkpoint, text_table, write_atomic)
 from .shards import spot_check
 from .step import (Sources, StepResult, autocast, eval_pairs, labeled_step, make_batches, make_beyond, make_model, make_optimizer, make_sources,
                             make_threshold, mixed_valid, pick_precision, prepare_model, set_lr, show_prediction, to_device, total_steps, train_step,
@@ -67,13 +67,9 @@ def _refuse_ignored(counts, name, path):
 
 # %% ../nbs/14_trainer.ipynb #79d2a5f0
 def _refuse_overlap(sources, config):
-    "Raise DataError if a validation picture is learned from; unlabeled sets of more than fifty thousand are not compared."
-    def files(source): return {os.path.realpath(source.where(i)[0]) for i in range(len(source))}
-    val = files(sources.val)
+    "Raise DataError if a validation image is learned from."
     for name, source in (('labeled', sources.labeled), ('unlabeled', sources.unlabeled)):
-        if source is None or len(source) > 50_000: continue
-        shared = sorted(val & files(source))
-        if shared: raise DataError(f"{name}='{getattr(config, name)}': holds {len(shared)} of the pictures of val='{config.val}', such as {shared[0]}; a score on what was learned says nothing: take them out of one of the lists")
+        if source is not None: refuse_shared(name, getattr(config, name), source, config.val, sources.val)
 
 # %% ../nbs/14_trainer.ipynb #c3d4e5a6
 def preflight(
@@ -763,8 +759,7 @@ def iou_table(
         other = 'present' if miou == 'all' else 'all'
         rows.append((MEANS[other], *[f'{100*m.miou_over(other):.1f}' for m in results.values()]))
     rows.append(('mIoU', *[f'{100*m.miou_over(miou):.1f}' for m in results.values()]))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows)
+    return text_table(rows)
 
 # %% ../nbs/14_trainer.ipynb #d0031be1
 @patch
@@ -817,8 +812,7 @@ def summary(self:Trainer)->str:
     rows, names = self.val_log.rows, self.sources.class_names
     best = max(rows, key=lambda r: float(r['miou']))
     table = [('', f"best (step {best['step']})", 'last'), *_iou_rows((best, rows[-1]), names, self.config.miou)]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = ['  '.join([a.ljust(widths[0]), b.rjust(widths[1]), c.rjust(widths[2])]) for a, b, c in table]
+    lines = [text_table(table)]
     absent = absent_text([n for n in names if not best[f'iou_{n}']], self.config.miou)
     if absent: lines.append(absent)
     if 'miou_ema' in best: lines.append(f"with averaged weights: best {max(float(r['miou_ema']) for r in rows):.2f}, last {float(rows[-1]['miou_ema']):.2f}")
@@ -834,7 +828,6 @@ def _iou_rows(columns, names, miou):
     if all(len(ious) == len(names) for ious in shown): return out
     other = 'present' if miou == 'all' else 'all'
     return [*out, (MEANS[other], *[f'{sum(ious)/(len(names) if other == "all" else max(len(ious), 1)):.2f}' for ious in shown])]
-
 
 # %% ../nbs/14_trainer.ipynb #9ad27544
 def show_curves(

@@ -2,15 +2,15 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'resized', 'ViewDraw', 'draw_view', 'apply_view', 'view_valid', 'StrongDraw',
-           'draw_strong', 'jitter_options', 'shift_hue', 'apply_strong', 'cutmix_box', 'cutmix', 'normalize',
-           'denormalize']
+           'draw_strong', 'jitter_options', 'apply_strong', 'cutmix_box', 'cutmix', 'normalize', 'denormalize']
 
 # %% ../nbs/04_views.ipynb #f2624b9d
 from typing import NamedTuple
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageFilter
 from torch import Tensor
+from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
 from .config import IGNORE_INDEX
 
 # %% ../nbs/04_views.ipynb #81112bb6
@@ -110,24 +110,13 @@ def jitter_options(
     "Scale all four colour jitters together."
     return dict(brightness=0.5*strength, contrast=0.5*strength, saturation=0.5*strength, hue=min(0.25*strength, 0.5))
 
-# %% ../nbs/04_views.ipynb #b3ce0677
-def shift_hue(
-    image:Image.Image, # RGB
-    turn:float,        # -0.5..0.5 of the colour circle
-)->Image.Image:
-    "Turn the colours of a picture around the circle."
-    h, s, v = image.convert('HSV').split()
-    h = h.point([(i+int(turn*255)) % 256 for i in range(256)])
-    return Image.merge('HSV', (h, s, v)).convert('RGB')
-
 # %% ../nbs/04_views.ipynb #0c0d204d
 def apply_strong(
     image:Image.Image, # RGB, the weak view
     draw:StrongDraw,   # from draw_strong
 )->Image.Image:        # RGB, same size; nothing has moved
     "Change the colours of a view and blur it."
-    changes = (lambda im, f: ImageEnhance.Brightness(im).enhance(f), lambda im, f: ImageEnhance.Contrast(im).enhance(f),
-               lambda im, f: ImageEnhance.Color(im).enhance(f), shift_hue)
+    changes = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     if draw.jitter is not None:
         order, *factors = draw.jitter
         for i in order: image = changes[i](image, factors[i])

@@ -540,3 +540,16 @@ def test_mutated_files_are_read_or_refused_in_one_line(tmp_path, seed):
             assert all('\n' not in f.text for f in report.findings), raw
             if a: assert a.outlined + a.background + a.unannotated + a.bare + a.unlisted == len(report.scans) == 4, raw
     assert read > N_MUTATIONS//10
+
+
+def test_no_category_takes_the_place_of_background(tmp_path):
+    "What no outline covers is class 0; ignoring it is another thing, and is done."
+    root = folder(tmp_path, notes())
+    refused(lambda: check(root, background='dog'), 'in outlines the background is what none of them covers', '--classes FILE')
+    report = check(root, ignore=(0,))
+    assert not report.ok and report.mapping.table[0] == 255 and 'background' in report.errors[0].text
+
+
+def test_faults_of_all_images_name_one(tmp_path):
+    root = folder(tmp_path, notes(images=[entry(i, width=W, height=2*H) for i in range(4)]))
+    refused(lambda: check(root), 'p0.png: was annotated with', 'another shape')

@@ -15,7 +15,7 @@ from PIL import Image
 
 from corrmatch.cli import main
 from corrmatch.data import DataError
-from corrmatch.runfolder import hold_folder, run_state
+from corrmatch.runfolder import hold_folder, release_folder, run_state
 from corrmatch.trainer import Trainer
 from runs_for_tests import command, environment, small
 
@@ -101,7 +101,7 @@ def test_only_one_process_opens_a_folder(tmp_path):
         with pytest.raises(DataError, match='another process begins to train there'): Trainer(small(tmp_path/'run'), quiet=True).fit()
         assert run_state(tmp_path/'run')['state'] == 'unknown'
     finally: other.kill(); other.wait()
-    hold_folder(tmp_path/'run').close()  # a killed process holds nothing
+    release_folder(hold_folder(tmp_path/'run'))  # a killed process holds nothing
 
 
 def test_two_trainings_in_one_folder(tmp_path):

@@ -93,7 +93,7 @@ def test_reference_shows_methods_records_and_their_places():
 def test_every_notebook_has_its_place():
     books = {p.stem: json.loads(p.read_text()) for p in NOTEBOOKS}
     text = docs.contents(books)
-    listed = re.findall(r'<(\w+)>|^(main)$', text, re.M)
+    listed = re.findall(r'<(\w+)>|^(main|init)$', text, re.M)
     assert sorted(a or b for a, b in listed if a != 'self') == sorted(books.keys()-{'index'})
     assert text.index('The method') < text.index('12 · ') < text.index('Training') < text.index('13 · ') < text.index('Use') < text.index('16 · ') < text.index('Measurements') < text.index('20 · ')
 

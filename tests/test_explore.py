@@ -2,7 +2,6 @@
 import base64
 import json
 import re
-import subprocess
 import sys
 import zlib
 from hashlib import sha256
@@ -30,14 +29,6 @@ def contents(page):
     "Meta, state and bytes of a page."
     found = json.loads(re.search(r'<script type="application/json" id="contents">(.*?)</script>', page, re.S)[1])
     return found['meta'], found['state'], zlib.decompress(base64.b64decode(found['data']))
-
-
-def test_without_anywidget_one_line_names_the_extra():
-    code = ("import sys, numpy, torch; sys.modules['anywidget'] = None\nfrom corrmatch.explore import explorer, explorer_html\n"
-            "image, feats = numpy.zeros((9, 9, 3), numpy.uint8), torch.zeros(1, 2, 3, 3)\nexplorer_html(image, feats)\n"
-            "try: explorer(image, feats)\nexcept ValueError as e: print(e)")
-    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()
-    assert said.count('\n') == 0 and 'pip install corrmatch-seg[explore]' in said
 
 
 def test_page_is_closed():

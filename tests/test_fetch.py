@@ -1,6 +1,9 @@
 "Downloads over a bad line: a server on this computer that cuts, stalls, lies and fails; nothing wrong ever gets a final name."
+import errno
+import fcntl
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -18,6 +21,7 @@ from corrmatch.config import IGNORE_INDEX
 from corrmatch.data import DataError, read_split
 from corrmatch.fetch import Remote, download, fetch_camvid, fetch_cityscapes, fetch_pets, fetch_sbd, fetch_splits, fetch_voc, unpack
 from corrmatch.formats import find_layout
+from corrmatch.runfolder import hold_folder
 from runs_for_tests import environment
 
 BODY = np.random.default_rng(0).bytes(300_000)
@@ -349,6 +353,23 @@ def test_a_second_fetch_is_sent_away_and_death_frees_the_folder(server, tmp_path
         assert server.asked == [] and left(tmp_path) == ['.fetch.lock']
     finally: other.kill(); other.wait(); other.stdout.close()
     assert '2 lists' in splits() and (tmp_path/'splits/pascal/a.txt').read_bytes() == b'a\n'
+
+
+@pytest.mark.parametrize('error', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, error):
+    "There a fetch goes on without one, and a run folder is opened."
+    def flock(*args): raise OSError(error, os.strerror(error))
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with F.alone_in(tmp_path): pass
+    assert hold_folder(tmp_path) is None
+
+
+def test_the_lock_is_given_back_behind_an_error_and_a_folder_in_its_place_is_named(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            with F.alone_in(tmp_path): 1/0
+    (tmp_path/'other'/'.fetch.lock').mkdir(parents=True)
+    refused(lambda: F.alone_in(tmp_path/'other').__enter__(), tmp_path, 'cannot be written')
 
 
 def test_archives_are_kept_or_removed(server, tmp_path):

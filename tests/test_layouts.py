@@ -1,4 +1,5 @@
 "What every file of a folder counts as: images, masks, visualisations, our own outputs, annotations of other tools; names in odd spellings."
+import importlib
 import json
 import logging
 import os
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from corrmatch import predict
 from corrmatch.config import preset
 from corrmatch.data import OUTPUT_MARK, mark_output, read_classes, read_split
 from corrmatch.formats import file_table, find_classes, find_layout
 from corrmatch.masks import Meaning
-from corrmatch.prepare import _numbers, check_data, make_split, report_json, report_text, save_report
+from corrmatch.predict import LoadedModel
+from corrmatch.prepare import _numbers, check_data, make_split, rehearse, report_json, report_text, save_report
 from corrmatch.shards import list_folder, open_list
 from corrmatch.step import make_model
 from errors_for_tests import refused
@@ -535,8 +536,128 @@ def test_a_bar_within_one_image(monkeypatch):
         def __exit__(self, *error): pass
         def update(self, n): moved.append(n)
 
-    monkeypatch.setattr(predict, 'tqdm', Bar)
+    monkeypatch.setattr(importlib.import_module('corrmatch.predict'), 'tqdm', Bar)
     config = preset('toy', 'supervised', crop=33)
-    predictor = predict.Predictor(make_model(config)[0].eval(), config, [str(c) for c in range(config.n_classes)], np.zeros((config.n_classes, 3), np.uint8), tile=48)
+    predictor = LoadedModel(make_model(config)[0].eval(), config, [str(c) for c in range(config.n_classes)], np.zeros((config.n_classes, 3), np.uint8), tile=48)
     predictor.predict(np.zeros((200, 60, 3), np.uint8))
     assert moved[0] == ('total', 200, True) and sum(moved[1:]) == 200 and len(moved) > 4
+
+
+# --- neighbours of these kinds
+
+@pytest.mark.parametrize('image, mask', [
+    ('imagesTr/case_{:03}_0000.png', 'labelsTr/case_{:03}.png'), ('701_StillsRaw_full/a_{}.png', 'LabeledApproved_full/a_{}_L.png'), ('default/p{}.png', 'defaultannot/p{}.png'),
+    ('Training_Data/S_{}.jpg', 'Part1_GroundTruth/S_{}_segmentation.png'), ('images/p{}.jpg', 'images/p{}_mask.png'), ('benign/b ({}).png', 'benign/b ({})_mask.png')])
+def test_pairs_of_further_names(tmp_path, image, mask):
+    fill(tmp_path, image, mask)
+    assert pairs(tmp_path) == {image.format(i): mask.format(i) for i in range(6)}
+    adds_up(tmp_path, find_layout(tmp_path))
+
+
+def test_channels_in_files_of_their_own_are_refused(tmp_path):
+    fill(tmp_path, 'imagesTr/c_{:03}_0000.png', 'labelsTr/c_{:03}.png')
+    for i in range(6): put(tmp_path/f'imagesTr/c_{i:03}_0001.png', i)
+    put(tmp_path/'imagesTs/c_077_0000.png', 77)
+    report = check(tmp_path)
+    assert [f.kind for f in report.errors] == ['channel'] and 'merge the channels' in report.errors[0].text
+    assert {i.name: i.split for i in report.layout.items}['c_077'] == 'test'
+
+
+def test_frames_of_several_scenes_share_names(tmp_path):
+    for n, scene_ in enumerate(('kitchen', 'garden', 'patient1', 'patient2')):
+        for i in range(3):
+            put(tmp_path/f'{scene_}/{i:03}.png', 10*n + i)
+            if scene_ in ('kitchen', 'patient1'): put(tmp_path/f'{scene_}/{i:03}_mask.png', i, 'mask')
+    assert len(pairs(tmp_path)) == 12 and sum(m is not None for m in pairs(tmp_path).values()) == 6
+
+
+@pytest.mark.parametrize('name', ['images/overlay_p{}.jpg', 'images/p{}_drawn.png', 'images/p{}_annotated.jpg', 'p{}.overlay.png', 'images/p{}_superpixels.png', 'output/p{}_out.png', 'images/p{}_mask_1.png',
+                                  'images/p{}_mask.png', 'instance/p{}.png', 'training/obj_map/p{}.png', 'visuals/p{}.png'])
+def test_further_visualisations(tmp_path, name):
+    top = 'training/' if name.startswith('training') else ''
+    fill(tmp_path, f'{top}images/p{{}}.jpg', f'{top}masks/p{{}}.png')
+    for i in range(6): put(tmp_path/name.format(i), i, 'mask' if 'mask' in name else 'color')
+    assert set(pairs(tmp_path)) == {f'{top}images/p{i}.jpg' for i in range(6)}
+    adds_up(tmp_path, find_layout(tmp_path))
+
+
+def test_images_with_masks_of_their_own_are_images_whatever_their_name(tmp_path):
+    names = ['p0', 'p0_mask', 'p0_overlay', 'p0_out', 'p0_label_2']
+    for i, name in enumerate(names): put(tmp_path/f'images/{name}.jpg', i); put(tmp_path/f'masks/{name}.png', i, 'mask')
+    assert set(pairs(tmp_path)) == {f'images/{n}.jpg' for n in names} and None not in pairs(tmp_path).values()
+
+
+def test_names_with_a_word_added_are_said(tmp_path):
+    fill(tmp_path)
+    for i in range(3): put(tmp_path/f'images/p{i}_flipped.jpg', i+30)
+    (level, file, text), = [r for r in remarks(find_layout(tmp_path), 'names')]
+    assert level == 'warning' and file == 'images/p0_flipped.jpg' and '`flipped`' in text and '3 in number' in text
+
+
+def test_a_folder_that_may_hold_the_masks_is_named(tmp_path):
+    fill(tmp_path, 'shots/a{}.png', 'gts_of_all/b{}x.png')
+    refused(lambda: find_layout(tmp_path), 'gts_of_all', '--masks gts_of_all')
+
+
+def test_links_in_a_circle_and_to_nothing(tmp_path):
+    fill(tmp_path)
+    for name in ('circle', 'images/circle.jpg'): (tmp_path/name).symlink_to((tmp_path/name).name)
+    (tmp_path/'images/gone.jpg').symlink_to('none.jpg')
+    layout = find_layout(tmp_path)
+    assert len(layout.items) == 6 and [f.path for f in layout.files if f.use == 'broken'] == ['circle', 'images/circle.jpg', 'images/gone.jpg']
+    assert {level for level, *_ in remarks(layout, 'broken')} == {'error'}
+    list_folder(tmp_path)
+
+
+def test_a_name_that_no_list_can_hold_is_a_fault_of_its_file(tmp_path):
+    fill(tmp_path)
+    put(tmp_path/'images/a\nb.jpg', 9); put(tmp_path/'masks/a\nb.png', 9, 'mask')
+    report = check(tmp_path)
+    assert [f.kind for f in report.errors] == ['name'] and 'rename' in report.errors[0].text
+    assert all('\na' not in line and '\nb' not in line for line in (report_text(report),))
+    assert len(make_split(tmp_path, 2, progress=None, report=report).labeled) == 2
+
+
+@pytest.mark.parametrize('unlabeled, val, words', [
+    ('images/p4.jpg\nimages/zz.jpg\n', '', 'no file for'), ('\n', '', 'is empty'), ('images/p4.jpg\nimages/p4.jpg\n', '', 'stands in line 1 already'),
+    ('images/p5.jpg\n', '', 'a score on what was learned'), ('images/p4.jpg\n', 'images/zz.jpg masks/zz.png\n', 'no file for')])
+def test_check_refuses_lists_that_training_refuses(tmp_path, unlabeled, val, words):
+    fill(tmp_path)
+    wrote(tmp_path/'splits/s0/2/labeled.txt', 'images/p0.jpg masks/p0.png\nimages/p1.jpg masks/p1.png\n')
+    wrote(tmp_path/'splits/s0/2/unlabeled.txt', unlabeled)
+    wrote(tmp_path/'splits/s0/val.txt', val or 'images/p5.jpg masks/p5.png\n')
+    assert [words in f.text for f in rehearse(check(tmp_path))] == [True]
+
+
+@pytest.mark.parametrize('text, level', [('p0\np77\np1\n', 'warning'), ('p88\np99\n', 'warning')])
+def test_lines_that_name_no_image_are_said(tmp_path, text, level):
+    wrote(fill(tmp_path)/'train.txt', text)
+    assert [(l, 'name no image' in t) for l, _, t in remarks(find_layout(tmp_path), 'list')] == [(level, True)]
+
+
+@pytest.mark.parametrize('text, names', [('0: sky\n1: cat\n2: dog\n', 'sky cat dog'), ('1,cat\n0,sky\n2,dog\n', 'sky cat dog'), ('sky=0\ndog=2\ncat=1', 'sky cat dog'), ('0 sky\n1 cat\n2 dog\n', 'sky cat dog'),
+                                         ('class 0\nclass 1\n', 'class 0|class 1'), ('sky,1,2,3\ncat,4,5,6\n', 'sky cat'), ('sky\ncat\n', 'sky cat')])
+def test_classes_with_numbers(tmp_path, text, names):
+    wrote(tmp_path/'classes.txt', text)
+    expected = names.split('|') if '|' in names else names.split()
+    assert find_classes(tmp_path)[0] == expected and read_classes(tmp_path)[0] == expected
+
+
+@pytest.mark.parametrize('text, word', [('1: sky\n2: cat\n', '0 to 1'), ('0: sky\n0: cat\n', '0 to 1'), ('sky\nsky\n', 'names two classes'), ('sky 1 2 3\nsky 4 5 6\n', 'names two classes'), ('1 2 3 sky\n4 5 6 cat\n', 'behind the name')])
+def test_classes_that_nobody_can_number(tmp_path, text, word):
+    wrote(tmp_path/'classes.txt', text)
+    refused(lambda: find_classes(tmp_path), 'classes.txt', word)
+
+
+def test_predictions_below_the_images_are_not_predicted_again(tmp_path, caplog):
+    fill(tmp_path)
+    for name in ('masks/p0.png', 'overlays/p0.jpg'): put(tmp_path/'images/out'/name)
+    for name in ('index.html', 'table.csv'): wrote(tmp_path/'images/out'/name)
+    with caplog.at_level(logging.WARNING, 'corrmatch'): found = predict.find_inputs([tmp_path/'images'])
+    assert sorted(i.path.name for i in found) == [f'p{i}.jpg' for i in range(6)] and 'images/out: written by this package' in caplog.text
+
+
+def test_drawings_of_unlabeled_images_are_none_either(tmp_path):
+    fill(tmp_path, n_masks=4)
+    for i in range(6): put(tmp_path/f'debug/p{i}.png', i, 'color')
+    assert set(pairs(tmp_path)) == {f'images/p{i}.jpg' for i in range(6)}

@@ -239,6 +239,115 @@ def test_messages_stay_short(tmp_path):
     assert '127 of 130' in text and len(text) < 400
 
 
+# --- what can be read and still looks wrong is said; what nobody can know is asked
+
+def two_kinds(first, second): return lambda m, i: (second if i % 2 else first)(m)
+
+
+def binary(value, dtype=np.uint8): return lambda m: ((m > 0)*value).astype(dtype)
+
+
+def dotted(value, files, base=lambda m: m):
+    "Two pixels of a value in some files."
+    def encode(m, i):
+        out = base(m).copy()
+        if i < files: out[[3, 30], [5, 40]] = value
+        return out
+    return encode
+
+
+def red(m, i=0): return np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)[m]
+
+
+@pytest.mark.parametrize('encode, words', [
+    (two_kinds(binary(255), binary(65535, np.uint16)), ('5 masks hold 0 and 255', '5 hold 0 and 65535', '--ignore 65535')),
+    (two_kinds(binary(1), binary(65535, np.uint16)), ('5 masks hold 0 and 1', '5 hold 0 and 65535')),
+    (dotted(1, 4, binary(255)), ('255 in large areas', '1 in specks of 8 pixels', '--ignore 255')),
+    (dotted(254, 4, binary(255)), ('255 in large areas', '254 in specks of 8 pixels')),
+    (lambda m, i: np.array([0, 1, 254], np.uint8)[m], ('--map order',)),
+    (lambda m, i: np.array([0, 300, 301], np.uint16)[m], ('--map order', '--map FILE')),
+    (lambda m, i: Image.fromarray(red(m)).convert('LAB'), ('a mask in LAB colours',)),
+], ids=['255 and 65535', '1 and 65535', 'specks of 1', 'specks of 254', '0 1 254', '0 300 301', 'LAB'])
+def test_what_nobody_can_know_is_asked(tmp_path, encode, words):
+    suffix = '.tif' if 'LAB' in words[0] else '.png'
+    refused(lambda: check(folder(tmp_path, encode, suffix=suffix)), *words)
+
+
+def warned(root, *meaning): return [f.text for f in check(root, *meaning).findings if f.level == 'warning']
+
+
+@pytest.mark.parametrize('encode, words', [
+    (dotted(3, 3), 'value 3: specks and lines alone, 6 pixels in 3 masks, such as masks/p00.tif'),
+    (dotted((90, 9, 200), 2, red), 'colour 90 9 200: specks and lines alone'),
+    (two_kinds(red, lambda m: red(m)//255*254), 'nearly alike'),
+    (lambda m, i: Image.fromarray(m).resize((W*2, H*2), Image.Resampling.BILINEAR).resize((W*2, H*2)), 'nearest neighbour'),
+    (lambda m, i: m.astype(np.int32) - 1, 'of value -1'),
+], ids=['slips in several masks', 'slips in colour', 'two reds', 'ids interpolated', 'much ignored'])
+def test_what_looks_odd_is_said(tmp_path, encode, words):
+    grown = 'neighbour' in words
+    folder(tmp_path, encode, suffix='.tif')
+    if grown:
+        for i in range(N): save(tmp_path/f'images/p{i:02d}.png', np.kron(image(i), np.ones((2, 2, 1), np.uint8)))
+    assert any(words in text for text in warned(tmp_path)), warned(tmp_path)
+
+
+def lines(width):
+    "Thin lines as a class: vessels, cracks, roads."
+    def encode(m, i):
+        out = np.zeros((H, W), np.uint8)
+        for k in range(4): out[np.arange(H), (np.arange(H)+9*k+i) % W] = 1
+        return out if width == 1 else np.maximum(out, np.roll(out, 1, 1))
+    return encode
+
+
+def rims(m, i):
+    "Objects with a border of one pixel as a class of its own, as for cells."
+    inner = np.array(Image.fromarray(m).filter(ImageFilter.MinFilter(3)))
+    return ((m > 0)*1 + (inner > 0)).astype(np.uint8)
+
+
+@pytest.mark.parametrize('encode', [
+    lines(1), lines(2), rims,
+    lambda m, i: np.where(np.array(Image.fromarray(m).filter(ImageFilter.MaxFilter(3))) != m, 255, m).astype(np.uint8),
+    lambda m, i: np.random.default_rng(i).integers(0, 150, (H//4, W//4)).astype(np.uint8).repeat(4, 0).repeat(4, 1),
+    lambda m, i: np.where(np.random.default_rng(i).random((H, W)) < .002, np.roll(m, 3, 1), m).astype(np.uint8),
+], ids=['lines of 1', 'lines of 2', 'rims', 'void borders', 'many small classes', 'ragged'])
+def test_sound_masks_are_not_doubted(tmp_path, encode):
+    report = check(folder(tmp_path, encode), allow_missing=True)
+    said = [f.text for f in report.findings if any(w in f.text for w in ('specks', 'neighbour', 'alike', 'soft edges'))]
+    assert report.ok and not said
+
+
+def test_what_is_ignored_is_ignored_in_every_layout(tmp_path):
+    "Also where a layout or a file says what values mean; a value that no mask holds is said."
+    folder(tmp_path/'d', lambda m, i: m)
+    (tmp_path/'map.txt').write_text('0 background\n1 cat\n2 dog\n')
+    agrees(tmp_path/'d', [0, IGNORE_INDEX, 2], (1,), str(tmp_path/'map.txt'))
+    for part, old in (('JPEGImages', 'images'), ('SegmentationClass', 'masks')): (tmp_path/'voc').mkdir(exist_ok=True); (tmp_path/'d'/old).rename(tmp_path/'voc'/part)
+    report = check(tmp_path/'voc', (0,), allow_missing=True)
+    assert report.layout.kind == 'VOC' and report.mapping.table[0] == IGNORE_INDEX and not report.mapping.as_is
+    assert any('--ignore 77: no mask holds this value' in text for text in warned(tmp_path/'voc', (77,)))
+
+
+def test_class_files_that_do_not_fit(tmp_path):
+    "What train refuses, check refuses."
+    for name, names, encode, words, ignore in [
+            ('more', 'abc', lambda m, i: ((m > 0)*255).astype(np.uint8), 'names other classes (a, b, c: 3)', ()),
+            ('one', 'a', lambda m, i: ((m > 0)*255).astype(np.uint8), 'names other classes (a: 1)', ()),
+            ('first', 'zabc', lambda m, i: m+1, 'names other classes (z, a, b, c: 4)', (0,))]:
+        root = folder(tmp_path/name, encode)
+        (root/'classes.txt').write_text(''.join(f'{c}\n' for c in names))
+        assert any(words in e for e in errors(root, ignore)), name
+        with pytest.raises(DataError, match='names other classes'): make_split(root, 3, progress=None, meaning=Meaning(ignore))
+
+
+@pytest.mark.parametrize('shift, names, words', [(1, 'abc', 'count from 1 are read with --ignore 0'), (0, 'ab', 'name class 0 as well')])
+def test_one_name_too_few(tmp_path, shift, names, words):
+    folder(tmp_path, lambda m, i: m+shift)
+    (tmp_path/'classes.txt').write_text(''.join(f'{c}\n' for c in names))
+    refused(lambda: check(tmp_path), words)
+
+
 # --- images of more than 8 bits
 
 def deep_folder(root, make, suffix='.tif'):
@@ -273,6 +382,39 @@ def test_an_extreme_value_asks_for_a_range(tmp_path):
     assert '--depth LOW:HIGH' in found and 'images/p03.tif reaches from -99' in found
     assert check(tmp_path, depth=Depth(0, 255)).ok
     assert main(['check', str(tmp_path), '--depth', '0:255', '--out', str(tmp_path.parent/'rep')]) == 0
+
+
+@pytest.mark.parametrize('make, level, words', [
+    (lambda i: image(i)[..., 0].astype(np.uint16)*(64 if i % 2 else 1), 'error', 'half of them span'),
+    (lambda i: image(i)[..., 0].astype(np.uint16)*(1 if i == 4 else 64), 'warning', '1 of them span less than a sixteenth'),
+    (lambda i: np.where(image(i)[..., 0] < 80, np.float32(-9999), image(i)[..., 0]), 'error', 'reaches from -9999'),
+], ids=['half of 8 bits', 'one of 8 bits', 'a value for no data'])
+def test_images_that_would_be_one_grey_are_named(tmp_path, make, level, words):
+    found = [(f.level, f.text) for f in check(deep_folder(tmp_path, make)).findings if f.kind == 'depth']
+    assert [level] == [f for f, _ in found] and words in found[0][1] and 'images/p' in found[0][1]
+
+
+def tiff(bands):
+    "A TIFF of 8 bits and some bands, written by hand."
+    data, end = np.random.default_rng(0).integers(0, 255, H*W*bands, np.uint8).tobytes(), 8 + H*W*bands
+    more = np.array([8]*bands, '<u2').tobytes() + bytes(2*(bands-3))
+    tags = [(256, 3, 1, W), (257, 3, 1, H), (258, 3, bands, end), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8), (277, 3, 1, bands),
+            (278, 3, 1, H), (279, 4, 1, len(data)), (338, 3, bands-3, end + 2*bands if bands > 5 else 0)]
+    body = b''.join(np.array([t, k], '<u2').tobytes() + np.array([n, v], '<u4').tobytes() for t, k, n, v in tags)
+    return b'II*\0' + np.array([end + len(more)], '<u4').tobytes() + data + more + np.array([len(tags)], '<u2').tobytes() + body + bytes(4)
+
+
+@pytest.mark.parametrize('bands', [4, 6])
+def test_bands_that_are_dropped_are_said(tmp_path, bands):
+    folder(tmp_path, lambda m, i: m)
+    (tmp_path/'images/p03.png').unlink()
+    (tmp_path/'images/p03.tif').write_bytes(tiff(bands))
+    found = [f for f in check(tmp_path).findings if f.kind == 'bands']
+    assert [f.file for f in found] == ['images/p03.tif'] and f'has {bands} bands, of which the first three' in found[0].text
+
+
+def test_nan_in_all_images_names_one(tmp_path):
+    refused(lambda: check(deep_folder(tmp_path, lambda i: np.full((H, W), np.nan, np.float32))), 'images/p00.tif: NaN')
 
 
 def test_nan_has_no_brightness(tmp_path):

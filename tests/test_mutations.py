@@ -16,7 +16,7 @@ from PIL import Image
 
 from corrmatch.cli import main
 from corrmatch.data import DataError
-from corrmatch.predict import open_model
+from corrmatch.predict import load
 from corrmatch.report import class_rows, read_run, run_line, summary_rows
 from corrmatch.runfolder import CsvLog, list_runs, read_checkpoint, read_csv, read_record, recorded_config, runs_table
 from corrmatch.trainer import Trainer
@@ -120,7 +120,7 @@ def read(run, name):
     "Read a file of a run with what the commands use, without their work."
     if name == 'config.json': recorded_config(read_record(run), 'config.json')
     if name.endswith('.pt'): recorded_config(read_checkpoint(run/name)['config'], name)
-    if name == 'best.pt': open_model(run)
+    if name == 'best.pt': load(run, device='cpu')
     if name == 'skipped.csv': CsvLog(run/name, 10)
     if name in ('metrics.csv', 'val.csv'): CsvLog(shutil.copy(run/name, run/'copy.csv'), 10); read_csv(run/name)
     log = read_run(run)

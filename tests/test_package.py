@@ -18,10 +18,10 @@ SETTINGS = SETTINGS['DEFAULT']
 HEAVY = ('torch', 'torchvision', 'matplotlib', 'numpy', 'IPython', 'nbdev')
 
 
-def run(*command, cwd=ROOT):
+def run(*command, cwd=ROOT, stderr=False):
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip()
+    return (done.stdout + (done.stderr if stderr else '')).strip()
 
 
 @pytest.mark.parametrize('module', ['corrmatch', 'corrmatch.config', 'corrmatch.cli'])
@@ -50,19 +50,19 @@ def test_modules_import_only_what_is_required():
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    "Build an sdist from a copy of the tree, and a wheel from the unpacked sdist, offline: (names in each, folder)."
+    "Build an sdist from a copy of the tree, and a wheel from the unpacked sdist, offline: (sdist, wheel, what was said)."
     folder = tmp_path_factory.mktemp('build')
     copy = folder/'copy'
     unwanted = shutil.ignore_patterns('.*', '__pycache__', 'runs', 'build', 'dist', '*.egg-info', 'nbs', 'tests')
     shutil.copytree(ROOT, copy, ignore=unwanted)
     build = 'import sys, setuptools.build_meta as b; getattr(b, "build_"+sys.argv[1])(sys.argv[2])'
-    run(sys.executable, '-c', build, 'sdist', str(folder), cwd=copy)
+    said = run(sys.executable, '-c', build, 'sdist', str(folder), cwd=copy, stderr=True)
     [sdist] = folder.glob('*.tar.gz')
     with tarfile.open(sdist) as archive: archive.extractall(folder/'unpacked', **dict(filter='data') if hasattr(tarfile, 'data_filter') else {})
     [source] = (folder/'unpacked').iterdir()
-    run(sys.executable, '-c', build, 'wheel', str(folder), cwd=source)
+    said += run(sys.executable, '-c', build, 'wheel', str(folder), cwd=source, stderr=True)
     [wheel] = folder.glob('*.whl')
-    return sdist, wheel
+    return sdist, wheel, said
 
 
 def shipped():
@@ -87,6 +87,34 @@ def test_wheel(built):
     assert 'corrmatch = corrmatch.cli:main' in text['entry_points.txt'].replace('corrmatch=corrmatch', 'corrmatch = corrmatch')
 
 
+def test_build_says_no_warning(built):
+    "Such as one about a folder of assets that is no package."
+    unwanted = [line for line in built[2].splitlines() if re.search(r'warn|deprecat', line, re.I) and 'byte-compiling' not in line]
+    assert not unwanted, '\n'.join(unwanted)
+
+
+def test_index_page(built):
+    "What a package index shows: addresses, classifiers, and a description whose links and images lead out of the archive."
+    with zipfile.ZipFile(built[1]) as archive: [text] = [archive.read(name).decode() for name in archive.namelist() if name.endswith('/METADATA')]
+    head, _, body = text.partition('\n\n')
+    for name, address in (('Source', SETTINGS['git_url']), ('Documentation', SETTINGS['doc_host']+SETTINGS['doc_baseurl'])):
+        assert f'\nProject-URL: {name}, {address}\n' in head
+    assert '\nClassifier: Programming Language :: Python :: 3.11\n' in head
+    targets = re.findall(r'\]\(([^)\s]+)\)', body)
+    assert len(targets) > 60 and [t for t in targets if not t.startswith(('https://', '#'))] == []
+    images = re.findall(r'!\[[^\]]*\]\(([^)\s]+)\)', body)
+    assert images and all(t.startswith(f'{SETTINGS["git_url"]}/raw/{SETTINGS["branch"]}/nbs/readme_files/') for t in images)
+    assert f'({SETTINGS["git_url"]}/blob/{SETTINGS["branch"]}/LICENSE)' in body
+
+
+def test_addresses_are_written_once():
+    "The place of the project stands in settings.ini, in one line; everything else is made of it."
+    lines = [line for line in (ROOT/'settings.ini').read_text(encoding='utf-8').splitlines() if SETTINGS['host'] in line]
+    assert lines == [f'host = {SETTINGS["host"]}']
+    paths = [ROOT/name for name in ('setup.py', 'README.md', 'CITATION.cff', 'CONTRIBUTING.md', 'Makefile')]
+    assert [path.name for path in paths if SETTINGS['host'] in path.read_text(encoding='utf-8')] == []
+
+
 def test_wheel_installs(built, tmp_path):
     "In an environment of its own, far from the sources; what the wheel requires is borrowed from this one."
     if subprocess.run([sys.executable, '-m', 'pip', '--version'], capture_output=True).returncode: pytest.skip('needs pip')
@@ -103,11 +131,20 @@ def test_wheel_installs(built, tmp_path):
 
 def test_extras():
     "Every extra that a message or a text names exists, and `dev` has them all."
-    extras = {key.removeprefix('extra_') for key in SETTINGS if key.startswith('extra_')} | {'dev'}
+    extras = {key.removeprefix('extra_') for key in SETTINGS if key.startswith('extra_')} | {'all', 'dev'}
     assert {'timm', 'onnx', 'video', 'dev'} <= extras
     paths = [*(ROOT/'corrmatch').glob('*.py'), *(ROOT/'nbs').glob('*.ipynb'), *(ROOT/'tools').glob('*.py'), ROOT/'README.md', ROOT/'CONTRIBUTING.md']
     named = {name for path in paths for found in re.findall(r'corrmatch-seg\[([\w,]+)\]', path.read_text(encoding='utf-8')) for name in found.split(',')}
     assert 'timm' in named and not named - extras - {'NAME'}, 'named in a text, but not in settings.ini'
+
+
+def test_all_is_what_users_may_want(built):
+    "Every extra but those of developers, and nothing that only they need."
+    with zipfile.ZipFile(built[1]) as archive: [text] = [archive.read(name).decode() for name in archive.namelist() if name.endswith('/METADATA')]
+    needs = {}
+    for need, extra in re.findall(r'^Requires-Dist: (.+?); extra == "(\w+)"$', text, re.M): needs.setdefault(extra, set()).add(need)
+    assert needs['all'] == set().union(*(needs[name] for name in needs if name not in ('docs', 'dev', 'all')))
+    assert needs['all'] | needs['docs'] < needs['dev']
 
 
 def tracked():

@@ -11,7 +11,7 @@ from PIL import Image
 from runs_for_tests import small
 
 from corrmatch.explore import write_explorer
-from corrmatch.predict import Opened, Predictor, open_model, predict_files, pseudo_files
+from corrmatch.predict import load, predict_files, pseudo_files
 from corrmatch.prepare import check_data, save_report
 from corrmatch.report import read_run, report_html, score_run
 from corrmatch.trainer import Trainer
@@ -69,13 +69,18 @@ def album(tmp_path):
     return tmp_path/'album'
 
 
+def named(run):
+    opened = load(run, device='cpu')
+    opened.names = CLASSES
+    return opened
+
+
 def predicted(run, album, out):
-    opened = open_model(run)
-    return predict_files(Predictor(opened.model, opened.config, CLASSES, opened.colors), [album], out, quiet=True).look
+    return predict_files(named(run), [album], out, quiet=True).look
 
 
 def pseudo(run, album, out):
-    return pseudo_files(open_model(run)._replace(names=CLASSES), [album], out, tau=.2, quiet=True).look
+    return pseudo_files(named(run), [album], out, tau=.2, quiet=True).look
 
 
 def checked(root, out):

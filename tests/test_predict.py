@@ -1,6 +1,7 @@
 "Using a trained model: odd pictures and sizes, broken files, memory, videos, pages, exported networks, pseudo-labels."
 import copy
 import html
+import importlib
 import json
 import os
 import re
@@ -15,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from corrmatch import export, predict
+from corrmatch import export
 from corrmatch.config import IGNORE_INDEX, preset
 from corrmatch.convert import load_weights, make_card, open_weights, release, save_weights
 from corrmatch.data import DataError, read_classes
 from corrmatch.metrics import evaluate, slide_probs
-from corrmatch.predict import Predictor, find_inputs, load_predictor, open_model, palette_png, predict_bands, predict_files, pseudo_files
+from corrmatch.predict import LoadedModel, find_inputs, load, palette_png, predict_bands, predict_files, pseudo_files
 from corrmatch.step import eval_pairs, make_model, make_sources
 from corrmatch.trainer import Trainer
 from corrmatch.views import normalize
@@ -28,6 +29,7 @@ from errors_for_tests import refused
 from runs_for_tests import environment, small
 
 ROOT = Path(__file__).resolve().parents[1]
+predict = importlib.import_module('corrmatch.predict')  # `corrmatch.predict` is the function
 
 
 def picture(h=40, w=50, seed=0):
@@ -44,19 +46,19 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def predictor(run): return load_predictor(run, device='cpu')
+def predictor(run): return load(run, device='cpu')
 
 
 @pytest.mark.parametrize('h, w', [(1, 1), (1, 300), (33, 33), (40, 51), (513, 20), (560, 700)])
 def test_any_size(predictor, h, w):
-    result = predictor.predict_full(picture(h, w))
-    assert result.mask.shape == result.confidence.shape == (h, w) and result.mask.dtype == np.uint8
-    assert result.mask.max() < 5 and result.confidence.min() > 0
+    result = predictor.predict(picture(h, w))
+    assert result.mask.shape == result.confidence_bytes.shape == (h, w) and result.mask.dtype == np.uint8
+    assert result.mask.max() < 5 and result.confidence_bytes.min() > 0
 
 
 @pytest.mark.parametrize('h, w, tile, stride', [(50, 70, 33, None), (33, 33, 33, None), (100, 20, 24, 24), (47, 90, 24, 5)])
 def test_bands_are_the_sliding_window(run, h, w, tile, stride):
-    model, image = open_model(run).model, picture(h, w)
+    model, image = load(run, device='cpu').model, picture(h, w)
     sums = slide_probs(model, normalize(torch.from_numpy(image.copy()).permute(2, 0, 1))[None], tile, stride=stride)[0]
     top, bands = sums.topk(2, 0).values, list(predict_bands(model, image, tile, stride))
     label = np.concatenate([b[1] for b in bands])
@@ -72,9 +74,9 @@ def test_modes(predictor, tmp_path):
             'deep.png': Image.fromarray((grey.astype(np.uint16) << 8) + 255), 'deep.tif': Image.fromarray((grey.astype(np.uint16) << 8) + 255), 'bits.png': Image.fromarray(grey > 99), 'p.png': Image.fromarray(base).quantize(8),
             'cmyk.jpg': Image.fromarray(base).convert('CMYK'), 'rgb.webp': Image.fromarray(base), 'rgb.bmp': Image.fromarray(base)}
     for name, image in ways.items(): image.save(tmp_path/name)
-    assert all(predictor.predict(tmp_path/name).shape == base.shape[:2] for name in ways)
-    assert (predictor.predict(tmp_path/'rgba.png') == predictor.predict(base)).all()                   # alpha is dropped
-    assert (predictor.predict(tmp_path/'deep.png') == predictor.predict(grey)).all() and (predictor.predict(tmp_path/'deep.tif') == predictor.predict(grey)).all()
+    assert all(predictor.predict(tmp_path/name).mask.shape == base.shape[:2] for name in ways)
+    assert (predictor.predict(tmp_path/'rgba.png').mask == predictor.predict(base).mask).all()                   # alpha is dropped
+    assert all((predictor.predict(tmp_path/name).mask == predictor.predict(grey).mask).all() for name in ('deep.png', 'deep.tif'))
 
 
 @pytest.mark.parametrize('orientation, turn', [(1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]), (4, lambda a: a[::-1]), (5, lambda a: a.swapaxes(0, 1)),
@@ -86,8 +88,8 @@ def test_exif_orientation(predictor, tmp_path, orientation, turn):
     Image.fromarray(stored).save(tmp_path/'a.png', exif=exif)
     shown = np.ascontiguousarray(turn(stored))
     for given in (tmp_path/'a.png', str(tmp_path/'a.png'), Image.open(tmp_path/'a.png')):
-        result = predictor.predict_full(given)
-        assert (result.picture == shown).all() and (result.mask == predictor.predict(shown)).all()
+        result = predictor.predict(given)
+        assert (result.image == shown).all() and (result.mask == predictor.predict(shown).mask).all()
 
 
 def test_broken_files_are_named_and_skipped(predictor, tmp_path):
@@ -114,7 +116,7 @@ def test_outputs_are_replaced_whole(predictor, tmp_path, monkeypatch):
     def full(*args): raise OSError(28, 'No space left on device')
     with monkeypatch.context() as m:
         m.setattr(os, 'replace', full)
-        with pytest.raises(DataError, match='No space left'): predict.write_atomic(tmp_path/'out'/'masks'/'a.png', b'half')
+        with pytest.raises(DataError, match='No space left'): predict.write_file(tmp_path/'out'/'masks'/'a.png', b'half')
     assert (tmp_path/'out'/'masks'/'a.png').read_bytes() == before
     predict_files(predictor, [tmp_path/'a.png'], tmp_path/'out', quiet=True)
     assert Image.open(tmp_path/'out'/'masks'/'a.png').size == (70, 90) and not list((tmp_path/'out').rglob('*.part'))
@@ -122,7 +124,7 @@ def test_outputs_are_replaced_whole(predictor, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_one_line(run, predictor, tmp_path, monkeypatch):
     Image.fromarray(picture()).save(tmp_path/'a.png')
-    for use in (lambda out: predict_files(predictor, [tmp_path/'a.png'], out, quiet=True), lambda out: pseudo_files(open_model(run), [tmp_path/'a.png'], out, quiet=True)):
+    for use in (lambda out: predict_files(predictor, [tmp_path/'a.png'], out, quiet=True), lambda out: pseudo_files(load(run, device='cpu'), [tmp_path/'a.png'], out, quiet=True)):
         refused(lambda: use(tmp_path/'a.png'), 'is a file', 'choose another')
         def full(*args): raise OSError(28, 'No space left on device')
         with monkeypatch.context() as m:
@@ -132,9 +134,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, predictor, tmp_path, m
 
 def test_a_predictor_of_a_predictor(run, predictor):
     "Networks are packed once, however often they are handed on."
-    again = Predictor(predictor.model, predictor.config, predictor.names, predictor.colors)
-    assert again.model is predictor.model and (again.predict(picture()) == predictor.predict(picture())).all()
-    with pytest.raises(ValueError, match='the network it was made from'): export.InferenceNet(predictor.model)
+    again = LoadedModel(predictor.fused, predictor.config, predictor.names, predictor.colors)
+    assert again.fused is predictor.fused and (again.predict(picture()).mask == predictor.predict(picture()).mask).all()
+    with pytest.raises(ValueError, match='the network it was made from'): export.InferenceNet(predictor.fused)
 
 
 def test_names_do_not_collide(tmp_path):
@@ -147,7 +149,7 @@ def test_names_do_not_collide(tmp_path):
 
 def test_weights_file_predicts_the_same(run, predictor, tmp_path):
     release(run, tmp_path/'w.safetensors')
-    assert (load_predictor(tmp_path/'w.safetensors', device='cpu').predict(picture()) == predictor.predict(picture())).all()
+    assert (load(tmp_path/'w.safetensors', device='cpu').predict(picture()).mask == predictor.predict(picture()).mask).all()
 
 
 def test_released_weights_have_the_score_of_the_card(tmp_path):
@@ -173,8 +175,8 @@ def test_class_names(run, tmp_path):
 def test_page_is_closed_and_escaped(run, tmp_path):
     odd = ['<script>alert(1)<.png', '"><img src=x>.png', "a'b&c.png", 'tab\tname.png']
     for name in odd: Image.fromarray(picture(9, 9)).save(tmp_path/name)
-    opened = open_model(run)
-    named = Predictor(opened.model, opened.config, ['<i>', '</style>', 'c', 'd', 'e'], opened.colors)
+    opened = load(run, device='cpu')
+    named = LoadedModel(opened.model, opened.config, ['<i>', '</style>', 'c', 'd', 'e'], opened.colors)
     done = predict_files(named, [tmp_path], tmp_path/'out', quiet=True)
     page = done.look.read_text(encoding='utf-8')
     assert '<script' not in page and '<i>' not in page and '<img src' not in page
@@ -191,19 +193,19 @@ def test_large_picture_in_bounded_memory():
 import numpy as np, resource, torch
 from torch import nn
 from corrmatch.config import preset
-from corrmatch.predict import Predictor
+from corrmatch.predict import LoadedModel
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 6, 8, 8, bias=False)
     def predict_logits(self, x): return nn.functional.interpolate(self.conv(nn.functional.pad(x, (0, 7, 0, 7))), x.shape[-2:])
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
-predictor = Predictor(Net().eval(), preset('toy', n_classes=6, crop=257), 'abcdef', np.zeros((6, 3), np.uint8))
+predictor = LoadedModel(Net().eval(), preset('toy', n_classes=6, crop=257), 'abcdef', np.zeros((6, 3), np.uint8))
 small = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 predictor.predict(small.repeat(16, 0).repeat(16, 1))
 image = small.repeat(100, 0).repeat(100, 1)
 before = peak()
-mask = predictor.predict(image)
+mask = predictor.predict(image).mask
 print(mask.shape, peak() - before)
 '''
     said = subprocess.run([sys.executable, '-c', code], env=environment(), capture_output=True, text=True, timeout=120)
@@ -231,7 +233,7 @@ def test_video(predictor, tmp_path):
     assert len(frames) == 3 and frames[0][1].shape == (48, 64, 3) and frames[0][2] == 2.5
     assert not list((tmp_path/'out').rglob('*.part')) and (tmp_path/'out'/'index.html').read_text().count('<figure>') == 2
     mask = np.asarray(Image.open(tmp_path/'out'/'masks'/'clip'/'000002.png'))
-    assert (mask == predictor.predict(list(predict.read_frames(tmp_path/'clip.mp4'))[2][1])).all()
+    assert (mask == predictor.predict(list(predict.read_frames(tmp_path/'clip.mp4'))[2][1]).mask).all()
 
 
 @pytest.mark.parametrize('matrix, turns', [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)], ids=['clockwise', 'upside down', 'counter-clockwise'])
@@ -267,7 +269,7 @@ def test_pseudo_labels(run, tmp_path):
     album = tmp_path/'album'
     album.mkdir()
     for i in range(2): Image.fromarray(picture(60, 90, i)).save(album/f'{i}.png')
-    opened = open_model(run)
+    opened = load(run, device='cpu')
     done = pseudo_files(opened, [album], tmp_path/'out', tau=.25, longest=45, quiet=True)
     assert done.n == 2 and read_classes(tmp_path/'out')[0] == opened.names
     for i in range(2):
@@ -280,14 +282,14 @@ def test_pseudo_labels(run, tmp_path):
     assert '<script' not in page and set(re.findall(r'src="(\w+):', page)) == {'data'}
     none = pseudo_files(opened, [album/'0.png'], tmp_path/'none', tau=1., quiet=True)
     assert none.n == 1 and (np.asarray(Image.open(tmp_path/'none'/'weak'/'0.png')) == IGNORE_INDEX).all()
-    assert open_model(run).tau != preset('toy').tau                                          # the run's own, which has moved
+    assert load(run, device='cpu').tau != preset('toy').tau                                          # the run's own, which has moved
 
 
 def test_pseudo_labels_of_a_plain_network(tmp_path):
     config = preset('toy', 'supervised', weights='')
     save_weights(make_model(config)[0], tmp_path/'w.pth', make_card(config))
     Image.fromarray(picture()).save(tmp_path/'a.png')
-    pseudo_files(open_model(tmp_path/'w.pth'), [tmp_path/'a.png'], tmp_path/'out', quiet=True)
+    pseudo_files(load(tmp_path/'w.pth', device='cpu'), [tmp_path/'a.png'], tmp_path/'out', quiet=True)
     assert [p.name for p in sorted((tmp_path/'out').iterdir())] == ['.corrmatch', 'classes.txt', 'index.html', 'shares.csv', 'weak']
     page = (tmp_path/'out'/'index.html').read_text()
     assert page.count('<img') == 2 and 'class="two"' in page and 'with propagation' not in page
@@ -305,7 +307,7 @@ def test_onnx(run, tmp_path):
     assert json.loads(facts['classes'])[1] == 'stripes' and 'floats 0..255' in facts['input']
     assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ['batch', 3, 'height', 'width']
     assert not [t.name for t in model.graph.initializer if '.corr.' in t.name or '.proj.' in t.name]
-    session, eager = onnxruntime.InferenceSession(str(tmp_path/'net.onnx')), open_model(run).model
+    session, eager = onnxruntime.InferenceSession(str(tmp_path/'net.onnx')), load(run, device='cpu').model
     for b, h, w in ((1, 33, 48), (3, 70, 41)):
         image = np.stack([picture(h, w, i) for i in range(b)]).transpose(0, 3, 1, 2).astype(np.float32)
         with torch.no_grad(): expected = eager.predict_logits(normalize(torch.from_numpy(image))).numpy()
@@ -342,7 +344,7 @@ def test_export_pads_as_timm_does(kernel, stride, dilation):
 
 def test_what_cannot_be_exported_is_refused_at_once(run, tmp_path, monkeypatch):
     "Before the network is opened, and nothing is left behind."
-    monkeypatch.setattr(export, 'open_model', None)
+    monkeypatch.setattr(export, 'load', None)
     for format, out, words in (('onnx', 'a.pb', 'ends in .onnx'), ('torchscript', None, 'deprecated'), ('tflite', None, 'not one of')):
         with pytest.raises(ValueError, match=words): export.export_run(run, format, out and tmp_path/out)
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
@@ -369,5 +371,5 @@ def test_palette_of_many_classes():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 def test_gpu_predicts_the_same(run, predictor):
     for size in ((60, 90), (560, 700)):
-        there, here = load_predictor(run, device='cuda').predict(picture(*size)), predictor.predict(picture(*size))
+        there, here = (m.predict(picture(*size)).mask for m in (load(run, device='cuda'), predictor))
         assert (there == here).mean() > .999

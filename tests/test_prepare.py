@@ -537,7 +537,6 @@ def test_found_sets_that_overlap_val_are_passed_over(tmp_path):
 
 
 def test_unlabeled_pictures_given_as_a_folder_or_shards(tmp_path):
-    pytest.importorskip('webdataset')
     from corrmatch.shards import write_shards
     make_split(fill(tmp_path/'data'), 5, progress=None)
     (tmp_path/'data/list.txt').write_text(''.join(f's{i:02d}\n' for i in range(20)))

@@ -19,7 +19,7 @@ from corrmatch.shards import (LARGE, ListSource, NameStore, ShardSource, find_sh
                               write_shards)
 from errors_for_tests import refused
 
-webdataset = pytest.importorskip('webdataset', reason='needs the extra `shards` (pip install corrmatch-seg[shards])')
+webdataset = pytest.importorskip('webdataset', reason='the library whose layout is written and read; of the extra `dev`')
 IDS = [f'p{i:02d}' for i in range(20)]
 
 
@@ -315,12 +315,21 @@ def test_data_folder_whose_name_looks_like_a_pattern(root):
     assert find_shards('shards/x[0].tar', there) == [there/'shards/x[0].tar']
 
 
-def test_extra_that_is_missing_is_named(root, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'braceexpand', None)
-    refused(lambda: open_unlabeled('shards/shard-{000000..000001}.tar', root), 'braceexpand', 'corrmatch-seg[shards]')
-    assert len(open_unlabeled('shards/*.tar', root)) == 20     # reading needs no extra
+def test_shards_need_no_other_library(root, monkeypatch):
     monkeypatch.setitem(sys.modules, 'webdataset', None)
-    refused(lambda: write_shards(read_split(root/'list.txt', root), root/'new'), 'webdataset', 'corrmatch-seg[shards]')
+    assert len(open_unlabeled('shards/shard-{000000..000001}.tar', root)) == 16
+    assert len(write_shards(read_split(root/'list.txt', root), root/'new', 8)) == 3
+
+
+def test_equal_files_make_equal_shards_and_links_are_followed(root):
+    pairs = read_split(root/'list.txt', root)
+    (root/'linked').mkdir()
+    for p in pairs:
+        os.utime(p.image, (0, 10**9))
+        (root/'linked'/p.image.name).symlink_to(p.image)
+    ours, theirs = write_shards(pairs, root/'new', 8), write_shards([p._replace(image=root/'linked'/p.image.name) for p in pairs], root/'links', 8)
+    assert [p.read_bytes() for p in ours] == [p.read_bytes() for p in theirs]
+    assert [p.read_bytes() for p in ours] == [p.read_bytes() for p in sorted((root/'shards').glob('*.tar'))]
 
 
 def test_no_handle_stays_open(root):

@@ -2,6 +2,7 @@
 import itertools
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -73,6 +74,35 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(tmp_path, stopp
     said = capsys.readouterr().out
     assert said.startswith('warning: ') and 'before.pt, step 3' in said and len(said.splitlines()) == 1
     assert all(torch.equal(v, final[k]) for k, v in read_checkpoint(tmp_path/'run'/'last.pt')['model'].items())
+
+
+def test_flipped_bits_and_cuts_of_a_checkpoint_are_refused(tmp_path):
+    "Each of 200 flips in the weights and each of 50 cuts, before anything is unpickled."
+    draw, path = random.Random(0), tmp_path/'last.pt'
+    save_checkpoint(tmp_path, dict(model=dict(w=torch.arange(4096.)), step=7, config=dict(lr=.1)))
+    data = path.read_bytes()
+    start = data.index(torch.arange(4096.).numpy().tobytes())
+    for place in draw.sample(range(start, start + 4*4096), 200):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place+1:])
+        with pytest.raises(DataError, match='last.pt: damaged or cut off .its checksum does not match'): read_checkpoint(path)
+    for length in draw.sample(range(len(data)), 50):
+        path.write_bytes(data[:length])
+        with pytest.raises(DataError, match='last.pt: damaged or cut off'): read_checkpoint(path)
+
+
+def test_no_flipped_bit_of_a_checkpoint_changes_what_is_read(tmp_path):
+    "Headers of the zip file hold bits that say nothing, and one for which torch would take the weights from anywhere."
+    path, weight = tmp_path/'last.pt', torch.arange(1., 7)
+    save_checkpoint(tmp_path, dict(model=dict(w=weight), step=7, config=dict(lr=.1)))
+    draw, data, refused = random.Random(0), path.read_bytes(), 0
+    attributes = [m.start() + 38 for m in re.finditer(b'PK\x01\x02', data)]
+    places = [(i, draw.randrange(8)) for i in range(len(data))] + list(itertools.product(attributes, range(8)))
+    for place, bit in places:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place+1:])
+        try: state = read_checkpoint(path)
+        except DataError: refused += 1
+        else: assert torch.equal(state['model']['w'], weight) and (state['step'], state['config']) == (7, dict(lr=.1)), (place, bit)
+    assert refused > len(data)//2 and len(attributes) > 4
 
 
 def test_both_checkpoints_damaged(tmp_path, stopped):

@@ -99,7 +99,6 @@ def test_a_timm_backbone_trains(tmp_path, changes):
 
 
 def test_a_run_on_shards_equals_a_run_on_files(tmp_path):
-    pytest.importorskip('webdataset')
     from PIL import Image
     from corrmatch.shards import write_shards
     from corrmatch.data import read_split

@@ -34,7 +34,7 @@ WIDGET = re.compile(r'(?:[VH]Box|GridBox|Tab|Accordion|Explorer|RunViewer|\w*(?:
 WIDGET_NOTE = '*A widget stands here when the notebook runs: `make lab`. The still frame above it shows one setting.*'
 EXPLORER = '<iframe class="explorer" src="explorer.html" title="Correlation explorer on a generated scene" loading="lazy"></iframe>'
 EXPLORER_NOTE = {  # notebook: (words of the cell to put it after, text)
-    'index': ('In a notebook, `explorer(', 'On this site: [the explorer on a generated scene](16_explore.ipynb#try-it-here).'),
+    'index': ('In a notebook, `corrmatch.explore(', 'On this site: [the explorer on a generated scene](16_explore.ipynb#try-it-here).'),
     '16_explore': ('Notebooks 08 to 10 showed', f'## Try it here\n\n{EXPLORER}\n\nThis is the one-file form, on a generated scene. '
                    '<a href="explorer.html">Open it on a page of its own.</a>'),
 }
