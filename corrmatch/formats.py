@@ -185,8 +185,7 @@ def _entry(entry, own, homes):
     if shown(name) != name: return 'name', 'a name that is not in UTF-8: rename it'
     if name.startswith('.'): return 'hidden', 'a name that begins with a dot'
     if own: return 'own output', own
-    if links and not os.path.exists(entry.path): return 'broken', 'a link to nothing: mend or remove it'
-    if links and leads_out(entry.path, homes): return 'link', LEADS_OUT
+    if links and os.path.exists(entry.path) and leads_out(entry.path, homes): return 'link', LEADS_OUT  # one to nothing is unreadable
     if not os.path.isdir(entry.path): return '', ''
     if low in SKIPPED: return SKIPPED[low]
     return ('visualisation', f'folder {low}') if folder_role(low)[0] == 'visual' else ('', '')
@@ -204,7 +203,7 @@ def _walk(root, include=()):
     for path, use, why in sorted(_tree(root)):
         stem, suffix = os.path.splitext(path)
         kind = 'picture' if suffix.lower() in PICTURE_SUFFIXES else suffix.lower()
-        wanted = kind == 'picture' and use not in ('link', 'broken', 'name', 'closed folder') and _matches(path, include)
+        wanted = kind == 'picture' and use not in ('link', 'name', 'closed folder') and _matches(path, include)
         if kind in found and (wanted or not use and not stem.endswith(OTHER_TAILS)): found[kind].append(path)
         else: aside[path] = (use, why) if use else _by_ending(path, stem)
     return found | {'aside': aside}
@@ -698,7 +697,7 @@ def _account(layout, found, used):
 _SAY = MappingProxyType({  # use -> level, what is said of it
     'visualisation': ('warning', 'left out, it shows ground truth or predictions ({why}); --include PATTERN takes such files as images'),
     'unsupported': ('warning', 'cannot be read: {why}'), 'array': ('warning', 'not used ({why})'),
-    'broken': ('error', '{why}'), 'link': ('error', '{why} {root}'), 'name': ('warning', '{why}; not used'), 'closed folder': ('error', '{why}'),
+    'link': ('error', '{why} {root}'), 'name': ('warning', '{why}; not used'), 'closed folder': ('error', '{why}'),
     'channel': ('error', '{why}, in a file of its own; merge the channels of each image into one RGB file'),
     'further mask': ('error', 'one of several masks of an image, which counts as unlabeled; merge them into one mask'),
     'own output': ('warning', 'written by this package ({why}) and not used as data'),
