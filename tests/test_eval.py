@@ -270,15 +270,14 @@ def test_eval_of_one_image_and_of_absent_classes(tmp_path, capsys):
     with pytest.raises(SystemExit): main(['eval', str(tmp_path/'run'), '--miou', 'some'])
 
 
-@pytest.mark.parametrize('evaluation', ['whole', 'slide'])
-def test_one_validation_image(tmp_path, capsys, evaluation):
+def test_one_validation_image(tmp_path, capsys):
     "Train, stop half-way, resume, eval, report."
     fill(tmp_path/'d', 'ids')
     lines = (tmp_path/'d/raw.txt').read_text().splitlines(keepends=True)
     (tmp_path/'d/val.txt').write_text(lines[7])
     (tmp_path/'d/lab.txt').write_text(''.join(lines[:7]))
     config = preset('camvid', data=str(tmp_path/'d'), labeled='lab.txt', unlabeled='lab.txt', val='val.txt', n_classes=3, out=str(tmp_path/'run'),
-                    eval_every=1, save_every=1, evaluation=evaluation, **SMALL)
+                    eval_every=1, save_every=1, **SMALL)
     assert 0 <= (best := Trainer(config, quiet=True).fit()) <= 100
     (tmp_path/'run/before.pt').replace(tmp_path/'run/last.pt')  # as if it had been stopped at step 1
     run = str(tmp_path/'run')
