@@ -291,7 +291,7 @@ def own_outputs(
         except OSError: kind = 'output'
         return dict.fromkeys(names, kind)
     if 'mapping.json' in names and not top: return dict.fromkeys(names, 'converted copies')
-    found = {}
+    found:dict = {}
     for kind, telling, others in _OUTPUTS:
         if names >= {*telling.split()}: found |= dict.fromkeys(names & {*telling.split(), *others.split()}, kind)
     return found
@@ -335,7 +335,7 @@ def _no_doubles(path, rows):
         seen.add(name)
     return rows
 
-# %% ../nbs/03_data.ipynb #0e5590b6
+# %% ../nbs/03_data.ipynb #4c1d7e07
 def too_large(
     error:Image.DecompressionBombError, # of Pillow, above twice Image.MAX_IMAGE_PIXELS
 )->str:
@@ -343,6 +343,7 @@ def too_large(
     pixels, most = (int(n) for n in re.findall(r'\d+', str(error))[:2])
     return f'{pixels:,} pixels, more than the {most:,} that are read; scale it down or cut it into parts'
 
+# %% ../nbs/03_data.ipynb #0e5590b6
 def _open(path, modes, wanted, decode=True):
     "Open and decode a file of one of these PIL modes; every way to fail becomes a DataError."
     try:
@@ -365,6 +366,7 @@ def open_image(
     modes = ('RGB', 'L', 'P', '1', 'RGBA', 'LA', 'PA', 'CMYK', 'YCbCr', 'RGBX', 'LAB', 'HSV')
     return _open(path, modes, 'convert it to 8 bits a channel', decode)
 
+# %% ../nbs/03_data.ipynb #5c1e0d91
 def open_mask(
     path:Path, # PNG, or an open file
 )->Image.Image: # 'L' or 'P', pixel value = class id

@@ -94,7 +94,8 @@ def parse_place(
     "Read role, split and key off a path."
     before, chosen, after = f'/{unicodedata.normalize("NFC", path)}'.partition(f'/{masks.strip("/")}/' if masks else '//')
     *folders, name = (f'{before}/{after}' if chosen else before).split('/')
-    stem, role, split, rest, rank, channels = _stem(name), '', '', [], 0, False
+    stem, role, split, rank, channels = _stem(name), '', '', 0, False
+    rest:list = []
     for folder in filter(None, folders):
         low = folder.lower()
         if (joined := _JOINED.fullmatch(low)): split, low = SPLIT_NAMES[joined[1] or joined[4]], joined[2] or joined[3]
@@ -154,7 +155,7 @@ def visible_files(
         folders[:] = sorted(f for f in folders if not f.startswith('.') and f.lower() not in skipped)
         if (real := os.path.realpath(folder)) in seen: folders[:] = []; continue
         seen.add(real)
-        own = own_outputs(folder, {*folders, *names}, False) if folder != os.fspath(root) else {}  # the folder that is named counts
+        own = own_outputs(Path(folder), {*folders, *names}, False) if folder != os.fspath(root) else {}  # the folder that is named counts
         if own: logging.getLogger('corrmatch').warning(f'{folder}: written by this package ({next(iter(own.values()))}) and left out')
         folders[:] = [f for f in folders if f not in own]
         yield from ((folder, name) for name in sorted(names) if not name.startswith('.') and name not in own)
@@ -170,8 +171,8 @@ def _tree(root):
         seen.add(real)
         try:
             with os.scandir(here) as found: entries = list(found)
-        except OSError as e: yield folder, 'closed folder', f'cannot be read ({e.strerror}); change its permissions'; continue
-        own = {} if use else own_outputs(here, {e.name for e in entries}, not folder)
+        except OSError as error: yield folder, 'closed folder', f'cannot be read ({error.strerror}); change its permissions'; continue
+        own = {} if use else own_outputs(Path(here), {e.name for e in entries}, not folder)
         for e in entries:
             path = os.path.join(folder, e.name).replace(os.sep, '/')
             said = (use, why) if use else _entry(e, own.get(e.name), homes)
@@ -185,8 +186,7 @@ def _entry(entry, own, homes):
     if shown(name) != name: return 'name', 'a name that is not in UTF-8: rename it'
     if name.startswith('.'): return 'hidden', 'a name that begins with a dot'
     if own: return 'own output', own
-    if links and not os.path.exists(entry.path): return 'broken', 'a link to nothing: mend or remove it'
-    if links and leads_out(entry.path, homes): return 'link', LEADS_OUT
+    if links and os.path.exists(entry.path) and leads_out(entry.path, homes): return 'link', LEADS_OUT  # one to nothing is unreadable
     if not os.path.isdir(entry.path): return '', ''
     if low in SKIPPED: return SKIPPED[low]
     return ('visualisation', f'folder {low}') if folder_role(low)[0] == 'visual' else ('', '')
@@ -204,7 +204,7 @@ def _walk(root, include=()):
     for path, use, why in sorted(_tree(root)):
         stem, suffix = os.path.splitext(path)
         kind = 'picture' if suffix.lower() in PICTURE_SUFFIXES else suffix.lower()
-        wanted = kind == 'picture' and use not in ('link', 'broken', 'name', 'closed folder') and _matches(path, include)
+        wanted = kind == 'picture' and use not in ('link', 'name', 'closed folder') and _matches(path, include)
         if kind in found and (wanted or not use and not stem.endswith(OTHER_TAILS)): found[kind].append(path)
         else: aside[path] = (use, why) if use else _by_ending(path, stem)
     return found | {'aside': aside}
@@ -698,7 +698,7 @@ def _account(layout, found, used):
 _SAY = MappingProxyType({  # use -> level, what is said of it
     'visualisation': ('warning', 'left out, it shows ground truth or predictions ({why}); --include PATTERN takes such files as images'),
     'unsupported': ('warning', 'cannot be read: {why}'), 'array': ('warning', 'not used ({why})'),
-    'broken': ('error', '{why}'), 'link': ('error', '{why} {root}'), 'name': ('warning', '{why}; not used'), 'closed folder': ('error', '{why}'),
+    'link': ('error', '{why} {root}'), 'name': ('warning', '{why}; not used'), 'closed folder': ('error', '{why}'),
     'channel': ('error', '{why}, in a file of its own; merge the channels of each image into one RGB file'),
     'further mask': ('error', 'one of several masks of an image, which counts as unlabeled; merge them into one mask'),
     'own output': ('warning', 'written by this package ({why}) and not used as data'),
@@ -755,7 +755,8 @@ def file_table(
     layout:Layout, # from find_layout
 )->list:           # of (use, files, example, why), what is used first; the numbers add up to all files in the folder
     "Count what the files of a data folder are used for."
-    groups, used = {}, ('image', 'mask', 'list', 'classes', 'annotations')
+    groups:dict = {}
+    used = ('image', 'mask', 'list', 'classes', 'annotations')
     for f in layout.files: groups.setdefault((f.use, f.why), []).append(f.path)
     def place(group): return used.index(group[0][0]) if group[0][0] in used else len(used)
     order = sorted(groups.items(), key=lambda group: (place(group), -len(group[1]), group[0]))

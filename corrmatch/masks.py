@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Iterable, NamedTuple
+from typing import Iterable, Literal, NamedTuple
 import numpy as np
 import os
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -207,6 +207,24 @@ def solid_pixels(
         for columns in (slice(None, -1), slice(1, None)): out[rows, columns] |= block
     return out
 
+# %% ../nbs/17a_masks.ipynb #4c1d7e06
+def _bands(values, pixels=2**20):
+    "Cut a mask into bands of lines, each with its solid pixels: a large mask is never sorted or copied whole."
+    n = max(1, pixels//values.shape[1])
+    for y in range(0, len(values), n):
+        solid = solid_pixels(values[max(y-1, 0):y+n+1])[min(y, 1):]
+        yield values[y:y+n], solid[:n]
+
+def _ramp(values, found):
+    "Share of unequal horizontal and vertical neighbours whose ranks in `found` differ by at most 2."
+    near, unequal, n = 0, 0, max(1, 2**20//values.shape[1])
+    for y in range(0, len(values), n):
+        ranks = np.searchsorted(found, values[y:y+n+1])
+        for steps in (np.abs(np.diff(ranks[:n], axis=1)), np.abs(np.diff(ranks, axis=0))):
+            unequal += np.count_nonzero(steps)
+            near += np.count_nonzero((steps > 0) & (steps <= 2))
+    return near/max(unequal, 1)
+
 # %% ../nbs/17a_masks.ipynb #eb2752ca
 def mask_facts(
     stored:StoredMask, # from read_mask
@@ -239,23 +257,6 @@ def _crossings(values, found):
         counts += np.bincount(r[:, 1:-1][steps[:, 1:]*steps[:, :-1] > 0], minlength=len(found))
     return {v: n for v, n in zip(found.tolist(), counts.tolist()) if n}, jumps
 
-def _bands(values, pixels=2**20):
-    "Cut a mask into bands of lines, each with its solid pixels: a large mask is never sorted or copied whole."
-    n = max(1, pixels//values.shape[1])
-    for y in range(0, len(values), n):
-        solid = solid_pixels(values[max(y-1, 0):y+n+1])[min(y, 1):]
-        yield values[y:y+n], solid[:n]
-
-def _ramp(values, found):
-    "Share of unequal horizontal and vertical neighbours whose ranks in `found` differ by at most 2."
-    near, unequal, n = 0, 0, max(1, 2**20//values.shape[1])
-    for y in range(0, len(values), n):
-        ranks = np.searchsorted(found, values[y:y+n+1])
-        for steps in (np.abs(np.diff(ranks[:n], axis=1)), np.abs(np.diff(ranks, axis=0))):
-            unequal += np.count_nonzero(steps)
-            near += np.count_nonzero((steps > 0) & (steps <= 2))
-    return near/max(unequal, 1)
-
 # %% ../nbs/17a_masks.ipynb #f4ebbbaf
 class MaskMap(NamedTuple):
     "What the stored values of all masks mean."
@@ -276,7 +277,7 @@ class Meaning(NamedTuple):
     ignore:tuple=()     # stored values that are ignored, such as (0,) where 0 is `unlabeled`
     map:str=''          # a file with lines `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`; or `order`: number what occurs
     background:str=''   # name of the class that gets id 0
-    unannotated:str='unlabeled' # images of a COCO file without annotations: unlabeled, or background
+    unannotated:Literal['unlabeled', 'background']='unlabeled' # images of a COCO file without annotations: unlabeled, or background
     include:tuple=()    # patterns of files that are images whatever their name or folder says
     masks:str=''        # folder whose files are the masks, where several could be
 
@@ -544,7 +545,7 @@ def color_facts(
 )->MaskFacts:    # of a palette mask by its colours, of others as it is
     "Look up the palette of a mask's facts."
     if f.palette is None: return f
-    counts, solid = Counter(), Counter()
+    counts, solid = Counter[int](), Counter[int]()
     for index, color in f.palette.items():
         counts[color] += f.counts.get(index, 0)
         solid[color] += f.solid.get(index, 0)
@@ -555,7 +556,7 @@ def read_map(
     path:Path, # lines `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`; the name `ignore` means ignored
 )->tuple[dict, list, bool]: # stored value -> class id or IGNORE_INDEX, names in order of appearance, are they colours?
     "Read what the values of masks mean."
-    table, names, kinds = {}, [], set()
+    table, names, kinds = dict[int, int](), list[str](), set[bool]()
     for number, line in list_lines(path):
         if line.startswith('#'): continue
         found = re.fullmatch(r'(?:(\d+)\s+(\d+)\s+(\d+)|(-?\d+)(?:\.\.(\d+))?)\s+(\S.*)', line)

@@ -327,6 +327,7 @@ def palette_png(
     picture.save(buffer, 'PNG')
     return buffer.getvalue()
 
+# %% ../nbs/17c_predict.ipynb #4c1d7e08
 def overlay(
     picture:np.ndarray, # (h,w,3) uint8
     mask:np.ndarray,    # (h,w) uint8 class ids; IGNORE_INDEX lets the picture through

@@ -209,6 +209,7 @@ def _judge(scan, mapping, root):
     fault = scan.facts.fault if scan.facts and mapping.kind not in ('given', 'objects') else ''
     return [*out, Finding('error', 'values', mask, fault)] if fault else out + _strange(scan, mapping, mask)
 
+# %% ../nbs/18_prepare.ipynb #5c1e0d90
 def _strange(scan, mapping, mask):
     "The finding that a mask holds values that are no class."
     bad = sorted((v for v in scan.values if v not in mapping.table), key=lambda v: (-scan.values[v], v))
@@ -984,7 +985,7 @@ def auto_config(
 )->tuple:                   # Config and the text that explains it
     "Make the record of a run from a data folder alone."
     report = check_data(folder, classes, 0, progress, meaning, parse_depth(changes.get('depth', '')), bool(changes.get('allow_missing')))
-    unfit = [f for f in report.errors if not f.file]
+    unfit = [f for f in report.errors if not f.file and (f.kind != 'classes' or classes)]  # absent classes of the folder's own file: training refuses them
     if unfit: raise DataError(f'{report.layout.root}: {unfit[0].text}')
     root, given = report.layout.root, {k: changes[k] for k in ('labeled', 'unlabeled', 'val') if k in changes}
     chosen, why = _choose_lists(report, given, labels, 0, share, lists, progress)  # the run's seed draws no lists: runs of several seeds share them

@@ -67,7 +67,7 @@ class ListSource:
         parse=None,          # line -> name, image path, mask path or None; None: parse_line
     ):
         self.lines, self.root, self.homes, self.listings = lines, os.fspath(root), folder_homes(root), dict[str, tuple]()
-        self.parse = parse or partial(parse_line, root=self.root)
+        self.parse = parse or partial(parse_line, root=Path(self.root))
         self.names = Mapped(lines, self._name)
     def _name(self, line): return self.parse(line)[0]
     def __len__(self): return len(self.lines)
