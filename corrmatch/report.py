@@ -272,7 +272,7 @@ def class_rows(
     if not len(v.get('miou', ())): return []
     best = best_row(v['miou'])
     columns = [(n, v[f'iou_{n}']) for n in log.names if f'iou_{n}' in v] + [('mean', v['miou'])]
-    ious = np.array([x for _, x in columns[:-1]]).reshape(len(columns)-1, -1)
+    ious = np.array([x for _, x in columns[:-1]]).reshape(len(columns)-1, len(v['miou']))
     if np.isnan(ious).any():  # classes that no validation mask shows
         other = 'all' if log.config.miou == 'present' else 'present'
         columns.append((MEANS[other], np.nansum(ious, 0)/(len(ious) if other == 'all' else np.maximum((~np.isnan(ious)).sum(0), 1))))

@@ -68,6 +68,12 @@ def test_young_and_damaged_runs(run):
     with pytest.raises(DataError, match='no run folder'): read_run(run/'pictures')
 
 
+def test_scores_without_columns_of_classes(run):
+    "val.csv of another program, or with its header damaged: the mean alone."
+    (run/'val.csv').write_text('step,miou\n2,10.0\n4,12.5\n')
+    assert class_rows(read_run(run)) == [('mean', '12.5', '12.5', '+0.0')]
+
+
 def test_supervised_run_has_no_pseudo_labels(tmp_path):
     Trainer(small(tmp_path/'s', 'supervised', steps=2, eval_every=2, toy_labeled=4, toy_unlabeled=0, regions=0), quiet=True).fit()
     log = read_run(tmp_path/'s')
