@@ -13,7 +13,7 @@ from corrmatch.config import preset
 from corrmatch.data import OUTPUT_MARK, mark_output, read_classes, read_split
 from corrmatch.formats import file_table, find_classes, find_layout
 from corrmatch.masks import Meaning
-from corrmatch.predict import LoadedModel
+from corrmatch.predict import LoadedModel, find_inputs
 from corrmatch.prepare import _numbers, check_data, make_split, rehearse, report_json, report_text, save_report
 from corrmatch.shards import list_folder, open_list
 from corrmatch.step import make_model
@@ -652,7 +652,7 @@ def test_predictions_below_the_images_are_not_predicted_again(tmp_path, caplog):
     fill(tmp_path)
     for name in ('masks/p0.png', 'overlays/p0.jpg'): put(tmp_path/'images/out'/name)
     for name in ('index.html', 'table.csv'): wrote(tmp_path/'images/out'/name)
-    with caplog.at_level(logging.WARNING, 'corrmatch'): found = predict.find_inputs([tmp_path/'images'])
+    with caplog.at_level(logging.WARNING, 'corrmatch'): found = find_inputs([tmp_path/'images'])
     assert sorted(i.path.name for i in found) == [f'p{i}.jpg' for i in range(6)] and 'images/out: written by this package' in caplog.text
 
 
