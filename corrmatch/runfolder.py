@@ -46,7 +46,7 @@ def write_atomic(
         draft.unlink(missing_ok=True)
         if callable(write): write(draft)
         else: draft.write_bytes(write.encode() if isinstance(write, str) else write)
-        with open(draft, 'rb') as f: os.fsync(f.fileno())
+        with open(draft, 'rb+') as f: os.fsync(f.fileno())
         os.replace(draft, path)
     except OSError as e:
         why = e.strerror or e if path.parent.is_dir() else f'there is no folder {path.parent}'
