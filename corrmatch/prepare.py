@@ -468,7 +468,7 @@ def _printed(path):
 def _file_lines(report):
     "What every file of the folder is used for; the numbers add up to all files below it, hidden ones too, each once behind links."
     rows = [[use, n, f'  {_printed(example)}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
-    return ['', text_table([['files', 'number', 'such as', ''], *rows], (0, 3)), f'files in all: {len(report.layout.files)}', '']
+    return ['', text_table([['files', 'number', 'such as', ''], *rows], (0, 2, 3)), f'files in all: {len(report.layout.files)}', '']
 
 # %% ../nbs/18_prepare.ipynb #30302261
 def report_text(

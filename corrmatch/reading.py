@@ -176,10 +176,11 @@ def _among(rows, most): return spaced(len(rows), most)
 
 # %% ../nbs/18a_reading.ipynb #fc084702
 def _refuse_lone_void(run, config, counts, meaning):
-    "Refuse masks of another folder that hold 0 and 255 alone where class ids are expected."
-    if meaning.kind != 'ids' or counts.pixels[1:].any() or not counts.ignored: return
+    "Refuse masks of another folder that show background and ignored pixels alone: what is ignored may be their foreground."
+    if meaning.kind not in ('ids', 'binary') or counts.pixels[1:].any() or not counts.ignored: return
     try: trained = read_record(run).get('data', '')
     except DataError: return
     if os.path.realpath(trained) == os.path.realpath(config.data): return
-    raise DataError(f"val='{config.val}': its masks hold 0 and {IGNORE_INDEX} alone, and the masks of the run held class ids, where {IGNORE_INDEX} is ignored; "
-                    f'if {IGNORE_INDEX} is a class, `corrmatch check {config.data} --convert NEW_FOLDER` makes a folder that can be scored')
+    held = f'0 and {IGNORE_INDEX} alone' if meaning.kind == 'ids' else 'background and ignored pixels alone'
+    raise DataError(f"val='{config.val}': its masks hold {held}, as the masks of the run are read ({meaning.text()}); "
+                    f'if the ignored value is a class here, `corrmatch check {config.data} --convert NEW_FOLDER` makes a folder that can be scored')

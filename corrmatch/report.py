@@ -276,7 +276,7 @@ def class_rows(
     if np.isnan(ious).any():  # classes that no validation mask shows
         other = 'all' if log.config.miou == 'present' else 'present'
         columns.append((MEANS[other], np.nansum(ious, 0)/(len(ious) if other == 'all' else np.maximum((~np.isnan(ious)).sum(0), 1))))
-    def cells(x): return (ABSENT,)*3 if np.isnan(x[[best, -1]]).any() else (f'{x[best]:.1f}', f'{x[-1]:.1f}', f'{x[-1]-x[best]:+.1f}')
+    def cells(x): return (ABSENT,)*3 if not np.isfinite(x[[best, -1]]).all() else (f'{x[best]:.1f}', f'{x[-1]:.1f}', f'{x[-1]-x[best]:+.1f}')
     return [(n, *cells(x)) for n, x in columns]
 
 # %% ../nbs/19_report.ipynb #828b2be5
