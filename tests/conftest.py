@@ -11,5 +11,5 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def no_drawing(monkeypatch):
     "Runs write no pictures, which takes most of the time of a run of some steps."
-    from corrmatch.trainer import Trainer
+    from corrmatch.training.trainer import Trainer
     monkeypatch.setattr(Trainer, '_draw', lambda self, model: None)

@@ -1,7 +1,7 @@
 "What several test files ask of an error."
 import pytest
 
-from corrmatch.data import DataError
+from corrmatch.data.folders import DataError
 
 
 def refused(call, *words):

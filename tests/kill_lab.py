@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from corrmatch import runfolder
-from corrmatch.data import ArraySource
-from corrmatch.runfolder import CsvLog, read_checkpoint
-from corrmatch.step import make_sources
-from corrmatch.trainer import Trainer
+from corrmatch.training import run_folder as runfolder
+from corrmatch.data.folders import ArraySource
+from corrmatch.training.run_folder import CsvLog, read_checkpoint
+from corrmatch.method.step import make_sources
+from corrmatch.training.trainer import Trainer
 from runs_for_tests import small
 
 RUN = dict(steps=10, eval_every=5, save_every=1, log_every=1)  # a checkpoint at every step: many kills hit the writing

@@ -31,7 +31,7 @@ def command(jobs, folder, processes=0):
 
 def work(out, resume=False, force=False, **changes):
     "Train one small run; the exit code of the command line."
-    from corrmatch.trainer import Trainer
+    from corrmatch.training.trainer import Trainer
     try: Trainer(small(out, **changes), quiet=True).fit(resume=resume, force=force)
     except KeyboardInterrupt as e: return getattr(e, 'code', 130)
     except ValueError as e:
@@ -41,7 +41,7 @@ def work(out, resume=False, force=False, **changes):
 
 
 def main():
-    from corrmatch.parallel import stop_world
+    from corrmatch.training.distributed import stop_world
     codes = [work(**job) for job in json.loads(Path(sys.argv[1]).read_text())]
     stop_world()
     return max(codes)

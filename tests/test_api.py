@@ -51,9 +51,9 @@ def test_few_names_and_all_of_them_resolve():
 
 
 def test_functions_win_over_modules_of_the_same_name():
-    code = 'import corrmatch.predict, corrmatch.explore, corrmatch.region; print({}, {}, {}, {})'.format(
-        'callable(corrmatch.predict)', 'callable(corrmatch.explore)', 'corrmatch.region.__name__', 'sys.modules["corrmatch.predict"].VideoWriter.__name__')
-    assert python('import sys; ' + code) == 'True True corrmatch.region VideoWriter'
+    code = 'import corrmatch.use.predict, corrmatch.use.explore, corrmatch.method.region; print({}, {}, {}, {})'.format(
+        'callable(corrmatch.use.predict)', 'callable(corrmatch.use.explore)', 'corrmatch.method.region.__name__', 'sys.modules["corrmatch.use.predict"].VideoWriter.__name__')
+    assert python('import sys; ' + code) == 'True True corrmatch.method.region VideoWriter'
 
 
 def test_type_checkers_see_the_same_names():
@@ -157,7 +157,7 @@ def test_faults_are_one_line(call, words): refused(call, *words)
 
 def test_load_from_the_hub(run, tmp_path, monkeypatch):
     "The file that the hub's client hands over is opened like any other; its faults are one line."
-    from corrmatch.convert import release
+    from corrmatch.training.checkpoints import release
     hub = pytest.importorskip('huggingface_hub')
     release(run, tmp_path/'model.safetensors')
     monkeypatch.setattr(hub, 'hf_hub_download', lambda repo, name: str(tmp_path/name) if repo == 'us/net' else 1/0)
@@ -171,7 +171,7 @@ def test_tables():
     presets, backbones = corrmatch.list_presets(), corrmatch.list_backbones()
     assert {p.name for p in presets} >= {'toy', 'voc_92', 'cityscapes_1_16'} and len(str(presets).splitlines()) == len(presets) + 1
     for row in backbones:
-        from corrmatch.backbones import build_backbone
+        from corrmatch.models.backbones import build_backbone
         size = sum(p.numel() for p in build_backbone(row.name, int(row.strides.split()[0])).parameters())
         assert row.parameters == f'{size/1e6:.1f}', 'the same number as of the network itself'
     assert corrmatch.list_backbones('test_vit')[0].weights.startswith('timm')

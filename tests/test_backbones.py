@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from corrmatch.backbones import build_backbone, efficientnet_keys, load_pretrained, load_timm, param_groups, timm_weights
+from corrmatch.models.backbones import build_backbone, efficientnet_keys, load_pretrained, load_timm, param_groups, timm_weights
 from corrmatch.config import preset
-from corrmatch.convert import (clean_state, compare_state, export_reference_state, load_reference_checkpoint, load_weights, make_card,
+from corrmatch.training.checkpoints import (clean_state, compare_state, export_reference_state, load_reference_checkpoint, load_weights, make_card,
                                model_card, network_facts, save_weights)
-from corrmatch.data import DataError
-from corrmatch.model import DeepLabV3Plus, ResNet, load_backbone, make_backbone
-from corrmatch.pixel import CorrMatchNet
-from corrmatch.step import make_model, make_optimizer
-from corrmatch.views import normalize
+from corrmatch.data.folders import DataError
+from corrmatch.models.deeplab import DeepLabV3Plus, ResNet, load_backbone, make_backbone
+from corrmatch.method.pixel import CorrMatchNet
+from corrmatch.method.step import make_model, make_optimizer
+from corrmatch.data.views import normalize
 
 timm = pytest.importorskip('timm', reason='needs the extra timm')
 KEYS = json.loads((Path(__file__).parent/'golden'/'model_keys.json').read_text())

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.batches import StepBatches, make_loader
-from corrmatch.data import (DataError, FolderSource, Pair, check_source, missing_classes, parse_line, read_classes, read_pair,
+from corrmatch.data.batches import StepBatches, make_loader
+from corrmatch.data.folders import (DataError, FolderSource, Pair, check_source, missing_classes, parse_line, read_classes, read_pair,
                             read_split)
 from errors_for_tests import refused
 

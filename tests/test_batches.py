@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from corrmatch.batches import (CachedSource, StepBatches, StepLoader, add_strong, fast_strong, fast_view, make_loader,
+from corrmatch.data.batches import (CachedSource, StepBatches, StepLoader, add_strong, fast_strong, fast_view, make_loader,
                                strong_numbers, strong_on_device)
-from corrmatch.data import ArraySource, DataError, FolderSource, Pair, rng_for
-from corrmatch.toy import toy_arrays
-from corrmatch.views import StrongDraw, ViewDraw, apply_strong, apply_view, draw_strong, draw_view, resized
+from corrmatch.data.folders import ArraySource, DataError, FolderSource, Pair, rng_for
+from corrmatch.data.toy import toy_arrays
+from corrmatch.data.views import StrongDraw, ViewDraw, apply_strong, apply_view, draw_strong, draw_view, resized
 
 IMAGES, MASKS = toy_arrays(range(12), size=97)
 N_DRAWS = 240

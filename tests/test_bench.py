@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from corrmatch.bench import SIZES, TARGETS, extra_peak, pixel_jobs, region_case, run_bench, run_suite
+from corrmatch.use.bench import SIZES, TARGETS, extra_peak, pixel_jobs, region_case, run_bench, run_suite
 from corrmatch.config import preset
-from corrmatch.losses import make_weights
-from corrmatch.region import propagate_regions_literal, region_targets
-from corrmatch.shapes import region_maps_literal
-from corrmatch.step import (autocast, make_batches, make_model, make_optimizer, make_sources, make_threshold, pick_precision,
+from corrmatch.method.losses import make_weights
+from corrmatch.method.region import propagate_regions_literal, region_targets
+from corrmatch.engine.regions import region_maps_literal
+from corrmatch.method.step import (autocast, make_batches, make_model, make_optimizer, make_sources, make_threshold, pick_precision,
                             prepare_model, to_device, train_step)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,14 +60,14 @@ class NoQuestions(TorchDispatchMode):
 @pytest.mark.parametrize('changes', [{}, dict(cutmix='in_batch', kl_inside=False), dict(strong_views=2), dict(norm='batch', threshold='fixed')])
 def test_a_step_asks_the_device_nothing(batches, changes, monkeypatch):
     "On the CPU the regions vote in NumPy; here they take the path of other devices."
-    import corrmatch.region as region
-    import corrmatch.shapes as shapes
+    import corrmatch.method.region as region
+    import corrmatch.engine.regions as shapes
     monkeypatch.setattr(shapes, '_cut_on_cpu', shapes._cut_on_device)
     monkeypatch.setattr(region, '_propagate_on_cpu', region._propagate_on_device)
     def on_device(rows, feat_size, label, keep, within, tau, cut=.5, n_classes=256):
         maps = shapes.region_maps(rows, feat_size, label.shape[1:], cut) & within[:, None]
         return region._propagate_on_device(label, keep, maps, torch.as_tensor(tau), n_classes)
-    monkeypatch.setattr('corrmatch.step.region_targets', on_device)
+    monkeypatch.setattr('corrmatch.method.step.region_targets', on_device)
     batch = batches(**changes)
     with pytest.raises(AssertionError, match='_local_scalar_dense'), NoQuestions(): batch['image_x'].sum().item()
     config = replace(TINY, **changes)

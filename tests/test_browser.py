@@ -15,10 +15,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from corrmatch.explore import explore_view, read_position, write_explorer
-from corrmatch.model import resize
-from corrmatch.region import region_maps
-from corrmatch.toy import toy_features, toy_logits, toy_scene
+from corrmatch.use.explore import explore_view, read_position, write_explorer
+from corrmatch.models.deeplab import resize
+from corrmatch.method.region import region_maps
+from corrmatch.data.toy import toy_features, toy_logits, toy_scene
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -31,8 +31,8 @@ POSITIONS = [(24, 64), (80, 40), (10, 5)]  # pixels: two textures, a third one, 
 NEAR = 1e-4                                # pixels whose normalised value is this near to the cut may differ
 SLOW = 100                                 # ms from event to picture that no machine should need
 NOTEBOOK = """
-from corrmatch.explore import explorer, explore_view
-from corrmatch.toy import toy_features, toy_logits, toy_scene
+from corrmatch.use.explore import explorer, explore_view
+from corrmatch.data.toy import toy_features, toy_logits, toy_scene
 image, mask = toy_scene(seed=11)
 panel = explorer(image, toy_features(mask, stride=4, gain=5.), toy_logits(mask, bonus=6., seed=11), position=(24, 64))
 def answer(change):

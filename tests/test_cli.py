@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.toy import toy_arrays
+from corrmatch.data.toy import toy_arrays
 
 ROOT = Path(__file__).parents[1]
 SMALL = ('--crop 33 --batch_x 2 --batch_u 2 --dim 16 --low_dim 8 --regions 8 --steps 4 --eval_every 2 --log_every 1 '

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.cli import main, make_parser, train_config
-from corrmatch.coco import decode_rle, draw_objects, fill_polygon
+from corrmatch.use.cli import main, make_parser, train_config
+from corrmatch.data.coco import decode_rle, draw_objects, fill_polygon
 from corrmatch.config import IGNORE_INDEX
-from corrmatch.formats import describe_layout, find_layout
-from corrmatch.masks import Meaning
-from corrmatch.prepare import check_data, make_split
+from corrmatch.data.layouts import describe_layout, find_layout
+from corrmatch.data.masks import Meaning
+from corrmatch.data.check import check_data, make_split
 from errors_for_tests import refused
 
 W, H = 24, 16

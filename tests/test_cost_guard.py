@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from corrmatch import region, shapes
-from corrmatch.correlation import correlation_map, correlation_rows
-from corrmatch.pixel import propagate_pixels, spread_pixels
+from corrmatch.method import region; from corrmatch.engine import regions as shapes
+from corrmatch.method.correlation import correlation_map, correlation_rows
+from corrmatch.method.pixel import propagate_pixels, spread_pixels
 
 WAITS = {'_local_scalar_dense', 'item', 'is_nonzero', 'nonzero', 'masked_select', '_unique2', 'unique_dim', 'unique_consecutive', 'equal', 'bincount'}
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.cli import main
-from corrmatch.data import DataError
-from corrmatch.runfolder import hold_folder, release_folder, run_state
-from corrmatch.trainer import Trainer
+from corrmatch.use.cli import main
+from corrmatch.data.folders import DataError
+from corrmatch.training.run_folder import hold_folder, release_folder, run_state
+from corrmatch.training.trainer import Trainer
 from runs_for_tests import command, environment, small
 
 
@@ -94,7 +94,7 @@ class Answer(io.BytesIO):
 def test_only_one_process_opens_a_folder(tmp_path):
     "Of two that start at the same moment one is refused, while the other still opens the folder and has noted no state."
     (tmp_path/'run').mkdir()
-    code = f"import time; from corrmatch.runfolder import hold_folder; lock = hold_folder({str(tmp_path/'run')!r}); print('held', flush=True); time.sleep(60)"
+    code = f"import time; from corrmatch.training.run_folder import hold_folder; lock = hold_folder({str(tmp_path/'run')!r}); print('held', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, '-c', code], env=environment(), stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == 'held\n'

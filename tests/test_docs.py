@@ -27,7 +27,7 @@ def page(*cells):
     "What the site shows of some cells of a notebook that exports to `region`."
     nb = dict(cells=[code('#| default_exp region'), *cells], metadata=dict(widgets={}), nbformat=4, nbformat_minor=5)
     names = {'': {'region', 'pixel'}, 'cut': ['region'], 'spread': ['pixel'], 'cut_rows': ['pixel'], 'Pair': ['data'], 'two_homes': ['a', 'b']}
-    return docs.site_notebook(nb, '10_region', names)['cells']
+    return docs.site_notebook(nb, '06_region', names)['cells']
 
 
 def test_hidden_cells_and_directives_are_not_shown():
@@ -55,10 +55,10 @@ def test_widgets_become_a_note_and_figures_keep_a_description():
 
 
 @pytest.mark.parametrize('text, shown', [
-    ('use `cut` here', 'use {py:obj}`~corrmatch.region.cut` here'),          # this notebook's own
-    ('`spread` and `cut_rows`', '`spread` and {py:obj}`~corrmatch.pixel.cut_rows`'),  # a plain word may be a command
-    ('`two_homes`, `Pair`', '`two_homes`, {py:obj}`~corrmatch.data.Pair`'),
-    ('`corrmatch.pixel`', '{py:mod}`corrmatch.pixel`'), ('# on `cut`', '# on `cut`'), ('[`cut`](x.ipynb)', '[`cut`](x.ipynb)'),
+    ('use `cut` here', 'use {py:obj}`~corrmatch.method.region.cut` here'),          # this notebook's own
+    ('`spread` and `cut_rows`', '`spread` and {py:obj}`~corrmatch.method.pixel.cut_rows`'),  # a plain word may be a command
+    ('`two_homes`, `Pair`', '`two_homes`, {py:obj}`~corrmatch.data.folders.Pair`'),
+    ('`corrmatch.method.pixel`', '{py:mod}`corrmatch.method.pixel`'), ('# on `cut`', '# on `cut`'), ('[`cut`](x.ipynb)', '[`cut`](x.ipynb)'),
     ('```py\n`cut`\n```', '```py\n`cut`\n```'), ('[license](../LICENSE)', '[license](LICENSE.txt)')])
 def test_names_in_prose_link_to_the_reference(text, shown): assert page(prose(text))[0]['source'] == shown
 
@@ -81,11 +81,11 @@ def test_arguments_are_those_that_fastcore_reads():
 
 def test_reference_shows_methods_records_and_their_places():
     module = docs.Module(ROOT/'corrmatch'/'metrics.py')
-    nb = json.loads((ROOT/'nbs'/'12_metrics.ipynb').read_text())
-    text = '\n'.join(docs.entry(module, 'ConfusionMatrix', docs.cell_places('12_metrics', nb)))
+    nb = json.loads((ROOT/'nbs'/'27_metrics.ipynb').read_text())
+    text = '\n'.join(docs.entry(module, 'ConfusionMatrix', docs.cell_places('27_metrics', nb)))
     assert '{py:class} ConfusionMatrix(n_classes, ignore_index=IGNORE_INDEX, device=None)' in text
     assert '{py:method} update(label, mask)' in text and '{py:method} merge(other)' in text and 'self' not in text
-    assert '](../12_metrics.ipynb#' in text
+    assert '](../27_metrics.ipynb#' in text
     record = '\n'.join(docs.entry(docs.Module(ROOT/'corrmatch'/'losses.py'), 'LossTerms', {}))
     assert 'LossTerms(x=0.0, ' in record and 'labeled pictures against their masks' in record
 
@@ -132,11 +132,11 @@ def test_checks_find_each_fault(tmp_path):
 def test_a_small_site(tmp_path):
     "Two notebooks and the index, whose links to the other notebooks lead nowhere here."
     for name in ('sphinx', 'myst_nb', 'furo', 'latex2mathml'): pytest.importorskip(name, reason='the site needs the docs extra: make docs')
-    docs.build(tmp_path/'out', tmp_path/'work', ['09b_shapes', '16_explore'], scene=lambda path: path.write_text('<p>scene</p>'))
-    faults = [f for f in docs.check_site(tmp_path/'out', docs.machine_marks()) if re.match(r'(09b_shapes|16_explore|api/\w+|genindex|search)\.html|_static', f)]
+    docs.build(tmp_path/'out', tmp_path/'work', ['46_regions', '34_explore'], scene=lambda path: path.write_text('<p>scene</p>'))
+    faults = [f for f in docs.check_site(tmp_path/'out', docs.machine_marks()) if re.match(r'(46_regions|34_explore|api/\w+|genindex|search)\.html|_static', f)]
     assert [f for f in faults if not re.search(r'link (\.\./|#)?[\w./]*ipynb', f)] == []
-    shapes = (tmp_path/'out'/'09b_shapes.html').read_text()
-    assert '<math' in shapes and 'mathjax.js' not in shapes.lower() and '<img' in shapes and 'api/shapes.html#corrmatch.shapes.' in shapes
-    assert 'src="explorer.html"' in (tmp_path/'out'/'16_explore.html').read_text() and (tmp_path/'out'/'explorer.html').is_file()
-    assert 'href="../09b_shapes.html#' in (tmp_path/'out'/'api'/'shapes.html').read_text()
-    assert 'corrmatch.shapes' in (tmp_path/'out'/'searchindex.js').read_text()
+    shapes = (tmp_path/'out'/'46_regions.html').read_text()
+    assert '<math' in shapes and 'mathjax.js' not in shapes.lower() and '<img' in shapes and 'api/shapes.html#corrmatch.engine.regions.' in shapes
+    assert 'src="explorer.html"' in (tmp_path/'out'/'34_explore.html').read_text() and (tmp_path/'out'/'explorer.html').is_file()
+    assert 'href="../46_regions.html#' in (tmp_path/'out'/'api'/'shapes.html').read_text()
+    assert 'corrmatch.engine.regions' in (tmp_path/'out'/'searchindex.js').read_text()

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch import region, shapes
-from corrmatch.beyond import ask_labeled, blend_logits, soft_votes
+from corrmatch.method import region; from corrmatch.engine import regions as shapes
+from corrmatch.method.variants import ask_labeled, blend_logits, soft_votes
 from corrmatch.config import preset
-from corrmatch.correlation import correlation_map, correlation_rows
-from corrmatch.losses import hard_pixels, make_weights, ohem_ce, supervised_ce
-from corrmatch.model import at_least_float32
-from corrmatch.pixel import propagate_logits
-from corrmatch.pseudo import confidence, masked_ce, soft_kl
-from corrmatch.step import (autocast, make_batches, make_beyond, make_model, make_optimizer, make_sources,
+from corrmatch.method.correlation import correlation_map, correlation_rows
+from corrmatch.method.losses import hard_pixels, make_weights, ohem_ce, supervised_ce
+from corrmatch.models.deeplab import at_least_float32
+from corrmatch.method.pixel import propagate_logits
+from corrmatch.method.pseudo_labels import confidence, masked_ce, soft_kl
+from corrmatch.method.step import (autocast, make_batches, make_beyond, make_model, make_optimizer, make_sources,
                             make_threshold, to_device, train_step)
-from corrmatch.threshold import DynamicThreshold, FixedThreshold
-from corrmatch.views import normalize
+from corrmatch.method.threshold import DynamicThreshold, FixedThreshold
+from corrmatch.data.views import normalize
 
 WIDER = {torch.float64: torch.float64} | dict.fromkeys([torch.float32, torch.bfloat16, torch.float16], torch.float32)
 TINY = preset('toy', crop=33, toy_labeled=4, toy_unlabeled=8, steps=4, warmup=0, batch_x=2, batch_u=2, dim=16,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT/'nbs'/'24_foreign.ipynb'
+NOTEBOOK = ROOT/'nbs'/'43_other_networks.ipynb'
 
 
 def cells():
@@ -51,7 +51,7 @@ def test_example_fits_their_models(kind, options):
 def test_torchmetrics_agrees(absent):
     metrics = pytest.importorskip('torchmetrics.classification', reason='torchmetrics is not installed')
     from corrmatch.config import IGNORE_INDEX
-    from corrmatch.metrics import ConfusionMatrix
+    from corrmatch.training.metrics import ConfusionMatrix
     k, generator = 6, torch.Generator().manual_seed(0)
     ours = ConfusionMatrix(k)
     theirs = {average: metrics.MulticlassJaccardIndex(k, average=average, ignore_index=IGNORE_INDEX) for average in ('none', 'macro')}

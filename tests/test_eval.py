@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from corrmatch.cli import main
+from corrmatch.use.cli import main
 from corrmatch.config import preset
-from corrmatch.data import DataError
-from corrmatch.metrics import ConfusionMatrix
-from corrmatch.prepare import auto_config
-from corrmatch.reading import MappedSource, run_masks, open_val, spaced
-from corrmatch.report import class_rows, read_run, score_run
-from corrmatch.step import make_sources
-from corrmatch.trainer import ABSENT, Trainer, absent_text, iou_table, load_run
+from corrmatch.data.folders import DataError
+from corrmatch.training.metrics import ConfusionMatrix
+from corrmatch.data.check import auto_config
+from corrmatch.training.reading import MappedSource, run_masks, open_val, spaced
+from corrmatch.use.report import class_rows, read_run, score_run
+from corrmatch.method.step import make_sources
+from corrmatch.training.trainer import ABSENT, Trainer, absent_text, iou_table, load_run
 from errors_for_tests import refused
 
 pytestmark = pytest.mark.usefixtures('no_drawing')

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from corrmatch.config import preset
-from corrmatch.runfolder import CsvLog, note_state, run_state
-from corrmatch.trainer import SignalFlag, Stopped
+from corrmatch.training.run_folder import CsvLog, note_state, run_state
+from corrmatch.training.trainer import SignalFlag, Stopped
 from runs_for_tests import ROOT, environment, small
 
 spec = importlib.util.spec_from_file_location('evidence', ROOT/'tools'/'evidence.py')
@@ -224,7 +224,7 @@ def test_collected_files_name_no_place(tmp_path):
     assert len(rows) == 60 and (rows[0]['step'], rows[-1]['step']) == ('1', '200')
     line = next(l for l in evidence.summary(tmp_path/'results').splitlines() if 'corrmatch' in l).split()
     assert line == ['vocanimals', '1_32', 'corrmatch', '2', '33.50', '±', '0.71', '33.50', '±', '0.71']
-    from corrmatch.tables import table_of
+    from corrmatch.use.tables import table_of
     assert 'corrmatch, w_s=0.25, w_fp=0.0' in table_of([tmp_path/'results'], vary=('w_s', 'w_fp'))
 
 

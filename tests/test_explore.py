@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from corrmatch.correlation import correlation_map
-from corrmatch.explore import confidence_steps, explore_view, explorer_html, grid_position, load_picture, pack_views, read_position, write_explorer
-from corrmatch.region import region_maps
+from corrmatch.method.correlation import correlation_map
+from corrmatch.use.explore import confidence_steps, explore_view, explorer_html, grid_position, load_picture, pack_views, read_position, write_explorer
+from corrmatch.method.region import region_maps
 
 
 def picture(h=40, w=56, seed=0): return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch import fetch as F
+from corrmatch.data.folders import fetch as F
 from corrmatch.config import IGNORE_INDEX
-from corrmatch.data import DataError, read_split
-from corrmatch.fetch import Remote, download, fetch_camvid, fetch_cityscapes, fetch_pets, fetch_sbd, fetch_splits, fetch_voc, unpack
-from corrmatch.formats import find_layout
-from corrmatch.runfolder import hold_folder
+from corrmatch.data.folders import DataError, read_split
+from corrmatch.data.fetch import Remote, download, fetch_camvid, fetch_cityscapes, fetch_pets, fetch_sbd, fetch_splits, fetch_voc, unpack
+from corrmatch.data.layouts import find_layout
+from corrmatch.training.run_folder import hold_folder
 from runs_for_tests import environment
 
 BODY = np.random.default_rng(0).bytes(300_000)
@@ -334,7 +334,7 @@ def test_cityscapes_explains_itself(tmp_path):
 HOLD = '''
 import sys, time
 from pathlib import Path
-from corrmatch.fetch import alone_in
+from corrmatch.data.fetch import alone_in
 with alone_in(Path(sys.argv[1])):
     print('held', flush=True)
     time.sleep(60)

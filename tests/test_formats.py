@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.formats import draw_objects, find_classes, find_layout
-from corrmatch.masks import load_picture, read_photo, rgb_bytes
+from corrmatch.data.layouts import draw_objects, find_classes, find_layout
+from corrmatch.data.masks import load_picture, read_photo, rgb_bytes
 from errors_for_tests import refused
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.data import open_image, open_mask, read_classes, read_split
-from corrmatch.formats import find_classes, find_layout
-from corrmatch.masks import load_picture, read_mask
-from corrmatch.prepare import check_data, report_json, report_text
+from corrmatch.data.folders import open_image, open_mask, read_classes, read_split
+from corrmatch.data.layouts import find_classes, find_layout
+from corrmatch.data.masks import load_picture, read_mask
+from corrmatch.data.check import check_data, report_json, report_text
 
 CASES = int(os.environ.get('CORRMATCH_FUZZ', 150))  # of each kind
 pytestmark = pytest.mark.filterwarnings('ignore')

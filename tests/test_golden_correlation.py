@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.correlation import CorrelationHead, correlation_map, correlation_rows
-from corrmatch.model import resize
-from corrmatch.pixel import propagate_logits, propagate_pixels, spread_pixels
-from corrmatch.region import region_maps
+from corrmatch.method.correlation import CorrelationHead, correlation_map, correlation_rows
+from corrmatch.models.deeplab import resize
+from corrmatch.method.pixel import propagate_logits, propagate_pixels, spread_pixels
+from corrmatch.method.region import region_maps
 
 GOLDEN = Path(__file__).parent/'golden'
 CASES = ['nclass5', 'sharp', 'nonintegral']

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.losses import METHOD_WEIGHTS, StepLogits, StepTargets, corrmatch_loss, ohem_ce, supervised_ce, total_loss
-from corrmatch.pseudo import confidence, mix_maps, pseudo_label
-from corrmatch.region import clear_regions, propagate_regions
-from corrmatch.threshold import DynamicThreshold
-from corrmatch.views import cutmix
+from corrmatch.method.losses import METHOD_WEIGHTS, StepLogits, StepTargets, corrmatch_loss, ohem_ce, supervised_ce, total_loss
+from corrmatch.method.pseudo_labels import confidence, mix_maps, pseudo_label
+from corrmatch.method.region import clear_regions, propagate_regions
+from corrmatch.method.threshold import DynamicThreshold
+from corrmatch.data.views import cutmix
 
 FILES = sorted((Path(__file__).parent/'golden').glob('losses_*.npz'))
 TERMS = dict(x='loss_x', x_corr='loss_x_corr', s='loss_u_s1', s_corr='loss_u_corr_s1', w_corr='loss_u_corr_w', kl='loss_u_kl', fp='loss_u_w_fp')

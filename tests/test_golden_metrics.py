@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.metrics import ConfusionMatrix, center_crop, evaluate, intersection_union, mean_iou, slide_predict, slide_probs, whole_predict, window_groups
+from corrmatch.training.metrics import ConfusionMatrix, center_crop, evaluate, intersection_union, mean_iou, slide_predict, slide_probs, whole_predict, window_groups
 
 GOLDEN = Path(__file__).parent/'golden'
 ARRAYS = np.load(GOLDEN/'metrics.npz')

@@ -12,10 +12,10 @@ import pytest
 import torch
 import torchvision
 
-from corrmatch.correlation import correlation_rows
-from corrmatch.model import load_backbone, make_backbone
-from corrmatch.pixel import CorrMatchNet
-from corrmatch.region import region_maps
+from corrmatch.method.correlation import correlation_rows
+from corrmatch.models.deeplab import load_backbone, make_backbone
+from corrmatch.method.pixel import CorrMatchNet
+from corrmatch.method.region import region_maps
 
 GOLDEN = Path(__file__).parent/'golden'
 KEYS = json.loads((GOLDEN/'model_keys.json').read_text())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.losses import hard_pixels, ohem_ce, supervised_ce
+from corrmatch.method.losses import hard_pixels, ohem_ce, supervised_ce
 
 GOLDEN = np.load(Path(__file__).parent/'golden'/'ohem.npz')
 CASES = [name.split('/')[0] for name in GOLDEN if name.endswith('/pred')]

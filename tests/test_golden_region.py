@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch import region, shapes
+from corrmatch.method import region; from corrmatch.engine import regions as shapes
 
 GOLDEN = Path(__file__).parent/'golden'
 REGION = np.load(GOLDEN/'region.npz')

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.pseudo import confidence, pseudo_label
-from corrmatch.threshold import DynamicThreshold, class_confidence
+from corrmatch.method.pseudo_labels import confidence, pseudo_label
+from corrmatch.method.threshold import DynamicThreshold, class_confidence
 
 GOLDEN = np.load(Path(__file__).parent/'golden'/'threshold.npz')
 RUNS = ('default', 'fast', 'no_ignore_mask')

@@ -89,7 +89,7 @@ def test_float32_stays_float32():
 
 
 def test_the_stored_table_is_this_run(run):
-    "Of the figure in notebook 13: the reference's columns are the file's, ours in float64 is what runs here."
+    "Of the figure in chapter 09: the reference's columns are the file's, ours in float64 is what runs here."
     if run.n < trajectory.N_STEPS: return  # the table is about the longer run
     with open(ROOT/'nbs'/'results'/'trajectory.csv', newline='') as file: rows = list(csv.DictReader(file))
     assert len(rows) == 3*trajectory.N_STEPS*len(trajectory.LOSSES)

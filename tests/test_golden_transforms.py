@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from corrmatch.config import IGNORE_INDEX
-from corrmatch.views import (StrongDraw, ViewDraw, apply_strong, apply_view, cutmix_box, draw_strong, draw_view, normalize, resized,
+from corrmatch.data.views import (StrongDraw, ViewDraw, apply_strong, apply_view, cutmix_box, draw_strong, draw_view, normalize, resized,
                              view_valid)
 
 HERE = Path(__file__).parent/'golden'

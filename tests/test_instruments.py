@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
-WANTED = {'04_views', '06_pseudo', '07_threshold', '08_correlation', '10_region'}  # views, tau, lambda and its start, pixel, seed and tau
+WANTED = {'16_views', '02_pseudo_labels', '03_threshold', '04_correlation', '06_region'}  # views, tau, lambda and its start, pixel, seed and tau
 
 
 def cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']

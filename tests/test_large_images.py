@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.cli import main
-from corrmatch.masks import StoredMask, map_ids, mask_facts, solid_pixels
-from corrmatch.predict import overlay
-from corrmatch.trainer import Trainer
+from corrmatch.use.cli import main
+from corrmatch.data.masks import StoredMask, map_ids, mask_facts, solid_pixels
+from corrmatch.use.predict import overlay
+from corrmatch.training.trainer import Trainer
 from corrmatch.viz import colorize
 from runs_for_tests import small
 

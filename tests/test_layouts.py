@@ -10,13 +10,13 @@ import pytest
 from PIL import Image, features
 
 from corrmatch.config import preset
-from corrmatch.data import OUTPUT_MARK, mark_output, read_classes, read_split
-from corrmatch.formats import file_table, find_classes, find_layout
-from corrmatch.masks import Meaning
-from corrmatch.predict import LoadedModel, find_inputs
-from corrmatch.prepare import _numbers, check_data, make_split, rehearse, report_json, report_text, save_report
-from corrmatch.shards import list_folder, open_list
-from corrmatch.step import make_model
+from corrmatch.data.folders import OUTPUT_MARK, mark_output, read_classes, read_split
+from corrmatch.data.layouts import file_table, find_classes, find_layout
+from corrmatch.data.masks import Meaning
+from corrmatch.use.predict import LoadedModel, find_inputs
+from corrmatch.data.check import _numbers, check_data, make_split, rehearse, report_json, report_text, save_report
+from corrmatch.data.shards import list_folder, open_list
+from corrmatch.method.step import make_model
 from errors_for_tests import refused
 
 
@@ -536,7 +536,7 @@ def test_a_bar_within_one_image(monkeypatch):
         def __exit__(self, *error): pass
         def update(self, n): moved.append(n)
 
-    monkeypatch.setattr(importlib.import_module('corrmatch.predict'), 'tqdm', Bar)
+    monkeypatch.setattr(importlib.import_module('corrmatch.use.predict'), 'tqdm', Bar)
     config = preset('toy', 'supervised', crop=33)
     predictor = LoadedModel(make_model(config)[0].eval(), config, [str(c) for c in range(config.n_classes)], np.zeros((config.n_classes, 3), np.uint8), tile=48)
     predictor.predict(np.zeros((200, 60, 3), np.uint8))

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from corrmatch.cli import main
+from corrmatch.use.cli import main
 from corrmatch.config import IGNORE_INDEX
-from corrmatch.data import DataError, open_mask, read_split
-from corrmatch.masks import Depth, Meaning, find_mapping, mask_facts, read_mask, read_photo
-from corrmatch.prepare import auto_config, check_data, convert_data, make_split
+from corrmatch.data.folders import DataError, open_mask, read_split
+from corrmatch.data.masks import Depth, Meaning, find_mapping, mask_facts, read_mask, read_photo
+from corrmatch.data.check import auto_config, check_data, convert_data, make_split
 from corrmatch.viz import palette
 from errors_for_tests import refused
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.cli import main
-from corrmatch.data import DataError
-from corrmatch.predict import load
-from corrmatch.report import class_rows, read_run, run_line, summary_rows
-from corrmatch.runfolder import CsvLog, list_runs, read_checkpoint, read_csv, read_record, recorded_config, runs_table
-from corrmatch.trainer import Trainer
+from corrmatch.use.cli import main
+from corrmatch.data.folders import DataError
+from corrmatch.use.predict import load
+from corrmatch.use.report import class_rows, read_run, run_line, summary_rows
+from corrmatch.training.run_folder import CsvLog, list_runs, read_checkpoint, read_csv, read_record, recorded_config, runs_table
+from corrmatch.training.trainer import Trainer
 from mutations import mutate_bytes, mutate_csv, mutate_json, mutate_state
 from runs_for_tests import small
 

@@ -24,7 +24,7 @@ def run(*command, cwd=ROOT, stderr=False):
     return (done.stdout + (done.stderr if stderr else '')).strip()
 
 
-@pytest.mark.parametrize('module', ['corrmatch', 'corrmatch.config', 'corrmatch.cli'])
+@pytest.mark.parametrize('module', ['corrmatch', 'corrmatch.config', 'corrmatch.use.cli'])
 def test_import_is_light(module):
     code = f'import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])'
     assert run(sys.executable, '-c', code) == '[]'
@@ -84,7 +84,7 @@ def test_wheel(built):
     assert {'.js', '.css', '.pth'} <= {Path(n).suffix for n in names if n.startswith('corrmatch/assets/')}
     assert {n.partition('/')[0] for n in names if '.dist-info/' not in n} == {'corrmatch'}, 'only the package is installed'
     assert f'\nName: {SETTINGS["lib_name"]}\nVersion: {SETTINGS["version"]}\n' in text['METADATA']
-    assert 'corrmatch = corrmatch.cli:main' in text['entry_points.txt'].replace('corrmatch=corrmatch', 'corrmatch = corrmatch')
+    assert 'corrmatch = corrmatch.use.cli:main' in text['entry_points.txt'].replace('corrmatch=corrmatch', 'corrmatch = corrmatch')
 
 
 def test_build_says_no_warning(built):
@@ -125,7 +125,7 @@ def test_wheel_installs(built, tmp_path):
     (site/'borrowed.pth').write_text('\n'.join(p for p in sys.path if p.endswith('-packages')))
     assert Path(run(str(python), '-c', 'import corrmatch; print(corrmatch.__file__)', cwd=tmp_path)).is_relative_to(site)
     assert 'train' in run(str(python.with_name('corrmatch')), '--help', cwd=tmp_path)
-    made = "from corrmatch.config import preset; from corrmatch.step import make_model; print(make_model(preset('toy'))[1])"
+    made = "from corrmatch.config import preset; from corrmatch.method.step import make_model; print(make_model(preset('toy'))[1])"
     assert 'backbone weights toy' in run(str(python), '-c', made, cwd=tmp_path), 'the small backbone comes with the wheel'
 
 

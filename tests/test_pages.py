@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from runs_for_tests import small
 
-from corrmatch.explore import write_explorer
-from corrmatch.predict import load, predict_files, pseudo_files
-from corrmatch.prepare import check_data, save_report
-from corrmatch.report import read_run, report_html, score_run
-from corrmatch.trainer import Trainer
+from corrmatch.use.explore import write_explorer
+from corrmatch.use.predict import load, predict_files, pseudo_files
+from corrmatch.data.check import check_data, save_report
+from corrmatch.use.report import read_run, report_html, score_run
+from corrmatch.training.trainer import Trainer
 
 PLAIN = {'html', 'head', 'meta', 'link', 'title', 'style', 'body', 'h1', 'h2', 'p', 'ul', 'li', 'svg', 'rect', 'div', 'figure',
          'figcaption', 'img', 'a', 'br', 'b', 'table', 'tr', 'td', 'th', 'details', 'summary', 'pre'}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.backbones import timm_backbone
-from corrmatch.parallel import share_batch_norm
-from corrmatch.runfolder import read_checkpoint, read_csv, run_state
-from corrmatch.trainer import Trainer
+from corrmatch.models.backbones import timm_backbone
+from corrmatch.training.distributed import share_batch_norm
+from corrmatch.training.run_folder import read_checkpoint, read_csv, run_state
+from corrmatch.training.trainer import Trainer
 from runs_for_tests import ROOT, command, environment, small
 
 STEPS = dict(steps=10, eval_every=10, log_every=1, batch_x=4, batch_u=4, toy_unlabeled=12)
@@ -118,8 +118,8 @@ ACCIDENTS = '''
 import sys
 sys.path.insert(0, "tests")
 from runs_for_tests import small
-from corrmatch.parallel import stop_world
-from corrmatch.trainer import Trainer
+from corrmatch.training.distributed import stop_world
+from corrmatch.training.trainer import Trainer
 class Unlucky(Trainer):
     "The second process meets a loss that is not a number in its second step, and in the other run a picture that cannot be read."
     def _part(self, *args):
@@ -152,9 +152,9 @@ KILLED = '''
 import os
 import signal
 import sys
-from corrmatch import parallel
-from corrmatch.cli import main
-from corrmatch.trainer import Trainer
+from corrmatch.training import distributed as parallel
+from corrmatch.use.cli import main
+from corrmatch.training.trainer import Trainer
 parallel.stop_world = lambda: None  # all commands of a process in one world
 whole_step = Trainer.run_step
 def run_step(self, batch):
@@ -174,7 +174,7 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path):
     done = run('0', ' '.join([*WORDS, 'run']))
     said = [line for line in done.stderr.splitlines() if line.startswith('corrmatch: ')]
     assert done.returncode and len(said) == 1 and 'resume run' in said[0] and 'killed?' in said[0], done.stderr[-3000:]
-    assert 'corrmatch/trainer.py' not in done.stderr and read_checkpoint(tmp_path/'run'/'last.pt')['step'] == 6
+    assert 'corrmatch/training/trainer.py' not in done.stderr and read_checkpoint(tmp_path/'run'/'last.pt')['step'] == 6
     assert run_state(tmp_path/'run')['state'] == 'killed' and not list((tmp_path/'run').glob('.*.part'))
     done = run('-1', 'resume run', ' '.join([*WORDS, 'whole']))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -193,7 +193,7 @@ def test_the_command_line_in_two_processes_ends_well(tmp_path):
 
 
 def test_micro_steps_with_batch_norm_are_another_run(tmp_path):
-    "What accumulation cannot make equal, said in notebook 13b: if this fails, the sentence is wrong."
+    "What accumulation cannot make equal, said in chapter 28: if this fails, the sentence is wrong."
     changes = KINDS['batch norm synchronised']
     with pytest.raises(AssertionError): agree(together(tmp_path/'one', **changes), together(tmp_path/'parts', accumulate=2, **changes), 1e-2)
 
@@ -216,7 +216,7 @@ def test_resume_with_another_number_of_processes(tmp_path, two_processes):
 BATCH_NORM = '''
 import torch, torch.distributed as dist, torch.nn as nn
 from timm.layers import BatchNormAct2d
-from corrmatch.parallel import share_batch_norm, start_world, stop_world
+from corrmatch.training.distributed import share_batch_norm, start_world, stop_world
 world, device, _ = start_world(torch.device("cpu"))
 def net():
     torch.manual_seed(0)

@@ -16,20 +16,20 @@ import pytest
 import torch
 from PIL import Image
 
-from corrmatch import export
+from corrmatch.use import export
 from corrmatch.config import IGNORE_INDEX, preset
-from corrmatch.convert import load_weights, make_card, open_weights, release, save_weights
-from corrmatch.data import DataError, read_classes
-from corrmatch.metrics import evaluate, slide_probs
-from corrmatch.predict import LoadedModel, find_inputs, load, palette_png, predict_bands, predict_files, pseudo_files
-from corrmatch.step import eval_pairs, make_model, make_sources
-from corrmatch.trainer import Trainer
-from corrmatch.views import normalize
+from corrmatch.training.checkpoints import load_weights, make_card, open_weights, release, save_weights
+from corrmatch.data.folders import DataError, read_classes
+from corrmatch.training.metrics import evaluate, slide_probs
+from corrmatch.use.predict import LoadedModel, find_inputs, load, palette_png, predict_bands, predict_files, pseudo_files
+from corrmatch.method.step import eval_pairs, make_model, make_sources
+from corrmatch.training.trainer import Trainer
+from corrmatch.data.views import normalize
 from errors_for_tests import refused
 from runs_for_tests import environment, small
 
 ROOT = Path(__file__).resolve().parents[1]
-predict = importlib.import_module('corrmatch.predict')  # `corrmatch.predict` is the function
+predict = importlib.import_module('corrmatch.use.predict')  # `corrmatch.predict` is the function
 
 
 def picture(h=40, w=50, seed=0):
@@ -193,7 +193,7 @@ def test_large_picture_in_bounded_memory():
 import numpy as np, resource, torch
 from torch import nn
 from corrmatch.config import preset
-from corrmatch.predict import LoadedModel
+from corrmatch.use.predict import LoadedModel
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

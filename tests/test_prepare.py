@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from corrmatch.config import IGNORE_INDEX
-from corrmatch.data import DataError, FolderSource, read_classes, read_split
-from corrmatch.formats import find_layout
-from corrmatch.masks import CITYSCAPES_IDS, VOC_NAMES, map_ids
-from corrmatch.prepare import (auto_config, check_data, choose_pictures, convert_data, make_split, report_html, report_json, report_text,
+from corrmatch.data.folders import DataError, FolderSource, read_classes, read_split
+from corrmatch.data.layouts import find_layout
+from corrmatch.data.masks import CITYSCAPES_IDS, VOC_NAMES, map_ids
+from corrmatch.data.check import (auto_config, check_data, choose_pictures, convert_data, make_split, report_html, report_json, report_text,
                                save_report)
 from corrmatch.viz import palette
 
@@ -471,7 +471,7 @@ def test_auto_config(tmp_path):
     config, text = auto_config(tmp_path, labels=6, progress=None, weights='', seed=3)
     assert (config.n_classes, config.crop, config.labeled, config.seed) == (21, 65, 'splits/s0/6/labeled.txt', 3)  # seeds share their lists
     assert read_classes(tmp_path)[0] == list(VOC_NAMES) and 'lists: 6 labeled, 17 unlabeled, 5 val' in text
-    from corrmatch.step import make_sources
+    from corrmatch.method.step import make_sources
     sources = make_sources(config)
     assert len(sources.labeled) == 6 and len(sources.unlabeled) == 17 and sources.class_names == list(VOC_NAMES)
     assert set(np.unique(np.asarray(sources.labeled.read_mask(0)))) <= set(range(K))
@@ -537,7 +537,7 @@ def test_found_sets_that_overlap_val_are_passed_over(tmp_path):
 
 
 def test_unlabeled_pictures_given_as_a_folder_or_shards(tmp_path):
-    from corrmatch.shards import write_shards
+    from corrmatch.data.shards import write_shards
     make_split(fill(tmp_path/'data'), 5, progress=None)
     (tmp_path/'data/list.txt').write_text(''.join(f's{i:02d}\n' for i in range(20)))
     write_shards(read_split(tmp_path/'data/list.txt', tmp_path/'data'), tmp_path/'data/shards', 10)

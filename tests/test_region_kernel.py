@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPARE = '''
 import sys, warnings; warnings.simplefilter('ignore')
 import torch
-from corrmatch import region
+from corrmatch.method import region
 
 def case(seed, b, m, h, w, n_classes, spread=1):
     "Smooth labels, kept pixels and regions; the first region empty, one single pixel, one all."
@@ -61,7 +61,7 @@ import warnings; warnings.simplefilter('ignore')
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from corrmatch import region
+from corrmatch.method import region
 tail = dict(n='i32', n_words='i32')
 arguments = {
     '_pack_labels': dict(label='*i64', keep='*u8', planes='*i32', trusted='*i32', grown='*i32', **tail),
@@ -97,5 +97,5 @@ def test_kernel_compiles_for_a_gpu(tmp_path):
 
 
 def test_regions_do_not_need_triton(tmp_path):
-    code = "import sys; sys.modules['triton'] = None\nimport torch\nfrom corrmatch import region\nassert region.triton is None and not region._has_kernel(torch.device('cuda'), 21)\nprint('fine')"
+    code = "import sys; sys.modules['triton'] = None\nimport torch\nfrom corrmatch.method import region\nassert region.triton is None and not region._has_kernel(torch.device('cuda'), 21)\nprint('fine')"
     assert run(code, tmp_path).stdout.strip() == 'fine'

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.cli import make_parser
+from corrmatch.use.cli import make_parser
 from corrmatch.config import Config, preset
-from corrmatch.data import DataError
-from corrmatch.metrics import evaluate
-from corrmatch.report import class_rows, draw_run, example_cards, read_run, report_html, resume_command, run_line, run_panels, score_run, show_run, summary_rows, write_report
-from corrmatch.runfolder import write_atomic
-from corrmatch.trainer import Trainer, load_run
-from corrmatch.views import normalize
+from corrmatch.data.folders import DataError
+from corrmatch.training.metrics import evaluate
+from corrmatch.use.report import class_rows, draw_run, example_cards, read_run, report_html, resume_command, run_line, run_panels, score_run, show_run, summary_rows, write_report
+from corrmatch.training.run_folder import write_atomic
+from corrmatch.training.trainer import Trainer, load_run
+from corrmatch.data.views import normalize
 from runs_for_tests import small
 
 

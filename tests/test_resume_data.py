@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.cli import main
+from corrmatch.use.cli import main
 from corrmatch.config import preset
-from corrmatch.prepare import auto_config
-from corrmatch.runfolder import data_changes, list_mark, read_conversion, read_data_record
-from corrmatch.trainer import Trainer
+from corrmatch.data.check import auto_config
+from corrmatch.training.run_folder import data_changes, list_mark, read_conversion, read_data_record
+from corrmatch.training.trainer import Trainer
 from errors_for_tests import refused
 
 pytestmark = pytest.mark.usefixtures('no_drawing')

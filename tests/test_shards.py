@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from corrmatch import shards as shards_module
-from corrmatch.batches import StepBatches, make_loader
-from corrmatch.data import DataError, FolderSource, Pair, check_source, read_split
-from corrmatch.shards import (LARGE, ListSource, NameStore, ShardSource, find_shards, list_folder, open_list, open_unlabeled, spot_check,
+from corrmatch.data.folders import shards as shards_module
+from corrmatch.data.batches import StepBatches, make_loader
+from corrmatch.data.folders import DataError, FolderSource, Pair, check_source, read_split
+from corrmatch.data.shards import (LARGE, ListSource, NameStore, ShardSource, find_shards, list_folder, open_list, open_unlabeled, spot_check,
                               write_shards)
 from errors_for_tests import refused
 
@@ -45,8 +45,8 @@ def cache_files(root): return sorted((root.parent/'cache'/'corrmatch').iterdir()
 MILLION = '''
 import os, sys, time
 import numpy as np
-from corrmatch.data import LABELED, MIX, UNLABELED, EndlessOrder
-from corrmatch.shards import open_unlabeled, spot_check
+from corrmatch.data.folders import LABELED, MIX, UNLABELED, EndlessOrder
+from corrmatch.data.shards import open_unlabeled, spot_check
 np.sort(np.random.default_rng(0).permutation(10))
 
 def megabytes(key, path='/proc/self/status'): return next(int(line.split()[1]) for line in open(path) if line.startswith(key))/1024

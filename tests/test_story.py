@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.toy import toy_arrays
+from corrmatch.data.toy import toy_arrays
 from runs_for_tests import ROOT, environment
 
 SMALL = ('--crop', '49', '--dim', '16', '--low_dim', '8', '--backbone', 'toynet', '--weights', 'toy', '--steps', '4', '--eval_every', '2', '--batch_x', '2',

@@ -12,10 +12,10 @@ import time
 import pytest
 import torch
 
-from corrmatch.cli import main
-from corrmatch.data import DataError
-from corrmatch.runfolder import CsvLog, read_checkpoint, run_state, save_checkpoint
-from corrmatch.trainer import Trainer
+from corrmatch.use.cli import main
+from corrmatch.data.folders import DataError
+from corrmatch.training.run_folder import CsvLog, read_checkpoint, run_state, save_checkpoint
+from corrmatch.training.trainer import Trainer
 from runs_for_tests import ROOT, command, environment, small
 
 KILLS = 20
@@ -177,7 +177,7 @@ def test_a_second_signal_leaves_at_once(tmp_path):
 import signal, sys, time
 sys.path.insert(0, "tests")
 from runs_for_tests import small
-from corrmatch.trainer import Trainer
+from corrmatch.training.trainer import Trainer
 t = Trainer(small(sys.argv[1], steps=50), quiet=True)
 def hang(batch): print("hanging", flush=True); time.sleep(60)
 t.run_step = hang
@@ -278,7 +278,7 @@ def test_a_run_from_before_a_field_existed_goes_on(tmp_path, monkeypatch):
     Trainer(config, quiet=True).fit()
     state = read_checkpoint(tmp_path/'run'/'last.pt')
     del state['config']['teacher_cross']
-    monkeypatch.setattr('corrmatch.trainer.read_latest', lambda *args: state)
+    monkeypatch.setattr('corrmatch.training.trainer.read_latest', lambda *args: state)
     Trainer(config, quiet=True).fit(resume=True)
     with pytest.raises(ValueError, match='teacher_cross: 0.0 -> 0.2'): Trainer(small(tmp_path/'run', steps=2, teacher_cross=.2), quiet=True).fit(resume=True)
 

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 
 from corrmatch.config import preset
-from corrmatch.runfolder import CsvLog, note_state
-from corrmatch.tables import (cell_command, changed_fields, format_table, make_rows, paper_steps, published, published_cells, read_results, step_operations,
+from corrmatch.training.run_folder import CsvLog, note_state
+from corrmatch.use.tables import (cell_command, changed_fields, format_table, make_rows, paper_steps, published, published_cells, read_results, step_operations,
                               table_of)
 
 
@@ -111,7 +111,7 @@ def test_every_published_cell_is_shown(three):
 
 def test_commands_are_understood():
     "Each command of a cell is one that the command line accepts, and gives the run that the cell is about."
-    from corrmatch.cli import make_parser, train_config
+    from corrmatch.use.cli import make_parser, train_config
     for cell in published_cells():
         line = cell_command(cell, 1, 4).split(' -m corrmatch ')[1]
         config, _ = train_config(make_parser().parse_args(line.split()))

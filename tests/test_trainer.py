@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from corrmatch.config import preset
-from corrmatch.trainer import Trainer, read_checkpoint
-from corrmatch.data import DataError
+from corrmatch.training.trainer import Trainer, read_checkpoint
+from corrmatch.data.folders import DataError
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ def test_another_seed_gives_other_weights(tmp_path):
 
 def test_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
     Trainer(config(tmp_path/'straight', steps=40, threshold='per_class'), quiet=True).fit()
-    code = ('from corrmatch.config import preset; from corrmatch.trainer import Trainer; import sys; sys.path.insert(0, "tests");'
+    code = ('from corrmatch.config import preset; from corrmatch.training.trainer import Trainer; import sys; sys.path.insert(0, "tests");'
             'from test_trainer import config; Trainer(config(sys.argv[1], steps=40, threshold="per_class"), quiet=True).fit()')
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(torch.get_num_threads()))
     process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'killed')], cwd=ROOT, env=env)
@@ -100,9 +100,9 @@ def test_a_timm_backbone_trains(tmp_path, changes):
 
 def test_a_run_on_shards_equals_a_run_on_files(tmp_path):
     from PIL import Image
-    from corrmatch.shards import write_shards
-    from corrmatch.data import read_split
-    from corrmatch.toy import toy_arrays
+    from corrmatch.data.shards import write_shards
+    from corrmatch.data.folders import read_split
+    from corrmatch.data.toy import toy_arrays
     data = tmp_path/'data'; (data/'images').mkdir(parents=True); (data/'masks').mkdir()
     for i, (image, mask) in enumerate(zip(*toy_arrays(range(10), 49, n_classes=5))):
         Image.fromarray(image).save(data/'images'/f'{i:02d}.png'); Image.fromarray(mask).save(data/'masks'/f'{i:02d}.png')
@@ -116,7 +116,7 @@ def test_a_run_on_shards_equals_a_run_on_files(tmp_path):
 
 
 def test_eval_reads_only_the_validation_set_and_nothing_outside(tmp_path):
-    from corrmatch.cli import main
+    from corrmatch.use.cli import main
     Trainer(config(tmp_path/'run', steps=1), quiet=True).fit()
     state = read_checkpoint(tmp_path/'run'/'best.pt')
     state['config'] |= dict(data=str(tmp_path), labeled='/etc/passwd', unlabeled='/etc', val='../../etc/passwd')

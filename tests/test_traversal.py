@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from corrmatch.config import preset
-from corrmatch.data import DataError, FolderSource, climbs_out, parse_line, read_split
-from corrmatch.shards import ShardSource, list_folder, open_list, open_unlabeled
-from corrmatch.step import make_sources
+from corrmatch.data.folders import DataError, FolderSource, climbs_out, parse_line, read_split
+from corrmatch.data.shards import ShardSource, list_folder, open_list, open_unlabeled
+from corrmatch.method.step import make_sources
 from errors_for_tests import refused
 
 OUTWARD = ['/etc/passwd', '../secret.png', 'images/../../secret.png', '..', 'images/..', '//etc/passwd', '~/secret.png', '~root/x.png',
@@ -241,8 +241,8 @@ def npz(value):
 
 AUDIT = '''
 import sys
-from corrmatch.data import DataError
-from corrmatch.shards import open_unlabeled
+from corrmatch.data.folders import DataError
+from corrmatch.data.shards import open_unlabeled
 seen = []
 def hook(event, args):
     if event == 'open' and isinstance(args[1], str) and set(args[1]) & set('wax+') and isinstance(args[0], (str, bytes)): seen.append(('write', str(args[0])))

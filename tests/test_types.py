@@ -13,9 +13,9 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec('mypy') is None, reason
 USER = '''
 import torch
 from corrmatch.config import preset
-from corrmatch.metrics import ConfusionMatrix
-from corrmatch.threshold import DynamicThreshold
-from corrmatch.trainer import Trainer
+from corrmatch.training.metrics import ConfusionMatrix
+from corrmatch.method.threshold import DynamicThreshold
+from corrmatch.training.trainer import Trainer
 
 text: str = Trainer(preset('toy', steps=50)).fit().summary()
 score: float = ConfusionMatrix(3).update(torch.zeros(2), torch.zeros(2)).miou()

@@ -2,10 +2,10 @@
 import pytest
 import torch
 
-from corrmatch.backbones import build_backbone, load_pretrained
+from corrmatch.models.backbones import build_backbone, load_pretrained
 from corrmatch.config import preset
-from corrmatch.model import load_backbone, loaded_share, make_backbone
-from corrmatch.step import make_model
+from corrmatch.models.deeplab import load_backbone, loaded_share, make_backbone
+from corrmatch.method.step import make_model
 
 timm = pytest.importorskip('timm')
 

@@ -34,8 +34,8 @@ WIDGET = re.compile(r'(?:[VH]Box|GridBox|Tab|Accordion|Explorer|RunViewer|\w*(?:
 WIDGET_NOTE = '*A widget stands here when the notebook runs: `make lab`. The still frame above it shows one setting.*'
 EXPLORER = '<iframe class="explorer" src="explorer.html" title="Correlation explorer on a generated scene" loading="lazy"></iframe>'
 EXPLORER_NOTE = {  # notebook: (words of the cell to put it after, text)
-    'index': ('In a notebook, `corrmatch.explore(', 'On this site: [the explorer on a generated scene](16_explore.ipynb#try-it-here).'),
-    '16_explore': ('Notebooks 08 to 10 showed', f'## Try it here\n\n{EXPLORER}\n\nThis is the one-file form, on a generated scene. '
+    'index': ('In a notebook, `corrmatch.explore(', 'On this site: [the explorer on a generated scene](use/34_explore.ipynb#try-it-here).'),
+    '34_explore': ('Chapters 04 to 06 showed', f'## Try it here\n\n{EXPLORER}\n\nThis is the one-file form, on a generated scene. '
                    '<a href="explorer.html">Open it on a page of its own.</a>'),
 }
 
@@ -342,8 +342,8 @@ def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
 
 def write_scene(path: Path):
     "Write the explorer on a generated scene."
-    from corrmatch.explore import write_explorer
-    from corrmatch.toy import TOY_CLASSES, toy_features, toy_logits, toy_scene
+    from corrmatch.use.explore import write_explorer
+    from corrmatch.data.toy import TOY_CLASSES, toy_features, toy_logits, toy_scene
     image, mask = toy_scene(seed=3)
     write_explorer(path, image, toy_features(mask, noise=.1), logits=toy_logits(mask), names=TOY_CLASSES[:6], tau=.7, title='A generated scene')
 

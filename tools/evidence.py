@@ -36,17 +36,17 @@ from PIL import Image
 from torch import nn
 
 from corrmatch.config import IGNORE_INDEX, METHODS as BUNDLES, Config, preset
-from corrmatch.beyond import Beyond, gate_of, soft_votes
-from corrmatch.correlation import correlation_rows
-from corrmatch.metrics import evaluate
-from corrmatch.pixel import CorrMatchNet
-from corrmatch.pseudo import confidence, pseudo_label
-from corrmatch.region import draw_positions, propagate_regions_literal
-from corrmatch.runfolder import CsvLog, config_changes, read_csv, refuse_if_running, run_state, write_atomic
-from corrmatch.shapes import region_maps
-from corrmatch.step import eval_pairs, make_batches, make_sources, to_device
-from corrmatch.tables import mean_sd
-from corrmatch.trainer import Stopped, Trainer, load_run
+from corrmatch.method.variants import Beyond, gate_of, soft_votes
+from corrmatch.method.correlation import correlation_rows
+from corrmatch.training.metrics import evaluate
+from corrmatch.method.pixel import CorrMatchNet
+from corrmatch.method.pseudo_labels import confidence, pseudo_label
+from corrmatch.method.region import draw_positions, propagate_regions_literal
+from corrmatch.training.run_folder import CsvLog, config_changes, read_csv, refuse_if_running, run_state, write_atomic
+from corrmatch.engine.regions import region_maps
+from corrmatch.method.step import eval_pairs, make_batches, make_sources, to_device
+from corrmatch.use.tables import mean_sd
+from corrmatch.training.trainer import Stopped, Trainer, load_run
 from corrmatch.viz import palette
 
 # ------------------------------------------------------------------ the settings, all in one place
@@ -84,7 +84,7 @@ PARTS = {  # name -> changes of corrmatch
     'cutmix_same': dict(cutmix='same_image'), 'cutmix_other': dict(cutmix='other_image'),  # in_batch is the setting of all
     'regions_32': dict(regions=32), 'regions_512': dict(regions=512),                      # 128 likewise
     'cut_03': dict(region_cut=.3), 'cut_07': dict(region_cut=.7)}                          # 0.5 likewise
-BEYOND = {  # options that are not in the paper (notebook 10b), each alone
+BEYOND = {  # options that are not in the paper (chapter 08), each alone
     'soft_votes': dict(region_votes='soft'), 'seeds_unsure': dict(region_seeds='unsure'), 'per_class': dict(threshold='per_class'),
     'teacher_pixel': dict(teacher_pixel=.3), 'teacher_cross': dict(teacher_cross=.3),
     'labels_double': dict(w_x=.5, w_x_corr=.5), 'warm_short': dict(warmup=100),

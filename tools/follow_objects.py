@@ -3,7 +3,7 @@
 Usage: python tools/follow_objects.py DATA --efficientnet FILE [--resnet18 FILE] [--pictures 60] [--out nbs/results/follow_objects.json]
 
 DATA holds `val.txt`, `images/`, `masks/` (or `IMAGE MASK` lines). Of each picture the central part is cut to SIZE x SIZE. For each
-backbone, stage and seed: mean over pictures of the mean gain of their positions (`corrmatch.backbones.follow_gain`) over the class's
+backbone, stage and seed: mean over pictures of the mean gain of their positions (`corrmatch.models.backbones.follow_gain`) over the class's
 area (`area`), and over rows of the same distances among pairs at least APART positions apart (`rings`), the latter also of object
 positions (class > 0) alone (`object`). Pretrained weights have no seed, so their spread is over the draw of pictures alone;
 each seed draws other pictures and another random network. Random networks get batch statistics of the same pictures, as in training.
@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from corrmatch.backbones import build_backbone, follow_gain, load_pretrained, look_alikes, ring_index
+from corrmatch.models.backbones import build_backbone, follow_gain, load_pretrained, look_alikes, ring_index
 from corrmatch.config import IGNORE_INDEX
-from corrmatch.data import FolderSource, read_split
-from corrmatch.views import normalize
+from corrmatch.data.folders import FolderSource, read_split
+from corrmatch.data.views import normalize
 
 SIZE, BINS, APART = 257, 33, 6  # pixels of the cut; positions a side at which stages are compared (stride 8); positions
 

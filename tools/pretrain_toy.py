@@ -12,13 +12,13 @@ import torch
 from tqdm import tqdm
 
 from corrmatch.config import preset
-from corrmatch.data import ArraySource
-from corrmatch.losses import supervised_ce
-from corrmatch.metrics import evaluate
-from corrmatch.step import eval_pairs, make_model, make_optimizer, set_lr, to_device
-from corrmatch.toy import OTHER_TEXTURES, toy_arrays
-from corrmatch.trainer import step_seed, write_atomic
-from corrmatch.batches import StepBatches, make_loader
+from corrmatch.data.folders import ArraySource
+from corrmatch.method.losses import supervised_ce
+from corrmatch.training.metrics import evaluate
+from corrmatch.method.step import eval_pairs, make_model, make_optimizer, set_lr, to_device
+from corrmatch.data.toy import OTHER_TEXTURES, toy_arrays
+from corrmatch.training.trainer import step_seed, write_atomic
+from corrmatch.data.batches import StepBatches, make_loader
 
 
 def source(first, n, size, n_classes):

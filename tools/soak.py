@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from corrmatch.config import preset
-from corrmatch.runfolder import list_runs
-from corrmatch.trainer import Stopped, Trainer
+from corrmatch.training.run_folder import list_runs
+from corrmatch.training.trainer import Stopped, Trainer
 
 
 def held() -> dict:

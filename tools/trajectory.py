@@ -19,10 +19,10 @@ from unittest import mock
 import numpy as np
 import torch
 
-from corrmatch import model as network
-from corrmatch import step as steps
+from corrmatch.models import deeplab as network
+from corrmatch.method import step as steps
 from corrmatch.config import IGNORE_INDEX, preset
-from corrmatch.losses import LossTerms, make_weights
+from corrmatch.method.losses import LossTerms, make_weights
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT/'tests'/'golden'/'trajectory_pascal.npz'
@@ -68,7 +68,7 @@ def start_weight(key: str, like: torch.Tensor, tempered) -> torch.Tensor:
 
 
 def make_batch(golden, step: int) -> dict:
-    "The batch of a step, as `corrmatch.batches.StepBatches` gives it; keys number the images of both passes."
+    "The batch of a step, as `corrmatch.data.batches.StepBatches` gives it; keys number the images of both passes."
     batch = {name: torch.from_numpy(golden[f'batch{step % 5}/{name}']) for name in (
         'img_x', 'mask_x', 'img_u_w', 'img_u_s', 'img_mix_w', 'img_mix_s', 'ignore_u', 'ignore_mix', 'box')}
     images = {name: batch[f'img_{name}'].permute(0, 3, 1, 2) for name in ('x', 'u_w', 'u_s', 'mix_w', 'mix_s')}
