@@ -7,39 +7,32 @@ __all__ = ['check', 'split', 'train', 'resume', 'load', 'predict', 'explore', 'l
            'confidence']
 
 # %% ../nbs/init.ipynb #b27c0004
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
-    from corrmatch.api import check, explore, list_backbones, list_presets, predict, resume, split, train
+    from corrmatch.use.api import check, explore, list_backbones, list_presets, predict, resume, split, train
     from corrmatch.config import Config, preset
-    from corrmatch.correlation import correlation_map
-    from corrmatch.pixel import propagate_pixels
-    from corrmatch.predict import load
-    from corrmatch.pseudo import confidence, pseudo_label
-    from corrmatch.region import propagate_regions, sample_regions
+    from corrmatch.method.correlation import correlation_map
+    from corrmatch.method.pixel import propagate_pixels
+    from corrmatch.use.predict import load
+    from corrmatch.method.pseudo_labels import confidence, pseudo_label
+    from corrmatch.method.region import propagate_regions, sample_regions
 
 # %% ../nbs/init.ipynb #b27c0005
-_all_ = ['check', 'split', 'train', 'resume', 'load', 'predict', 'explore', 'list_backbones', 'list_presets', 'preset', 'Config',
-         'correlation_map', 'propagate_pixels', 'sample_regions', 'propagate_regions', 'pseudo_label', 'confidence']
-_HOMES = dict(load='predict', preset='config', Config='config', correlation_map='correlation', propagate_pixels='pixel',
-              sample_regions='region', propagate_regions='region', pseudo_label='pseudo', confidence='pseudo')  # of others: api
+_HOMES = dict(
+    check='use.api', split='use.api', train='use.api', resume='use.api', load='use.predict', predict='use.api',
+    explore='use.api', list_backbones='use.api', list_presets='use.api', preset='config', Config='config',
+    correlation_map='method.correlation', propagate_pixels='method.pixel', sample_regions='method.region',
+    propagate_regions='method.region', pseudo_label='method.pseudo_labels', confidence='method.pseudo_labels')
+_all_ = ['check', 'split', 'train', 'resume', 'load', 'predict', 'explore', 'list_backbones', 'list_presets', 'preset',
+         'Config', 'correlation_map', 'propagate_pixels', 'sample_regions', 'propagate_regions', 'pseudo_label', 'confidence']
 
 def __getattr__(name):
     "Import a name of the top level when it is first used."
-    if name not in _all_: raise AttributeError(f"module 'corrmatch' has no attribute '{name}'; it has {', '.join(_all_)}")
-    globals()[name] = value = getattr(import_module(f'corrmatch.{_HOMES.get(name, "api")}'), name)
+    if name not in _HOMES: raise AttributeError(f"module 'corrmatch' has no attribute '{name}'; it has {', '.join(_HOMES)}")
+    globals()[name] = value = getattr(import_module(f'corrmatch.{_HOMES[name]}'), name)
     return value
 
 def __dir__():
     "The names of the top level."
-    return sorted([*_all_, '__version__', '__all__', '__doc__', '__file__', '__name__', '__path__'])
-
-# %% ../nbs/init.ipynb #b27c0007
-class _Package(ModuleType):
-    "A package whose names are not replaced by modules of the same name."
-    def __setattr__(self, name, value):
-        if not (name in _all_ and isinstance(value, ModuleType)): super().__setattr__(name, value)
-
-if __name__ == 'corrmatch': sys.modules[__name__].__class__ = _Package  # not in a notebook
+    return sorted([*_HOMES, '__version__', '__all__', '__doc__', '__file__', '__name__', '__path__'])

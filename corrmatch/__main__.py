@@ -4,7 +4,7 @@
 __all__ = []
 
 # %% ../nbs/main.ipynb #4c874e80
-from .cli import main
+from .use.cli import main
 
 # %% ../nbs/main.ipynb #a42efdc6
 if __name__ == '__main__' and __package__ == 'corrmatch': raise SystemExit(main())  # not in a notebook, whose name is __main__ too

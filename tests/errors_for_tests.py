@@ -1,7 +1,7 @@
 "What several test files ask of an error."
 import pytest
 
-from corrmatch.data.folders import DataError
+from corrmatch.files import DataError
 
 
 def refused(call, *words):

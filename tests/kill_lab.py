@@ -15,7 +15,7 @@ import torch
 from corrmatch.training import run_folder as runfolder
 from corrmatch.data.folders import ArraySource
 from corrmatch.training.run_folder import CsvLog, read_checkpoint
-from corrmatch.method.step import make_sources
+from corrmatch.training.builders import make_sources
 from corrmatch.training.trainer import Trainer
 from runs_for_tests import small
 

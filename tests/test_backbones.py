@@ -15,10 +15,10 @@ from corrmatch.models.backbones import build_backbone, efficientnet_keys, load_p
 from corrmatch.config import preset
 from corrmatch.training.checkpoints import (clean_state, compare_state, export_reference_state, load_reference_checkpoint, load_weights, make_card,
                                model_card, network_facts, save_weights)
-from corrmatch.data.folders import DataError
+from corrmatch.files import DataError
 from corrmatch.models.deeplab import DeepLabV3Plus, ResNet, load_backbone, make_backbone
-from corrmatch.method.pixel import CorrMatchNet
-from corrmatch.method.step import make_model, make_optimizer
+from corrmatch.models.corrmatch_net import CorrMatchNet
+from corrmatch.training.builders import make_model, make_optimizer
 from corrmatch.data.views import normalize
 
 timm = pytest.importorskip('timm', reason='needs the extra timm')

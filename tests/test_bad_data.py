@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from corrmatch.data.batches import StepBatches, make_loader
-from corrmatch.data.folders import (DataError, FolderSource, Pair, check_source, missing_classes, parse_line, read_classes, read_pair,
-                            read_split)
+from corrmatch.data.folders import (
+    FolderSource, Pair, check_source, missing_classes, parse_line, read_classes, read_pair, read_split)
+from corrmatch.files import DataError
 from errors_for_tests import refused
 
 IDS = ['a', 'b', 'c.d', 'e']

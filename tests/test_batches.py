@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from corrmatch.data.batches import (CachedSource, StepBatches, StepLoader, add_strong, fast_strong, fast_view, make_loader,
-                               strong_numbers, strong_on_device)
-from corrmatch.data.folders import ArraySource, DataError, FolderSource, Pair, rng_for
+from corrmatch.data.batches import CachedSource, StepBatches, StepLoader, add_strong, make_loader
+from corrmatch.engine.views import fast_strong, fast_view, strong_numbers, strong_on_device
+from corrmatch.data.folders import ArraySource, FolderSource, Pair, rng_for
+from corrmatch.files import DataError
 from corrmatch.data.toy import toy_arrays
 from corrmatch.data.views import StrongDraw, ViewDraw, apply_strong, apply_view, draw_strong, draw_view, resized
 

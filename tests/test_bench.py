@@ -12,13 +12,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from corrmatch.engine import regions as regions_module
+from corrmatch.engine.regions import FAST_REGIONS, fast_region_maps, fast_region_targets
 from corrmatch.use.bench import SIZES, TARGETS, extra_peak, pixel_jobs, region_case, run_bench, run_suite
 from corrmatch.config import preset
-from corrmatch.method.losses import make_weights
-from corrmatch.method.region import propagate_regions_literal, region_targets
-from corrmatch.engine.regions import region_maps_literal
-from corrmatch.method.step import (autocast, make_batches, make_model, make_optimizer, make_sources, make_threshold, pick_precision,
-                            prepare_model, to_device, train_step)
+from corrmatch.training.builders import make_weights
+from corrmatch.method.region import propagate_regions, region_maps
+from corrmatch.method.step import train_step
+from corrmatch.training.builders import (
+    autocast, make_batches, make_model, make_optimizer, make_sources, make_threshold, pick_precision,
+    prepare_model, to_device)
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device('cpu')
@@ -60,21 +63,18 @@ class NoQuestions(TorchDispatchMode):
 @pytest.mark.parametrize('changes', [{}, dict(cutmix='in_batch', kl_inside=False), dict(strong_views=2), dict(norm='batch', threshold='fixed')])
 def test_a_step_asks_the_device_nothing(batches, changes, monkeypatch):
     "On the CPU the regions vote in NumPy; here they take the path of other devices."
-    import corrmatch.method.region as region
-    import corrmatch.engine.regions as shapes
-    monkeypatch.setattr(shapes, '_cut_on_cpu', shapes._cut_on_device)
-    monkeypatch.setattr(region, '_propagate_on_cpu', region._propagate_on_device)
+    monkeypatch.setattr(regions_module, '_cut_on_cpu', regions_module._cut_on_device)
     def on_device(rows, feat_size, label, keep, within, tau, cut=.5, n_classes=256):
-        maps = shapes.region_maps(rows, feat_size, label.shape[1:], cut) & within[:, None]
-        return region._propagate_on_device(label, keep, maps, torch.as_tensor(tau), n_classes)
-    monkeypatch.setattr('corrmatch.method.step.region_targets', on_device)
+        maps = fast_region_maps(rows, feat_size, label.shape[1:], cut) & within[:, None]
+        return regions_module._propagate_on_device(label, keep, maps, torch.as_tensor(tau), n_classes)
+    ops = FAST_REGIONS._replace(region_targets=on_device)
     batch = batches(**changes)
     with pytest.raises(AssertionError, match='_local_scalar_dense'), NoQuestions(): batch['image_x'].sum().item()
     config = replace(TINY, **changes)
     model = make_model(config)[0].train()
     sgd, guard, weights = make_optimizer(model, config), make_threshold(config), make_weights(config)
     with NoQuestions():
-        result = train_step(model, batch, weights, guard, regions=8, generator=torch.Generator().manual_seed(0))
+        result = train_step(model, batch, weights, guard, regions=8, generator=torch.Generator().manual_seed(0), ops=ops)
         result.total.backward()
     sgd.step()
     assert torch.isfinite(result.total)
@@ -138,10 +138,10 @@ def test_memory_of_pixel_propagation():
 def test_work_of_regions():
     "A guard that counts: the fast version allocates less than 64 MB where the literal one takes hundreds, with equal results."
     case = region_case('many', b=2)
-    maps = region_maps_literal(case['rows'], case['side'], case['size'])
-    def ours(): return region_targets(case['rows'], case['side'], case['label'], case['keep'], case['within'], .85)
-    assert extra_peak(ours) < 64*2**20 < extra_peak(lambda: region_maps_literal(case['rows'], case['side'], case['size']))
-    label, keep, _ = propagate_regions_literal(case['label'], case['keep'], maps, .85)
+    maps = region_maps(case['rows'], case['side'], case['size'])
+    def ours(): return fast_region_targets(case['rows'], case['side'], case['label'], case['keep'], case['within'], .85)
+    assert extra_peak(ours) < 64*2**20 < extra_peak(lambda: region_maps(case['rows'], case['side'], case['size']))
+    label, keep, _ = propagate_regions(case['label'], case['keep'], maps, .85)
     assert torch.equal(ours()[0], label) and torch.equal(ours()[1], keep)
 
 

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
-import corrmatch
-
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-NUMBERED = [p for p in NOTEBOOKS if re.match(r'\d\d[a-z]?_', p.name)]
-LESSONS = [p for p in NUMBERED if 2 <= int(p.name[:2]) <= 13]
+NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
+NUMBERED = sorted((p for p in NOTEBOOKS if re.match(r'\d', p.name)), key=lambda p: p.name)
+LESSONS = [p for p in NUMBERED if p.parent.name == 'method']
+# A part of the book is a folder of nbs/ and a subpackage: what its modules may import of the others ('' is the root of the package).
+# Two modules of a part, or of two parts that name each other, may not import each other in a circle.
+PARTS = {
+    'start': (), 'method': ('method',), '': ('',), 'data': ('', 'data', 'engine', 'method'), 'models': ('', 'method', 'models', 'engine'),
+    'training': ('', 'method', 'data', 'models', 'training', 'engine'), 'use': ('', 'method', 'data', 'models', 'training', 'use', 'engine'),
+    'results': (), 'engine': ('', 'method', 'data', 'engine')}
+ENTRY = {'__init__', '__main__'}  # of the package: they may import anything
 ASSERTION = re.compile(r'test_\w+|expect_fail|ExceptionExpected')
 WINDOW = 5  # cells after an export in which its assertion stands
 
@@ -95,22 +100,97 @@ def declares_only(node):
 def faults(lines): assert not lines, '\n' + '\n'.join(lines)
 
 
-def test_book_has_its_notebooks():
-    assert (ROOT/'nbs'/'index.ipynb').is_file() and len(LESSONS) >= 12
-    modules = [d.group(1) for p in NUMBERED if (d := re.search(r'#\| *default_exp (\w+)', p.read_text(encoding='utf-8')))]
+def module_of(path):
+    "The module that a notebook exports to, '' for none."
+    found = re.search(r'#\| *default_exp ([\w.]+)', path.read_text(encoding='utf-8'))
+    return found[1] if found else ''
+
+
+def package_imports():
+    "{module: modules of the package that it imports, also within functions}"
+    package, found = ROOT/'corrmatch', {}
+    for path in package.rglob('*.py'):
+        name = '.'.join(path.relative_to(package).with_suffix('').parts)
+        if name == '_modidx' or not path.stat().st_size: continue
+        found[name] = set()
+        for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if not isinstance(n, ast.ImportFrom) or not n.level: continue
+            base = name.split('.')[:-n.level]
+            found[name].add('.'.join([*base, *(n.module or '').split('.')]).strip('.'))
+    return found
+
+
+def part_of(module): return module.rpartition('.')[0]
+
+
+def test_chapters_are_numbered_once():
+    assert (ROOT/'nbs'/'index.ipynb').is_file() and len(LESSONS) >= 8
+    assert [int(p.name[:2]) for p in NUMBERED] == list(range(1, len(NUMBERED)+1)), 'numbers without gaps, letters and repetitions'
+    modules = [m for p in NUMBERED if (m := module_of(p))]
     assert [m for m, n in Counter(modules).items() if n > 1] == [], 'two notebooks export one module'
+
+
+def test_a_part_is_a_folder_and_a_subpackage():
+    assert {p.parent.name.replace('nbs', '') for p in NUMBERED} == set(PARTS)
+    lines = []
+    for path in NUMBERED:
+        module, folder = module_of(path), path.parent.name.replace('nbs', '')
+        exports = any(c.exported for c in read(path))
+        if exports and part_of(module) != folder: lines.append(f'{path.name} lies in {folder!r} and exports corrmatch.{module}')
+        if exports and module.rpartition('.')[2] != path.stem.partition('_')[2]: lines.append(f'{path.name}: its module is called {module}')
+    faults(lines)
+    folders = [p.parent.name for p in NUMBERED]
+    assert [f for n, f in enumerate(folders) if n == 0 or folders[n-1] != f] == ['start', 'method', 'nbs', 'data', 'models', 'training', 'use', 'results', 'engine']
+
+
+def test_correlation_is_read_early():
+    assert [p.stem for p in NUMBERED].index('04_correlation') < 5
+
+
+def test_arrows_point_downward():
+    imports = package_imports()
+    lines = [f'corrmatch.{m} imports corrmatch.{other}' for m, others in imports.items() if m not in ENTRY for other in sorted(others)
+             if part_of(other) not in PARTS[part_of(m)]]
+    faults(lines)
+
+
+def test_the_method_is_closed():
+    allowed = {'torch', 'einops', 'numpy', 'typing', 'types', 'collections', 'dataclasses', 'math'}
+    lines = []
+    for path in (ROOT/'corrmatch'/'method').glob('*.py'):
+        for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            names = [a.name for a in n.names] if isinstance(n, ast.Import) else [n.module] if isinstance(n, ast.ImportFrom) and not n.level else []
+            lines += [f'{path.name}: imports {name}' for name in names if name.split('.')[0] not in allowed]
+    faults(lines)
+
+
+def test_no_circle():
+    left = {m: {o for o in others if o != m} for m, others in package_imports().items() if m not in ENTRY}
+    while free := [m for m, others in left.items() if not others & left.keys()]:
+        for m in free: del left[m]
+    assert not left, f'modules that import each other: {left}'
 
 
 def test_index_lists_every_notebook():
     text = '\n'.join(c.source for c in read(ROOT/'nbs'/'index.ipynb') if c.kind == 'markdown')
-    faults([f'index.ipynb does not name {p.name}' for p in NUMBERED if f'({p.name})' not in text])
+    faults([f'index.ipynb does not name {p.name}' for p in NUMBERED if f'({p.relative_to(ROOT/"nbs").as_posix()})' not in text])
+
+
+@each_notebook
+def test_links_between_notebooks(path):
+    lines = []
+    for cell in read(path):
+        if cell.kind != 'markdown': continue
+        for target in re.findall(r'\]\(([^)\s:#]+\.ipynb)', cell.source):
+            if not (path.parent/target).is_file(): lines.append(f'{path.name} cell {cell.number}: {target} does not exist')
+    faults(lines)
 
 
 @each_numbered
 def test_opens_with_heading_and_promise(path):
     cells = read(path)
     first = json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source']
-    assert re.fullmatch(r'#\| *default_exp \w+', ''.join(first).strip()), 'the first cell is `#| default_exp NAME`'
+    assert re.fullmatch(r'#\| *default_exp [\w.]+', ''.join(first).strip()), 'the first cell is `#| default_exp NAME`'
     opening = '\n'.join(c.source for c in cells[1:4] if c.kind == 'markdown')
     assert re.search(r'^# \S', opening, re.M), 'a heading follows'
     assert re.search(r'^> \S', opening, re.M), 'and a one-line promise'
@@ -159,20 +239,9 @@ def test_cell_ids_are_unique(path):
 
 @each_notebook
 def test_imports(path):
-    "No star imports; a notebook whose cells become a module imports only from those before it."
-    order = {m[1]: p.name.split('_')[0] for p in NUMBERED if (m := re.search(r'#\| *default_exp (\w+)', p.read_text(encoding='utf-8')))}
-    homes = {name: corrmatch._HOMES.get(name, 'api') for name in corrmatch.__all__}  # a name of the top level counts as its module
-    cells, lines = read(path), []
-    own = path.name.split('_')[0] if path in NUMBERED and any(c.exported for c in cells) else '~'
-    for cell in cells:
-        for n in ast.walk(cell.tree):
-            if not isinstance(n, (ast.Import, ast.ImportFrom)): continue
-            where, imported = f'{path.name} cell {cell.number}', [a.name for a in n.names]
-            if '*' in imported: lines.append(f'{where}: star import')
-            full = [f'{n.module}.{homes.get(a, a)}' if n.module == 'corrmatch' else n.module for a in imported] if isinstance(n, ast.ImportFrom) else imported
-            for module in {m.split('.')[1] for m in full if m and m.startswith('corrmatch.')}:
-                if order.get(module, own) >= own: lines.append(f'{where}: corrmatch.{module} does not come before this notebook')
-    faults(lines)
+    "No star imports; what a notebook shows or tests may come from any chapter."
+    faults([f'{path.name} cell {cell.number}: star import' for cell in read(path) for n in ast.walk(cell.tree)
+            if isinstance(n, ast.ImportFrom) and any(a.name == '*' for a in n.names)])
 
 
 @each_notebook

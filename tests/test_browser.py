@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from corrmatch.use.explore import explore_view, read_position, write_explorer
-from corrmatch.models.deeplab import resize
-from corrmatch.method.region import region_maps
+from corrmatch.method.pixel import resize
+from corrmatch.engine.regions import fast_region_maps
 from corrmatch.data.toy import toy_features, toy_logits, toy_scene
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,9 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from corrmatch.method import region; from corrmatch.engine import regions as shapes
+from corrmatch.engine import regions as regions_module
+from corrmatch.method import region
 from corrmatch.method.correlation import correlation_map, correlation_rows
-from corrmatch.method.pixel import propagate_pixels, spread_pixels
+from corrmatch.engine.pixels import spread_pixels
+from corrmatch.method.pixel import propagate_pixels
 
 WAITS = {'_local_scalar_dense', 'item', 'is_nonzero', 'nonzero', 'masked_select', '_unique2', 'unique_dim', 'unique_consecutive', 'equal', 'bincount'}
 
@@ -118,8 +120,8 @@ def region_case(share=.8):
 
 
 def plain_targets(rows, feat_size, label, keep, within, tau):
-    regions = region.clear_regions(shapes.region_maps_literal(rows, feat_size, label.shape[1:]), within, ~within)
-    return region.propagate_regions_literal(label, keep, regions, tau)[:2]
+    regions = region.clear_regions(region.region_maps(rows, feat_size, label.shape[1:]), within, ~within)
+    return region.propagate_regions(label, keep, regions, tau)[:2]
 
 
 def assert_lean(run, case):
@@ -134,8 +136,8 @@ def assert_lean(run, case):
 @pytest.mark.parametrize('share', [.95, .5])
 def test_regions_are_lean_and_equal(share):
     case = region_case(share)
-    assert_lean(region.region_targets, case)
-    for ours, theirs in zip(region.region_targets(*case), plain_targets(*case)): assert torch.equal(ours, theirs)
+    assert_lean(regions_module.fast_region_targets, case)
+    for ours, theirs in zip(regions_module.fast_region_targets(*case), plain_targets(*case)): assert torch.equal(ours, theirs)
 
 
 def test_guard_catches_float_pictures():
@@ -145,13 +147,13 @@ def test_guard_catches_float_pictures():
 def test_only_outlines_are_computed():
     rows, feat_size, label = region_case()[:3]
     seen = []
-    original = shapes._block_values
+    original = regions_module._block_values
     def counted(maps, corner, side):
         seen.append(len(corner)*side**2)
         return original(maps, corner, side)
-    shapes._block_values = counted
-    try: shapes.cut_packed(rows[0], feat_size, label.shape[1:])
-    finally: shapes._block_values = original
+    regions_module._block_values = counted
+    try: regions_module.cut_packed(rows[0], feat_size, label.shape[1:])
+    finally: regions_module._block_values = original
     assert 0 < sum(seen) < M*SIZE**2/4
 
 
@@ -159,7 +161,7 @@ def test_a_vote_counts_words_and_not_pixels(monkeypatch):
     "The gate is judged for all regions at once; each vote touches one bit a pixel and class."
     counted = []
     monkeypatch.setattr(np, 'bitwise_count', lambda x, f=np.bitwise_count: counted.append(x.size) or f(x))
-    region.region_targets(*region_case(.95))
+    regions_module.fast_region_targets(*region_case(.95))
     words = (-(-SIZE//8))**2
     assert max(counted) <= M*words and len(counted) <= B*(2+M)
 
@@ -168,7 +170,7 @@ def test_a_vote_counts_words_and_not_pixels(monkeypatch):
 
 def device_cut(case):
     regions = torch.empty(B, M, SIZE, SIZE, dtype=torch.bool)
-    for maps, out in zip(case[0].view(B, M, SIDE, SIDE), regions): shapes._cut_on_device(maps, out, .5)
+    for maps, out in zip(case[0].view(B, M, SIDE, SIDE), regions): regions_module._cut_on_device(maps, out, .5)
     return regions
 
 
@@ -180,13 +182,13 @@ def assert_never_waits(run, *args):
 def test_device_path_never_waits():
     case = region_case()
     assert_never_waits(device_cut, case)
-    assert_never_waits(region._propagate_on_device, case[2], case[3], device_cut(case), case[5], 6)
+    assert_never_waits(regions_module._propagate_on_device, case[2], case[3], device_cut(case), case[5], 6)
 
 
 def test_guard_catches_a_waiting_loop():
     case = region_case()
     with pytest.raises(AssertionError, match='would wait'):
-        assert_never_waits(region.propagate_regions_literal, case[2], case[3], device_cut(case), case[5])
+        assert_never_waits(region.propagate_regions, case[2], case[3], device_cut(case), case[5])
 
 
 def test_device_cut_holds_a_part_at_a_time(monkeypatch):
@@ -195,13 +197,13 @@ def test_device_cut_holds_a_part_at_a_time(monkeypatch):
         values = interpolate(*args, **kwargs)
         sizes.append(values.numel())
         return values
-    monkeypatch.setattr(shapes.F, 'interpolate', counted)
-    shapes._cut_on_device(torch.rand(40, 13, 13), torch.empty(40, 801, 801, dtype=torch.bool), .5)
+    monkeypatch.setattr(regions_module.F, 'interpolate', counted)
+    regions_module._cut_on_device(torch.rand(40, 13, 13), torch.empty(40, 801, 801, dtype=torch.bool), .5)
     assert max(sizes) <= 2**24 and len(sizes) > 1
 
 
 def test_device_loop_grows_with_regions_only():
     case = region_case()
     regions = device_cut(case)
-    some, all_ = (sum(watched(region._propagate_on_device, case[2], case[3], regions[:, :m], case[5], 6).ops.values()) for m in (12, 48))
+    some, all_ = (sum(watched(regions_module._propagate_on_device, case[2], case[3], regions[:, :m], case[5], 6).ops.values()) for m in (12, 48))
     assert all_ <= 4*some

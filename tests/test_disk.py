@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from corrmatch.use.cli import main
-from corrmatch.data.folders import DataError
+from corrmatch.files import DataError
 from corrmatch.training.run_folder import hold_folder, release_folder, run_state
 from corrmatch.training.trainer import Trainer
 from runs_for_tests import command, environment, small

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
 sys.path.insert(0, str(ROOT/'tools'))
 import docs  # noqa: E402
 
@@ -25,8 +25,8 @@ def value(**data): return dict(output_type='execute_result', execution_count=Non
 
 def page(*cells):
     "What the site shows of some cells of a notebook that exports to `region`."
-    nb = dict(cells=[code('#| default_exp region'), *cells], metadata=dict(widgets={}), nbformat=4, nbformat_minor=5)
-    names = {'': {'region', 'pixel'}, 'cut': ['region'], 'spread': ['pixel'], 'cut_rows': ['pixel'], 'Pair': ['data'], 'two_homes': ['a', 'b']}
+    nb = dict(cells=[code('#| default_exp method.region'), *cells], metadata=dict(widgets={}), nbformat=4, nbformat_minor=5)
+    names = {'': {'method.region', 'method.pixel'}, 'cut': ['method.region'], 'spread': ['method.pixel'], 'cut_rows': ['method.pixel'], 'Pair': ['data.folders'], 'two_homes': ['a', 'b']}
     return docs.site_notebook(nb, '06_region', names)['cells']
 
 
@@ -66,8 +66,8 @@ def test_names_in_prose_link_to_the_reference(text, shown): assert page(prose(te
 def test_arguments_are_those_that_fastcore_reads():
     from fastcore.docments import docments
     n = 0
-    for name in ('region', 'metrics', 'explore', 'views'):
-        module, live = docs.Module(ROOT/'corrmatch'/f'{name}.py'), importlib.import_module(f'corrmatch.{name}')
+    for name in ('method.region', 'training.metrics', 'use.explore', 'data.views'):
+        module, live = docs.Module(ROOT/'corrmatch'/f'{name.replace(".", "/")}.py'), importlib.import_module(f'corrmatch.{name}')
         for public in module.public:
             node = module.nodes.get(public)
             if type(node).__name__ != 'FunctionDef': continue
@@ -80,22 +80,23 @@ def test_arguments_are_those_that_fastcore_reads():
 
 
 def test_reference_shows_methods_records_and_their_places():
-    module = docs.Module(ROOT/'corrmatch'/'metrics.py')
-    nb = json.loads((ROOT/'nbs'/'27_metrics.ipynb').read_text())
-    text = '\n'.join(docs.entry(module, 'ConfusionMatrix', docs.cell_places('27_metrics', nb)))
+    module = docs.Module(ROOT/'corrmatch'/'training'/'metrics.py')
+    nb = json.loads((ROOT/'nbs'/'training'/'27_metrics.ipynb').read_text())
+    text = '\n'.join(docs.entry(module, 'ConfusionMatrix', docs.cell_places('training/27_metrics', nb)))
     assert '{py:class} ConfusionMatrix(n_classes, ignore_index=IGNORE_INDEX, device=None)' in text
     assert '{py:method} update(label, mask)' in text and '{py:method} merge(other)' in text and 'self' not in text
-    assert '](../27_metrics.ipynb#' in text
-    record = '\n'.join(docs.entry(docs.Module(ROOT/'corrmatch'/'losses.py'), 'LossTerms', {}))
+    assert '](../training/27_metrics.ipynb#' in text
+    record = '\n'.join(docs.entry(docs.Module(ROOT/'corrmatch'/'method'/'losses.py'), 'LossTerms', {}))
     assert 'LossTerms(x=0.0, ' in record and 'labeled pictures against their masks' in record
 
 
 def test_every_notebook_has_its_place():
-    books = {p.stem: json.loads(p.read_text()) for p in NOTEBOOKS}
+    books = {p.relative_to(ROOT/'nbs').with_suffix('').as_posix(): json.loads(p.read_text()) for p in NOTEBOOKS}
     text = docs.contents(books)
-    listed = re.findall(r'<(\w+)>|^(main|init)$', text, re.M)
+    listed = re.findall(r'<([\w/]+)>|^(main|init)$', text, re.M)
     assert sorted(a or b for a, b in listed if a != 'self') == sorted(books.keys()-{'index'})
-    assert text.index('The method') < text.index('12 · ') < text.index('Training') < text.index('13 · ') < text.index('Use') < text.index('16 · ') < text.index('Measurements') < text.index('20 · ')
+    places = [text.index(part) for part in ('Start here', '01 · ', 'The method', '02 · ', 'Data', 'Models', 'Training', 'Use', 'Results', 'Faster forms')]
+    assert places == sorted(places)
 
 
 def test_every_formula_becomes_mathml():
@@ -133,10 +134,10 @@ def test_a_small_site(tmp_path):
     "Two notebooks and the index, whose links to the other notebooks lead nowhere here."
     for name in ('sphinx', 'myst_nb', 'furo', 'latex2mathml'): pytest.importorskip(name, reason='the site needs the docs extra: make docs')
     docs.build(tmp_path/'out', tmp_path/'work', ['46_regions', '34_explore'], scene=lambda path: path.write_text('<p>scene</p>'))
-    faults = [f for f in docs.check_site(tmp_path/'out', docs.machine_marks()) if re.match(r'(46_regions|34_explore|api/\w+|genindex|search)\.html|_static', f)]
+    faults = [f for f in docs.check_site(tmp_path/'out', docs.machine_marks()) if re.match(r'(engine/46_regions|use/34_explore|api/[\w.]+|genindex|search)\.html|_static', f)]
     assert [f for f in faults if not re.search(r'link (\.\./|#)?[\w./]*ipynb', f)] == []
-    shapes = (tmp_path/'out'/'46_regions.html').read_text()
-    assert '<math' in shapes and 'mathjax.js' not in shapes.lower() and '<img' in shapes and 'api/shapes.html#corrmatch.engine.regions.' in shapes
-    assert 'src="explorer.html"' in (tmp_path/'out'/'34_explore.html').read_text() and (tmp_path/'out'/'explorer.html').is_file()
-    assert 'href="../46_regions.html#' in (tmp_path/'out'/'api'/'shapes.html').read_text()
+    shapes = (tmp_path/'out'/'engine'/'46_regions.html').read_text()
+    assert '<math' in shapes and 'mathjax.js' not in shapes.lower() and '<img' in shapes and 'api/engine.regions.html#corrmatch.engine.regions.' in shapes
+    assert 'src="../explorer.html"' in (tmp_path/'out'/'use'/'34_explore.html').read_text() and (tmp_path/'out'/'explorer.html').is_file()
+    assert 'href="../engine/46_regions.html#' in (tmp_path/'out'/'api'/'engine.regions.html').read_text()
     assert 'corrmatch.engine.regions' in (tmp_path/'out'/'searchindex.js').read_text()

@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.method import region; from corrmatch.engine import regions as shapes
+from corrmatch.engine import regions as regions_module
+from corrmatch.engine.regions import FAST_REGIONS
+from corrmatch.method import region
 from corrmatch.method.variants import ask_labeled, blend_logits, soft_votes
 from corrmatch.config import preset
 from corrmatch.method.correlation import correlation_map, correlation_rows
-from corrmatch.method.losses import hard_pixels, make_weights, ohem_ce, supervised_ce
-from corrmatch.models.deeplab import at_least_float32
+from corrmatch.method.losses import hard_pixels, ohem_ce, supervised_ce
+from corrmatch.training.builders import make_weights
+from corrmatch.method.pseudo_labels import at_least_float32, confidence, masked_ce, soft_kl
 from corrmatch.method.pixel import propagate_logits
-from corrmatch.method.pseudo_labels import confidence, masked_ce, soft_kl
-from corrmatch.method.step import (autocast, make_batches, make_beyond, make_model, make_optimizer, make_sources,
-                            make_threshold, to_device, train_step)
+from corrmatch.method.step import train_step
+from corrmatch.training.builders import (
+    autocast, make_batches, make_beyond, make_model, make_optimizer, make_sources, make_threshold,
+    to_device)
 from corrmatch.method.threshold import DynamicThreshold, FixedThreshold
 from corrmatch.data.views import normalize
 
@@ -40,7 +44,7 @@ def one_step(config, dtype=None):
     supervised = partial(ohem_ce, min_kept=100) if config.ohem else supervised_ce
     with autocast('cpu', dtype):
         result = train_step(model, batch, make_weights(config), threshold, supervised, regions=16,
-                            generator=torch.Generator().manual_seed(0), beyond=make_beyond(config))
+                            generator=torch.Generator().manual_seed(0), beyond=make_beyond(config), ops=FAST_REGIONS)
     result.total.backward()
     make_optimizer(model, config).step()
     return result, threshold, model
@@ -99,16 +103,16 @@ def test_regions_in_float64_equal_their_definition(size):
     "The cut falls between neighbours that float32 would merge."
     rows = torch.rand(2, 24, 25, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rows[:, :4] = 1 + 1e-10*rows[:, :4]  # differences beyond float32
-    ours = shapes.region_maps(rows, (5, 5), size)
-    assert torch.equal(ours, shapes.region_maps_literal(rows, (5, 5), size))
-    assert ours[:, :4].any() and not shapes.region_maps(rows.float(), (5, 5), size)[:, :4].any()
+    ours = regions_module.fast_region_maps(rows, (5, 5), size)
+    assert torch.equal(ours, region.region_maps(rows, (5, 5), size))
+    assert ours[:, :4].any() and not regions_module.fast_region_maps(rows.float(), (5, 5), size)[:, :4].any()
     device = torch.empty_like(ours)
     for image, out in zip(rows.unflatten(2, (5, 5)), device):
-        shapes._cut_on_device(image, out, .5)
+        regions_module._cut_on_device(image, out, .5)
     assert torch.equal(ours, device)
 
 
-@pytest.mark.parametrize('run', [region.propagate_regions, region._propagate_on_device, region._propagate_on_cpu])
+@pytest.mark.parametrize('run', [regions_module.fast_propagate_regions, regions_module._propagate_on_device, regions_module._propagate_on_cpu])
 def test_shares_are_formed_in_the_dtype_of_the_threshold(run):
     "7 of 10 is above float32's 0.7 in float64 alone."
     label, keep = torch.tensor([[[1]*7 + [2]*3]]), torch.ones(1, 1, 10, dtype=torch.bool)
@@ -121,7 +125,7 @@ def test_shares_are_formed_in_the_dtype_of_the_threshold(run):
 @pytest.mark.parametrize('kind', [float, np.float64, np.float32, np.array, torch.tensor, int], ids=lambda k: k.__name__)
 def test_any_number_is_a_threshold(kind):
     label, keep = torch.zeros(1, 2, 2).long(), torch.ones(1, 2, 2, dtype=torch.bool)
-    assert torch.equal(region.propagate_regions(label, keep, keep[None], kind(0))[0], label)
+    assert torch.equal(regions_module.fast_propagate_regions(label, keep, keep[None], kind(0))[0], label)
 
 
 def test_thresholds_follow_the_default_dtype(double):

@@ -11,12 +11,12 @@ from PIL import Image
 
 from corrmatch.use.cli import main
 from corrmatch.config import preset
-from corrmatch.data.folders import DataError
+from corrmatch.files import DataError
 from corrmatch.training.metrics import ConfusionMatrix
 from corrmatch.data.check import auto_config
 from corrmatch.training.reading import MappedSource, run_masks, open_val, spaced
 from corrmatch.use.report import class_rows, read_run, score_run
-from corrmatch.method.step import make_sources
+from corrmatch.training.builders import make_sources
 from corrmatch.training.trainer import ABSENT, Trainer, absent_text, iou_table, load_run
 from errors_for_tests import refused
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from corrmatch.method.correlation import correlation_map
 from corrmatch.use.explore import confidence_steps, explore_view, explorer_html, grid_position, load_picture, pack_views, read_position, write_explorer
-from corrmatch.method.region import region_maps
+from corrmatch.engine.regions import fast_region_maps
 
 
 def picture(h=40, w=56, seed=0): return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
@@ -73,7 +73,7 @@ def test_any_size(size, grid):
     for position in ((0, 0), (size[0]-1, size[1]-1), (size[0]//2, size[1]//2)):
         reading = read_position(view, position)
         y, x = grid_position(position, size, grid)
-        assert torch.equal(reading.region, region_maps(corr[:, [y*grid[1]+x]], grid, size)[0, 0])
+        assert torch.equal(reading.region, fast_region_maps(corr[:, [y*grid[1]+x]], grid, size)[0, 0])
         assert reading.vote.size == int(reading.region.sum())
     explorer_html(image, (f1, f2), logits=logits, position=(10**6, -5))
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.data.folders import fetch as F
+from corrmatch.data.fetch import fetch as F
 from corrmatch.config import IGNORE_INDEX
-from corrmatch.data.folders import DataError, read_split
+from corrmatch.data.folders import read_split
+from corrmatch.files import DataError
 from corrmatch.data.fetch import Remote, download, fetch_camvid, fetch_cityscapes, fetch_pets, fetch_sbd, fetch_splits, fetch_voc, unpack
 from corrmatch.data.layouts import find_layout
 from corrmatch.training.run_folder import hold_folder

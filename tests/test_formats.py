@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.data.layouts import draw_objects, find_classes, find_layout
+from corrmatch.data.coco import draw_objects
+from corrmatch.data.layouts import find_classes, find_layout
 from corrmatch.data.masks import load_picture, read_photo, rgb_bytes
 from errors_for_tests import refused
 

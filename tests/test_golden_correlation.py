@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.method.correlation import CorrelationHead, correlation_map, correlation_rows
-from corrmatch.models.deeplab import resize
-from corrmatch.method.pixel import propagate_logits, propagate_pixels, spread_pixels
-from corrmatch.method.region import region_maps
+from corrmatch.method.correlation import correlation_map, correlation_rows
+from corrmatch.models.corrmatch_net import CorrelationHead
+from corrmatch.method.pixel import resize, propagate_logits, propagate_pixels
+from corrmatch.engine.pixels import spread_pixels
+from corrmatch.engine.regions import fast_region_maps
 
 GOLDEN = Path(__file__).parent/'golden'
 CASES = ['nclass5', 'sharp', 'nonintegral']
@@ -41,7 +42,7 @@ def test_map_and_rows(name):
 def test_regions_from_features(name):
     a, head = load(name)
     rows = correlation_rows(*head(a['feature']), a['index'])
-    regions = region_maps(rows, a['feature'].shape[2:], a['logits'].shape[2:])
+    regions = fast_region_maps(rows, a['feature'].shape[2:], a['logits'].shape[2:])
     assert ((regions != a['bool_maps']).sum((2, 3)) <= a['near_half_1e5']).all()
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from corrmatch.method.losses import METHOD_WEIGHTS, StepLogits, StepTargets, corrmatch_loss, ohem_ce, supervised_ce, total_loss
-from corrmatch.method.pseudo_labels import confidence, mix_maps, pseudo_label
-from corrmatch.method.region import clear_regions, propagate_regions
+from corrmatch.method.pseudo_labels import confidence, mix_maps, pseudo_label, cutmix
+from corrmatch.engine.regions import fast_propagate_regions
+from corrmatch.method.region import clear_regions
 from corrmatch.method.threshold import DynamicThreshold
-from corrmatch.data.views import cutmix
 
 FILES = sorted((Path(__file__).parent/'golden').glob('losses_*.npz'))
 TERMS = dict(x='loss_x', x_corr='loss_x_corr', s='loss_u_s1', s_corr='loss_u_corr_s1', w_corr='loss_u_corr_w', kl='loss_u_kl', fp='loss_u_w_fp')
@@ -43,7 +43,7 @@ def run_step(d):
     tau = mid['threshold'] = threshold.update(conf_w, label_w, valid_u)
     keep = mid['conf_filter'] = (conf_u >= tau) & valid_u
     regions = mid['corr_map_masked'] = clear_regions(d['corr_map'][b:], valid_u, box)
-    label_out, keep_out = mid['labels_after_region'], mid['conf_filter_after_region'] = propagate_regions(label_u, keep, regions, tau)
+    label_out, keep_out = mid['labels_after_region'], mid['conf_filter_after_region'] = fast_propagate_regions(label_u, keep, regions, tau)
     logits = StepLogits(x, corr_x, w, fp_w, corr_w, leaves['pred_u_s1'], leaves['pred_u_s1_corr'])
     targets = StepTargets(d['mask_x'], label_w, conf_w, valid, label_out, keep, keep_out, valid_u, tau)
     mid['mask_ratio'] = targets.keep_w.sum()/valid.sum()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from corrmatch.method.step import lr_after_step, lr_in_force
+from corrmatch.training.builders import lr_after_step, lr_in_force
 
 RUNS = json.loads((Path(__file__).parent/'golden'/'lr.json').read_text())
 

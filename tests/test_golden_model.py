@@ -14,8 +14,8 @@ import torchvision
 
 from corrmatch.method.correlation import correlation_rows
 from corrmatch.models.deeplab import load_backbone, make_backbone
-from corrmatch.method.pixel import CorrMatchNet
-from corrmatch.method.region import region_maps
+from corrmatch.models.corrmatch_net import CorrMatchNet
+from corrmatch.engine.regions import fast_region_maps
 
 GOLDEN = Path(__file__).parent/'golden'
 KEYS = json.loads((GOLDEN/'model_keys.json').read_text())
@@ -111,7 +111,7 @@ def test_propagated_logits(measured, golden):
 def test_region_maps(measured, golden):
     "Booleans are equal, save where the value is 0.5 to the precision of a 50-layer network."
     theirs = golden['bool_maps']
-    ours = region_maps(measured['rows'], feat_size=(13, 13), size=(97, 97))
+    ours = fast_region_maps(measured['rows'], feat_size=(13, 13), size=(97, 97))
     fine = torch.nn.functional.interpolate(golden['corr_rows'].view(1, -1, 13, 13).double(), (97, 97), mode='bilinear', align_corners=True)
     low, high = fine.amin((2, 3), keepdim=True), fine.amax((2, 3), keepdim=True)
     undecided = ((fine-low)/(high-low) - 0.5).abs() < SHARP

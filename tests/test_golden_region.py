@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.method import region; from corrmatch.engine import regions as shapes
+from corrmatch.engine import regions as regions_module
+from corrmatch.method import region
 
 GOLDEN = Path(__file__).parent/'golden'
 REGION = np.load(GOLDEN/'region.npz')
 CASES = sorted({name.split('/')[0] for name in REGION.files})
-PATHS = {'cpu': region._propagate_on_cpu, 'device': region._propagate_on_device, 'public': region.propagate_regions}
+PATHS = {'cpu': regions_module._propagate_on_cpu, 'device': regions_module._propagate_on_device, 'public': regions_module.fast_propagate_regions}
 
 
 def case(name):
@@ -31,7 +32,7 @@ def test_propagate_regions(name, path):
 @pytest.mark.parametrize('name', CASES)
 def test_tau_as_float(name):
     a = case(name)
-    label, keep = region.propagate_regions(a['labels_in'], a['filter_in'], a['maps'], float(a['threshold']))
+    label, keep = regions_module.fast_propagate_regions(a['labels_in'], a['filter_in'], a['maps'], float(a['threshold']))
     assert torch.equal(label, a['labels_out']) and torch.equal(keep, a['filter_out'])
 
 
@@ -41,12 +42,12 @@ def test_region_maps(name, path):
     a = {k: torch.as_tensor(v) for k, v in np.load(GOLDEN/f'corr_{name}.npz').items()}
     size = a['logits'].shape[2:]
     regions = torch.empty_like(a['bool_maps'])
-    cut = {'cpu': shapes._cut_on_cpu, 'device': shapes._cut_on_device}[path]
+    cut = {'cpu': regions_module._cut_on_cpu, 'device': regions_module._cut_on_device}[path]
     for rows, out in zip(a['sampled_rows'], regions): cut(rows.view(-1, *a['feature'].shape[2:]), out, 0.5)
     differ = (regions != a['bool_maps']).sum((2, 3))
     assert (differ <= a['near_half_1e5']).all(), 'only pixels within 1e-5 of the cut may differ'
     if path == 'cpu':
-        public = region.region_maps(a['sampled_rows'], a['feature'].shape[2:], size)
+        public = regions_module.fast_region_maps(a['sampled_rows'], a['feature'].shape[2:], size)
         assert torch.equal(public, regions)
 
 

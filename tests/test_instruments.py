@@ -20,7 +20,7 @@ def panels(path):
     return [i for i, c in enumerate(cells(path)) if c['cell_type'] == 'code' and re.match(r'widgets\.[HV]Box\(', source(c).strip().splitlines()[-1] if source(c).strip() else '')]
 
 
-WITH_PANELS = [p for p in sorted(NBS.glob('*.ipynb')) if panels(p)]
+WITH_PANELS = [p for p in sorted(NBS.rglob('*.ipynb')) if panels(p)]
 
 
 def test_instruments_are_there(): assert WANTED <= {p.stem for p in WITH_PANELS}

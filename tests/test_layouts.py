@@ -16,7 +16,7 @@ from corrmatch.data.masks import Meaning
 from corrmatch.use.predict import LoadedModel, find_inputs
 from corrmatch.data.check import _numbers, check_data, make_split, rehearse, report_json, report_text, save_report
 from corrmatch.data.shards import list_folder, open_list
-from corrmatch.method.step import make_model
+from corrmatch.training.builders import make_model
 from errors_for_tests import refused
 
 

@@ -7,7 +7,8 @@ from PIL import Image, ImageFilter
 
 from corrmatch.use.cli import main
 from corrmatch.config import IGNORE_INDEX
-from corrmatch.data.folders import DataError, open_mask, read_split
+from corrmatch.data.folders import open_mask, read_split
+from corrmatch.files import DataError
 from corrmatch.data.masks import Depth, Meaning, find_mapping, mask_facts, read_mask, read_photo
 from corrmatch.data.check import auto_config, check_data, convert_data, make_split
 from corrmatch.viz import palette

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from corrmatch.use.cli import main
-from corrmatch.data.folders import DataError
+from corrmatch.files import DataError
 from corrmatch.use.predict import load
 from corrmatch.use.report import class_rows, read_run, run_line, summary_rows
 from corrmatch.training.run_folder import CsvLog, list_runs, read_checkpoint, read_csv, read_record, recorded_config, runs_table

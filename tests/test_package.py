@@ -40,7 +40,7 @@ def test_modules_import_only_what_is_required():
     "Third-party imports at the top of a module are requirements; development tools are none."
     known = {re.split(r'[<>=!~\[]', r)[0].lower() for r in SETTINGS['requirements'].split()} | {'corrmatch', *sys.stdlib_module_names}
     known = {{'pillow': 'pil'}.get(name, name) for name in known}
-    for path in sorted((ROOT/'corrmatch').glob('*.py')):
+    for path in sorted((ROOT/'corrmatch').rglob('*.py')):
         for node in ast.parse(path.read_text(encoding='utf-8')).body:
             if isinstance(node, ast.Import): found = [a.name for a in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0: found = [node.module]
@@ -67,7 +67,7 @@ def built(tmp_path_factory):
 
 def shipped():
     "Files of the package that must reach the user."
-    paths = [*(ROOT/'corrmatch').glob('*.py'), ROOT/'corrmatch'/'py.typed', *(ROOT/'corrmatch'/'assets').glob('*')]
+    paths = [*(ROOT/'corrmatch').rglob('*.py'), ROOT/'corrmatch'/'py.typed', *(ROOT/'corrmatch'/'assets').glob('*')]
     return {p.relative_to(ROOT).as_posix() for p in paths}
 
 
@@ -133,7 +133,7 @@ def test_extras():
     "Every extra that a message or a text names exists, and `dev` has them all."
     extras = {key.removeprefix('extra_') for key in SETTINGS if key.startswith('extra_')} | {'all', 'dev'}
     assert {'timm', 'onnx', 'video', 'dev'} <= extras
-    paths = [*(ROOT/'corrmatch').glob('*.py'), *(ROOT/'nbs').glob('*.ipynb'), *(ROOT/'tools').glob('*.py'), ROOT/'README.md', ROOT/'CONTRIBUTING.md']
+    paths = [*(ROOT/'corrmatch').rglob('*.py'), *(ROOT/'nbs').rglob('*.ipynb'), *(ROOT/'tools').glob('*.py'), ROOT/'README.md', ROOT/'CONTRIBUTING.md']
     named = {name for path in paths for found in re.findall(r'corrmatch-seg\[([\w,]+)\]', path.read_text(encoding='utf-8')) for name in found.split(',')}
     assert 'timm' in named and not named - extras - {'NAME'}, 'named in a text, but not in settings.ini'
 

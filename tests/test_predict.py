@@ -19,10 +19,11 @@ from PIL import Image
 from corrmatch.use import export
 from corrmatch.config import IGNORE_INDEX, preset
 from corrmatch.training.checkpoints import load_weights, make_card, open_weights, release, save_weights
-from corrmatch.data.folders import DataError, read_classes
+from corrmatch.data.folders import read_classes
+from corrmatch.files import DataError
 from corrmatch.training.metrics import evaluate, slide_probs
 from corrmatch.use.predict import LoadedModel, find_inputs, load, palette_png, predict_bands, predict_files, pseudo_files
-from corrmatch.method.step import eval_pairs, make_model, make_sources
+from corrmatch.training.builders import eval_pairs, make_model, make_sources
 from corrmatch.training.trainer import Trainer
 from corrmatch.data.views import normalize
 from errors_for_tests import refused

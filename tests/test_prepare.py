@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from corrmatch.config import IGNORE_INDEX
-from corrmatch.data.folders import DataError, FolderSource, read_classes, read_split
+from corrmatch.data.folders import FolderSource, read_classes, read_split
+from corrmatch.files import DataError
 from corrmatch.data.layouts import find_layout
 from corrmatch.data.masks import CITYSCAPES_IDS, VOC_NAMES, map_ids
 from corrmatch.data.check import (auto_config, check_data, choose_pictures, convert_data, make_split, report_html, report_json, report_text,
@@ -471,7 +472,7 @@ def test_auto_config(tmp_path):
     config, text = auto_config(tmp_path, labels=6, progress=None, weights='', seed=3)
     assert (config.n_classes, config.crop, config.labeled, config.seed) == (21, 65, 'splits/s0/6/labeled.txt', 3)  # seeds share their lists
     assert read_classes(tmp_path)[0] == list(VOC_NAMES) and 'lists: 6 labeled, 17 unlabeled, 5 val' in text
-    from corrmatch.method.step import make_sources
+    from corrmatch.training.builders import make_sources
     sources = make_sources(config)
     assert len(sources.labeled) == 6 and len(sources.unlabeled) == 17 and sources.class_names == list(VOC_NAMES)
     assert set(np.unique(np.asarray(sources.labeled.read_mask(0)))) <= set(range(K))

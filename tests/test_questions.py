@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
-NOTEBOOKS = sorted(NBS.glob('*.ipynb'))
+NOTEBOOKS = sorted(NBS.rglob('*.ipynb'))
 LINK = re.compile(r'\]\((\w+\.ipynb)#([^)\s]+)\)')
 
 

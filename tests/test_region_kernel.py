@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPARE = '''
 import sys, warnings; warnings.simplefilter('ignore')
 import torch
-from corrmatch.method import region
+from corrmatch.engine import regions as region
+from corrmatch.method.region import propagate_regions
 
 def case(seed, b, m, h, w, n_classes, spread=1):
     "Smooth labels, kept pixels and regions; the first region empty, one single pixel, one all."
@@ -30,7 +31,7 @@ def case(seed, b, m, h, w, n_classes, spread=1):
 def compare(name, label, keep, regions, tau, n_classes):
     before = [t.clone() for t in (label, keep, regions)]
     ours = region._propagate_by_kernel(label, keep, regions, torch.tensor(tau), n_classes)
-    theirs = region.propagate_regions_literal(label, keep, regions, torch.tensor(tau))
+    theirs = propagate_regions(label, keep, regions, torch.tensor(tau))
     assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1]), name
     assert all(torch.equal(a, b) for a, b in zip((label, keep, regions), before)), name
     return int((theirs[2] >= 0).sum()), int((theirs[2] < 0).sum())
@@ -61,7 +62,7 @@ import warnings; warnings.simplefilter('ignore')
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from corrmatch.method import region
+from corrmatch.engine import regions as region
 tail = dict(n='i32', n_words='i32')
 arguments = {
     '_pack_labels': dict(label='*i64', keep='*u8', planes='*i32', trusted='*i32', grown='*i32', **tail),
@@ -97,5 +98,5 @@ def test_kernel_compiles_for_a_gpu(tmp_path):
 
 
 def test_regions_do_not_need_triton(tmp_path):
-    code = "import sys; sys.modules['triton'] = None\nimport torch\nfrom corrmatch.method import region\nassert region.triton is None and not region._has_kernel(torch.device('cuda'), 21)\nprint('fine')"
+    code = "import sys; sys.modules['triton'] = None\nimport torch\nfrom corrmatch.engine import regions as region\nassert region.triton is None and not region._has_kernel(torch.device('cuda'), 21)\nprint('fine')"
     assert run(code, tmp_path).stdout.strip() == 'fine'

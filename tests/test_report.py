@@ -10,10 +10,9 @@ import torch
 
 from corrmatch.use.cli import make_parser
 from corrmatch.config import Config, preset
-from corrmatch.data.folders import DataError
+from corrmatch.files import DataError, write_atomic
 from corrmatch.training.metrics import evaluate
 from corrmatch.use.report import class_rows, draw_run, example_cards, read_run, report_html, resume_command, run_line, run_panels, score_run, show_run, summary_rows, write_report
-from corrmatch.training.run_folder import write_atomic
 from corrmatch.training.trainer import Trainer, load_run
 from corrmatch.data.views import normalize
 from runs_for_tests import small

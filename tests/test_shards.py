@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from corrmatch.data.folders import shards as shards_module
+from corrmatch.data import shards as shards_module
+from corrmatch.data.folders import FolderSource, Pair, check_source, read_split
 from corrmatch.data.batches import StepBatches, make_loader
-from corrmatch.data.folders import DataError, FolderSource, Pair, check_source, read_split
+from corrmatch.files import DataError
 from corrmatch.data.shards import (LARGE, ListSource, NameStore, ShardSource, find_shards, list_folder, open_list, open_unlabeled, spot_check,
                               write_shards)
 from errors_for_tests import refused

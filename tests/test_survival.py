@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from corrmatch.use.cli import main
-from corrmatch.data.folders import DataError
+from corrmatch.files import DataError
 from corrmatch.training.run_folder import CsvLog, read_checkpoint, run_state, save_checkpoint
 from corrmatch.training.trainer import Trainer
 from runs_for_tests import ROOT, command, environment, small

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from corrmatch.config import preset
-from corrmatch.training.trainer import Trainer, read_checkpoint
-from corrmatch.data.folders import DataError
+from corrmatch.training.run_folder import read_checkpoint
+from corrmatch.training.trainer import Trainer
+from corrmatch.files import DataError
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from corrmatch.config import preset
-from corrmatch.data.folders import DataError, FolderSource, climbs_out, parse_line, read_split
+from corrmatch.data.folders import FolderSource, climbs_out, parse_line, read_split
+from corrmatch.files import DataError
 from corrmatch.data.shards import ShardSource, list_folder, open_list, open_unlabeled
-from corrmatch.method.step import make_sources
+from corrmatch.training.builders import make_sources
 from errors_for_tests import refused
 
 OUTWARD = ['/etc/passwd', '../secret.png', 'images/../../secret.png', '..', 'images/..', '//etc/passwd', '~/secret.png', '~root/x.png',
@@ -241,7 +242,7 @@ def npz(value):
 
 AUDIT = '''
 import sys
-from corrmatch.data.folders import DataError
+from corrmatch.files import DataError
 from corrmatch.data.shards import open_unlabeled
 seen = []
 def hook(event, args):

@@ -5,7 +5,7 @@ import torch
 from corrmatch.models.backbones import build_backbone, load_pretrained
 from corrmatch.config import preset
 from corrmatch.models.deeplab import load_backbone, loaded_share, make_backbone
-from corrmatch.method.step import make_model
+from corrmatch.training.builders import make_model
 
 timm = pytest.importorskip('timm')
 

@@ -22,21 +22,19 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS = {  # caption: does a notebook of this number belong to it?
-    'The method': lambda n: n <= 12,
-    'Training': lambda n: 13 <= n <= 15,
-    'Use': lambda n: 16 <= n <= 19 or n >= 23,
-    'Measurements': lambda n: 20 <= n <= 22,
+PARTS = {  # folder of nbs/: caption of the sidebar
+    'start': 'Start here', 'method': 'The method', '': 'Settings and figures', 'data': 'Data', 'models': 'Models',
+    'training': 'Training', 'use': 'Use', 'results': 'Results', 'engine': 'Faster forms',
 }
 BESIDE = {'CONTRIBUTING.md': 'CONTRIBUTING.md', 'tests/golden/README.md': 'golden.md', 'LICENSE': 'LICENSE.txt', 'CITATION.cff': 'CITATION.cff'}
 LONG = 16  # arguments of a class, above which only the list shows them
 WIDGET = re.compile(r'(?:[VH]Box|GridBox|Tab|Accordion|Explorer|RunViewer|\w*(?:Slider|Button|Dropdown|Widget))\(')
 WIDGET_NOTE = '*A widget stands here when the notebook runs: `make lab`. The still frame above it shows one setting.*'
-EXPLORER = '<iframe class="explorer" src="explorer.html" title="Correlation explorer on a generated scene" loading="lazy"></iframe>'
+EXPLORER = '<iframe class="explorer" src="../explorer.html" title="Correlation explorer on a generated scene" loading="lazy"></iframe>'
 EXPLORER_NOTE = {  # notebook: (words of the cell to put it after, text)
     'index': ('In a notebook, `corrmatch.explore(', 'On this site: [the explorer on a generated scene](use/34_explore.ipynb#try-it-here).'),
-    '34_explore': ('Chapters 04 to 06 showed', f'## Try it here\n\n{EXPLORER}\n\nThis is the one-file form, on a generated scene. '
-                   '<a href="explorer.html">Open it on a page of its own.</a>'),
+    'use/34_explore': ('Chapters 04 to 06 showed', f'## Try it here\n\n{EXPLORER}\n\nThis is the one-file form, on a generated scene. '
+                   '<a href="../explorer.html">Open it on a page of its own.</a>'),
 }
 
 
@@ -55,8 +53,9 @@ def slug(heading: str) -> str:
 
 class Module:
     "One module of the package: its public names in order, each with signature, arguments and comments."
-    def __init__(self, path: Path):
-        self.name, text = path.stem, path.read_text(encoding='utf-8')
+    def __init__(self, path: Path, package: Path = ROOT/'corrmatch'):
+        self.name = '.'.join(path.relative_to(package).with_suffix('').parts)
+        text = path.read_text(encoding='utf-8')
         self.tree = ast.parse(text)
         tokens = tokenize.generate_tokens(io.StringIO(text).readline)
         self.comments = {t.start[0]: t.string.lstrip('# ').strip() for t in tokens if t.type == tokenize.COMMENT}
@@ -223,16 +222,16 @@ def linked(text: str, names: dict, own: str) -> str:
     return ''.join(p if i % 2 else re.sub(r'(?<![`\\}])`([\w.]+)`(?!`)', link, p) for i, p in enumerate(parts))
 
 
-def site_links(text: str) -> str:
-    "Let links that leave nbs/ point to the copies beside the pages."
-    for path, copy in BESIDE.items(): text = text.replace(f'](../{path})', f']({copy})')
+def site_links(text: str, up: str = '') -> str:
+    "Let links that leave nbs/ point to the copies beside the pages; `up` leads from the page to nbs/."
+    for path, copy in BESIDE.items(): text = text.replace(f']({up}../{path})', f']({up}{copy})')
     return text
 
 
-def site_cell(cell: dict, names: dict, own: str, heading: str):
+def site_cell(cell: dict, names: dict, own: str, heading: str, up: str = ''):
     "One cell as the site shows it, or None."
     source = ''.join(cell['source'])
-    if cell['cell_type'] == 'markdown': return dict(cell, source=linked(site_links(source), names, own), metadata={})
+    if cell['cell_type'] == 'markdown': return dict(cell, source=linked(site_links(source, up), names, own), metadata={})
     if cell['cell_type'] != 'code': return None
     marks = directives(source)
     source = re.sub(r'^# ?\|.*\n?', '', source, flags=re.M)
@@ -272,7 +271,7 @@ def site_notebook(nb: dict, stem: str, names: dict) -> dict:
     own, cells = default_exp(nb), []
     after, note = EXPLORER_NOTE.get(stem, ('', ''))
     for cell, heading in headings(nb['cells']):
-        if shown := site_cell(cell, names, own, heading): cells.append(shown)
+        if shown := site_cell(cell, names, own, heading, '../'*stem.count('/')): cells.append(shown)
         if after and cell['cell_type'] == 'markdown' and after in ''.join(cell['source']):
             cells.append(dict(cell_type='markdown', id='explorer-note', metadata={}, source=note))
     meta = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'), language_info=dict(name='python'))
@@ -297,24 +296,22 @@ def title(nb: dict) -> str:
 
 
 def contents(books: dict) -> str:
-    "The table of contents of {name: notebook}, which the site shows at the side."
-    stems = list(books)
-    number = {s: int(m[1]) for s in stems if (m := re.match(r'(\d+)', s))}
-    groups = {caption: [s for s in sorted(number) if belongs(number[s])] for caption, belongs in GROUPS.items()}
-    groups['Use'] += [s for s in stems if s not in number and s != 'index']
-    groups['Reference'] = ['api/index', 'golden', 'CONTRIBUTING']
-    def line(member):
-        if member not in number: return member
-        return f'{member.split("_")[0]} · {title(books[member])} <{member}>'
-    groups = {'Start': ['corrmatch <self>']} | {c: list(map(line, members)) for c, members in groups.items()}
-    return '\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(members) + '\n```' for caption, members in groups.items() if members)
+    "The table of contents of {page: notebook}, which the site shows at the side."
+    chapters = sorted((s for s in books if re.match(r'\d', s.rpartition('/')[2])), key=lambda s: s.rpartition('/')[2])
+    groups = {'Start': ['corrmatch <self>']}
+    for folder, caption in PARTS.items():
+        members = [s for s in chapters if s.rpartition('/')[0] == folder]
+        groups[caption] = [f'{s.rpartition("/")[2].split("_")[0]} · {title(books[s])} <{s}>' for s in members]
+    groups['Reference'] = [*(s for s in books if s not in chapters and s != 'index'), 'api/index', 'golden', 'CONTRIBUTING']
+    trees = [f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(members) + '\n```' for caption, members in groups.items() if members]
+    return '\n\n'.join(trees)
 
 
 def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
     "Write everything that sphinx reads; return the notebooks' names."
-    paths = [p for p in sorted((root/'nbs').glob('*.ipynb')) if not stems or p.stem in {*stems, 'index'}]
-    books = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in paths}
-    modules = [Module(p) for p in sorted((root/'corrmatch').glob('[a-z]*.py'))]
+    pages = {p.relative_to(root/'nbs').with_suffix('').as_posix(): p for p in sorted((root/'nbs').rglob('*.ipynb'), key=lambda p: p.name)}
+    books = {page: json.loads(p.read_text(encoding='utf-8')) for page, p in pages.items() if not stems or p.stem in {*stems, 'index'}}
+    modules = [Module(p, root/'corrmatch') for p in sorted((root/'corrmatch').rglob('[a-z]*.py'))]
     owners = {default_exp(nb) for nb in books.values()}
     modules = [m for m in modules if m.public and (m.name in owners or not stems)]
     names = {'': {m.name for m in modules}}
@@ -328,6 +325,7 @@ def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
         order.append(own)
         page = site_notebook(nb, stem, names)
         if stem == 'index': page['cells'].append(dict(cell_type='markdown', id='contents', metadata={}, source=contents(books)))
+        (folder/f'{stem}.ipynb').parent.mkdir(exist_ok=True)
         (folder/f'{stem}.ipynb').write_text(json.dumps(page), encoding='utf-8')
     (folder/'api').mkdir()
     modules.sort(key=lambda m: order.index(m.name) if m.name in order else len(order))

@@ -36,15 +36,17 @@ from PIL import Image
 from torch import nn
 
 from corrmatch.config import IGNORE_INDEX, METHODS as BUNDLES, Config, preset
-from corrmatch.method.variants import Beyond, gate_of, soft_votes
+from corrmatch.method.threshold import gate_of
+from corrmatch.method.variants import Beyond, soft_votes
 from corrmatch.method.correlation import correlation_rows
 from corrmatch.training.metrics import evaluate
-from corrmatch.method.pixel import CorrMatchNet
+from corrmatch.models.corrmatch_net import CorrMatchNet
 from corrmatch.method.pseudo_labels import confidence, pseudo_label
-from corrmatch.method.region import draw_positions, propagate_regions_literal
-from corrmatch.training.run_folder import CsvLog, config_changes, read_csv, refuse_if_running, run_state, write_atomic
-from corrmatch.engine.regions import region_maps
-from corrmatch.method.step import eval_pairs, make_batches, make_sources, to_device
+from corrmatch.method.region import draw_positions, propagate_regions
+from corrmatch.files import write_atomic
+from corrmatch.training.run_folder import CsvLog, config_changes, read_csv, refuse_if_running, run_state
+from corrmatch.engine.regions import fast_region_maps
+from corrmatch.training.builders import eval_pairs, make_batches, make_sources, to_device
 from corrmatch.use.tables import mean_sd
 from corrmatch.training.trainer import Stopped, Trainer, load_run
 from corrmatch.viz import palette
@@ -177,10 +179,10 @@ def pseudo_label_counts(model, source, rows, tau, config, device='cpu', taus=Non
         if correlated and config.regions:
             n = out.f1.shape[-2]*out.f1.shape[-1]
             index = draw_positions(n, config.regions, torch.Generator().manual_seed(0)).to(image.device)
-            shapes = region_maps(correlation_rows(out.f1, out.f2, index), out.f1.shape[-2:], image.shape[-2:], config.region_cut).cpu()
+            shapes = fast_region_maps(correlation_rows(out.f1, out.f2, index), out.f1.shape[-2:], image.shape[-2:], config.region_cut).cpu()
             if config.region_votes == 'soft': label_out, keep_out = soft_votes(label, confidence(logits).cpu(), keep, shapes, tau**2, k)
             else:
-                label_out, keep_out, decided = propagate_regions_literal(label, keep, shapes, tau)
+                label_out, keep_out, decided = propagate_regions(label, keep, shapes, tau)
                 regions += _judge_regions(shapes[0], decided[0], mask[0], k)
             stages.append(('out', label_out, keep_out))
         for name, y, kept in stages:

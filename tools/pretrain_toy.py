@@ -15,9 +15,10 @@ from corrmatch.config import preset
 from corrmatch.data.folders import ArraySource
 from corrmatch.method.losses import supervised_ce
 from corrmatch.training.metrics import evaluate
-from corrmatch.method.step import eval_pairs, make_model, make_optimizer, set_lr, to_device
+from corrmatch.training.builders import eval_pairs, make_model, make_optimizer, set_lr, to_device
 from corrmatch.data.toy import OTHER_TEXTURES, toy_arrays
-from corrmatch.training.trainer import step_seed, write_atomic
+from corrmatch.files import write_atomic
+from corrmatch.training.trainer import step_seed
 from corrmatch.data.batches import StepBatches, make_loader
 
 

@@ -19,10 +19,12 @@ from unittest import mock
 import numpy as np
 import torch
 
-from corrmatch.models import deeplab as network
-from corrmatch.method import step as steps
 from corrmatch.config import IGNORE_INDEX, preset
-from corrmatch.method.losses import LossTerms, make_weights
+from corrmatch.engine.regions import FAST_REGIONS
+from corrmatch.method import step as steps
+from corrmatch.method.losses import LossTerms
+from corrmatch.models import deeplab as network
+from corrmatch.training import builders
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT/'tests'/'golden'/'trajectory_pascal.npz'
@@ -99,11 +101,11 @@ class Trajectory:
         self.config = preset('voc_92', crop=65, batch_x=2, batch_u=2, steps=N_STEPS, lr=number('lr'),
                              lr_multi=number('lr_multi'), tau=number('thresh_init'), backbone='resnet50_deep')
         with default_dtype(dtype):
-            self.model = steps.make_model(self.config)[0]
+            self.model = builders.make_model(self.config)[0]
             self.model.load_state_dict({k: start_weight(k, v, number) for k, v in self.model.state_dict().items()})
-            steps.prepare_model(self.model.train(), self.config, 'cpu').to(memory_format=layout)
-            self.optimizer = steps.make_optimizer(self.model, self.config)
-            self.threshold = steps.make_threshold(self.config)
+            builders.prepare_model(self.model.train(), self.config, 'cpu').to(memory_format=layout)
+            self.optimizer = builders.make_optimizer(self.model, self.config)
+            self.threshold = builders.make_threshold(self.config)
 
     def run(self, n: int = N_STEPS):
         "Take n steps of the ten from the start, yield a Step each."
@@ -112,11 +114,11 @@ class Trajectory:
             yield done
 
     def _step(self, step):
-        steps.set_lr(self.optimizer, step, N_STEPS)
-        batch = steps.to_device(make_batch(self.golden, step), torch.device('cpu'))
+        builders.set_lr(self.optimizer, step, N_STEPS)
+        batch = builders.to_device(make_batch(self.golden, step), torch.device('cpu'))
         if self.layout == torch.contiguous_format: batch = {name: t.contiguous() for name, t in batch.items()}
         with mock.patch.object(steps, 'watch_targets', wraps=steps.watch_targets) as watched:
-            result = steps.train_step(self.model, batch, make_weights(self.config), self.threshold)
+            result = steps.train_step(self.model, batch, builders.make_weights(self.config), self.threshold, ops=FAST_REGIONS)
         before, after, targets, *_ = watched.call_args.args
         self.optimizer.zero_grad()
         result.total.backward()
