@@ -15,7 +15,7 @@ import torch
 from corrmatch.training import run_folder as runfolder
 from corrmatch.data.folders import ArraySource
 from corrmatch.training.run_folder import CsvLog, read_checkpoint
-from corrmatch.training.builders import make_sources
+from corrmatch.training.builders import make_datasets
 from corrmatch.training.trainer import Trainer
 from runs_for_tests import small
 
@@ -104,7 +104,7 @@ def wait_for_steps(out, pid, steps):
 def main():
     folder, seed, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    sources = few(make_sources(small('unused')))
+    sources = few(make_datasets(small('unused')))
     train(folder/'straight', sources)  # in this process: what is imported and warmed up here the children need not do again
     expected = state(folder/'straight')
     pid = forked(train, folder/'timed', sources)

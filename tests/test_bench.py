@@ -20,7 +20,7 @@ from corrmatch.training.builders import make_weights
 from corrmatch.method.region import propagate_regions, region_maps
 from corrmatch.method.step import train_step
 from corrmatch.training.builders import (
-    autocast, make_batches, make_model, make_optimizer, make_sources, make_threshold, pick_precision,
+    autocast, make_batches, make_model, make_optimizer, make_datasets, make_threshold, pick_precision,
     prepare_model, to_device)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ TINY = preset('toy', crop=33, toy_labeled=3, toy_unlabeled=4, steps=4, warmup=0,
 
 @pytest.fixture(scope='module')
 def batches():
-    sources = make_sources(TINY)
+    sources = make_datasets(TINY)
     return lambda **changes: to_device(make_batches(replace(TINY, **changes), sources)[0], CPU)
 
 

@@ -9,7 +9,7 @@ import torch
 from corrmatch.engine import regions as regions_module
 from corrmatch.engine.regions import FAST_REGIONS
 from corrmatch.method import region
-from corrmatch.method.variants import ask_labeled, blend_logits, soft_votes
+from corrmatch.method.variants import labels_from_labeled, blend_logits, soft_votes
 from corrmatch.config import preset
 from corrmatch.method.correlation import correlation_map, correlation_rows
 from corrmatch.method.losses import hard_pixels, ohem_ce, supervised_ce
@@ -18,7 +18,7 @@ from corrmatch.method.pseudo_labels import at_least_float32, confidence, masked_
 from corrmatch.method.pixel import propagate_logits
 from corrmatch.method.step import train_step
 from corrmatch.training.builders import (
-    autocast, make_batches, make_beyond, make_model, make_optimizer, make_sources, make_threshold,
+    autocast, make_batches, make_variants, make_model, make_optimizer, make_datasets, make_threshold,
     to_device)
 from corrmatch.method.threshold import DynamicThreshold, FixedThreshold
 from corrmatch.data.views import normalize
@@ -40,11 +40,11 @@ def one_step(config, dtype=None):
     "Result of one step of a tiny network, its threshold and its gradients."
     torch.manual_seed(0)
     model, threshold = make_model(config)[0].train(), make_threshold(config)
-    batch = to_device(make_batches(config, make_sources(config))[0], torch.device('cpu'))
+    batch = to_device(make_batches(config, make_datasets(config))[0], torch.device('cpu'))
     supervised = partial(ohem_ce, min_kept=100) if config.ohem else supervised_ce
     with autocast('cpu', dtype):
         result = train_step(model, batch, make_weights(config), threshold, supervised, regions=16,
-                            generator=torch.Generator().manual_seed(0), beyond=make_beyond(config), ops=FAST_REGIONS)
+                            generator=torch.Generator().manual_seed(0), beyond=make_variants(config), ops=FAST_REGIONS)
     result.total.backward()
     make_optimizer(model, config).step()
     return result, threshold, model
@@ -84,7 +84,7 @@ def test_every_part_casts_up_and_never_down(dtype):
         rows=correlation_rows(f1, f2, torch.tensor([1])), propagated=propagate_logits(f1, f2, logits),
         ce=supervised_ce(logits, mask), ohem=ohem_ce(logits, mask, min_kept=9),
         masked=masked_ce(logits, mask, yes, yes), kl=soft_kl(logits, f1, yes, yes),
-        blend=blend_logits(logits), asked=ask_labeled(f1, f2, mask, (5, 5)))
+        blend=blend_logits(logits), asked=labels_from_labeled(f1, f2, mask, (5, 5)))
     assert {name: t.dtype for name, t in found.items()} == dict.fromkeys(found, WIDER[dtype])
     assert hard_pixels(logits, mask, min_kept=9).dtype == torch.bool
     assert soft_votes(mask, confidence(logits).to(dtype), yes, yes[:, None], .1, 5)[1].all()

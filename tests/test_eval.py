@@ -16,7 +16,7 @@ from corrmatch.training.metrics import ConfusionMatrix
 from corrmatch.data.check import auto_config
 from corrmatch.training.reading import MappedSource, run_masks, open_val, spaced
 from corrmatch.use.report import class_rows, read_run, score_run
-from corrmatch.training.builders import make_sources
+from corrmatch.training.builders import make_datasets
 from corrmatch.training.trainer import ABSENT, Trainer, absent_text, iou_table, load_run
 from errors_for_tests import refused
 
@@ -73,7 +73,7 @@ def test_originals_mean_what_they_meant_in_training(tmp_path, encoding):
     val = open_val(tmp_path/'none', record(tmp_path/'d', config.n_classes)).sources.val
     assert config.n_classes == len(np.unique(truth))
     for i in range(len(val)): assert np.array_equal(val.read_mask(i), truth[i])
-    learned = make_sources(config).labeled
+    learned = make_datasets(config).labeled
     for i, name in enumerate(learned.names): assert np.array_equal(learned.read_mask(i), val.read_mask(val.names.index(name)))
 
 
@@ -312,7 +312,7 @@ def test_eval_scores_originals_like_their_copies(tmp_path, capsys):
 def test_reader_by_hand(tmp_path):
     "`spaced` and `MappedSource` as notebooks use them."
     truth = fill(tmp_path/'d', 'binary', 3)
-    plain = make_sources(record(tmp_path/'d', 2), only_val=True).val
+    plain = make_datasets(record(tmp_path/'d', 2), only_val=True).val
     val = MappedSource(plain, tmp_path/'d', run_masks(dict(kind='binary', table=[[0, 0], [255, 1]]), 2), 2)
     assert len(val) == 3 and np.array_equal(val.read_mask(2), truth[2]) and spaced(10, 4) == [0, 3, 6, 9]
     with pytest.raises(DataError, match='value 255'): MappedSource(plain, tmp_path/'d', run_masks(dict(kind='x', table=[[0, 0]]), 2), 2).read_mask(0)

@@ -104,7 +104,7 @@ def test_ambiguous_cores_stay_apart(tmp_path):
     fill(tmp_path, n=2)
     for name in ('images/a_7.jpg', 'images/A-07.jpg'): put(tmp_path/name)
     put(tmp_path/'masks/a7.png', 7, 'mask')
-    assert [p.name for p in find_layout(tmp_path).lonely] == ['a7.png']
+    assert [p.name for p in find_layout(tmp_path).orphan_masks] == ['a7.png']
 
 
 def test_kitti_with_both_cameras_and_colours(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from corrmatch.models.backbones import timm_backbone
-from corrmatch.training.distributed import share_batch_norm
+from corrmatch.training.distributed import convert_sync_batchnorm
 from corrmatch.training.run_folder import read_checkpoint, read_csv, run_state
 from corrmatch.training.trainer import Trainer
 from runs_for_tests import ROOT, command, environment, small
@@ -54,7 +54,7 @@ def result(out):
     return state, {k: log[k] for k in log if k.startswith('loss') or k == 'tau'}
 
 
-def agree(a, b, tolerance=2e-4):
+def all_reduce_max(a, b, tolerance=2e-4):
     "Losses, threshold, weights, averages and scores are equal up to the order of additions."
     for k, losses in a[1].items():
         assert torch.allclose(torch.tensor(losses), torch.tensor(b[1][k]), rtol=tolerance, atol=tolerance, equal_nan=True), k
@@ -69,7 +69,7 @@ def agree(a, b, tolerance=2e-4):
 def test_two_processes_equal_one(tmp_path, two_processes, kind):
     root, done = two_processes
     assert (root/folder(kind)/'last.pt').exists(), done.stderr[-2000:]
-    agree(together(tmp_path/'one', **KINDS[kind] | dict(accumulate=1)), result(root/folder(kind)), 1e-3 if 'batch norm' in kind else 2e-4)
+    all_reduce_max(together(tmp_path/'one', **KINDS[kind] | dict(accumulate=1)), result(root/folder(kind)), 1e-3 if 'batch norm' in kind else 2e-4)
 
 
 @pytest.mark.parametrize('kind', CRASHES)
@@ -101,7 +101,7 @@ def test_nothing_else_is_said(two_processes):
 
 @pytest.mark.parametrize('kind', [k for k, c in KINDS.items() if c.get('norm') != 'batch' and 'accumulate' not in c])
 def test_two_micro_steps_equal_one(tmp_path, kind):
-    agree(together(tmp_path/'one', **KINDS[kind]), together(tmp_path/'parts', accumulate=2, **KINDS[kind]))
+    all_reduce_max(together(tmp_path/'one', **KINDS[kind]), together(tmp_path/'parts', accumulate=2, **KINDS[kind]))
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
@@ -109,7 +109,7 @@ def test_shared_batch_norm_keeps_activations_of_timm(device):
     "Torch's own conversion drops them."
     net, image = timm_backbone('timm:tf_efficientnet_lite0', 16).eval(), torch.rand(1, 3, 65, 65)
     before = [stage.clone() for stage in net(image)]
-    shared = share_batch_norm(net, torch.device(device)).eval()
+    shared = convert_sync_batchnorm(net, torch.device(device)).eval()
     for a, b in zip(before, shared(image), strict=True): torch.testing.assert_close(a, b)
     assert {type(m).__name__ for m in shared.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)} == {'SharedBatchNorm' if device == 'cpu' else 'SyncBatchNormAct'}
 
@@ -195,7 +195,7 @@ def test_the_command_line_in_two_processes_ends_well(tmp_path):
 def test_micro_steps_with_batch_norm_are_another_run(tmp_path):
     "What accumulation cannot make equal, said in chapter 28: if this fails, the sentence is wrong."
     changes = KINDS['batch norm synchronised']
-    with pytest.raises(AssertionError): agree(together(tmp_path/'one', **changes), together(tmp_path/'parts', accumulate=2, **changes), 1e-2)
+    with pytest.raises(AssertionError): all_reduce_max(together(tmp_path/'one', **changes), together(tmp_path/'parts', accumulate=2, **changes), 1e-2)
 
 
 def test_resume_with_another_number_of_processes(tmp_path, two_processes):
@@ -209,14 +209,14 @@ def test_resume_with_another_number_of_processes(tmp_path, two_processes):
     jobs = [dict(out=tmp_path/'run', resume=True, **STEPS | KINDS[kind] | dict(save_every=6))]
     done = subprocess.run(command(jobs, tmp_path/'jobs', 2), env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    agree(result(tmp_path/'run'), result(root/folder(kind)))
+    all_reduce_max(result(tmp_path/'run'), result(root/folder(kind)))
     assert run.steps == result(tmp_path/'run')[0]['step']
 
 
 BATCH_NORM = '''
 import torch, torch.distributed as dist, torch.nn as nn
 from timm.layers import BatchNormAct2d
-from corrmatch.training.distributed import share_batch_norm, start_world, stop_world
+from corrmatch.training.distributed import convert_sync_batchnorm, start_world, stop_world
 world, device, _ = start_world(torch.device("cpu"))
 def net():
     torch.manual_seed(0)
@@ -224,7 +224,7 @@ def net():
 x, y = (torch.randn(4, c, s, s, generator=torch.Generator().manual_seed(c)) for c, s in ((3, 6), (2, 4)))
 alone = net()
 (alone(x)*y).sum().backward()
-for name, part in (("own", net()), ("shared", share_batch_norm(net(), device))):
+for name, part in (("own", net()), ("shared", convert_sync_batchnorm(net(), device))):
     half = slice(2*world.rank, 2*world.rank+2)
     (part(x[half])*y[half]).sum().backward()
     for p in part.parameters(): dist.all_reduce(p.grad)

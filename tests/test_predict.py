@@ -23,7 +23,7 @@ from corrmatch.data.folders import read_classes
 from corrmatch.files import DataError
 from corrmatch.training.metrics import evaluate, slide_probs
 from corrmatch.use.predict import LoadedModel, find_inputs, load, palette_png, predict_bands, predict_files, pseudo_files
-from corrmatch.training.builders import eval_pairs, make_model, make_sources
+from corrmatch.training.builders import eval_pairs, make_model, make_datasets
 from corrmatch.training.trainer import Trainer
 from corrmatch.data.views import normalize
 from errors_for_tests import refused
@@ -160,17 +160,17 @@ def test_released_weights_have_the_score_of_the_card(tmp_path):
         release(tmp_path/'run', tmp_path/'w.pth', **options)
         model, config = open_weights(tmp_path/'w.pth')
         [told], which = (card := load_weights(tmp_path/'w.pth')[1])['scores'].values(), card['data']['weights']
-        scored = evaluate(model, eval_pairs(make_sources(config, only_val=True).val, torch.device('cpu')), config.n_classes, config.evaluation, config.crop)
+        scored = evaluate(model, eval_pairs(make_datasets(config, only_val=True).val, torch.device('cpu')), config.n_classes, config.evaluation, config.crop)
         assert abs(100*scored.miou() - told) < .01 and ('ema=0.3' in which) and f'| weights | {which} |' in (tmp_path/'w.md').read_text()
         if options: assert which.startswith('running average' if 'average' in options else 'of the step itself')
 
 
 def test_class_names(run, tmp_path):
     config = preset('voc_92')
-    assert predict.class_look(config)[0][1] == 'aeroplane' and predict.class_look(preset('cityscapes_1_16'))[0][0] == 'road'
+    assert predict.class_display(config)[0][1] == 'aeroplane' and predict.class_display(preset('cityscapes_1_16'))[0][0] == 'road'
     (tmp_path/'val.csv').write_text('step,miou,' + ','.join(f'iou_thing {c}' for c in range(21)) + '\n')
-    assert predict.class_look(replace(config, data='gone'), tmp_path)[0][20] == 'thing 20'
-    assert predict.class_look(replace(config, name='own', data='gone', n_classes=3))[0] == ['class 0', 'class 1', 'class 2']
+    assert predict.class_display(replace(config, data='gone'), tmp_path)[0][20] == 'thing 20'
+    assert predict.class_display(replace(config, name='own', data='gone', n_classes=3))[0] == ['class 0', 'class 1', 'class 2']
 
 
 def test_page_is_closed_and_escaped(run, tmp_path):

@@ -338,7 +338,7 @@ def test_voc(tmp_path):
     (sets/'train.txt').write_text('\n'.join(f's{i:02d}' for i in range(7)))
     (sets/'val.txt').write_text('s07\ns08\ns09\n')
     layout = find_layout(tmp_path)
-    assert layout.kind == 'VOC' and len(layout.items) == 10 and layout.n_ignored == 2 and not layout.lonely
+    assert layout.kind == 'VOC' and len(layout.items) == 10 and layout.n_ignored == 2 and not layout.orphan_masks
     assert check(tmp_path).mapping.names == list(VOC_NAMES)
     split = make_split(tmp_path, 4, progress=None)
     assert split.val == ['s07', 's08', 's09'] and len(split.unlabeled) == 3
@@ -472,8 +472,8 @@ def test_auto_config(tmp_path):
     config, text = auto_config(tmp_path, labels=6, progress=None, weights='', seed=3)
     assert (config.n_classes, config.crop, config.labeled, config.seed) == (21, 65, 'splits/s0/6/labeled.txt', 3)  # seeds share their lists
     assert read_classes(tmp_path)[0] == list(VOC_NAMES) and 'lists: 6 labeled, 17 unlabeled, 5 val' in text
-    from corrmatch.training.builders import make_sources
-    sources = make_sources(config)
+    from corrmatch.training.builders import make_datasets
+    sources = make_datasets(config)
     assert len(sources.labeled) == 6 and len(sources.unlabeled) == 17 and sources.class_names == list(VOC_NAMES)
     assert set(np.unique(np.asarray(sources.labeled.read_mask(0)))) <= set(range(K))
 

@@ -76,7 +76,7 @@ def test_scores_without_columns_of_classes(run):
 def test_supervised_run_has_no_pseudo_labels(tmp_path):
     Trainer(small(tmp_path/'s', 'supervised', steps=2, eval_every=2, toy_labeled=4, toy_unlabeled=0, regions=0), quiet=True).fit()
     log = read_run(tmp_path/'s')
-    assert not {'tau', 'kept', 'right'} & set(run_panels(log))
+    assert not {'tau', 'coverage', 'accuracy'} & set(run_panels(log))
     assert '<h2>Pseudo-labels' not in report_html(log._replace(val={}))
 
 

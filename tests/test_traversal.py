@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from corrmatch.config import preset
-from corrmatch.data.folders import FolderSource, climbs_out, parse_line, read_split
+from corrmatch.data.folders import FolderSource, is_path_traversal, parse_line, read_split
 from corrmatch.files import DataError
 from corrmatch.data.shards import ShardSource, list_folder, open_list, open_unlabeled
-from corrmatch.training.builders import make_sources
+from corrmatch.training.builders import make_datasets
 from errors_for_tests import refused
 
 OUTWARD = ['/etc/passwd', '../secret.png', 'images/../../secret.png', '..', 'images/..', '//etc/passwd', '~/secret.png', '~root/x.png',
@@ -48,7 +48,7 @@ def write(path, text):
 
 @pytest.mark.parametrize('path', OUTWARD)
 def test_lines_that_leave_the_folder(root, path):
-    assert climbs_out(path) or path.startswith('~root')
+    assert is_path_traversal(path) or path.startswith('~root')
     for number, line in enumerate((path, f'{path} masks/a.png', f'images/a.png {path}', f'images/a.png\t{path}')):
         if path.startswith('~root'): continue
         text = f'images/b.png masks/b.png\n{line}\n'
@@ -65,7 +65,7 @@ def test_zero_bytes(root, line): refused(lambda: read_split(write(root/'x.txt', 
 
 
 def test_dots_inside_of_names_are_legal():
-    for name in ('a..b', '...a', '..a', 'a/b..', 'a..'): assert not climbs_out(name) and parse_line(name)[0] == name
+    for name in ('a..b', '...a', '..a', 'a/b..', 'a..'): assert not is_path_traversal(name) and parse_line(name)[0] == name
 
 
 # --- where links lead
@@ -214,7 +214,7 @@ def test_list_of_shards(root, tmp_path):
 def test_names_reach_no_shell(root, tmp_path, name):
     name = name.format(mark=tmp_path/'mark')
     refused(lambda: open_unlabeled(name, root))
-    refused(lambda: make_sources(preset('voc_92', data=str(root), labeled='list.txt', unlabeled=name, val='list.txt')))
+    refused(lambda: make_datasets(preset('voc_92', data=str(root), labeled='list.txt', unlabeled=name, val='list.txt')))
     assert not (tmp_path/'mark').exists()
 
 

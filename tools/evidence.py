@@ -36,8 +36,8 @@ from PIL import Image
 from torch import nn
 
 from corrmatch.config import IGNORE_INDEX, METHODS as BUNDLES, Config, preset
-from corrmatch.method.threshold import gate_of
-from corrmatch.method.variants import Beyond, soft_votes
+from corrmatch.method.threshold import threshold_of
+from corrmatch.method.variants import Variants, soft_votes
 from corrmatch.method.correlation import correlation_rows
 from corrmatch.training.metrics import evaluate
 from corrmatch.models.corrmatch_net import CorrMatchNet
@@ -46,7 +46,7 @@ from corrmatch.method.region import draw_positions, propagate_regions
 from corrmatch.files import write_atomic
 from corrmatch.training.run_folder import CsvLog, config_changes, read_csv, refuse_if_running, run_state
 from corrmatch.engine.regions import fast_region_maps
-from corrmatch.training.builders import eval_pairs, make_batches, make_sources, to_device
+from corrmatch.training.builders import eval_pairs, make_batches, make_datasets, to_device
 from corrmatch.use.tables import mean_sd
 from corrmatch.training.trainer import Stopped, Trainer, load_run
 from corrmatch.viz import palette
@@ -168,9 +168,9 @@ def pseudo_label_counts(model, source, rows, tau, config, device='cpu', taus=Non
     def add(name, classes, where): counts[name] += torch.bincount(classes[where], minlength=k)
     for image, mask in eval_pairs(source, device, rows):
         out = model(image) if correlated else None
-        logits = Beyond(teacher_pixel=config.teacher_pixel).teacher(out, image[:0, 0]) if correlated else model.predict_logits(image)
+        logits = Variants(teacher_pixel=config.teacher_pixel).teacher(out, image[:0, 0]) if correlated else model.predict_logits(image)
         label, judged, mask = pseudo_label(logits).cpu(), (mask != IGNORE_INDEX).cpu(), mask.cpu()
-        keep = (confidence(logits) >= gate_of(torch.tensor(tau) if taus is None else taus.cpu(), label).to(logits.device)).cpu()
+        keep = (confidence(logits) >= threshold_of(torch.tensor(tau) if taus is None else taus.cpu(), label).to(logits.device)).cpu()
         add('truth', mask, judged); add('right', mask, judged & (label == mask))
         stages = [('kept', label, keep)]
         if correlated:
@@ -293,7 +293,7 @@ def score_test(folder, data_folder, name, device='cpu'):
             rows.append(rows[0] | dict(checkpoint=checkpoint))
             break
         before = weights
-        sources = make_sources(config, only_val=True)
+        sources = make_datasets(config, only_val=True)
         confusion = evaluate(model, eval_pairs(sources.val, device), config.n_classes, config.evaluation, config.crop)
         ious = (100*confusion.iou()).tolist()
         rows.append(dict(checkpoint=checkpoint, miou=round(100*confusion.miou(), 3)) | {f'iou_{n}': round(v, 3) for n, v in zip(sources.class_names, ious)})
@@ -314,7 +314,7 @@ def measure_norms(model, pictures):
 def renorm(folder, data_folder, steps=60) -> dict:
     "Validation scores of a finished run as it is, and with batch norm statistics of nothing but labeled crops."
     model, config = load_run(folder, 'last.pt', data=str(data_folder))
-    sources, device = make_sources(config), torch.device('cpu')
+    sources, device = make_datasets(config), torch.device('cpu')
     def score(): return round(100*evaluate(model.eval(), eval_pairs(sources.val), config.n_classes, config.evaluation, config.crop).miou(), 3)
     batches, as_trained = make_batches(config, sources), score()
     measure_norms(model, (to_device(batches[i], device)['image_x'] for i in range(steps)))
@@ -493,7 +493,7 @@ def smoke_faults(out, config, steps) -> list:
     if config.threshold == 'dynamic' and metrics['tau'][-1] == config.tau: faults.append('tau did not move')
     if len(metrics['step']) != len(set(metrics['step'])): faults.append('steps were logged twice')
     model, recorded = load_run(out, 'best.pt')
-    sources = make_sources(recorded, only_val=True)
+    sources = make_datasets(recorded, only_val=True)
     again = 100*evaluate(model, eval_pairs(sources.val), recorded.n_classes, recorded.evaluation, recorded.crop).miou()
     stored = read_csv(out/'val.csv')['miou'].max()
     if abs(again - stored) > .05: faults.append(f'best.pt scores {again:.2f} once more, the run noted {stored:.2f}')
@@ -525,7 +525,7 @@ def pascal_smoke(steps, out, crop=321, batch=8, accumulate=1, json_path='', **ch
                  threads=torch.get_num_threads(), seconds_a_step_validations_included=round(float(1/metrics['steps_per_s'][-1]), 2), memory_gb=round(float(metrics['memory_gb'].max()), 2),
                  stopped_and_resumed_at=stopped_at, losses_seen=[k.removeprefix('loss_') for k, v in metrics.items() if k.startswith('loss_') and (v != 0).any()],
                  loss=[round(float(metrics['loss'][i]), 4) for i in (0, -1)], tau=[round(float(metrics['tau'][i]), 5) for i in (0, -1)],
-                 kept=[round(float(metrics['kept'][i]), 4) for i in (0, -1)], miou=val['miou'].tolist(), minutes=round((time.monotonic() - start)/60, 1), faults=smoke_faults(run, recorded, steps))
+                 kept=[round(float(metrics['coverage_before'][i]), 4) for i in (0, -1)], miou=val['miou'].tolist(), minutes=round((time.monotonic() - start)/60, 1), faults=smoke_faults(run, recorded, steps))
     if json_path:
         Path(json_path).parent.mkdir(parents=True, exist_ok=True)
         Path(json_path).write_text(json.dumps(found, indent=1) + '\n')

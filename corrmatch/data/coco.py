@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 import numpy as np
 from ..config import IGNORE_INDEX
-from .folders import climbs_out
+from .folders import is_path_traversal
 from ..files import DataError
 
 # %% ../../nbs/data/20_coco.ipynb #3c9f7156
@@ -188,7 +188,7 @@ def _inner(root, path, name):
     inner = unicodedata.normalize('NFC', name.replace('\\', '/'))
     if os.path.isabs(inner):
         for home in (os.path.abspath(root), os.path.realpath(root)): inner = inner.removeprefix(f'{home}/')
-    if not climbs_out(inner): return posixpath.normpath(inner)
+    if not is_path_traversal(inner): return posixpath.normpath(inner)
     raise DataError(f'{root/path}: file_name {_plain(name)} leaves the data folder; '
                     'write it relative to the folder')
 

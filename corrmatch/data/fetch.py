@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
 from ..config import IGNORE_INDEX
-from .folders import climbs_out, list_lines, read_classes
+from .folders import is_path_traversal, list_lines, read_classes
 from ..files import DataError, make_folder, write_file
 from .masks import CAMVID_COLORS, CAMVID_NAMES, VOC_NAMES, load_picture
 from .check import follow, in_threads
@@ -131,7 +131,7 @@ def download(
 def _unpack_tar(archive, folder):
     with tarfile.open(archive) as tar:
         for m in tar.getmembers():
-            if climbs_out(m.name) or not (m.isfile() or m.isdir()):  # data sets need no links and no devices
+            if is_path_traversal(m.name) or not (m.isfile() or m.isdir()):  # data sets need no links and no devices
                 raise DataError(f'{archive}: member {m.name} is a link or leads outside of the folder; do not use this archive')
         tar.extractall(folder, **dict(filter='data') if hasattr(tarfile, 'data_filter') else {})  # Python before 3.11.4 has none
 

@@ -19,7 +19,7 @@ from PIL import features
 from .coco import CocoAccount, Outlined, Unannotated, _coco_names, draw_objects, read_coco
 from ..config import IGNORE_INDEX
 from .folders import (
-    IMAGE_SUFFIXES, LEADS_OUT, class_rows, derived_from, folder_homes, folder_role, leads_out, line_fields,
+    IMAGE_SUFFIXES, ESCAPES_ROOT, class_rows, derived_from, folder_homes, folder_role, escapes_root, line_fields,
     list_lines, mask_of, own_outputs)
 from ..files import DataError
 from .masks import StoredMask, load_picture, read_mask
@@ -138,10 +138,10 @@ class Layout:
     root:Path        # data folder
     kind:str         # VOC, Cityscapes, CamVid/SegNet, COCO, side by side, folders
     items:list       # of Item, sorted by name
-    lonely:list      # mask files without an image
+    orphan_masks:list      # mask files without an image
     classes:tuple|None=None # names, (k,3) colours or None, the file's name; None where nothing names classes
     n_ignored:int=0  # images left out because no list names them
-    doubles:tuple=() # (image left out, the image of the same name that is used)
+    duplicates:tuple=() # (image left out, the image of the same name that is used)
     files:list=field(default_factory=list) # of FileUse, one for each file of the folder
     remarks:tuple=() # (error or warning, kind, file, text), for the report
     account:CocoAccount|None=None # what became of the annotations of COCO files
@@ -188,7 +188,7 @@ def _entry(entry, own, homes):
     if shown(name) != name: return 'name', 'a name that is not in UTF-8: rename it'
     if name.startswith('.'): return 'hidden', 'a name that begins with a dot'
     if own: return 'own output', own
-    if links and os.path.exists(entry.path) and leads_out(entry.path, homes): return 'link', LEADS_OUT  # one to nothing is unreadable
+    if links and os.path.exists(entry.path) and escapes_root(entry.path, homes): return 'link', ESCAPES_ROOT  # one to nothing is unreadable
     if not os.path.isdir(entry.path): return '', ''
     if low in SKIPPED: return SKIPPED[low]
     return ('visualisation', f'folder {low}') if folder_role(low)[0] == 'visual' else ('', '')
@@ -331,8 +331,8 @@ def _by_core(images, masks):
 class Matched(NamedTuple):
     "Images and masks of a tree, put together."
     items:list   # of Item
-    lonely:list  # masks without an image
-    doubles:list # (image that gives way, the one of its name that is used)
+    orphan_masks:list  # masks without an image
+    duplicates:list # (image that gives way, the one of its name that is used)
     extras:list  # (mask that is not used, the mask that counts instead or None, its rank)
     loose:list   # (image, mask) paired by the cores of their names
 
@@ -359,18 +359,18 @@ def _match(root, places):
     images, masks, colored = _plain_masks(*_roles(places))
     names = {full: places[files[0]].key for full, files in images.items()}
     stems, (twins, loose) = Counter(k[-1] for k in names.values()), _twins(images, masks, names)
-    items, doubles, extras = [], [], [(root/path, None, COLORED) for path in colored]
+    items, duplicates, extras = [], [], [(root/path, None, COLORED) for path in colored]
     for full, files in images.items():
         key, found = names[full], [(rank, root/path) for rank, path in masks.get(twins.get(full), ())]
         order = sorted(files, key=lambda f: (PICTURE_SUFFIXES.index(os.path.splitext(f)[1].lower()), f))
-        doubles += [(root/f, root/order[0]) for f in order[1:]]
+        duplicates += [(root/f, root/order[0]) for f in order[1:]]
         name = key[-1] if stems[key[-1]] == 1 else '/'.join(k for k in full if k)
         items.append(Item(name, root/order[0], found[0][1] if found else None, key[0]))
         extras += [(path, found[0][1], rank) for rank, path in found[1:]]
     used = {*twins.values()}
-    lonely = sorted(root/path for key, files in masks.items() if key not in used for _, path in files)
+    orphan_masks = sorted(root/path for key, files in masks.items() if key not in used for _, path in files)
     pairs = [(root/images[a][0], root/masks[b][0][1]) for a, b in loose.items()]
-    return Matched(sorted(items, key=lambda i: i.name), lonely, doubles, extras, sorted(pairs))
+    return Matched(sorted(items, key=lambda i: i.name), orphan_masks, duplicates, extras, sorted(pairs))
 
 # %% ../../nbs/data/21_layouts.ipynb #e5a69afd
 def _tails(path):
@@ -550,7 +550,7 @@ def _arrange(root, found, classes, include, masks, remarks=()):
         aside[_below(root, path)] = ('visualisation', 'masks in colours') if rank >= COLORED else ('other mask', 'another one counts')
     folders = {part.lower() for path in places for part in path.split('/')[:-1]}
     kind = _kind(folders, any(i.mask for i in items))
-    layout = Layout(root, kind, items, matched.lonely, classes, doubles=tuple(matched.doubles), remarks=remarks)
+    layout = Layout(root, kind, items, matched.orphan_masks, classes, duplicates=tuple(matched.duplicates), remarks=remarks)
     _need_masks(root, layout, found, matched)
     layout.remarks += (*_two_masks(root, matched, kind), *_loose_pairs(root, matched), *_named_after(root, items))
     if kind == 'Cityscapes': layout.items = items = _one_numbering(items)
@@ -636,7 +636,7 @@ def _loose_pairs(root, matched):
 def _several(matched):
     "An image and two masks without an image that belong to it, as one mask a class or object would; None without any."
     stems, of = {_stem(i.image.name): i.image for i in matched.items}, {}
-    for path in matched.lonely:
+    for path in matched.orphan_masks:
         stem = _stem(path.name)
         starts = [stem, *(stem[:m.start()] for m in re.finditer(r'[ _.-]', stem))]
         found = [stems[s] for s in sorted(starts, key=len, reverse=True) if s in stems]
@@ -655,8 +655,8 @@ def _need_masks(root, layout, found, matched):
     further = [p for p, (use, _) in found['aside'].items() if use == 'further mask']
     if further: raise DataError(f'{root}: {further[0]} is one of several masks of an image; {merge}')
     _refuse_annotations(root, layout, found)
-    if layout.lonely:
-        image, mask = _below(root, layout.items[0].image), _below(root, layout.lonely[0])
+    if layout.orphan_masks:
+        image, mask = _below(root, layout.items[0].image), _below(root, layout.orphan_masks[0])
         raise DataError(f'{root}: no image has a mask: no name pairs, such as {image} and {mask}; give both the same name')
     folders = dict.fromkeys(_below(root, i.image.parent) for i in layout.items)
     told = next((f for f in folders if re.search(r'(?<![a-z])(gts?|ground_?truth|masks?|labels?|annot|seg)', f.lower())), None)
@@ -673,7 +673,7 @@ def _refuse_annotations(root, layout, found):
         told = ''.join(f'; {file}: {text}' for _, _, file, text in layout.remarks[:1])
         raise DataError(f'{root}: no readable mask, but annotations ({what}){told}; draw them into masks first: one PNG of class ids an image, in masks/')
     arrays = [p for p, (use, _) in found['aside'].items() if use == 'array']
-    if arrays and not layout.lonely:
+    if arrays and not layout.orphan_masks:
         raise DataError(f"{root}: no masks as images, but arrays: {arrays[0]}, like {len(arrays)} files; save masks as PNG of class ids, "
                         "Image.fromarray(mask.astype('uint8')).save(...)")
 
@@ -687,8 +687,8 @@ def _account(layout, found, used):
         elif (note := _annotation(root, path)): out[path] = 'annotations', note
         else: out[path] = 'other', 'text'
     out |= dict.fromkeys(found['picture'], ('image', 'no list or annotation names it: not used')) | found['aside']
-    out |= {_below(root, p): ('mask', 'without an image: not used') for p in layout.lonely}
-    out |= {_below(root, p): ('image', 'another file has its name: not used') for p, _ in layout.doubles}
+    out |= {_below(root, p): ('mask', 'without an image: not used') for p in layout.orphan_masks}
+    out |= {_below(root, p): ('image', 'another file has its name: not used') for p, _ in layout.duplicates}
     for i in layout.items:
         ending = i.image.suffix.lower()
         note = '' if ending in IMAGE_SUFFIXES else f' ({ending[1:].upper()}: read through copies)'
@@ -726,7 +726,7 @@ def _no_images(root, aside):
     use = next((u for u in ('unsupported', 'link', 'visualisation', 'own output', 'name') if u in first), '')
     if not use: return f'holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...); give the folder that holds images and masks'
     (path, why), n = first[use], sum(u == use for u, _ in aside.values())
-    if use == 'link': return f'holds no images but links: {path} {LEADS_OUT} {root}'
+    if use == 'link': return f'holds no images but links: {path} {ESCAPES_ROOT} {root}'
     if use == 'visualisation': why += '; --include PATTERN takes such files as images'
     return f'holds no images that are read; {path} is passed over, like {n} files: {use}, {why}'
 
@@ -775,7 +775,7 @@ def describe_layout(
     if splits: parts.append('lists or folders say ' + ', '.join(f'{splits[s]} {s}' for s in ('train', 'val', 'test') if splits[s]))
     if len(items) > n_masks: parts.append(f'without a mask: {len(items)-n_masks}')
     if layout.account: parts.append(str(layout.account))
-    if layout.lonely: parts.append(f'masks without a picture: {len(layout.lonely)}')
+    if layout.orphan_masks: parts.append(f'masks without a picture: {len(layout.orphan_masks)}')
     if layout.n_ignored: parts.append(f'left out because no list names them: {layout.n_ignored}')
     if layout.classes: parts.append(f'{len(layout.classes[0])} classes named by {layout.classes[2]}')
     return ', '.join(parts)

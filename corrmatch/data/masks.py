@@ -305,7 +305,7 @@ class _Seen(NamedTuple):
     "Counts of the values over all masks that can be trusted."
     files:Counter   # value -> masks in which it occurs
     common:list     # sorted values, without strays
-    strays:list     # sorted values of a few pixels in a single mask
+    out_of_range:list     # sorted values of a few pixels in a single mask
 
 def _look(facts):
     "Sum up masks. In a handful of masks nothing is a stray; of five and more, what one of them (or 1 %) shows in specks alone."
@@ -313,8 +313,8 @@ def _look(facts):
     most = max(1, .01*len(facts))
     def is_speck(v, f): return v in f.counts and (f.counts[v] <= max(3, .001*sum(f.counts.values())) or v in f.thin)
     rare = {v for v, n in files.items() if n <= most} if len(facts) >= 5 else ()
-    strays = {v for v in rare if all(is_speck(v, f) for f in facts if v in f.counts)}
-    return _Seen(files, sorted(set(files) - strays), sorted(strays))
+    out_of_range = {v for v in rare if all(is_speck(v, f) for f in facts if v in f.counts)}
+    return _Seen(files, sorted(set(files) - out_of_range), sorted(out_of_range))
 
 # %% ../../nbs/data/19_masks.ipynb #3f0c1628
 def _named(k, classes, colors=None):

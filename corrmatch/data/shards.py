@@ -16,8 +16,8 @@ from zipfile import BadZipFile
 import numpy as np
 from braceexpand import braceexpand
 from corrmatch.data.folders import (
-    IMAGE_SUFFIXES, LEADS_OUT, FolderSource, Pair, Source, _find, climbs_out, derived_from, folder_homes,
-    folder_role, iter_lines, leads_out, mask_of, open_image, open_mask, own_outputs, parse_line,
+    IMAGE_SUFFIXES, ESCAPES_ROOT, FolderSource, Pair, Source, _find, is_path_traversal, derived_from, folder_homes,
+    folder_role, iter_lines, escapes_root, mask_of, open_image, open_mask, own_outputs, parse_line,
     read_split)
 from ..files import DataError
 
@@ -80,7 +80,7 @@ class ListSource:
         complete = path.lower().endswith(IMAGE_SUFFIXES)
         endings = ('',) if complete else ('', *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))
         found = next((p for p in (os.path.join(self.root, path + e) for e in endings) if os.path.isfile(p)), None)
-        if found and leads_out(found, self.homes): raise DataError(f'{found}: {LEADS_OUT} {self.root}')
+        if found and escapes_root(found, self.homes): raise DataError(f'{found}: {ESCAPES_ROOT} {self.root}')
         return found or _find(self.root, path, self.listings, self.homes, self.where(i)[which-1])
     def _image(self, i, decode):
         found = self._file(i, 1)
@@ -178,7 +178,7 @@ def _scan(folder, homes, top):
             if len(e.name) < 16: known.add(os.fsdecode(e.name))  # the names that tell an output are short
             if e.name.startswith(b'.'): continue
             if os.path.isdir(e.path) if top and e.is_symlink() else e.is_dir(follow_symlinks=False):
-                if not (e.is_symlink() and leads_out(os.fsdecode(e.path), homes)): folders.append(e.name)
+                if not (e.is_symlink() and escapes_root(os.fsdecode(e.path), homes)): folders.append(e.name)
             elif e.name.lower().endswith(_ENDINGS): names.append(e.name)
             if len(names) == 1 << 16: chunks.append(np.array(names)); names = []
     names = np.sort(np.concatenate([*chunks, np.array(names, 'S')]))
@@ -241,7 +241,7 @@ def _members(pair, keys):
     "Name in the shard and path of the files of one picture; in the key a line stands for what could not be read back."
     key, suffix = ''.join(c if c.isprintable() and c != '.' else '_' for c in pair.name), pair.image.suffix[1:].lower()
     if key.startswith('__'): key = '_' + key.lstrip('_')
-    if climbs_out(key): raise DataError(f'{pair.image}: its name {key} leaves the shard; give a relative name')
+    if is_path_traversal(key): raise DataError(f'{pair.image}: its name {key} leaves the shard; give a relative name')
     if key in keys: raise DataError(f'{pair.image}: the key {key} is taken already; rename one of the two files')
     keys.add(key)
     files = [(f'{key}.{suffix}', pair.image)]
@@ -292,7 +292,7 @@ def _plain(member, path):
     "Name, offset and length of a member that is a file and has a harmless name."
     name = member.name.removeprefix('./')
     where = f'{path}:{name if name.isprintable() else ascii(name)}'
-    if climbs_out(name) or not name.isprintable(): raise DataError(f'{where}: a shard must not hold such a name; pack it again with relative names')
+    if is_path_traversal(name) or not name.isprintable(): raise DataError(f'{where}: a shard must not hold such a name; pack it again with relative names')
     if not member.isreg() or member.issparse(): raise DataError(f'{where}: a link or special file, not a picture; pack the files themselves (tar -h)')
     return name, member.offset_data, member.size
 
@@ -406,7 +406,7 @@ def _listed_shards(path, root):
     homes, shards = folder_homes(root), []
     for number, line in iter_lines(path):
         shards.append(Path(root)/line)
-        if climbs_out(line) or leads_out(shards[-1], homes):
+        if is_path_traversal(line) or escapes_root(shards[-1], homes):
             raise DataError(f'{path} line {number}: {line} leaves the data folder; write it relative to the folder, or link its folder directly inside')
     return shards
 

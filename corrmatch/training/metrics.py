@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['intersection_union', 'class_mean', 'mean_iou', 'ConfusionMatrix', 'whole_predict', 'center_crop', 'window_starts',
-           'window_groups', 'slide_probs', 'slide_predict', 'packed', 'evaluate']
+           'window_groups', 'slide_probs', 'slide_predict', 'fuse_for_inference', 'evaluate']
 
 # %% ../../nbs/training/27_metrics.ipynb #991e74eb
 import copy
@@ -65,10 +65,10 @@ class ConfusionMatrix:
         device=None):                    # where the counts live; None: where the first update's labels are
         self.n_classes, self.ignore_index = n_classes, ignore_index
         self.matrix = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
-        self.strays = torch.zeros(2, dtype=torch.int64, device=device)  # pixels of masks and of predictions that are no class
+        self.out_of_range = torch.zeros(2, dtype=torch.int64, device=device)  # pixels of masks and of predictions that are no class
     def check(self):
         "Raise ValueError if a pixel was neither a class nor ignored."
-        masks, labels = self.strays.tolist()
+        masks, labels = self.out_of_range.tolist()
         if masks: raise ValueError(f'{masks} pixels of the mask are neither in 0..{self.n_classes-1} nor {self.ignore_index}: check n_classes')
         if labels: raise ValueError(f'{labels} predicted ids are outside 0..{self.n_classes-1}: check n_classes')
 
@@ -85,7 +85,7 @@ def update(self:ConfusionMatrix,
     row = torch.where(mask == self.ignore_index, k+1, inside(mask))
     counts = torch.bincount((row*(k+1) + inside(label)).flatten(), minlength=(k+2)*(k+1)).view(k+2, k+1)
     self.matrix = self.matrix.to(counts.device) + counts[:k, :k]
-    self.strays = self.strays.to(counts.device) + torch.stack([counts[k].sum(), counts[:k, k].sum()])
+    self.out_of_range = self.out_of_range.to(counts.device) + torch.stack([counts[k].sum(), counts[:k, k].sum()])
     if counts.device.type == 'cpu': self.check()
     return self
 
@@ -139,7 +139,7 @@ def merge(self:ConfusionMatrix,
     "Add the counts of another matrix."
     if other.n_classes != self.n_classes: raise ValueError(f'cannot merge {other.n_classes} classes into {self.n_classes}: use the same n_classes')
     self.matrix = self.matrix + other.matrix.to(self.matrix.device)
-    self.strays = self.strays + other.strays.to(self.strays.device)
+    self.out_of_range = self.out_of_range + other.out_of_range.to(self.out_of_range.device)
     return self
 
 # %% ../../nbs/training/27_metrics.ipynb #ad96e2dc
@@ -148,7 +148,7 @@ def sync(self:ConfusionMatrix,
 )->ConfusionMatrix:
     "Add up the counts of all processes; call once, after the last update."
     if dist.is_available() and dist.is_initialized():
-        for counts in (self.matrix, self.strays): dist.all_reduce(counts)
+        for counts in (self.matrix, self.out_of_range): dist.all_reduce(counts)
     return self
 
 # %% ../../nbs/training/27_metrics.ipynb #70c436dd
@@ -244,7 +244,7 @@ class _PackedConv(nn.Module):
     def __deepcopy__(self, memo): raise ValueError('a packed network cannot be copied, exported or trained; use the network it was made from')
 
 # %% ../../nbs/training/27_metrics.ipynb #78b3145e
-def packed(
+def fuse_for_inference(
     model, # network in eval mode; anything but a float32 network on a CPU comes back as it is, and so does a packed one
 ):         # a copy that predicts the same, faster; it cannot be trained
     "Fold batch norms into convolutions and lay the weights out for the CPU, once for many predictions."
@@ -274,7 +274,7 @@ def evaluate(
     "Predict every picture and count."
     if mode not in ('whole', 'center', 'slide'): raise ValueError(f"mode is {mode!r}: use 'whole', 'center' or 'slide'")
     if mode != 'whole' and crop is None: raise ValueError(f"mode {mode!r} needs crop, in pixels")
-    confusion, model = ConfusionMatrix(n_classes, ignore_index), packed(model)
+    confusion, model = ConfusionMatrix(n_classes, ignore_index), fuse_for_inference(model)
     for image, mask in pairs:
         if crop is not None and mode == 'center': image, mask = center_crop(image, crop), center_crop(mask, crop)
         label = slide_predict(model, image, crop) if crop is not None and mode == 'slide' else whole_predict(model, image)

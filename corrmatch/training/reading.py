@@ -20,7 +20,7 @@ from ..data.layouts import Item, read_stored
 from ..data.masks import Depth, is_color, map_ids, parse_depth, read_photo
 from ..data.folders import read_conversion
 from .run_folder import read_data_record, read_record
-from .builders import Sources, make_sources
+from .builders import Datasets, make_datasets
 
 # %% ../../nbs/training/32_reading.ipynb #04b3fecf
 class RunMasks(NamedTuple):
@@ -132,7 +132,7 @@ def _size(path):
 # %% ../../nbs/training/32_reading.ipynb #4a8b2721
 class Opened(NamedTuple):
     "A validation list that is ready to be scored."
-    sources:Sources    # its `val` reads masks as training did
+    sources:Datasets    # its `val` reads masks as training did
     counts:ClassCounts # of the masks that were looked at
     note:str           # what to tell the user; may be empty
 
@@ -165,7 +165,7 @@ def open_val(
     root, n = Path(config.data), config.n_classes
     own = read_classes(root) if config.data and root.is_dir() else None
     if own: _class_names(root, own[0], record.get('classes'), n)
-    sources = make_sources(config, only_val=True)
+    sources = make_datasets(config, only_val=True)
     names, note = _class_names(root, sources.class_names, record.get('classes'), n) if config.data else (sources.class_names, '')
     meaning = run_masks(read_conversion(root/'prepared/mapping.json') or record.get('masks'), n, root) if config.data else run_masks(None, n)
     val = MappedSource(sources.val, root, meaning, n, parse_depth(config.depth)) if isinstance(sources.val, FolderSource) else sources.val

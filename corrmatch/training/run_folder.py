@@ -414,8 +414,8 @@ def progress_text(
     terms = [f"{k.removeprefix('loss_')} {v:.2f}" for k, v in row.items() if k.startswith('loss_') and v]
     if terms: parts.append(f"({' '.join(terms)})")
     if have('tau'): parts.append(f"tau {row['tau']:.2f}")
-    for name in ('kept', 'right'):
-        if have(name): parts.append(f"{name} {row[name]:.2f}>{row[name+'_out']:.2f}")
+    for name in ('coverage', 'accuracy'):
+        if have(f'{name}_before'): parts.append(f"{name} {row[f'{name}_before']:.2f}>{row[f'{name}_after']:.2f}")
     parts += [f'{row[name]:.{digits}f} {unit}' for name, digits, unit in (('images_per_s', 1, 'img/s'), ('memory_gb', 1, 'GB')) if have(name)]
     return ' '.join(parts)
 

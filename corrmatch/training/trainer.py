@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['ABSENT', 'MEANS', 'absent_text', 'preflight', 'activation_bytes', 'TooLarge', 'check_memory', 'free_bytes',
-           'fit_memory', 'fits_estimate', 'pick_device', 'set_numerics', 'FiniteGuard', 'Trainer', 'step_seed', 'Known',
-           'fits_for_real', 'load_run', 'Stopped', 'SignalFlag', 'memory_used', 'iou_table', 'lr_text', 'fitted',
-           'show_curves']
+           'fit_memory', 'fits_estimate', 'pick_device', 'set_numerics', 'FiniteGuard', 'Trainer', 'step_seed',
+           'PrecomputedThreshold', 'fits_for_real', 'load_run', 'Stopped', 'SignalFlag', 'memory_used', 'iou_table',
+           'lr_text', 'fitted', 'show_curves']
 
 # %% ../../nbs/training/33_trainer.ipynb #fa371092
 import gc
@@ -36,9 +36,9 @@ from ..files import DataError, text_table, write_atomic
 from ..method.losses import LossTerms, ohem_ce, supervised_ce
 from .builders import make_weights
 from .metrics import ConfusionMatrix, evaluate
-from .distributed import (World, add_up, agree, first_checks, gather, is_lost_process, lost_process,
+from .distributed import (DistInfo, all_reduce_sum, all_reduce_max, run_on_rank0, all_gather, is_lost_process, lost_process,
                                 micro_batches, my_positions, picture_keys, read_world, same_buffers,
-                                share_batch_norm, start_world, step_counts, without_exchange, wrap_step)
+                                convert_sync_batchnorm, start_world, step_counts, no_sync, wrap_step)
 from ..method.pseudo_labels import confidence, pseudo_label
 from corrmatch.training.run_folder import (
     CsvLog, Progress, config_changes, data_changes, data_record, hold_folder, note_state, read_checkpoint,
@@ -48,7 +48,7 @@ from ..data.shards import spot_check
 from ..engine.regions import FAST_REGIONS
 from ..method.step import StepResult, labeled_step, mixed_valid, train_step
 from .builders import (
-    Sources, autocast, eval_pairs, make_batches, make_beyond, make_model, make_optimizer, make_sources,
+    Datasets, autocast, eval_pairs, make_batches, make_variants, make_model, make_optimizer, make_datasets,
     make_threshold, pick_precision, prepare_model, set_lr, show_prediction, to_device, total_steps,
     uses_correlation, uses_unlabeled)
 from ..method.threshold import FixedThreshold
@@ -80,7 +80,7 @@ def _refuse_overlap(sources, config):
 
 # %% ../../nbs/training/33_trainer.ipynb #c3d4e5a6
 def preflight(
-    sources:Sources, # from make_sources
+    sources:Datasets, # from make_sources
     config:Config,   # n_classes, labeled, allow_missing
 ):                   # ClassCounts of the labeled masks
     "Raise a one-line DataError for anything that would stop the run later."
@@ -251,24 +251,24 @@ class Trainer:
         world=None,      # World; None: what torchrun or SLURM said
     ):
         self.config, self.asked = (c := check_config(config)), config.precision
-        self.world, self.device, self.talk = start_world(pick_device(c.device), world)
+        self.world, self.device, self.process_group = start_world(pick_device(c.device), world)
         self.quiet = quiet or not self.world.first
         shares = [my_positions(n, self.world, c.accumulate, name) for n, name in ((c.batch_x, 'batch_x'), (c.batch_u, 'batch_u')) if name == 'batch_x' or uses_unlabeled(c)]
         if c.cutmix == 'in_batch' and len(shares[-1])//c.accumulate < 2 and uses_unlabeled(c): raise ValueError(f"cutmix='in_batch' needs two unlabeled pictures in each micro-batch: raise batch_u={c.batch_u}, or lower accumulate={c.accumulate}")
-        self.sources = sources or make_sources(c)
-        first_checks(partial(preflight, self.sources, c), self.world.first, self.talk)
+        self.sources = sources or make_datasets(c)
+        run_on_rank0(partial(preflight, self.sources, c), self.world.first, self.process_group)
         check_memory(replace(c, batch_x=len(shares[0])//c.accumulate, batch_u=len(shares[-1])//c.accumulate), self.device)
         set_numerics(c, self.device)
         self.model, self.weights_text = make_model(c)
         self._fix_precision()
         self.model = prepare_model(self.model, c, self.device)
-        if c.sync_bn and self.world.size > 1: share_batch_norm(self.model, self.device)
+        if c.sync_bn and self.world.size > 1: convert_sync_batchnorm(self.model, self.device)
         self.optimizer, self.threshold = make_optimizer(self.model, c), make_threshold(c).to(self.device)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(c.ema), use_buffers=True) if c.ema else None
         self.guard = FiniteGuard(self.optimizer, [*self.model.buffers(), *self.threshold.buffers()])
         idle = not c.w_x or (uses_correlation(c) and not c.w_x_corr) or c.backbone.startswith('timm:')  # a head in the warm-up, a layer that nobody reads
         self.shared = wrap_step(self.model, self.world, unused=idle)
-        self.weights, self.beyond = make_weights(c), make_beyond(c)
+        self.weights, self.beyond = make_weights(c), make_variants(c)
         self.supervised = partial(ohem_ce, min_kept=c.ohem) if c.ohem else supervised_ce
         self.steps = total_steps(c, self.sources)
         self.config = replace(self.config, steps=self.steps)  # the record says how many, whoever counts the pictures later
@@ -282,7 +282,7 @@ def _fix_precision(self:Trainer, recorded=None):
     "Settle what precision='auto' means in this run."
     choice = recorded if recorded and self.asked == 'auto' else self.asked
     dtype = pick_precision(choice, self.device, self.model)
-    self.dtype = dtype if agree([int(dtype is None)], self.talk) == [0] else None
+    self.dtype = dtype if all_reduce_max([int(dtype is None)], self.process_group) == [0] else None
     self.config = replace(self.config, precision='fp32' if self.dtype is None else 'bf16')
 
 # %% ../../nbs/training/33_trainer.ipynb #c0d74e20
@@ -315,9 +315,9 @@ def _look_ahead(self:Trainer, parts):
     with autocast(self.device, self.dtype): logits = [self.beyond.teacher(weak(p), p['mask_x']) for p in parts]
     self.guard.put_back()
     seen = [torch.cat(maps) for maps in zip(*[(confidence(l), pseudo_label(l), mixed_valid(p)[0]) for l, p in zip(logits, parts)])]
-    return Known(self.threshold.update(*seen))
+    return PrecomputedThreshold(self.threshold.update(*seen))
 
-class Known:
+class PrecomputedThreshold:
     "A threshold that has been updated for this step already."
     def __init__(self,
         tau, # () tensor, or (k,)
@@ -361,10 +361,10 @@ def run_step(self:Trainer,
     threshold, results = self._look_ahead(parts), []
     self.optimizer.zero_grad(set_to_none=True)
     for part in parts:
-        with nullcontext() if part is parts[-1] else without_exchange(self.shared):
+        with nullcontext() if part is parts[-1] else no_sync(self.shared):
             result = self.shared(self._part, part, counts, threshold)
             (result.total*self.world.size).backward()
-        results.append(StepResult(result.total.detach(), LossTerms(*[t.detach() for t in result.terms]), result.watch))
+        results.append(StepResult(result.total.detach(), LossTerms(*[t.detach() for t in result.terms]), result.metrics))
     result = _sum_results(results)
     self._update(result.total, batch['names_x'] + batch.get('names_u', []))
     self.step += 1
@@ -388,7 +388,7 @@ def fits_for_real(
     "Does one step of this process's share run through? Each process tries alone: one that ran out of memory would let the others wait."
     world = read_world()
     share = replace(config, warmup=0, batch_x=config.batch_x//world.size, batch_u=config.batch_u//world.size)
-    try: _try_step(Trainer(share, quiet=True, world=World(local=world.local)), world.size > 1 and config.sync_bn)
+    try: _try_step(Trainer(share, quiet=True, world=DistInfo(local=world.local)), world.size > 1 and config.sync_bn)
     except TooLarge: fits = False
     except RuntimeError as e:  # OutOfMemoryError is one; cuDNN says it in its own words
         if not isinstance(e, torch.OutOfMemoryError) and 'unable to find an engine' not in str(e): raise
@@ -432,7 +432,7 @@ def _save_last(self:Trainer):
     "Write last.pt and remember when."
     same_buffers(self.model)
     self.save()
-    agree([0], self.talk)  # nobody leaves before it is written
+    all_reduce_max([0], self.process_group)  # nobody leaves before it is written
     self._saved = time.monotonic()
 
 # %% ../../nbs/training/33_trainer.ipynb #8464b3fd
@@ -479,7 +479,7 @@ def score(self:Trainer,
     confusion = evaluate(model.eval(), pairs, c.n_classes, c.evaluation, c.crop)
     torch.backends.cudnn.benchmark = searching
     model.train(was_training)
-    if self.world.size > 1: confusion.matrix, confusion.strays = confusion.matrix.to(self.device), confusion.strays.to(self.device)
+    if self.world.size > 1: confusion.matrix, confusion.out_of_range = confusion.matrix.to(self.device), confusion.out_of_range.to(self.device)
     return confusion.sync()
 
 # %% ../../nbs/training/33_trainer.ipynb #499ad452
@@ -490,7 +490,7 @@ def validate(self:Trainer,
     same_buffers(self.model)
     found = {'': (self.model, self.score(self.model))}
     if self.average is not None: found['_ema'] = self.average.module, self.score(self.average.module)
-    if agree([int(self.asked_to_stop())], self.talk) != [0]: return None
+    if all_reduce_max([int(self.asked_to_stop())], self.process_group) != [0]: return None
     if not found[''][1].matrix.sum(): raise DataError(f"val='{self.config.val}': every scored pixel is ignored (evaluation='{self.config.evaluation}'); name masks that show classes")
     means = {n: 100*m.miou_over(self.config.miou) for n, (_, m) in found.items()}
     chosen = max(means, key=lambda n: means[n])
@@ -523,7 +523,7 @@ def note_broken(self:Trainer,
     reasons:list, # one line a picture that was skipped, those of this process
 ):
     "Name and count the pictures that any process skipped; stop at more than 1 % of the files."
-    reasons = gather(reasons, self.talk)
+    reasons = all_gather(reasons, self.process_group)
     for reason in set(reasons) - set(self.broken): self.progress.write(f'skipped: {reason}')
     self.broken.update(dict.fromkeys(reasons, self.step))
     n_files = len(self.sources.labeled) + (len(self.sources.unlabeled) if self.sources.unlabeled is not None else 0)
@@ -537,12 +537,12 @@ def note_broken(self:Trainer,
 def note_skipped(self:Trainer):
     "Name the steps without a finite loss; stop after ten in a row."
     for step, names in self.guard.report():
-        names = gather(names, self.talk)
+        names = all_gather(names, self.process_group)
         if self.world.first: self.skip_log.add(step=step, names=' '.join(names))
         self.progress.write(f'step {step} skipped, its loss or gradient is not finite: {", ".join(names)}')
     if not self.guard.hopeless: return
     self.save('failed.pt')
-    agree([0], self.talk)  # nobody leaves before it is written
+    all_reduce_max([0], self.process_group)  # nobody leaves before it is written
     raise DataError(f'{self.guard.in_a_row} steps in a row without a finite loss, the last one {self.step-1}; the state is kept in {self.out/"failed.pt"}. '
                     f'Go on from the last checkpoint with a smaller rate (now {self.config.lr:g}), --clip 1 or --precision fp32: corrmatch resume {self.out} --force --lr RATE')
 
@@ -600,11 +600,11 @@ def _open(self:Trainer, resume, force):
     self._refuse_lone()
     held = []
     try:
-        first_checks(lambda: held.append(self._claim(resume, force)), self.world.first, self.talk)
+        run_on_rank0(lambda: held.append(self._claim(resume, force)), self.world.first, self.process_group)
         if resume: self.load(force)
-        first_checks(partial(self._compare_data, resume, force), self.world.first, self.talk)
+        run_on_rank0(partial(self._compare_data, resume, force), self.world.first, self.process_group)
         self.writer = None
-        first_checks(partial(self._make_folder, resume), self.world.first, self.talk)
+        run_on_rank0(partial(self._make_folder, resume), self.world.first, self.process_group)
         self._note('running')
     finally:
         for lock in held: release_folder(lock)
@@ -666,10 +666,10 @@ def _tensorboard(folder, step):
 def _log(self:Trainer, result):
     "One row of numbers; the only place of the loop where the device is asked."
     self.note_skipped()
-    watch = {n: result.watch[n].double() for n in ('tau', 'kept', 'kept_out', 'right', 'right_out') if n in result.watch}
-    total, terms, *shares = add_up([result.total, torch.stack(result.terms), *watch.values()])
+    watch = {n: result.metrics[n].double() for n in ('tau', 'coverage_before', 'coverage_after', 'accuracy_before', 'accuracy_after') if n in result.metrics}
+    total, terms, *shares = all_reduce_sum([result.total, torch.stack(result.terms), *watch.values()])
     terms = {f'loss_{n}': v for n, v in zip(LossTerms._fields, terms.tolist())}
-    watch = dict.fromkeys(('tau', 'kept', 'kept_out', 'right', 'right_out'), '') | {n: float(s)/self.world.size for n, s in zip(watch, shares)}
+    watch = dict.fromkeys(('tau', 'coverage_before', 'coverage_after', 'accuracy_before', 'accuracy_after'), '') | {n: float(s)/self.world.size for n, s in zip(watch, shares)}
     rate = (self.step-self._clock[1])/max(time.monotonic()-self._clock[0], 1e-9)
     pictures = self.config.batch_x + (self.config.batch_u if watch['tau'] != '' else 0)
     row = dict(step=self.step, lr=self.optimizer.param_groups[0]['lr'], loss=float(total), **terms, **watch, skipped=self.guard.skipped,
@@ -723,8 +723,8 @@ def _due(self:Trainer):
 def _catch_up(self:Trainer, flag):
     "Make up for a validation that a signal cut short."
     scored = self.world.first and any(int(row['step']) == self.step for row in self.val_log.rows)
-    if not self.step or not self._due() or agree([int(scored)], self.talk) != [0]: return
-    if self.validate() is None: self._stop_if(*agree([flag.number], self.talk))
+    if not self.step or not self._due() or all_reduce_max([int(scored)], self.process_group) != [0]: return
+    if self.validate() is None: self._stop_if(*all_reduce_max([flag.number], self.process_group))
     self._save_last()
 
 @patch
@@ -742,10 +742,10 @@ def _after_step(self:Trainer, result, broken, flag):
     self.progress.step(self.step, row)
     if self.step % 10 == 0 and not logged: self.note_skipped()
     overdue = bool(c.save_minutes) and time.monotonic() - self._saved > 60*c.save_minutes
-    number, overdue, some = agree([flag.number, int(overdue and self.world.first), int(bool(broken))], self.talk)
+    number, overdue, some = all_reduce_max([flag.number, int(overdue and self.world.first), int(bool(broken))], self.process_group)
     if some: self.note_broken(broken)
     due = self._due() and not number
-    if due and self.validate() is None: number, = agree([flag.number], self.talk)
+    if due and self.validate() is None: number, = all_reduce_max([flag.number], self.process_group)
     if due or overdue or number or (c.save_every and self.step % c.save_every == 0): self._save_last()
     if logged: self._note('running')
     self._stop_if(number)
@@ -807,7 +807,7 @@ def fitted(
     world, device = read_world(), pick_device(config.device)
     fits = fits_for_real if device.type == 'cuda' else partial(fits_estimate, device=device, processes=world.size)
     config = fit_memory(config, fits, world.size)
-    config = replace(config, accumulate=agree([config.accumulate], start_world(device)[2])[0])  # what the fullest of them needs
+    config = replace(config, accumulate=all_reduce_max([config.accumulate], start_world(device)[2])[0])  # what the fullest of them needs
     parts = world.size*config.accumulate
     if world.first: print(f'fit-memory: accumulate={config.accumulate}, micro-batches of {config.batch_x//parts}+{config.batch_u//parts} pictures')
     return config
@@ -844,7 +844,7 @@ def show_curves(
     fig, axes = plt.subplots(1, 4, figsize=(12, 2.6), layout='constrained')
     for name, run in runs.items():
         m, v = read_csv(Path(run)/'metrics.csv'), read_csv(Path(run)/'val.csv')
-        for ax, key in zip(axes, ('loss', 'tau', 'kept_out')): ax.plot(m['step'], m[key], label=name)
+        for ax, key in zip(axes, ('loss', 'tau', 'coverage_after')): ax.plot(m['step'], m[key], label=name)
         axes[3].plot(v['step'], v['miou'], marker='.', label=name)
     for ax, title in zip(axes, ('loss', 'threshold tau', 'share of kept pixels', 'validation mIoU, %')): ax.set(title=title, xlabel='step')
     axes[3].legend(fontsize=7)

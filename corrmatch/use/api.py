@@ -14,7 +14,7 @@ from ..config import METHODS, PRESETS, Config, nearest, preset
 from ..files import DataError
 from ..data.masks import Meaning, parse_depth
 from ..models.deeplab import make_backbone
-from ..training.distributed import first_checks, gather, read_world, start_world, stop_world
+from ..training.distributed import run_on_rank0, all_gather, read_world, start_world, stop_world
 from .predict import Done, LoadedModel, load, predict_files
 from ..data.check import Report, Split, auto_config, check_data, make_split, rehearse
 from ..training.run_folder import read_record, recorded_config
@@ -74,10 +74,10 @@ def split(
 def _by_the_first(make, device):
     "Let one process look at a folder and make lists; the others hear what came out."
     if read_world().size == 1: return make()
-    world, _, talk = start_world(pick_device(device))
+    world, _, process_group = start_world(pick_device(device))
     made = []
-    first_checks(lambda: made.append(make()), world.first, talk)
-    return gather(made, talk)[0]
+    run_on_rank0(lambda: made.append(make()), world.first, process_group)
+    return all_gather(made, process_group)[0]
 
 class RunPlan(NamedTuple):
     "The settings of a run that is about to start."

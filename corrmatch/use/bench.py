@@ -39,7 +39,7 @@ from ..engine.regions import FAST_REGIONS, fast_region_targets
 from ..method.region import draw_positions, propagate_regions, region_maps
 from ..method.step import train_step
 from ..training.builders import (
-    autocast, make_batches, make_model, make_optimizer, make_sources, make_threshold, pick_precision,
+    autocast, make_batches, make_model, make_optimizer, make_datasets, make_threshold, pick_precision,
     prepare_model, set_lr, to_device)
 from ..method.threshold import DynamicThreshold, FixedThreshold
 from ..data.toy import toy_arrays
@@ -419,7 +419,7 @@ def loss_curve(
 )->list:                    # totals
     "Train the toy network for a while."
     config = preset('toy', seed=seed, steps=steps, warmup=0, toy_unlabeled=40)
-    batches, model = make_batches(config, make_sources(config)), make_model(config)[0].train()
+    batches, model = make_batches(config, make_datasets(config)), make_model(config)[0].train()
     sgd, guard, totals = make_optimizer(prepare_model(model, config, 'cpu'), config), make_threshold(config), []
     for step in range(steps):
         torch.manual_seed(step); set_lr(sgd, step, steps)

@@ -189,7 +189,7 @@ def cmd_eval(
     args:argparse.Namespace, # run, checkpoint, and data, val, evaluation, miou, device where set
 ):
     "Score a checkpoint and print IoU per class."
-    from corrmatch.data.folders import climbs_out
+    from corrmatch.data.folders import is_path_traversal
     from corrmatch.training.metrics import evaluate
     from corrmatch.training.reading import open_val
     from corrmatch.training.builders import eval_pairs
@@ -199,7 +199,7 @@ def cmd_eval(
     device = pick_device(getattr(args, 'device', 'auto'))
     model, config = load_run(args.run, f'{args.checkpoint}.pt', device, **changes)
     if 'val' in changes and not config.data: raise ValueError(f'{args.run}: trained on the generated world, which has no lists; leave out --val or add --data FOLDER')
-    if 'val' not in changes and climbs_out(config.val): raise ValueError(f"{args.run}: its record names val='{config.val}', outside the data folder; say --val LIST to use it")
+    if 'val' not in changes and is_path_traversal(config.val): raise ValueError(f"{args.run}: its record names val='{config.val}', outside the data folder; say --val LIST to use it")
     sources, _, note = open_val(args.run, config)
     print(f"{args.run}/{args.checkpoint}.pt on {len(sources.val)} pictures of {config.data or 'the generated world'}" + f' ({config.val})'*bool(config.data))
     confusion = evaluate(model, eval_pairs(sources.val, device), config.n_classes, config.evaluation, config.crop)

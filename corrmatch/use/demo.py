@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config import preset
 from ..data.folders import mark_output
 from ..training.metrics import evaluate
-from ..training.builders import eval_pairs, make_sources, show_prediction
+from ..training.builders import eval_pairs, make_datasets, show_prediction
 from ..files import write_atomic
 from ..training.run_folder import read_checkpoint
 from ..training.trainer import Trainer, iou_table, load_run, show_curves
@@ -50,7 +50,7 @@ def run_demo(
     configs = demo_configs(out, seed, **changes | (dict(steps=steps) if steps else {}))
     results = {title: _finished(config, quiet) for title, config in configs.items()}
     _draw(configs, out)
-    names = make_sources(configs['CorrMatch']).class_names
+    names = make_datasets(configs['CorrMatch']).class_names
     write_atomic(out/'demo.csv', lambda p: p.write_text(_rows(results, names, seed)))
     text = compare(results, names)
     text += f'\n{(time.time()-start)/60:.1f} minutes; curves, pictures and runs are in {out}'
@@ -77,7 +77,7 @@ def _draw(configs, out):
     write_atomic(out/'curves.png', lambda p: curves.savefig(p, format='png', dpi=110))
     model, config = load_run(configs['CorrMatch'].out, 'last.pt')
     tau = float(read_checkpoint(Path(configs['CorrMatch'].out)/'last.pt')['threshold']['tau'])
-    panels = show_prediction(model, make_sources(config).val, range(6), tau, config.regions, config.region_cut)
+    panels = show_prediction(model, make_datasets(config).val, range(6), tau, config.regions, config.region_cut)
     write_atomic(out/'propagation.png', lambda p: panels.savefig(p, format='png', dpi=90))
 
 # %% ../../nbs/use/38_demo.ipynb #31f8ad8a

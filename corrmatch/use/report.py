@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from ..config import IGNORE_INDEX, METHODS, PRESETS, Config, preset
 from ..files import DataError, check_place, write_atomic
-from ..training.metrics import ConfusionMatrix, center_crop, mean_iou, packed, slide_predict, whole_predict
+from ..training.metrics import ConfusionMatrix, center_crop, mean_iou, fuse_for_inference, slide_predict, whole_predict
 from ..pages import Card, embed, figure_png, render_page, thumbnail
-from .predict import class_look
+from .predict import class_display
 from ..training.run_folder import (
     best_row, best_scores, read_csv, read_record, recorded_config, run_state)
 from ..training.reading import open_val, spaced
@@ -50,7 +50,7 @@ def read_run(
     config = recorded_config(read_record(folder), f'{folder}/config.json')
     metrics, val = (read_csv(folder/name) if (folder/name).exists() else {} for name in ('metrics.csv', 'val.csv'))
     pictures = {int(p.stem[5:]): p for p in sorted((folder/'pictures').glob('step_*.png')) if p.stem[5:].isdigit()}
-    names, colors = class_look(config, folder)
+    names, colors = class_display(config, folder)
     return RunLog(folder, config, run_state(folder), metrics, val, names, colors, pictures)
 
 # %% ../../nbs/use/36_report.ipynb #82d63856
@@ -82,8 +82,8 @@ def run_panels(
         iou=panel('validation IoU of each class, %', v, {n: f'iou_{n}' for n in log.names}),
         loss=panel('loss', m, {'total': 'loss'}), terms=panel('terms of the loss, unweighted', m, terms),
         tau=panel('threshold tau', m, {'tau': 'tau'}),
-        kept=panel('share of pixels with a pseudo-label, %', m, {'confident': 'kept', 'after regions': 'kept_out'}, 100.),
-        right=panel('of these, right, % (outside boxes)', m, {'confident': 'right', 'after regions': 'right_out'}, 100.),
+        coverage=panel('pseudo-label coverage, % of pixels', m, {'confident': 'coverage_before', 'after regions': 'coverage_after'}, 100.),
+        accuracy=panel('pseudo-label accuracy, % (outside boxes)', m, {'confident': 'accuracy_before', 'after regions': 'accuracy_after'}, 100.),
         lr=panel('learning rate of the backbone', m, {'lr': 'lr'}), speed=panel('pictures a second', m, {'speed': 'images_per_s'}))
     return {name: p for name, p in panels.items() if p.lines}
 
@@ -114,7 +114,7 @@ def draw_run(
     log = run if isinstance(run, RunLog) else read_run(run)
     shown = [s for s in log.pictures if step is None or s <= step]
     panels = run_panels(log)
-    names = [n for n in ('miou', 'loss', 'kept', 'right', 'tau', 'terms', 'iou', 'lr') if n in panels][:4]
+    names = [n for n in ('miou', 'loss', 'coverage', 'accuracy', 'tau', 'terms', 'iou', 'lr') if n in panels][:4]
     fig = plt.figure(figsize=(11, 6.6), layout='constrained')
     parts:Any = fig.subfigures(2, 1, height_ratios=[1, 1.65])
     top, bottom = parts
@@ -187,7 +187,7 @@ def score_run(
     model, config = load_run(folder, checkpoint, at, **changes)
     sources = open_val(folder, config, most).sources
     val:Any = sources.val
-    total, model = len(val), packed(model)
+    total, model = len(val), fuse_for_inference(model)
     rows = spaced(total, most)
     confusion:Any = ConfusionMatrix(config.n_classes)
     scores = {}
@@ -354,8 +354,8 @@ def report_html(
     shown = scored_sections(scored, log) if isinstance(scored, Scored) else scored and str(scored)
     page = render_page('report.html', f'Run {log.folder.resolve().name}', summary=summary_rows(log),
                        classes=class_rows(log), legend=list(zip(log.names, log.colors.tolist())), scored=shown,
-                       validation=curves('miou', 'iou'), quality=curves('tau', 'kept', 'right'),
-                       accuracy='right' in panels, training=curves('loss', 'terms', 'lr', 'speed'),
+                       validation=curves('miou', 'iou'), quality=curves('tau', 'coverage', 'accuracy'),
+                       accuracy='accuracy' in panels, training=curves('loss', 'terms', 'lr', 'speed'),
                        changed=changed, commands=commands)
     return page.decode()
 
