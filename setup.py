@@ -14,13 +14,15 @@ cfg = config['DEFAULT']
 def absolute(match):
     "A link or an image of README.md, as it has to be written where the files do not lie beside it."
     image, text, target = match.groups()
-    if re.match(r'[a-z]+:|#', target): return match[0]
+    if re.match(r'[a-z]+:|#', target):
+        return match[0]
     return f'{image}[{text}]({cfg["git_url"]}/{"raw" if image else "blob"}/{cfg["branch"]}/{target})'
 
 
 readme = (root/'README.md').read_text(encoding='utf-8')
 extras = {key.removeprefix('extra_'): value.split() for key, value in cfg.items() if key.startswith('extra_')}
-extras['all'] = sorted({need for name, needs in extras.items() if name != 'docs' for need in needs})  # what a user may want
+# what a user may want
+extras['all'] = sorted({need for name, needs in extras.items() if name != 'docs' for need in needs})
 extras['dev'] = cfg['dev_requirements'].split() + extras['docs'] + extras['all']  # the tests use all of them
 
 setup(
@@ -37,7 +39,8 @@ setup(
     keywords=cfg['keywords'],
     classifiers=cfg['classifiers'].strip().splitlines(),
     python_requires=f">={cfg['min_python']}",
-    packages=find_namespace_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*'], exclude=['*.__pycache__*']),
+    packages=find_namespace_packages(
+        include=[cfg['lib_path'], cfg['lib_path'] + '.*'], exclude=['*.__pycache__*']),
     package_data={cfg['lib_path']: ['py.typed'], f"{cfg['lib_path']}.assets": ['*']},
     install_requires=cfg['requirements'].split(),
     extras_require=extras,

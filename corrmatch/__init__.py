@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
 # %% ../nbs/init.ipynb #b27c0005
 _HOMES = dict(
-    check='use.api', split='use.api', train='use.api', resume='use.api', load='use.predict', predict='use.api',
-    explore='use.api', list_backbones='use.api', list_presets='use.api', preset='config', Config='config',
-    correlation_map='method.correlation', propagate_pixels='method.pixel', sample_regions='method.region',
-    propagate_regions='method.region', pseudo_label='method.pseudo_labels', confidence='method.pseudo_labels')
-_all_ = ['check', 'split', 'train', 'resume', 'load', 'predict', 'explore', 'list_backbones', 'list_presets', 'preset',
-         'Config', 'correlation_map', 'propagate_pixels', 'sample_regions', 'propagate_regions', 'pseudo_label', 'confidence']
+    check='use.api', split='use.api', train='use.api', resume='use.api', load='use.predict',
+    predict='use.api', explore='use.api', list_backbones='use.api', list_presets='use.api', preset='config',
+    Config='config', correlation_map='method.correlation', propagate_pixels='method.pixel',
+    sample_regions='method.region', propagate_regions='method.region', pseudo_label='method.pseudo_labels',
+    confidence='method.pseudo_labels')
+_all_ = [
+    'check', 'split', 'train', 'resume', 'load', 'predict', 'explore', 'list_backbones', 'list_presets',
+    'preset', 'Config', 'correlation_map', 'propagate_pixels', 'sample_regions', 'propagate_regions',
+    'pseudo_label', 'confidence']
 
 def __getattr__(name):
     "Import a name of the top level when it is first used."
-    if name not in _HOMES: raise AttributeError(f"module 'corrmatch' has no attribute '{name}'; it has {', '.join(_HOMES)}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'corrmatch' has no attribute '{name}'; it has {', '.join(_HOMES)}")
     globals()[name] = value = getattr(import_module(f'corrmatch.{_HOMES[name]}'), name)
     return value
 

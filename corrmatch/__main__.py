@@ -7,4 +7,5 @@ __all__ = []
 from .use.cli import main
 
 # %% ../nbs/main.ipynb #a42efdc6
-if __name__ == '__main__' and __package__ == 'corrmatch': raise SystemExit(main())  # not in a notebook, whose name is __main__ too
+if __name__ == '__main__' and __package__ == 'corrmatch':
+    raise SystemExit(main())  # not in a notebook, whose name is __main__ too

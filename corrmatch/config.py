@@ -19,49 +19,70 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Config:
     "All numbers of one training run."
     name: str = 'toy'                # preset this record started from
-    method: str = 'corrmatch'        # supervised | fixmatch | unimatch | corrmatch: which bundle of weights was taken
+    # supervised | fixmatch | unimatch | corrmatch: which bundle of weights was taken
+    method: str = 'corrmatch'
     # --- what to learn from
     data: str = ''                   # folder of the data set; empty: the generated toy world
     labeled: str = ''                # labeled list, relative to data
-    unlabeled: str = ''              # unlabeled pictures: a list, a folder or tar shards, relative to data; may be empty for supervised
+    # unlabeled pictures: a list, a folder or tar shards, relative to data; may be empty for supervised
+    unlabeled: str = ''
     val: str = 'val.txt'             # validation list, relative to data
-    weights: str = ''                # backbone weights: a path, 'torchvision', 'timm', 'toy' (shipped), or empty for random
-    allow_partial: bool = False      # go on when the weights fill less than 95 % of the backbone; the rest starts at random
+    # backbone weights: a path, 'torchvision', 'timm', 'toy' (shipped), or empty for random
+    weights: str = ''
+    # go on when the weights fill less than 95 % of the backbone; the rest starts at random
+    allow_partial: bool = False
     n_classes: int = 6               # classes, background included
-    depth: str = ''                  # LOW:HIGH, values that become black and white in images of more than 8 bits; empty: as the data set shows
-    allow_missing: bool = False      # go on, with a warning, when no labeled mask shows some class; published lists are as they are
+    # LOW:HIGH, values that become black and white in images of more than 8 bits; empty: as the data set shows
+    depth: str = ''
+    # go on, with a warning, when no labeled mask shows some class; published lists are as they are
+    allow_missing: bool = False
     toy_labeled: int = 12            # toy world only: labeled pictures
     toy_unlabeled: int = 400         # toy world only: unlabeled pictures
     # --- views
     crop: int = 65                   # pixels, side of the square training crop
     scale_min: float = 0.5           # smallest random resize, as a share of the long side
     scale_max: float = 2.0           # largest random resize, as a share of the long side
-    jitter: float = 1.0              # strength of the strong view's colour jitter, 1 = the paper's (0.5, 0.5, 0.5, 0.25)
-    blur: float = 2.0                # pixels, largest sigma of the strong view's blur; small pictures bear little; up to 0.1: none
+    # strength of the strong view's colour jitter, 1 = the paper's (0.5, 0.5, 0.5, 0.25)
+    jitter: float = 1.0
+    # pixels, largest sigma of the strong view's blur; small pictures bear little; up to 0.1: none
+    blur: float = 2.0
     cutmix: str = 'same_image'       # partner of a CutMix box: same_image | other_image | in_batch | none
     strong_views: int = 1            # strong views per unlabeled picture, 1 or 2
     # --- network
-    backbone: str = 'toynet'         # toynet | resnet18 | resnet34 | resnet50 | resnet101 | resnet50_deep | resnet101_deep, without the last stage: resnet18_c3 …; timm:NAME
-    stride: int = 8                  # output stride, pixels per feature position: 4, 8 or 16; 14 or 32 for some timm networks
+    # toynet | resnet18 | resnet34 | resnet50 | resnet101 | resnet50_deep | resnet101_deep, without the last
+    # stage: resnet18_c3 …; timm:NAME
+    backbone: str = 'toynet'
+    # output stride, pixels per feature position: 4, 8 or 16; 14 or 32 for some timm networks
+    stride: int = 8
     dim: int = 256                   # channels of ASPP, decoder and correlation projection
     low_dim: int = 48                # channels kept of the stride-4 features in the decoder
     norm: str = 'batch'              # normalisation layers: batch | group
     freeze: bool = False             # leave the backbone's weights as they are
-    freeze_norm: bool = False        # batch norm layers of the backbone stay as its weights bring them; for batches of few pictures
-    layer_decay: float = 1.0         # factor on the backbone's rate from each layer to the one before it, 0..1
-    rate: int = 0                    # first ASPP dilation in feature positions, the others are 2 and 3 times it; 0: 96 / stride
+    # batch norm layers of the backbone stay as its weights bring them; for batches of few pictures
+    freeze_norm: bool = False
+    # factor on the backbone's rate from each layer to the one before it, 0..1
+    layer_decay: float = 1.0
+    # first ASPP dilation in feature positions, the others are 2 and 3 times it; 0: 96 / stride
+    rate: int = 0
     # --- the unlabeled signal
-    threshold: str = 'dynamic'       # dynamic: tau follows the predictions | fixed | per_class: a share of tau for each class
+    # dynamic: tau follows the predictions | fixed | per_class: a share of tau for each class
+    threshold: str = 'dynamic'
     tau: float = 0.85                # confidence threshold, 0..1; its start when dynamic
     momentum_tau: float = 0.999      # share of the old tau kept in each update
     regions: int = 128               # regions drawn per picture; 0 turns region propagation off
     region_cut: float = 0.5          # cut of a min-max normalised correlation row, 0..1
-    transposed: bool = False         # propagate along columns (each position takes a weighted mean) instead of rows
-    region_votes: str = 'in_turn'    # in_turn: regions rewrite labels one after the other (reference) | soft: all at once, weighted by confidence
-    region_seeds: str = 'uniform'    # where regions are drawn: uniform (reference) | unsure: in proportion to the doubt
+    # propagate along columns (each position takes a weighted mean) instead of rows
+    transposed: bool = False
+    # in_turn: regions rewrite labels one after the other (reference) | soft: all at once, weighted by
+    # confidence
+    region_votes: str = 'in_turn'
+    # where regions are drawn: uniform (reference) | unsure: in proportion to the doubt
+    region_seeds: str = 'uniform'
     teacher_pixel: float = 0.0       # share of the propagated scores in the pseudo-label, 0..1
-    teacher_cross: float = 0.0       # share of what the step's labeled pictures say through the correlation, 0..1
-    warmup: int = 0                  # first steps on labeled pictures alone, whose terms then carry all the weight
+    # share of what the step's labeled pictures say through the correlation, 0..1
+    teacher_cross: float = 0.0
+    # first steps on labeled pictures alone, whose terms then carry all the weight
+    warmup: int = 0
     # --- weights of the loss terms; 0 switches a term off
     w_x: float = 0.25                # labeled cross-entropy
     w_x_corr: float = 0.25           # labeled cross-entropy of the propagated logits
@@ -69,9 +90,11 @@ class Config:
     w_s_corr: float = 0.0625         # strong view's propagated logits against the same
     w_w_corr: float = 0.0625         # weak view's propagated logits against its pseudo-label
     w_kl: float = 0.125              # soft consistency, strong view against weak view
-    kl_inside: bool = True           # kl term also inside CutMix boxes, where its teacher saw another place (the reference)
+    # kl term also inside CutMix boxes, where its teacher saw another place (the reference)
+    kl_inside: bool = True
     w_fp: float = 0.125              # feature perturbation against the pseudo-label
-    ohem: int = 0                    # pixels kept at least by online hard example mining; 0: plain cross-entropy
+    # pixels kept at least by online hard example mining; 0: plain cross-entropy
+    ohem: int = 0
     # --- steps
     batch_x: int = 8                 # labeled pictures a step, over all processes
     batch_u: int = 8                 # unlabeled pictures a step, over all processes
@@ -79,23 +102,33 @@ class Config:
     steps: int = 0                   # training steps; 0: epochs * len(unlabeled) // batch_u
     lr: float = 0.001                # learning rate of the backbone
     lr_multi: float = 10.0           # factor for everything else
-    scale_lr: bool = True            # a preset's lr follows its batch: twice the pictures a step, twice the rate; a given lr stays
+    # a preset's lr follows its batch: twice the pictures a step, twice the rate; a given lr stays
+    scale_lr: bool = True
     weight_decay: float = 1e-4       # on all parameters, norm layers included
-    accumulate: int = 1              # micro-steps a step: each makes 1/accumulate of the batch, gradients add up
+    # micro-steps a step: each makes 1/accumulate of the batch, gradients add up
+    accumulate: int = 1
     clip: float = 0.0                # largest norm of the gradient; 0: not clipped
-    ema: float = 0.0                 # share of the old average kept in each step, evaluated beside the weights; 0: no average
+    # share of the old average kept in each step, evaluated beside the weights; 0: no average
+    ema: float = 0.0
     # --- scoring and running
     evaluation: str = 'whole'        # whole | center | slide: how a validation picture is predicted
-    miou: str = 'all'                # which mean is the mIoU, and chooses the best checkpoint: all | present: classes that validation masks show
+    # which mean is the mIoU, and chooses the best checkpoint: all | present: classes that validation masks
+    # show
+    miou: str = 'all'
     eval_every: int = 0              # steps between validations; 0: ten times a run
     save_every: int = 0              # steps between checkpoints; 0: at every validation
     save_minutes: float = 10.0       # minutes after which a checkpoint is written anyway; 0: never
     log_every: int = 10              # steps between rows of the metrics file
-    precision: str = 'auto'          # auto | fp32 | bf16: bf16 autocast; auto takes it where the GPU is good at it
-    compile: bool = False            # compile the network with torch.compile; pays off after some hundred steps
-    deterministic: bool = False      # operations that repeat themselves bit for bit; one that cannot is refused on a CPU, named by a warning on a GPU
+    # auto | fp32 | bf16: bf16 autocast; auto takes it where the GPU is good at it
+    precision: str = 'auto'
+    # compile the network with torch.compile; pays off after some hundred steps
+    compile: bool = False
+    # operations that repeat themselves bit for bit; one that cannot is refused on a CPU, named by a warning
+    # on a GPU
+    deterministic: bool = False
     sync_bn: bool = True             # share batch norm statistics among processes; nothing to share with one
-    fast_views: bool = True          # cut views out of the needed part of a picture; False: the literal pipeline
+    # cut views out of the needed part of a picture; False: the literal pipeline
+    fast_views: bool = True
     strong_on_device: bool = False   # colour work of the strong views on the device, a batch at a time
     seed: int = 0                    # of weights, order of samples and every random draw
     workers: int = 0                 # processes that make batches; any number gives the same batches
@@ -114,29 +147,53 @@ METHODS:MappingProxyType[str, dict] = MappingProxyType({  # what makes a method,
 })
 
 # %% ../nbs/11_config.ipynb #cb01e318
-_VOC = dict(n_classes=21, allow_missing=True, crop=321, backbone='resnet101_deep', lr=0.001, lr_multi=10., epochs=80, val='splits/pascal/val.txt')
-_CITY = dict(n_classes=19, allow_missing=True, crop=801, backbone='resnet101_deep', lr=0.005, lr_multi=1., epochs=240, ohem=100_000,
-             threshold='fixed', tau=0., evaluation='slide', val='splits/cityscapes/val.txt')
-_FOLDER = dict(backbone='resnet18', cutmix='other_image', epochs=40, stride=16, lr=0.002, threshold='per_class')
+_VOC = dict(
+    n_classes=21, allow_missing=True, crop=321, backbone='resnet101_deep', lr=0.001, lr_multi=10.0, epochs=80,
+    val='splits/pascal/val.txt')
+_CITY = dict(
+    n_classes=19, allow_missing=True, crop=801, backbone='resnet101_deep', lr=0.005, lr_multi=1.0, epochs=240,
+    ohem=100_000, threshold='fixed', tau=0.0, evaluation='slide', val='splits/cityscapes/val.txt')
+_FOLDER = dict(
+    backbone='resnet18', cutmix='other_image', epochs=40, stride=16, lr=0.002, threshold='per_class')
 
 # %% ../nbs/11_config.ipynb #38dfdbea
-_TOY = dict(n_classes=5, crop=65, stride=4, dim=32, low_dim=16, rate=2, norm='group', weights='toy', toy_labeled=5, toy_unlabeled=300,
-            scale_min=0.75, scale_max=1.5, jitter=1.2, blur=0.4, cutmix='in_batch', tau=0.65, regions=64, region_cut=0.75,
-            w_x=0.5, w_x_corr=0.1, w_s=0.5, w_s_corr=0.03, w_w_corr=0.03, w_kl=0.05, w_fp=0.25, kl_inside=False,
-            lr=0.02, lr_multi=1., steps=800, warmup=200, eval_every=200)
+_TOY = dict(
+    n_classes=5, crop=65, stride=4, dim=32, low_dim=16, rate=2, norm='group', weights='toy', toy_labeled=5,
+    toy_unlabeled=300, scale_min=0.75, scale_max=1.5, jitter=1.2, blur=0.4, cutmix='in_batch', tau=0.65,
+    regions=64, region_cut=0.75, w_x=0.5, w_x_corr=0.1, w_s=0.5, w_s_corr=0.03, w_w_corr=0.03, w_kl=0.05,
+    w_fp=0.25, kl_inside=False, lr=0.02, lr_multi=1.0, steps=800, warmup=200, eval_every=200)
 
 # %% ../nbs/11_config.ipynb #e4127953
 def _lists(family, split):
     "Where the usual lists lie under the data folder."
-    return dict(labeled=f'splits/{family}/{split}/labeled.txt', unlabeled=f'splits/{family}/{split}/unlabeled.txt')
+    return dict(
+        labeled=f'splits/{family}/{split}/labeled.txt', unlabeled=f'splits/{family}/{split}/unlabeled.txt')
 
-PRESETS = MappingProxyType({
-    'toy': _TOY,
-    'camvid': dict(n_classes=11, crop=321, labeled='splits/1_16/labeled.txt', unlabeled='splits/1_16/unlabeled.txt', **_FOLDER),
-    'vocanimals': dict(n_classes=7, crop=257, labeled='splits/1_32/labeled.txt', unlabeled='splits/1_32/unlabeled.txt', **_FOLDER),
-    **{f'voc_{s}': {**_VOC, **_lists('pascal', s)} for s in ('92', '183', '366', '732', '1464', '1_16', '1_8', '1_4')},
-    **{f'cityscapes_{s}': {**_CITY, **_lists('cityscapes', s)} for s in ('1_30', '1_16', '1_8', '1_4', '1_2')},
-})
+PRESETS = MappingProxyType(
+    {
+        'toy': _TOY,
+        'camvid': dict(
+            n_classes=11,
+            crop=321,
+            labeled='splits/1_16/labeled.txt',
+            unlabeled='splits/1_16/unlabeled.txt',
+            **_FOLDER,
+        ),
+        'vocanimals': dict(
+            n_classes=7,
+            crop=257,
+            labeled='splits/1_32/labeled.txt',
+            unlabeled='splits/1_32/unlabeled.txt',
+            **_FOLDER,
+        ),
+        **{
+            f'voc_{s}': {**_VOC, **_lists('pascal', s)}
+            for s in ('92', '183', '366', '732', '1464', '1_16', '1_8', '1_4')},
+        **{
+            f'cityscapes_{s}': {**_CITY, **_lists('cityscapes', s)}
+            for s in ('1_30', '1_16', '1_8', '1_4', '1_2')},
+    }
+)
 
 # %% ../nbs/11_config.ipynb #da48c7a7
 def nearest(
@@ -163,15 +220,23 @@ def preset(
     **changes,           # fields of Config to change
 )->Config:
     "Make the record of a named preset; raise ValueError for a name that does not exist."
-    if name not in PRESETS: raise ValueError(f"unknown preset '{name}'{nearest(name, PRESETS)}")
-    if method not in METHODS: raise ValueError(f"unknown method '{method}'{nearest(method, METHODS)}")
-    known, numbers, bundle = [f.name for f in fields(Config)], PRESETS[name], METHODS[method]
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset '{name}'{nearest(name, PRESETS)}")
+    if method not in METHODS:
+        raise ValueError(f"unknown method '{method}'{nearest(method, METHODS)}")
+    known = [f.name for f in fields(Config)]
+    numbers = PRESETS[name]
+    bundle = METHODS[method]
     for key in changes:
-        if key not in known: raise ValueError(f"unknown setting '{key}'{nearest(key, known)}")
-    if 'epochs' in changes and 'steps' not in changes: changes['steps'] = 0  # or the preset's steps would win
-    if numbers.get('threshold') == 'fixed': bundle = {k: v for k, v in bundle.items() if k not in ('threshold', 'tau')}
+        if key not in known:
+            raise ValueError(f"unknown setting '{key}'{nearest(key, known)}")
+    if 'epochs' in changes and 'steps' not in changes:
+        changes['steps'] = 0  # or the preset's steps would win
+    if numbers.get('threshold') == 'fixed':
+        bundle = {k: v for k, v in bundle.items() if k not in ('threshold', 'tau')}
     config = Config(**{**numbers, **bundle, 'name': name, 'method': method, **changes})
-    if config.scale_lr and 'lr' not in changes: config = replace(config, lr=scaled_lr(config.lr, config, Config(**numbers)))
+    if config.scale_lr and 'lr' not in changes:
+        config = replace(config, lr=scaled_lr(config.lr, config, Config(**numbers)))
     return check_config(config)
 
 # %% ../nbs/11_config.ipynb #bd1627fa
@@ -179,44 +244,76 @@ def check_config(
     config:Config, # the record to look at
 )->Config:         # the same record
     "Raise a one-line ValueError for a value that cannot work."
-    for name, value in asdict(config).items(): _check_bounds(name, value)
+    for name, value in asdict(config).items():
+        _check_bounds(name, value)
     for field, allowed in CHOICES.items():
         value = getattr(config, field)
-        if value not in allowed: raise ValueError(f"{field}='{value}' is not one of {', '.join(map(str, allowed))}")
+        if value not in allowed:
+            raise ValueError(f"{field}='{value}' is not one of {', '.join(map(str, allowed))}")
     for least, names in LEAST.items():
         for field in names:
-            if not least <= (value := getattr(config, field)) < float('inf'): raise ValueError(f'{field}={value} must be a number and at least {least}')
-    if not config.steps and not config.epochs: raise ValueError('steps=0 and epochs=0: a run needs one of them')
-    for field, last in (('tau', 1), ('momentum_tau', 1), ('region_cut', 1), ('ema', 1), ('jitter', float('inf')), ('blur', float('inf')), ('clip', float('inf')), ('save_minutes', float('inf'))):
-        if not 0 <= getattr(config, field) <= last: raise ValueError(f'{field}={getattr(config, field)} must lie between 0 and {last}')
+            if not least <= (value := getattr(config, field)) < float('inf'):
+                raise ValueError(f'{field}={value} must be a number and at least {least}')
+    if not config.steps and not config.epochs:
+        raise ValueError('steps=0 and epochs=0: a run needs one of them')
+    for field, last in (
+        ('tau', 1), ('momentum_tau', 1), ('region_cut', 1), ('ema', 1), ('jitter', float('inf')),
+        ('blur', float('inf')), ('clip', float('inf')), ('save_minutes', float('inf'))):
+        if not 0 <= getattr(config, field) <= last:
+            raise ValueError(f'{field}={getattr(config, field)} must lie between 0 and {last}')
     if not 0 < config.scale_min <= config.scale_max:
-        raise ValueError(f'scale_min={config.scale_min} and scale_max={config.scale_max}: need 0 < scale_min <= scale_max')
+        raise ValueError(
+            f'scale_min={config.scale_min} and scale_max={config.scale_max}: need 0 < scale_min <= scale_max')
     teacher = config.teacher_pixel, config.teacher_cross
-    if min(teacher) < 0 or sum(teacher) >= 1: raise ValueError(f'teacher_pixel={teacher[0]} and teacher_cross={teacher[1]}: shares from 0, together below 1')
-    if config.w_x + config.w_x_corr <= 0: raise ValueError('w_x and w_x_corr are 0: nothing would learn from labels; give one of them a weight')
-    if not 0 < config.layer_decay <= 1: raise ValueError(f'layer_decay={config.layer_decay} must lie above 0 and not above 1')
-    if config.n_classes > IGNORE_INDEX: raise ValueError(f'n_classes={config.n_classes}: at most {IGNORE_INDEX}')
+    if min(teacher) < 0 or sum(teacher) >= 1:
+        raise ValueError(
+            f'teacher_pixel={teacher[0]} and teacher_cross={teacher[1]}: shares from 0, together below 1')
+    if config.w_x + config.w_x_corr <= 0:
+        raise ValueError('w_x and w_x_corr are 0: nothing would learn from labels; give one of them a weight')
+    if not 0 < config.layer_decay <= 1:
+        raise ValueError(f'layer_decay={config.layer_decay} must lie above 0 and not above 1')
+    if config.n_classes > IGNORE_INDEX:
+        raise ValueError(f'n_classes={config.n_classes}: at most {IGNORE_INDEX}')
     return config
 
 # %% ../nbs/11_config.ipynb #74fb7630
-MOST = MappingProxyType(dict(seed=2**63-1, workers=1024, toy_labeled=100_000, toy_unlabeled=100_000, **dict.fromkeys(
-    ('crop', 'dim', 'low_dim', 'batch_x', 'batch_u', 'accumulate', 'regions', 'rate'), 2**16)))  # of the others: 2**31-1
+# of the others: 2**31-1
+MOST = MappingProxyType(
+    dict(
+        seed=2**63 - 1,
+        workers=1024,
+        toy_labeled=100_000,
+        toy_unlabeled=100_000,
+        **dict.fromkeys(
+            ('crop', 'dim', 'low_dim', 'batch_x', 'batch_u', 'accumulate', 'regions', 'rate'), 2**16),
+    )
+)
 
 def _check_bounds(name, value):
     "Raise ValueError for a number that no machine could mean, and for text that no path can hold."
     most = MOST.get(name, 2**31-1)
-    if isinstance(value, int) and value > most: raise ValueError(f'{name}={value} is too large: at most {most}')
-    if isinstance(value, float) and not abs(value) < float('inf'): raise ValueError(f'{name}={value} must be a finite number')
+    if isinstance(value, int) and value > most:
+        raise ValueError(f'{name}={value} is too large: at most {most}')
+    if isinstance(value, float) and not abs(value) < float('inf'):
+        raise ValueError(f'{name}={value} must be a finite number')
     if isinstance(value, str) and {'\0', '\n', '\r'} & {*value}:
         raise ValueError(f'{name}={value!r} holds a line break or a zero byte; give a plain name')
 
 # %% ../nbs/11_config.ipynb #fa7d1868
-LEAST = MappingProxyType({
-    1: ('crop', 'batch_x', 'batch_u', 'n_classes', 'accumulate', 'dim', 'low_dim', 'log_every'),
-    0: ('rate', 'regions', 'steps', 'epochs', 'warmup', 'ohem', 'eval_every', 'save_every', 'seed', 'workers', 'cache', 'toy_labeled', 'toy_unlabeled',
-        'lr', 'lr_multi', 'weight_decay', 'w_x', 'w_x_corr', 'w_s', 'w_s_corr', 'w_w_corr', 'w_kl', 'w_fp')})
+LEAST = MappingProxyType(
+    {
+        1: ('crop', 'batch_x', 'batch_u', 'n_classes', 'accumulate', 'dim', 'low_dim', 'log_every'),
+        0: (
+            'rate', 'regions', 'steps', 'epochs', 'warmup', 'ohem', 'eval_every', 'save_every', 'seed',
+            'workers', 'cache', 'toy_labeled', 'toy_unlabeled', 'lr', 'lr_multi', 'weight_decay', 'w_x',
+            'w_x_corr', 'w_s', 'w_s_corr', 'w_w_corr', 'w_kl', 'w_fp'),
+    }
+)
 
-CHOICES = MappingProxyType(dict(
-    method=tuple(METHODS), cutmix=('same_image', 'other_image', 'in_batch', 'none'), strong_views=(1, 2), stride=(4, 8, 14, 16, 32),
-    norm=('batch', 'group'), threshold=('dynamic', 'fixed', 'per_class'), region_votes=('in_turn', 'soft'), region_seeds=('uniform', 'unsure'), evaluation=('whole', 'center', 'slide'), miou=('all', 'present'),
-    precision=('auto', 'fp32', 'bf16')))
+CHOICES = MappingProxyType(
+    dict(
+        method=tuple(METHODS), cutmix=('same_image', 'other_image', 'in_batch', 'none'), strong_views=(1, 2),
+        stride=(4, 8, 14, 16, 32), norm=('batch', 'group'), threshold=('dynamic', 'fixed', 'per_class'),
+        region_votes=('in_turn', 'soft'), region_seeds=('uniform', 'unsure'),
+        evaluation=('whole', 'center', 'slide'), miou=('all', 'present'), precision=('auto', 'fp32', 'bf16'))
+)

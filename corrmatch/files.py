@@ -28,31 +28,41 @@ def write_atomic(
     draft = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         draft.unlink(missing_ok=True)
-        if callable(write): write(draft)
-        else: draft.write_bytes(write.encode() if isinstance(write, str) else write)
-        with open(draft, 'rb+') as f: os.fsync(f.fileno())
+        if callable(write):
+            write(draft)
+        else:
+            draft.write_bytes(write.encode() if isinstance(write, str) else write)
+        with open(draft, 'rb+') as f:
+            os.fsync(f.fileno())
         os.replace(draft, path)
     except OSError as e:
         why = e.strerror or e if path.parent.is_dir() else f'there is no folder {path.parent}'
         raise DataError(f'{path}: cannot be written ({why}); free space or choose another folder') from None
-    finally: remove_draft(draft)
+    finally:
+        remove_draft(draft)
     return path
 
 def remove_draft(
     draft:Path, # may be gone already, or lie in a folder that cannot be written
 ):
     "Delete a temporary file if that is possible."
-    try: draft.unlink(missing_ok=True)
-    except OSError: pass
+    try:
+        draft.unlink(missing_ok=True)
+    except OSError:
+        pass
 
 # %% ../nbs/13_files.ipynb #7c1e5a02
 def make_folder(
     path:Path, # folder; those it lies in are made, too
 )->Path:       # the same path
     "Make a folder that may be there already."
-    try: Path(path).mkdir(parents=True, exist_ok=True)
-    except FileExistsError: raise DataError(f'{path}: is a file, and a folder is to be made there; choose another folder') from None
-    except OSError as e: raise DataError(f'{path}: cannot be made ({e.strerror}); choose another folder') from None
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise DataError(
+            f'{path}: is a file, and a folder is to be made there; choose another folder') from None
+    except OSError as e:
+        raise DataError(f'{path}: cannot be made ({e.strerror}); choose another folder') from None
     return Path(path)
 
 def write_file(
@@ -68,8 +78,10 @@ def link_or_copy(
     new:Path, # has no file yet
 ):
     "Give a file a second name, or copy it where the file system knows no hard links."
-    try: os.link(os.path.realpath(old), new)
-    except OSError: shutil.copyfile(old, new)
+    try:
+        os.link(os.path.realpath(old), new)
+    except OSError:
+        shutil.copyfile(old, new)
 
 # %% ../nbs/13_files.ipynb #1fb3977c
 def check_place(
@@ -77,9 +89,13 @@ def check_place(
 ):
     "Refuse a place where no file can be written, before the work and not behind it."
     path = Path(path)
-    if path.is_dir(): raise DataError(f'{path}: is a folder; name a file in it')
-    if not path.parent.is_dir(): raise DataError(f'{path}: cannot be written (there is no folder {path.parent}); make it or choose another out=')
-    if not os.access(path.parent, os.W_OK): raise DataError(f'{path}: cannot be written ({path.parent} is read-only); choose another out=')
+    if path.is_dir():
+        raise DataError(f'{path}: is a folder; name a file in it')
+    if not path.parent.is_dir():
+        raise DataError(
+            f'{path}: cannot be written (there is no folder {path.parent}); make it or choose another out=')
+    if not os.access(path.parent, os.W_OK):
+        raise DataError(f'{path}: cannot be written ({path.parent} is read-only); choose another out=')
 
 # %% ../nbs/13_files.ipynb #7c1e5a04
 def text_table(

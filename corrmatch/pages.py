@@ -44,7 +44,11 @@ def render_page(
     **content,     # what the template shows; all text in it is escaped
 )->bytes:          # a whole page in UTF-8
     "Write one self-contained page."
-    text = _templates().get_template(template).render(title=title, style=read_asset(style), script=script, **content)
+    text = (
+        _templates()
+        .get_template(template)
+        .render(title=title, style=read_asset(style), script=script, **content)
+    )
     return text.encode('utf-8', 'replace')  # a file name may hold bytes that are no text
 
 # %% ../nbs/12_pages.ipynb #2ef8f2c5
@@ -67,7 +71,8 @@ def embed(
     alt:str,    # plain text for those who cannot see it
 )->Embedded:
     "Put the bytes of an image file into a page."
-    with Image.open(io.BytesIO(data)) as image: (width, height), kind = image.size, image.get_format_mimetype()
+    with Image.open(io.BytesIO(data)) as image:
+        (width, height), kind = image.size, image.get_format_mimetype()
     return Embedded(alt, width, height, f'data:{kind};base64,{base64.b64encode(data).decode()}')
 
 # %% ../nbs/12_pages.ipynb #3246d05c
@@ -80,7 +85,8 @@ def thumbnail(
     small = Image.fromarray(image)
     small.thumbnail((longest, longest))
     factor = longest//max(small.size)
-    if factor > 1: small = small.resize((factor*small.width, factor*small.height), Image.Resampling.NEAREST)
+    if factor > 1:
+        small = small.resize((factor*small.width, factor*small.height), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     small.save(buffer, 'JPEG', quality=82)
     return embed(buffer.getvalue(), alt)

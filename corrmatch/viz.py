@@ -13,16 +13,21 @@ from .config import IGNORE_INDEX
 def _pascal(
     n:int,        # number of colours
 )->np.ndarray:    # (n,3) uint8
-    ids, rgb = np.arange(n), np.zeros((n, 3), dtype=np.int64)
+    ids = np.arange(n)
+    rgb = np.zeros((n, 3), dtype=np.int64)
     for bit in range(8):
-        for channel in range(3): rgb[:, channel] |= ((ids >> (3*bit+channel)) & 1) << (7-bit)
+        for channel in range(3):
+            rgb[:, channel] |= ((ids >> (3*bit+channel)) & 1) << (7-bit)
     return rgb.astype(np.uint8)
 
 # %% ../nbs/10_viz.ipynb #be2e4244
-_CITYSCAPES = ((128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
-               (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70),
-               (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32))
-_TOY = ((38, 38, 38), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0), (0, 114, 178))
+_CITYSCAPES = (
+    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
+    (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60),
+    (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32))
+_TOY = (
+    (38, 38, 38), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0),
+    (0, 114, 178))
 
 # %% ../nbs/10_viz.ipynb #4cf35e63
 def palette(
@@ -30,9 +35,11 @@ def palette(
     name:str='toy',    # toy | pascal | cityscapes | coco (the same as pascal)
 )->np.ndarray:         # (n_classes,3) uint8 RGB
     "Give class id c the colour of row c."
-    if name in ('pascal', 'coco'): return _pascal(n_classes)
+    if name in ('pascal', 'coco'):
+        return _pascal(n_classes)
     fixed = {'cityscapes': _CITYSCAPES, 'toy': _TOY}.get(name)
-    if fixed is None: raise ValueError(f"unknown palette '{name}': choose toy, pascal, cityscapes or coco")
+    if fixed is None:
+        raise ValueError(f"unknown palette '{name}': choose toy, pascal, cityscapes or coco")
     rgb = np.zeros((n_classes, 3), np.uint8) if name == 'cityscapes' else _pascal(n_classes)
     rgb[:len(fixed)] = np.array(fixed[:n_classes], np.uint8)
     return rgb
@@ -54,14 +61,17 @@ def colorize(
 def _panel(ax, title):
     "An axis without ticks, with a title."
     ax = ax or plt.subplots(figsize=(3, 3))[1]
-    ax.set_xticks([]); ax.set_yticks([])
-    if title: ax.set_title(title, fontsize=9)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    if title:
+        ax.set_title(title, fontsize=9)
     return ax
 
 def _hwc(image):
     "Any image as (h,w,3), floats clipped to 0..1."
     image = np.asarray(image)
-    if image.ndim == 3 and image.shape[0] == 3 and image.shape[-1] != 3: image = image.transpose(1, 2, 0)
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[-1] != 3:
+        image = image.transpose(1, 2, 0)
     return image if image.dtype == np.uint8 else image.clip(0, 1)
 
 # %% ../nbs/10_viz.ipynb #82935dd8
@@ -120,8 +130,10 @@ def show_map(
 def _kind(panel):
     "image | region | mask | map, from shape and type."
     panel = np.asarray(panel)
-    if panel.ndim == 3: return 'image'
-    if panel.dtype == bool: return 'region'
+    if panel.ndim == 3:
+        return 'image'
+    if panel.dtype == bool:
+        return 'region'
     return 'mask' if np.issubdtype(panel.dtype, np.integer) else 'map'
 
 # %% ../nbs/10_viz.ipynb #249a7bae
@@ -136,8 +148,10 @@ def show_row(
     arrays = [np.asarray(p) for p in panels]
     arrays = [a[0] if a.ndim == 3 and a.shape[0] == 1 else a for a in arrays]
     titles = titles or [_kind(a) for a in arrays]
-    fig, axes = plt.subplots(1, len(arrays), figsize=(size*len(arrays), size+.35), squeeze=False, layout='constrained')
-    for panel, title, ax in zip(arrays, titles, axes[0]): _draw(panel, title, ax, keep, colors)
+    fig, axes = plt.subplots(
+        1, len(arrays), figsize=(size * len(arrays), size + 0.35), squeeze=False, layout='constrained')
+    for panel, title, ax in zip(arrays, titles, axes[0]):
+        _draw(panel, title, ax, keep, colors)
     plt.close(fig)
     return fig
 
@@ -145,9 +159,12 @@ def show_row(
 def _draw(panel, title, ax, keep, colors):
     "Draw one panel by its kind."
     kind = _kind(panel)
-    if kind == 'image': return show_image(panel, title, ax)
-    if kind == 'map': return show_map(panel, title, ax)
-    if kind == 'region': return show_image(np.where(panel[..., None], [0.99, 0.91, 0.14], [0.27, 0.0, 0.33]), title, ax)
+    if kind == 'image':
+        return show_image(panel, title, ax)
+    if kind == 'map':
+        return show_map(panel, title, ax)
+    if kind == 'region':
+        return show_image(np.where(panel[..., None], [0.99, 0.91, 0.14], [0.27, 0.0, 0.33]), title, ax)
     rgb = colorize(panel, colors)
     if keep is not None:
         kept = np.asarray(keep).reshape(panel.shape)[..., None]

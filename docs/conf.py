@@ -46,12 +46,15 @@ SPELLED = {  # what the converter does not read: how it reads the same
 def mathml(tex: str, display: str) -> str:
     "Turn LaTeX into MathML, which browsers draw by themselves."
     source = re.sub(r'\\text\{[^{}]*\}', lambda m: m[0].replace(r'\_', '_'), tex)
-    for pattern, other in SPELLED.items(): source = re.sub(pattern, other, source)
+    for pattern, other in SPELLED.items():
+        source = re.sub(pattern, other, source)
     text = convert(source, display=display)
     text = re.sub('(?<=</m[ni]>)(?=<mi>(?:ln|log|exp)</mi>)', GAP, text)      # 2 ln 2, not 2ln2
     text = re.sub('(<mi>(?:ln|log)</mi>)(?=<m(?:[in]|sub|frac))', rf'\1{GAP}', text)
-    text = re.sub('<mo[^>]*>&#x0007C;</mo>', '<mo stretchy="false" lspace="0" rspace="0">|</mo>', text)  # sizes |K|/|S| without gaps
-    if '\\' in text: logging.getLogger(__name__).warning(f'not understood as maths: {tex}')
+    # sizes |K|/|S| without gaps
+    text = re.sub('<mo[^>]*>&#x0007C;</mo>', '<mo stretchy="false" lspace="0" rspace="0">|</mo>', text)
+    if '\\' in text:
+        logging.getLogger(__name__).warning(f'not understood as maths: {tex}')
     return text
 
 
@@ -66,4 +69,5 @@ def block_math(writer, node):
 
 
 def setup(app):
-    app.add_html_math_renderer('mathml', inline_renderers=(inline_math, None), block_renderers=(block_math, None))
+    app.add_html_math_renderer(
+        'mathml', inline_renderers=(inline_math, None), block_renderers=(block_math, None))

@@ -1,7 +1,9 @@
 "Long files first, so that two processes end at about the same time; a fixture for tests of training that look at no picture."
 import pytest
 
-LONG = ('test_survival', 'test_soak', 'test_parallel', 'test_browser', 'test_story', 'test_trainer', 'test_cli', 'test_bench', 'test_region_kernel')
+LONG = (
+    'test_survival', 'test_soak', 'test_parallel', 'test_browser', 'test_story', 'test_trainer', 'test_cli',
+    'test_bench', 'test_region_kernel')
 
 
 def pytest_collection_modifyitems(items):

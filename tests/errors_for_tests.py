@@ -6,8 +6,10 @@ from corrmatch.files import DataError
 
 def refused(call, *words):
     "The message of the DataError that `call` raises: one line that holds all the words."
-    with pytest.raises(DataError) as caught: call()
+    with pytest.raises(DataError) as caught:
+        call()
     message = str(caught.value)
     assert message and '\n' not in message and 'Traceback' not in message
-    for word in words: assert str(word) in message, f'{word!r} is not in: {message}'
+    for word in words:
+        assert str(word) in message, f'{word!r} is not in: {message}'
     return message

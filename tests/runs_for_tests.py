@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = dict(crop=33, toy_unlabeled=8, batch_x=2, batch_u=2, dim=16, low_dim=8, stride=8, regions=8, steps=6, eval_every=2, log_every=2,
-             warmup=1, device='cpu', weights='', scale_lr=False)
+SMALL = dict(
+    crop=33, toy_unlabeled=8, batch_x=2, batch_u=2, dim=16, low_dim=8, stride=8, regions=8, steps=6,
+    eval_every=2, log_every=2, warmup=1, device='cpu', weights='', scale_lr=False)
 
 
 def small(out, method='corrmatch', **changes):
@@ -25,15 +26,20 @@ def command(jobs, folder, processes=0):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder/'jobs.json'
     path.write_text(json.dumps([job | dict(out=str(job['out'])) for job in jobs]))
-    start = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone'] if processes else [sys.executable]
+    start = (
+        [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone']
+        if processes
+        else [sys.executable])
     return [*start, str(Path(__file__).resolve()), str(path)]
 
 
 def work(out, resume=False, force=False, **changes):
     "Train one small run; the exit code of the command line."
     from corrmatch.training.trainer import Trainer
-    try: Trainer(small(out, **changes), quiet=True).fit(resume=resume, force=force)
-    except KeyboardInterrupt as e: return getattr(e, 'code', 130)
+    try:
+        Trainer(small(out, **changes), quiet=True).fit(resume=resume, force=force)
+    except KeyboardInterrupt as e:
+        return getattr(e, 'code', 130)
     except ValueError as e:
         print(f'error: {e}', file=sys.stderr)
         return 1
@@ -47,4 +53,5 @@ def main():
     return max(codes)
 
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

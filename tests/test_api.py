@@ -19,22 +19,29 @@ SMALL = {name: value for name, value in SMALL.items() if not name.startswith('to
 
 def refused(call, *words):
     "The message of the ValueError that `call` raises is one line that holds all the words."
-    with pytest.raises(ValueError) as caught: call()
+    with pytest.raises(ValueError) as caught:
+        call()
     message = str(caught.value)
     assert message and '\n' not in message
-    for word in words: assert word in message, f'{word!r} is not in: {message}'
+    for word in words:
+        assert word in message, f'{word!r} is not in: {message}'
 
 
 def python(code):
-    done = subprocess.run([sys.executable, '-c', code], env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def test_import_loads_nothing_heavy():
-    code = 'import json, sys; before = {*sys.modules}; import corrmatch; print(json.dumps(sorted({*sys.modules} - before)))'
+    code = (
+        'import json, sys; before = {*sys.modules}; import corrmatch; '
+        'print(json.dumps(sorted({*sys.modules} - before)))'
+    )
     new = json.loads(python(code))
-    assert [name for name in new if name.partition('.')[0] not in {'corrmatch', *sys.stdlib_module_names}] == []
+    assert [
+        name for name in new if name.partition('.')[0] not in {'corrmatch', *sys.stdlib_module_names}] == []
     assert [name for name in new if name.startswith('corrmatch')] == ['corrmatch']
 
 
@@ -47,14 +54,21 @@ def test_few_names_and_all_of_them_resolve():
     assert [name for name in dir(corrmatch) if not name.startswith('_')] == sorted(NAMES)
     for name in NAMES:
         assert callable(getattr(corrmatch, name)) and getattr(corrmatch, name).__doc__
-    with pytest.raises(AttributeError, match="no attribute 'model_zoo'"): corrmatch.model_zoo
+    with pytest.raises(AttributeError, match="no attribute 'model_zoo'"):
+        corrmatch.model_zoo
 
 
 def test_type_checkers_see_the_same_names():
     "The imports under TYPE_CHECKING are the table that is used when the package runs."
     tree = ast.parse((ROOT/'corrmatch'/'__init__.py').read_text(encoding='utf-8'))
-    [block] = [node for node in tree.body if isinstance(node, ast.If) and getattr(node.test, 'id', '') == 'TYPE_CHECKING']
-    seen = {alias.name: node.module.removeprefix('corrmatch.').removeprefix('.') for node in block.body for alias in node.names}
+    [block] = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and getattr(node.test, 'id', '') == 'TYPE_CHECKING']
+    seen = {
+        alias.name: node.module.removeprefix('corrmatch.').removeprefix('.')
+        for node in block.body
+        for alias in node.names}
     assert seen == {name: corrmatch._HOMES[name] for name in NAMES}
 
 
@@ -67,14 +81,17 @@ def test_documented_in_the_notebook_and_the_readme():
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
     "Twelve smooth images of two classes, ten of them with masks."
-    folder, draw = tmp_path_factory.mktemp('data')/'photos', np.random.default_rng(0)
-    for name in ('images', 'masks'): (folder/name).mkdir(parents=True)
+    folder = tmp_path_factory.mktemp('data')/'photos'
+    draw = np.random.default_rng(0)
+    for name in ('images', 'masks'):
+        (folder/name).mkdir(parents=True)
     for i in range(12):
         mask = np.zeros((40, 50), np.uint8)
         mask[10:30, 3*i:3*i+12] = 1
         image = np.uint8(draw.integers(60, 90, (40, 50, 3)) + 100*mask[..., None])
         Image.fromarray(image).save(folder/'images'/f'{i:02d}.png')
-        if i < 10: Image.fromarray(mask).save(folder/'masks'/f'{i:02d}.png')
+        if i < 10:
+            Image.fromarray(mask).save(folder/'masks'/f'{i:02d}.png')
     return folder
 
 
@@ -99,7 +116,10 @@ def test_check_and_split(photos, tmp_path):
 def test_load_predict_save(run, photos, tmp_path):
     model = corrmatch.load(run, device='cpu')
     result = model.predict(photos/'images'/'11.png')
-    assert result.image.shape == (40, 50, 3) and result.mask.shape == (40, 50) and result.confidence.dtype == np.float32
+    assert (
+        result.image.shape == (40, 50, 3)
+        and result.mask.shape == (40, 50)
+        and result.confidence.dtype == np.float32)
     assert 0 < result.confidence.min() and result.confidence.max() <= 1
     assert (result.overlay(0) == result.image).all() and result.overlay().shape == (40, 50, 3)
     assert [ax.get_title() for ax in result.show().axes][:3] == ['image', 'classes', 'confidence']
@@ -118,7 +138,8 @@ def test_resume_of_a_finished_run(run):
 def test_predict_writes_what_the_command_writes(run, photos, tmp_path):
     done = corrmatch.predict(run, photos/'images', tmp_path/'a', quiet=True, device='cpu')
     model = corrmatch.load(run, device='cpu')
-    again = corrmatch.predict(model, [photos/'images'/'00.png', photos/'images'/'01.png'], tmp_path/'b', quiet=True)
+    again = corrmatch.predict(
+        model, [photos / 'images' / '00.png', photos / 'images' / '01.png'], tmp_path / 'b', quiet=True)
     assert [done.n, again.n] == [12, 2] and done.look.is_file()
     assert (tmp_path/'a'/'masks'/'00.png').read_bytes() == (tmp_path/'b'/'masks'/'00.png').read_bytes()
 
@@ -126,12 +147,24 @@ def test_predict_writes_what_the_command_writes(run, photos, tmp_path):
 def test_explore(run, photos):
     panel = corrmatch.explore(run, photos/'images'/'00.png', device='cpu', position=(20, 10))
     assert panel.position == [20, 10] and panel.meta['names'] == corrmatch.load(run).names and panel.reading()
-    assert max(corrmatch.load(run).explore(photos/'images'/'00.png', longest=25).meta['views'][0]['size']) == 25
+    assert (
+        max(corrmatch.load(run).explore(photos / 'images' / '00.png', longest=25).meta['views'][0]['size'])
+        == 25
+    )
 
 
 def test_explore_needs_a_correlation_head(tmp_path):
-    run = corrmatch.train('toy', 'supervised', toy_unlabeled=8, out=str(tmp_path/'run'), quiet=True, **SMALL | dict(steps=2, regions=0))
-    refused(lambda: corrmatch.explore(run, np.zeros((40, 40, 3), np.uint8), device='cpu'), 'supervised', 'method=corrmatch')
+    run = corrmatch.train(
+        'toy',
+        'supervised',
+        toy_unlabeled=8,
+        out=str(tmp_path / 'run'),
+        quiet=True,
+        **SMALL | dict(steps=2, regions=0),
+    )
+    refused(
+        lambda: corrmatch.explore(run, np.zeros((40, 40, 3), np.uint8), device='cpu'), 'supervised',
+        'method=corrmatch')
 
 
 @pytest.mark.parametrize('call, words', [
@@ -154,16 +187,20 @@ def test_load_from_the_hub(run, tmp_path, monkeypatch):
     from corrmatch.training.checkpoints import release
     hub = pytest.importorskip('huggingface_hub')
     release(run, tmp_path/'model.safetensors')
-    monkeypatch.setattr(hub, 'hf_hub_download', lambda repo, name: str(tmp_path/name) if repo == 'us/net' else 1/0)
+    monkeypatch.setattr(
+        hub, 'hf_hub_download', lambda repo, name: str(tmp_path / name) if repo == 'us/net' else 1 / 0)
     assert corrmatch.load('hf:us/net', device='cpu').config.n_classes == 2
     refused(lambda: corrmatch.load('hf:us/none'), 'hf:us/none', 'check the name')
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(ImportError, match=r'corrmatch-seg\[hub\]'): corrmatch.load('hf:us/net')
+    with pytest.raises(ImportError, match=r'corrmatch-seg\[hub\]'):
+        corrmatch.load('hf:us/net')
 
 
 def test_tables():
-    presets, backbones = corrmatch.list_presets(), corrmatch.list_backbones()
-    assert {p.name for p in presets} >= {'toy', 'voc_92', 'cityscapes_1_16'} and len(str(presets).splitlines()) == len(presets) + 1
+    presets = corrmatch.list_presets()
+    backbones = corrmatch.list_backbones()
+    assert {p.name for p in presets} >= {'toy', 'voc_92', 'cityscapes_1_16'} and len(
+        str(presets).splitlines()) == len(presets) + 1
     for row in backbones:
         from corrmatch.models.backbones import build_backbone
         size = sum(p.numel() for p in build_backbone(row.name, int(row.strides.split()[0])).parameters())

@@ -17,7 +17,8 @@ from corrmatch.engine.views import fast_strong, fast_view, strong_numbers, stron
 from corrmatch.data.folders import ArraySource, FolderSource, Pair, rng_for
 from corrmatch.files import DataError
 from corrmatch.data.toy import toy_arrays
-from corrmatch.data.views import StrongDraw, ViewDraw, apply_strong, apply_view, draw_strong, draw_view, resized
+from corrmatch.data.views import (
+    StrongDraw, ViewDraw, apply_strong, apply_view, draw_strong, draw_view, resized)
 
 IMAGES, MASKS = toy_arrays(range(12), size=97)
 N_DRAWS = 240
@@ -45,7 +46,8 @@ def test_weak_views_agree_pixel_by_pixel(size, crop):
     means = []
     for i in range(60):
         draw = draw_view(rng_for(0, 1, i), size, crop)
-        (fast, fast_mask), (plain, plain_mask) = fast_view(image, mask, draw, crop, 255), apply_view(image, mask, draw, crop, 255)
+        (fast, fast_mask), (plain, plain_mask) = (
+            fast_view(image, mask, draw, crop, 255), apply_view(image, mask, draw, crop, 255))
         assert fast.shape == (3, crop, crop) and fast.dtype == fast_mask.dtype == np.uint8
         assert np.array_equal(fast_mask, plain_mask)
         d = off(last(fast), plain)
@@ -58,8 +60,11 @@ def test_weak_views_agree_pixel_by_pixel(size, crop):
 def test_odd_sizes(size, long_side):
     image, mask = scene(size)
     for place in (0, max(max(resized(size, long_side))-5, 0)):
-        draw = ViewDraw(long_side, min(place, max(resized(size, long_side)[0]-5, 0)), min(place, max(resized(size, long_side)[1]-5, 0)), True)
-        (fast, fast_mask), (plain, plain_mask) = fast_view(image, mask, draw, 5), apply_view(image, mask, draw, 5)
+        draw = ViewDraw(
+            long_side, min(place, max(resized(size, long_side)[0] - 5, 0)),
+            min(place, max(resized(size, long_side)[1] - 5, 0)), True)
+        (fast, fast_mask), (plain, plain_mask) = (
+            fast_view(image, mask, draw, 5), apply_view(image, mask, draw, 5))
         assert np.array_equal(fast_mask, plain_mask) and off(last(fast), plain).max() <= 8
 
 
@@ -74,7 +79,9 @@ def test_palette_masks_keep_their_ids():
 def test_strong_views_agree():
     view = scene((65, 65))[0]
     planes = np.asarray(view).transpose(2, 0, 1)
-    means = [off(last(fast_strong(planes, d)), apply_strong(view, d)).mean() for d in (draw_strong(rng_for(0, 1, i)) for i in range(120))]
+    means = [
+        off(last(fast_strong(planes, d)), apply_strong(view, d)).mean()
+        for d in (draw_strong(rng_for(0, 1, i)) for i in range(120))]
     assert np.mean(means) < 1 and np.max(means) < 3
 
 
@@ -100,19 +107,25 @@ def test_whole_batch_on_the_device_agrees():
 
 def test_device_work_has_one_graph():
     "No branch, shape or number depends on values: the traced graph of one batch serves another."
-    views = torch.from_numpy(np.stack([np.asarray(scene((33, 33), i)[0]).transpose(2, 0, 1) for i in range(6)]))
-    rows = [torch.from_numpy(np.stack([strong_numbers(draw_strong(rng_for(s, 1, i)), 6) for i in range(6)])) for s in (0, 1)]
+    views = torch.from_numpy(
+        np.stack([np.asarray(scene((33, 33), i)[0]).transpose(2, 0, 1) for i in range(6)]))
+    rows = [
+        torch.from_numpy(np.stack([strong_numbers(draw_strong(rng_for(s, 1, i)), 6) for i in range(6)]))
+        for s in (0, 1)]
     graph = make_fx(strong_on_device)(views, rows[0])
     assert torch.equal(graph(views.flip(0), rows[1]), strong_on_device(views.flip(0), rows[1]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_device_work_never_waits():
-    views, rows = torch.zeros(4, 3, 65, 65, dtype=torch.uint8), torch.from_numpy(np.stack([strong_numbers(draw_strong(rng_for(0, 1, i)), 6) for i in range(4)]))
+    views = torch.zeros(4, 3, 65, 65, dtype=torch.uint8)
+    rows = torch.from_numpy(np.stack([strong_numbers(draw_strong(rng_for(0, 1, i)), 6) for i in range(4)]))
     views, rows = views.cuda(), rows.cuda()
     torch.cuda.set_sync_debug_mode('error')
-    try: strong_on_device(views, rows)
-    finally: torch.cuda.set_sync_debug_mode('default')
+    try:
+        strong_on_device(views, rows)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
 
 
 # --- equal distributions
@@ -122,21 +135,37 @@ def describe(view):
     v = view.astype(np.float32)
     chroma = v.max(0) - v.min(0)
     hues = [((v[c] >= v.max(0)) & (chroma > 20)).mean() for c in (0, 2)]
-    return [v.mean(), v.std(), chroma.mean(), *hues, np.abs(np.diff(v, axis=-1)).mean(), np.abs(np.diff(v, axis=-2)).mean()]
+    return [
+        v.mean(),
+        v.std(),
+        chroma.mean(),
+        *hues,
+        np.abs(np.diff(v, axis=-1)).mean(),
+        np.abs(np.diff(v, axis=-2)).mean(),
+    ]
 
 
 def views(fast, seed, crop=49):
     image, rows = scene((80, 60))[0], []
     for i in range(N_DRAWS):
         rng = rng_for(seed, 1, i)
-        draw, colours = draw_view(rng, image.size, crop), draw_strong(rng)
-        rows.append(describe(fast_strong(fast_view(image, None, draw, crop)[0], colours) if fast else
-                             np.asarray(apply_strong(apply_view(image, None, draw, crop)[0], colours)).transpose(2, 0, 1)))
+        draw = draw_view(rng, image.size, crop)
+        colours = draw_strong(rng)
+        rows.append(
+            describe(
+                fast_strong(fast_view(image, None, draw, crop)[0], colours)
+                if fast
+                else np.asarray(apply_strong(apply_view(image, None, draw, crop)[0], colours)).transpose(
+                    2, 0, 1)
+            )
+        )
     return np.array(rows)
 
 
 def test_statistics_of_views_agree():
-    plain, shared, fresh = views(False, 0), views(True, 0), views(True, 1)
+    plain = views(False, 0)
+    shared = views(True, 0)
+    fresh = views(True, 1)
     assert (np.abs(shared-plain).mean(0) < 0.06*plain.std(0)).all()
     assert (np.abs(shared.mean(0)-plain.mean(0)) < 0.03*plain.std(0)).all()                      # no bias
     z = (plain.mean(0)-fresh.mean(0))/np.sqrt((plain.var(0)+fresh.var(0))/N_DRAWS)
@@ -146,7 +175,9 @@ def test_statistics_of_views_agree():
 
 # --- batches
 
-def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
+def same(a, b):
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
 
 
 def batches(labeled=None, unlabeled=None, **kwargs):
@@ -166,24 +197,39 @@ def test_shares_of_a_step_make_the_step(options):
     for rank, places in enumerate(((0, 2), (1, 3))):
         part = batches(n_strong=2, positions_x=places, positions_u=places, **options)[3]
         for key, value in part.items():
-            if not isinstance(value, torch.Tensor): continue
+            if not isinstance(value, torch.Tensor):
+                continue
             axis = 1 if key in ('image_u_s', 'image_mix_s', 'box_u', 'draws_u', 'draws_mix') else 0
             assert torch.equal(value, whole[key].movedim(axis, 0)[rank::2].movedim(0, axis)), key
 
 
 def test_literal_and_fast_batches_are_the_same_batches():
-    plain, fast, device = batches(fast=False)[2], batches()[2], add_strong(batches(device_strong=True)[2])
+    plain = batches(fast=False)[2]
+    fast = batches()[2]
+    device = add_strong(batches(device_strong=True)[2])
     assert plain.keys() == fast.keys() == device.keys()
     for key in plain:
-        if not isinstance(plain[key], torch.Tensor): assert plain[key] == fast[key] == device[key]
-        elif not key.startswith('image_'): assert torch.equal(plain[key], fast[key]) and torch.equal(plain[key], device[key])
-        else: assert plain[key].shape == fast[key].shape and off(plain[key], fast[key]).mean() < 2 and off(fast[key], device[key]).mean() < 2
+        if not isinstance(plain[key], torch.Tensor):
+            assert plain[key] == fast[key] == device[key]
+        elif not key.startswith('image_'):
+            assert torch.equal(plain[key], fast[key]) and torch.equal(plain[key], device[key])
+        else:
+            assert (
+                plain[key].shape == fast[key].shape
+                and off(plain[key], fast[key]).mean() < 2
+                and off(fast[key], device[key]).mean() < 2)
 
 
 class Counting(ArraySource):
-    def __init__(self, *args): super().__init__(*args); self.images_read, self.masks_read = 0, 0
-    def read_image(self, i): self.images_read += 1; return super().read_image(i)
-    def read_mask(self, i): self.masks_read += 1; return super().read_mask(i)
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.images_read, self.masks_read = 0, 0
+    def read_image(self, i):
+        self.images_read += 1
+        return super().read_image(i)
+    def read_mask(self, i):
+        self.masks_read += 1
+        return super().read_mask(i)
 
 
 @pytest.mark.parametrize('partner, reads', [('same_image', 4), ('other_image', 8), ('in_batch', 4), ('none', 4)])
@@ -191,7 +237,8 @@ def test_pictures_are_read_as_often_as_needed(partner, reads):
     x, u = Counting(IMAGES, MASKS), Counting(IMAGES, MASKS)
     batches(x, u, partner=partner)[0]
     assert (x.images_read, x.masks_read) == (4, 4)
-    assert (u.images_read, u.masks_read) == (reads, 0)                                            # hidden masks: not asked for, not read
+    # hidden masks: not asked for, not read
+    assert (u.images_read, u.masks_read) == (reads, 0)
     batches(x, u, partner=partner, with_hidden=True)[0]
     assert u.masks_read == reads
 
@@ -207,7 +254,8 @@ def test_cache_keeps_its_limit():
     x = Counting(IMAGES, MASKS)
     cached = CachedSource(x, limit=3*97*97*4/1e6)
     for _ in range(2):
-        for i in range(5): cached.read_image(i)
+        for i in range(5):
+            cached.read_image(i)
     assert x.images_read == 5+2 and cached.left < 97*97*4
 
 
@@ -225,23 +273,28 @@ def children(): return multiprocessing.active_children()
 
 
 def test_worker_error_is_one_line_and_ends_all_workers():
-    with pytest.raises(DataError) as caught: list(make_loader(batches(unlabeled=Broken(IMAGES, MASKS)), 0, 9, workers=2))
-    assert str(caught.value).startswith('20 pictures in a row cannot be read') and '\n' not in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        list(make_loader(batches(unlabeled=Broken(IMAGES, MASKS)), 0, 9, workers=2))
+    assert str(caught.value).startswith('20 pictures in a row cannot be read') and '\n' not in str(
+        caught.value)
     assert children() == []
 
 
 def test_killed_worker_is_one_line_and_ends_all_workers():
-    with pytest.raises(DataError, match='a loader process died') as caught: list(make_loader(batches(unlabeled=Dying(IMAGES, MASKS)), 0, 9, workers=2))
+    with pytest.raises(DataError, match='a loader process died') as caught:
+        list(make_loader(batches(unlabeled=Dying(IMAGES, MASKS)), 0, 9, workers=2))
     assert '\n' not in str(caught.value) and children() == []
 
 
 def test_leaving_early_ends_all_workers():
     loader = make_loader(batches(), 0, 500, workers=2)
     assert isinstance(loader, StepLoader) and len(loader) == 500
-    for _ in loader: break
+    for _ in loader:
+        break
     assert children() == []
     with pytest.raises(KeyError):
-        for _ in loader: raise KeyError
+        for _ in loader:
+            raise KeyError
     del loader
     assert children() == []
 

@@ -25,8 +25,9 @@ from corrmatch.training.builders import (
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device('cpu')
-TINY = preset('toy', crop=33, toy_labeled=3, toy_unlabeled=4, steps=4, warmup=0, batch_x=2, batch_u=2, dim=16, low_dim=8, stride=8, weights='',
-              cutmix='same_image', regions=8)
+TINY = preset(
+    'toy', crop=33, toy_labeled=3, toy_unlabeled=4, steps=4, warmup=0, batch_x=2, batch_u=2, dim=16,
+    low_dim=8, stride=8, weights='', cutmix='same_image', regions=8)
 
 
 @pytest.fixture(scope='module')
@@ -40,10 +41,13 @@ def step(batch, dtype=None, prepare=False, **changes):
     config = replace(TINY, **changes)
     torch.manual_seed(1)
     model = make_model(config)[0].train()
-    if prepare: prepare_model(model, config, CPU)
+    if prepare:
+        prepare_model(model, config, CPU)
     sgd = make_optimizer(model, config)
     with autocast(CPU, dtype):
-        result = train_step(model, batch, make_weights(config), make_threshold(config), regions=8, generator=torch.Generator().manual_seed(0))
+        result = train_step(
+            model, batch, make_weights(config), make_threshold(config), regions=8,
+            generator=torch.Generator().manual_seed(0))
     result.total.backward()
     sgd.step()
     return result.total.detach(), model.classifier.weight.grad.clone(), model
@@ -51,12 +55,15 @@ def step(batch, dtype=None, prepare=False, **changes):
 
 class NoQuestions(TorchDispatchMode):
     "Fails on every operation that would make the host wait for a GPU."
-    asked = ('_local_scalar_dense', 'nonzero', 'equal', 'masked_select', 'is_nonzero', '_unique2', 'unique_dim', 'repeat_interleave')
+    asked = (
+        '_local_scalar_dense', 'nonzero', 'equal', 'masked_select', 'is_nonzero', '_unique2', 'unique_dim',
+        'repeat_interleave')
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         assert name not in self.asked, name
-        if name in ('index', 'index_put', 'index_put_'): assert not any(i is not None and i.dtype == torch.bool for i in args[1]), 'a boolean index'
+        if name in ('index', 'index_put', 'index_put_'):
+            assert not any(i is not None and i.dtype == torch.bool for i in args[1]), 'a boolean index'
         return func(*args, **(kwargs or {}))
 
 
@@ -69,12 +76,16 @@ def test_a_step_asks_the_device_nothing(batches, changes, monkeypatch):
         return regions_module._propagate_on_device(label, keep, maps, torch.as_tensor(tau), n_classes)
     ops = FAST_REGIONS._replace(region_targets=on_device)
     batch = batches(**changes)
-    with pytest.raises(AssertionError, match='_local_scalar_dense'), NoQuestions(): batch['image_x'].sum().item()
+    with pytest.raises(AssertionError, match='_local_scalar_dense'), NoQuestions():
+        batch['image_x'].sum().item()
     config = replace(TINY, **changes)
     model = make_model(config)[0].train()
-    sgd, guard, weights = make_optimizer(model, config), make_threshold(config), make_weights(config)
+    sgd = make_optimizer(model, config)
+    guard = make_threshold(config)
+    weights = make_weights(config)
     with NoQuestions():
-        result = train_step(model, batch, weights, guard, regions=8, generator=torch.Generator().manual_seed(0), ops=ops)
+        result = train_step(
+            model, batch, weights, guard, regions=8, generator=torch.Generator().manual_seed(0), ops=ops)
         result.total.backward()
     sgd.step()
     assert torch.isfinite(result.total)
@@ -101,21 +112,25 @@ HEADERS = Path(sysconfig.get_path('include'), 'Python.h').exists()
 @pytest.mark.skipif(not shutil.which(os.environ.get('CXX') or 'g++') or not HEADERS, reason='no C++ compiler, or no header files of Python')
 def test_compiled_network(batches):
     "The same keys and the same scores up to rounding; forward only, since each graph takes the compiler some seconds."
-    plain, compiled = [prepare_model(make_model(TINY)[0], replace(TINY, compile=c), CPU).eval() for c in (False, True)]
+    plain, compiled = [
+        prepare_model(make_model(TINY)[0], replace(TINY, compile=c), CPU).eval() for c in (False, True)]
     assert list(plain.state_dict()) == list(compiled.state_dict())
-    with torch.no_grad(): scores = [model.predict_logits(batches()['image_x']) for model in (plain, compiled)]
+    with torch.no_grad():
+        scores = [model.predict_logits(batches()['image_x']) for model in (plain, compiled)]
     torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-4)
 
 
 def test_compile_without_a_compiler(monkeypatch):
     monkeypatch.setenv('CXX', 'no-such-compiler')
-    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler and 'no-such-compiler'"): prepare_model(make_model(TINY)[0], replace(TINY, compile=True), CPU)
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler and 'no-such-compiler'"):
+        prepare_model(make_model(TINY)[0], replace(TINY, compile=True), CPU)
 
 
 @pytest.mark.skipif(not shutil.which('g++'), reason='no C++ compiler')
 def test_compile_without_headers(monkeypatch, tmp_path):
     monkeypatch.setattr('sysconfig.get_path', lambda name: str(tmp_path))
-    with pytest.raises(ValueError, match='python3-dev'): prepare_model(make_model(TINY)[0], replace(TINY, compile=True), CPU)
+    with pytest.raises(ValueError, match='python3-dev'):
+        prepare_model(make_model(TINY)[0], replace(TINY, compile=True), CPU)
 
 
 def test_precision():
@@ -124,7 +139,8 @@ def test_precision():
     assert [pick_precision(p, CPU, model) for p in ('auto', 'fp32', 'bf16')] == [None, None, torch.bfloat16]
     before = torch.get_rng_state()
     assert torch.equal(before, torch.get_rng_state())
-    with pytest.raises(ValueError, match='use auto, fp32 or bf16'): pick_precision('int8', CPU)
+    with pytest.raises(ValueError, match='use auto, fp32 or bf16'):
+        pick_precision('int8', CPU)
 
 
 def test_memory_of_pixel_propagation():
@@ -139,30 +155,43 @@ def test_work_of_regions():
     "A guard that counts: the fast version allocates less than 64 MB where the literal one takes hundreds, with equal results."
     case = region_case('many', b=2)
     maps = region_maps(case['rows'], case['side'], case['size'])
-    def ours(): return fast_region_targets(case['rows'], case['side'], case['label'], case['keep'], case['within'], .85)
-    assert extra_peak(ours) < 64*2**20 < extra_peak(lambda: region_maps(case['rows'], case['side'], case['size']))
+    def ours():
+        return fast_region_targets(
+            case['rows'], case['side'], case['label'], case['keep'], case['within'], 0.85)
+    assert (
+        extra_peak(ours)
+        < 64 * 2**20
+        < extra_peak(lambda: region_maps(case['rows'], case['side'], case['size']))
+    )
     label, keep, _ = propagate_regions(case['label'], case['keep'], maps, .85)
     assert torch.equal(ours()[0], label) and torch.equal(ours()[1], keep)
 
 
 def test_suite_and_bench_write_json(tmp_path):
     lines, out = [], tmp_path/'new'/'bench.json'
-    for part in ('regions', 'pixels'): run_suite(only=part, size='tiny', out=str(out), say=lines.append)
-    run_suite(only='pixels', size='tiny', out=str(out), say=lines.append)  # measured again: replaces its own rows only
+    for part in ('regions', 'pixels'):
+        run_suite(only=part, size='tiny', out=str(out), say=lines.append)
+    # measured again: replaces its own rows only
+    run_suite(only='pixels', size='tiny', out=str(out), say=lines.append)
     run_bench(out=str(out), sides=(9,), batches=(1,), regions=(8,), say=lines.append)
     stored = json.loads(out.read_text())
     names = [row['name'] for row in stored['suite']['rows']]
     assert len(names) == len(set(names)) == 9 and set(names) <= set(TARGETS)
-    assert all({'name', 'value', 'target', 'reached', 'calls', 'unit'} <= row.keys() for row in stored['suite']['rows'])
-    assert {'cpu', 'cores', 'threads', 'torch', 'gpu'} <= stored['bench']['machine'].keys() and stored['bench']['limits']['bandwidth'] > 0
+    assert all(
+        {'name', 'value', 'target', 'reached', 'calls', 'unit'} <= row.keys()
+        for row in stored['suite']['rows'])
+    assert {'cpu', 'cores', 'threads', 'torch', 'gpu'} <= stored['bench']['machine'].keys() and stored[
+        'bench']['limits']['bandwidth'] > 0
     assert sum('target' in line for line in lines) == 13
-    with pytest.raises(ValueError, match='use one of'): run_suite(only='everything')
+    with pytest.raises(ValueError, match='use one of'):
+        run_suite(only='everything')
 
 
 def test_stored_results_answer_every_promise():
     "The file behind the notebook's tables has one row for each target, measured at full size."
     stored = json.loads((ROOT/'nbs'/'results'/'bench_cpu.json').read_text())
-    assert stored['suite']['size'] == 'full' and {row['name'] for row in stored['suite']['rows']} == set(TARGETS)
+    assert stored['suite']['size'] == 'full' and {row['name'] for row in stored['suite']['rows']} == set(
+        TARGETS)
     assert {row['over'] for row in stored['bench']['rows']} == {'positions', 'batch', 'regions'}
 
 
@@ -170,7 +199,12 @@ def test_stored_results_answer_every_promise():
 def test_start_needs_no_torch(command):
     "What makes the start slow is not imported."
     code = ['-X', 'importtime', *command]
-    done = subprocess.run([sys.executable, *code], capture_output=True, text=True, timeout=60, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, *code], capture_output=True, text=True, timeout=60,
+        env=os.environ | dict(PYTHONPATH=str(ROOT)))
     assert done.returncode == 0
-    loaded = {line.split('|')[-1].strip().split('.')[0] for line in done.stderr.splitlines() if line.startswith('import time:')}
+    loaded = {
+        line.split('|')[-1].strip().split('.')[0]
+        for line in done.stderr.splitlines()
+        if line.startswith('import time:')}
     assert 'corrmatch' in loaded and not loaded & {'torch', 'torchvision', 'matplotlib', 'numpy', 'IPython'}

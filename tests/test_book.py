@@ -16,9 +16,11 @@ LESSONS = [p for p in NUMBERED if p.parent.name == 'method']
 # A part of the book is a folder of nbs/ and a subpackage: what its modules may import of the others ('' is the root of the package).
 # Two modules of a part, or of two parts that name each other, may not import each other in a circle.
 PARTS = {
-    'start': (), 'method': ('method',), '': ('',), 'data': ('', 'data', 'engine', 'method'), 'models': ('', 'method', 'models', 'engine'),
-    'training': ('', 'method', 'data', 'models', 'training', 'engine'), 'use': ('', 'method', 'data', 'models', 'training', 'use', 'engine'),
-    'results': (), 'engine': ('', 'method', 'data', 'engine')}
+    'start': (), 'method': ('method',), '': ('',), 'data': ('', 'data', 'engine', 'method'),
+    'models': ('', 'method', 'models', 'engine'),
+    'training': ('', 'method', 'data', 'models', 'training', 'engine'),
+    'use': ('', 'method', 'data', 'models', 'training', 'use', 'engine'), 'results': (),
+    'engine': ('', 'method', 'data', 'engine')}
 ENTRY = {'__init__', '__main__'}  # of the package: they may import anything
 ASSERTION = re.compile(r'test_\w+|expect_fail|ExceptionExpected')
 WINDOW = 5  # cells after an export in which its assertion stands
@@ -35,25 +37,36 @@ each_lesson = pytest.mark.parametrize('path', LESSONS, ids=names(LESSONS))
 class Cell:
     "One cell: its text without directives, whether it is exported, its syntax tree."
     def __init__(self, number, cell):
-        self.number, self.kind, self.outputs = number, cell['cell_type'], cell.get('outputs', [])
+        self.number = number
+        self.kind = cell['cell_type']
+        self.outputs = cell.get('outputs', [])
         source = ''.join(cell['source'])
         self.source = ''.join(l for l in source.splitlines(keepends=True) if not l.startswith('#|'))
-        self.directives = {l[2:].split()[0] for l in source.splitlines() if l.startswith('#|') and l[2:].split()}
+        self.directives = {
+            l[2:].split()[0] for l in source.splitlines() if l.startswith('#|') and l[2:].split()}
         self.exported = bool(self.directives & {'export', 'exports', 'exporti'})
         python = ''.join(l for l in self.source.splitlines(keepends=True) if not l.startswith(('%', '!')))
         self.tree = ast.parse(python) if self.kind == 'code' else ast.Module([], [])
-        self.flows, self.asserts = flows(self.tree), asserts(self.tree)
+        self.flows = flows(self.tree)
+        self.asserts = asserts(self.tree)
 
     def public(self):
         "Functions and classes that this cell adds to the package's interface."
-        if not self.exported: return []
-        return [n for n in self.tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')]
+        if not self.exported:
+            return []
+        return [
+            n
+            for n in self.tree.body
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')]
 
 
-def read(path): return [Cell(i, c) for i, c in enumerate(json.loads(path.read_text(encoding='utf-8'))['cells'])]
+def read(path):
+    return [Cell(i, c) for i, c in enumerate(json.loads(path.read_text(encoding='utf-8'))['cells'])]
 
 
-def used(node): return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+def used(node):
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | {
+        n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
 
 
 def used_in(nodes): return set().union(*map(used, nodes))
@@ -68,18 +81,26 @@ def flows(tree):
     "Pairs (names read, names made or changed by means of them) of a cell's statements, functions and classes."
     pairs = []
     for n in ast.walk(tree):
-        if isinstance(n, (ast.FunctionDef, ast.ClassDef)): pairs.append((used(n), {n.name}))
-        elif isinstance(n, ast.Assign): pairs.append((used(n.value), used_in(n.targets)))
-        elif isinstance(n, (ast.AugAssign, ast.NamedExpr)): pairs.append((used(n.value), used(n.target)))
-        elif isinstance(n, (ast.For, ast.comprehension)): pairs.append((used(n.iter), used(n.target)))
-        elif isinstance(n, ast.withitem) and n.optional_vars: pairs.append((used(n.context_expr), used(n.optional_vars)))
-        elif isinstance(n, ast.Expr) and isinstance(n.value, ast.Call): pairs.append((used(n.value.func), used(n.value)))  # for its effect
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)):
+            pairs.append((used(n), {n.name}))
+        elif isinstance(n, ast.Assign):
+            pairs.append((used(n.value), used_in(n.targets)))
+        elif isinstance(n, (ast.AugAssign, ast.NamedExpr)):
+            pairs.append((used(n.value), used(n.target)))
+        elif isinstance(n, (ast.For, ast.comprehension)):
+            pairs.append((used(n.iter), used(n.target)))
+        elif isinstance(n, ast.withitem) and n.optional_vars:
+            pairs.append((used(n.context_expr), used(n.optional_vars)))
+        elif isinstance(n, ast.Expr) and isinstance(n.value, ast.Call):
+            pairs.append((used(n.value.func), used(n.value)))  # for its effect
     return pairs
 
 
 def asserts(tree):
     "Does a cell hold a statement that fails when something is wrong?"
-    return any(isinstance(n, ast.Assert) or isinstance(n, ast.Name) and ASSERTION.fullmatch(n.id) for n in ast.walk(tree))
+    return any(
+        isinstance(n, ast.Assert) or isinstance(n, ast.Name) and ASSERTION.fullmatch(n.id)
+        for n in ast.walk(tree))
 
 
 def is_asserted(name, callers, near):
@@ -87,14 +108,17 @@ def is_asserted(name, callers, near):
     known, before = {name}, set()
     while known != before:
         before = set(known)
-        for cell in (*callers, *near): known.update(*[made for read, made in cell.flows if read & before])
+        for cell in (*callers, *near):
+            known.update(*[made for read, made in cell.flows if read & before])
     return any(cell.asserts and used(cell.tree) & known for cell in near)
 
 
 def declares_only(node):
     "Is it a class of named fields, or a protocol?"
-    if not isinstance(node, ast.ClassDef): return False
-    return bool(used_in(node.bases) & {'NamedTuple', 'Protocol'}) or not any(isinstance(n, ast.FunctionDef) for n in node.body)
+    if not isinstance(node, ast.ClassDef):
+        return False
+    return bool(used_in(node.bases) & {'NamedTuple', 'Protocol'}) or not any(
+        isinstance(n, ast.FunctionDef) for n in node.body)
 
 
 def faults(lines): assert not lines, '\n' + '\n'.join(lines)
@@ -111,10 +135,12 @@ def package_imports():
     package, found = ROOT/'corrmatch', {}
     for path in package.rglob('*.py'):
         name = '.'.join(path.relative_to(package).with_suffix('').parts)
-        if name == '_modidx' or not path.stat().st_size: continue
+        if name == '_modidx' or not path.stat().st_size:
+            continue
         found[name] = set()
         for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            if not isinstance(n, ast.ImportFrom) or not n.level: continue
+            if not isinstance(n, ast.ImportFrom) or not n.level:
+                continue
             base = name.split('.')[:-n.level]
             found[name].add('.'.join([*base, *(n.module or '').split('.')]).strip('.'))
     return found
@@ -125,7 +151,8 @@ def part_of(module): return module.rpartition('.')[0]
 
 def test_chapters_are_numbered_once():
     assert (ROOT/'nbs'/'index.ipynb').is_file() and len(LESSONS) >= 8
-    assert [int(p.name[:2]) for p in NUMBERED] == list(range(1, len(NUMBERED)+1)), 'numbers without gaps, letters and repetitions'
+    assert [int(p.name[:2]) for p in NUMBERED] == list(range(1, len(NUMBERED) + 1)), (
+        'numbers without gaps, letters and repetitions')
     modules = [m for p in NUMBERED if (m := module_of(p))]
     assert [m for m, n in Counter(modules).items() if n > 1] == [], 'two notebooks export one module'
 
@@ -134,13 +161,17 @@ def test_a_part_is_a_folder_and_a_subpackage():
     assert {p.parent.name.replace('nbs', '') for p in NUMBERED} == set(PARTS)
     lines = []
     for path in NUMBERED:
-        module, folder = module_of(path), path.parent.name.replace('nbs', '')
+        module = module_of(path)
+        folder = path.parent.name.replace('nbs', '')
         exports = any(c.exported for c in read(path))
-        if exports and part_of(module) != folder: lines.append(f'{path.name} lies in {folder!r} and exports corrmatch.{module}')
-        if exports and module.rpartition('.')[2] != path.stem.partition('_')[2]: lines.append(f'{path.name}: its module is called {module}')
+        if exports and part_of(module) != folder:
+            lines.append(f'{path.name} lies in {folder!r} and exports corrmatch.{module}')
+        if exports and module.rpartition('.')[2] != path.stem.partition('_')[2]:
+            lines.append(f'{path.name}: its module is called {module}')
     faults(lines)
     folders = [p.parent.name for p in NUMBERED]
-    assert [f for n, f in enumerate(folders) if n == 0 or folders[n-1] != f] == ['start', 'method', 'nbs', 'data', 'models', 'training', 'use', 'results', 'engine']
+    assert [f for n, f in enumerate(folders) if n == 0 or folders[n - 1] != f] == [
+        'start', 'method', 'nbs', 'data', 'models', 'training', 'use', 'results', 'engine']
 
 
 def test_correlation_is_read_early():
@@ -149,8 +180,12 @@ def test_correlation_is_read_early():
 
 def test_arrows_point_downward():
     imports = package_imports()
-    lines = [f'corrmatch.{m} imports corrmatch.{other}' for m, others in imports.items() if m not in ENTRY for other in sorted(others)
-             if part_of(other) not in PARTS[part_of(m)]]
+    lines = [
+        f'corrmatch.{m} imports corrmatch.{other}'
+        for m, others in imports.items()
+        if m not in ENTRY
+        for other in sorted(others)
+        if part_of(other) not in PARTS[part_of(m)]]
     faults(lines)
 
 
@@ -159,7 +194,12 @@ def test_the_method_is_closed():
     lines = []
     for path in (ROOT/'corrmatch'/'method').glob('*.py'):
         for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            names = [a.name for a in n.names] if isinstance(n, ast.Import) else [n.module] if isinstance(n, ast.ImportFrom) and not n.level else []
+            names = (
+                [a.name for a in n.names]
+                if isinstance(n, ast.Import)
+                else [n.module]
+                if isinstance(n, ast.ImportFrom) and not n.level
+                else [])
             lines += [f'{path.name}: imports {name}' for name in names if name.split('.')[0] not in allowed]
     faults(lines)
 
@@ -167,22 +207,30 @@ def test_the_method_is_closed():
 def test_no_circle():
     left = {m: {o for o in others if o != m} for m, others in package_imports().items() if m not in ENTRY}
     while free := [m for m, others in left.items() if not others & left.keys()]:
-        for m in free: del left[m]
+        for m in free:
+            del left[m]
     assert not left, f'modules that import each other: {left}'
 
 
 def test_index_lists_every_notebook():
     text = '\n'.join(c.source for c in read(ROOT/'nbs'/'index.ipynb') if c.kind == 'markdown')
-    faults([f'index.ipynb does not name {p.name}' for p in NUMBERED if f'({p.relative_to(ROOT/"nbs").as_posix()})' not in text])
+    faults(
+        [
+            f'index.ipynb does not name {p.name}'
+            for p in NUMBERED
+            if f'({p.relative_to(ROOT / "nbs").as_posix()})' not in text]
+    )
 
 
 @each_notebook
 def test_links_between_notebooks(path):
     lines = []
     for cell in read(path):
-        if cell.kind != 'markdown': continue
+        if cell.kind != 'markdown':
+            continue
         for target in re.findall(r'\]\(([^)\s:#]+\.ipynb)', cell.source):
-            if not (path.parent/target).is_file(): lines.append(f'{path.name} cell {cell.number}: {target} does not exist')
+            if not (path.parent/target).is_file():
+                lines.append(f'{path.name} cell {cell.number}: {target} does not exist')
     faults(lines)
 
 
@@ -190,7 +238,8 @@ def test_links_between_notebooks(path):
 def test_opens_with_heading_and_promise(path):
     cells = read(path)
     first = json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source']
-    assert re.fullmatch(r'#\| *default_exp [\w.]+', ''.join(first).strip()), 'the first cell is `#| default_exp NAME`'
+    assert re.fullmatch(r'#\| *default_exp [\w.]+', ''.join(first).strip()), (
+        'the first cell is `#| default_exp NAME`')
     opening = '\n'.join(c.source for c in cells[1:4] if c.kind == 'markdown')
     assert re.search(r'^# \S', opening, re.M), 'a heading follows'
     assert re.search(r'^> \S', opening, re.M), 'and a one-line promise'
@@ -206,8 +255,10 @@ def test_length_and_prose(path):
 
 @each_lesson
 def test_closes_with_comparison_and_exercises(path):
-    headings = [c.source.strip().lower() for c in read(path) if c.kind == 'markdown' and c.source.startswith('#')]
-    for wanted in ('paper', 'exercises'): assert any(wanted in h for h in headings), f'no heading with "{wanted}"'
+    headings = [
+        c.source.strip().lower() for c in read(path) if c.kind == 'markdown' and c.source.startswith('#')]
+    for wanted in ('paper', 'exercises'):
+        assert any(wanted in h for h in headings), f'no heading with "{wanted}"'
 
 
 @each_notebook
@@ -217,11 +268,16 @@ def test_size_and_outputs(path):
     for cell in read(path):
         for output in cell.outputs:
             where = f'{path.name} cell {cell.number}'
-            text = ''.join(output.get('text', [])) + ''.join(str(v) for k, v in output.get('data', {}).items() if 'image/' not in k)
-            if output['output_type'] == 'error': lines.append(f'{where}: a stored error')
-            if output.get('name') == 'stderr' or re.search(r'\w*Warning\b', text): lines.append(f'{where}: a warning')
-            if re.search(r'(?<![\w.])/(home|root|tmp|var|work|opt|usr|Users)/\w', text): lines.append(f'{where}: an absolute path')
-            if 'application/vnd.jupyter.widget-view+json' in output.get('data', {}): lines.append(f'{where}: a widget, blank on a page')
+            text = ''.join(output.get('text', [])) + ''.join(
+                str(v) for k, v in output.get('data', {}).items() if 'image/' not in k)
+            if output['output_type'] == 'error':
+                lines.append(f'{where}: a stored error')
+            if output.get('name') == 'stderr' or re.search(r'\w*Warning\b', text):
+                lines.append(f'{where}: a warning')
+            if re.search(r'(?<![\w.])/(home|root|tmp|var|work|opt|usr|Users)/\w', text):
+                lines.append(f'{where}: an absolute path')
+            if 'application/vnd.jupyter.widget-view+json' in output.get('data', {}):
+                lines.append(f'{where}: a widget, blank on a page')
     faults(lines)
 
 
@@ -251,7 +307,8 @@ def test_exported_cells_are_short(path):
         length = sum(bool(l.strip()) for l in cell.source.splitlines())
         one_class = sum(isinstance(n, ast.ClassDef) for n in cell.tree.body) == len(cell.tree.body) == 1
         imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.tree.body)
-        if cell.exported and length > 25 and not one_class and not imports: lines.append(f'{path.name} cell {cell.number}: {length} lines')
+        if cell.exported and length > 25 and not one_class and not imports:
+            lines.append(f'{path.name} cell {cell.number}: {length} lines')
     faults(lines)
 
 
@@ -264,7 +321,8 @@ def test_every_export_has_an_assertion(path):
         callers = [c for c in cells[:end] if c.exported]
         for node in cell.public():
             if not declares_only(node) and not is_asserted(node.name, callers + near, near):
-                lines.append(f'{path.name} cell {cell.number}: {node.name} has no assertion within {WINDOW} cells')
+                lines.append(
+                    f'{path.name} cell {cell.number}: {node.name} has no assertion within {WINDOW} cells')
     faults(lines)
 
 
@@ -274,8 +332,11 @@ def test_docstrings(path):
     for cell in read(path):
         for node in cell.public():
             text = ast.get_docstring(node)
-            if not text: lines.append(f'{path.name} cell {cell.number}: {node.name} has no docstring')
-            elif '\n' in text: lines.append(f'{path.name} cell {cell.number}: the docstring of {node.name} is longer than a line')
+            if not text:
+                lines.append(f'{path.name} cell {cell.number}: {node.name} has no docstring')
+            elif '\n' in text:
+                lines.append(
+                    f'{path.name} cell {cell.number}: the docstring of {node.name} is longer than a line')
     faults(lines)
 
 
@@ -287,17 +348,26 @@ def test_each_argument_is_described(path):
         tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline) if cell.exported else ()
         comments = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
         for node in cell.public():
-            if not isinstance(node, ast.FunctionDef): continue
+            if not isinstance(node, ast.FunctionDef):
+                continue
             a = node.args
-            arguments = [x for x in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if x is not None]
-            if is_patch(node): arguments = arguments[1:]
+            arguments = [
+                x for x in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if x is not None]
+            if is_patch(node):
+                arguments = arguments[1:]
             shared = [line for line, n in Counter(x.lineno for x in arguments).items() if n > 1]
             for x in arguments:
                 if x.lineno not in comments or x.lineno in shared or (x.lineno == node.lineno):
-                    lines.append(f'{path.name} cell {cell.number}: {node.name}({x.arg}) has no line and comment of its own')
+                    lines.append(
+                        f'{path.name} cell {cell.number}: {node.name}({x.arg}) has no line and comment of '
+                        'its own'
+                    )
     faults(lines)
 
 
 def test_links_of_the_readme_lead_to_files():
-    links = [t.split('#')[0] for t in re.findall(r'\]\(([^)\s]+)\)', (ROOT/'README.md').read_text()) if not t.startswith(('http', '#', 'mailto'))]
+    links = [
+        t.split('#')[0]
+        for t in re.findall(r'\]\(([^)\s]+)\)', (ROOT / 'README.md').read_text())
+        if not t.startswith(('http', '#', 'mailto'))]
     assert len(links) > 30 and [t for t in links if not (ROOT/t).exists()] == []

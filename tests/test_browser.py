@@ -22,10 +22,13 @@ from corrmatch.data.toy import toy_features, toy_logits, toy_scene
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-try: from playwright.sync_api import sync_playwright
-except ImportError: sync_playwright = None
-pytestmark = [pytest.mark.skipif(sync_playwright is None, reason='playwright is not installed: pip install playwright'),
-              pytest.mark.skipif(BROWSER is None, reason='no chromium, chromium-browser or google-chrome in PATH')]
+try:
+    from playwright.sync_api import sync_playwright
+except ImportError:
+    sync_playwright = None
+pytestmark = [
+    pytest.mark.skipif(sync_playwright is None, reason='playwright is not installed: pip install playwright'),
+    pytest.mark.skipif(BROWSER is None, reason='no chromium, chromium-browser or google-chrome in PATH')]
 
 POSITIONS = [(24, 64), (80, 40), (10, 5)]  # pixels: two textures, a third one, background
 NEAR = 1e-4                                # pixels whose normalised value is this near to the cut may differ
@@ -47,7 +50,9 @@ def scene_view(strong=False):
     image, mask = toy_scene(seed=11)
     draw = torch.Generator().manual_seed(5 if strong else 1)
     feats = toy_features(mask, stride=4, gain=5., noise=.5)
-    f1, f2 = (F.avg_pool2d(feats + .2*torch.randn(feats.shape, generator=draw), 3, 1, 1, count_include_pad=False) for _ in range(2))
+    f1, f2 = (
+        F.avg_pool2d(feats + 0.2 * torch.randn(feats.shape, generator=draw), 3, 1, 1, count_include_pad=False)
+        for _ in range(2))
     return explore_view(image**2 if strong else image, (f1, f2), toy_logits(mask, bonus=6., seed=11))
 
 
@@ -68,8 +73,13 @@ def browser():
 @pytest.fixture(scope='module')
 def pages(tmp_path_factory):
     "Folder with the written explorers."
-    folder, weak, strong, odd = tmp_path_factory.mktemp('pages'), scene_view(), scene_view(True), odd_view()
-    write_explorer(folder/'scene.html', weak.image, (weak.f1, weak.f2), logits=weak.logits, strong=strong, title='scene')
+    folder = tmp_path_factory.mktemp('pages')
+    weak = scene_view()
+    strong = scene_view(True)
+    odd = odd_view()
+    write_explorer(
+        folder / 'scene.html', weak.image, (weak.f1, weak.f2), logits=weak.logits, strong=strong,
+        title='scene')
     write_explorer(folder/'odd.html', odd.image, (odd.f1, odd.f2))
     return folder
 
@@ -77,7 +87,9 @@ def pages(tmp_path_factory):
 @pytest.fixture
 def opened(browser, pages):
     "Open a written explorer; afterwards nothing may have been asked for or complained about."
-    said, asked, contexts = [], [], []
+    said = []
+    asked = []
+    contexts = []
     def go(name, **options):
         context = browser.new_context(**{'viewport': dict(width=1200, height=860)} | options)
         contexts.append(context)
@@ -89,7 +101,8 @@ def opened(browser, pages):
         page.wait_for_selector('.cx-stage')
         return page
     yield go
-    for context in contexts: context.close()
+    for context in contexts:
+        context.close()
     assert not said, said
     assert [u for u in asked if not u.startswith('file:')] == [] and len(asked) == len(contexts), asked
 
@@ -111,7 +124,8 @@ def near_cut(row, size, cut):
 
 def check_row_and_region(page, view, position, cut=.5):
     "Row to single precision; region from the same row bit for bit; the page's own region but for pixels on the cut."
-    size, reading = view.image.shape[:2], read_position(view, position, cut)
+    size = view.image.shape[:2]
+    reading = read_position(view, position, cut)
     row = torch.tensor(ask(page, 'row()')).view(reading.row.shape)
     torch.testing.assert_close(row, reading.row, rtol=2e-5, atol=1e-9)
     column = torch.tensor(ask(page, 'column()')).view(reading.row.shape)
@@ -119,7 +133,8 @@ def check_row_and_region(page, view, position, cut=.5):
     given = page.evaluate('row => __explorer.regionOf(row)', reading.row.flatten().double().tolist())
     differs = torch.tensor(given).view(size).bool() != reading.region
     assert not (differs & ~near_cut(reading.row, size, cut)).any()
-    assert differs.sum() <= (0 if torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512') else 5), f'{int(differs.sum())} pixels'
+    assert differs.sum() <= (0 if torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512') else 5), (
+        f'{int(differs.sum())} pixels')
     drawn = torch.tensor(ask(page, 'region()')).view(size).bool()
     assert not ((drawn != reading.region) & ~near_cut(reading.row, size, cut)).any()
     return reading, drawn
@@ -131,9 +146,11 @@ def check_vote(page, reading, drawn):
     off = int((drawn != reading.region).sum())
     assert abs(vote['size']-reading.vote.size) <= off
     assert np.abs(np.subtract(vote['counts'], reading.vote.counts)).sum() <= off
-    if off: return
+    if off:
+        return
     assert (vote['winner'], vote['accepted']) == (reading.vote.winner, reading.vote.accepted)
-    assert (vote['confidentShare'], vote['majorityShare']) == (reading.vote.confident_share, reading.vote.majority_share)
+    assert (vote['confidentShare'], vote['majorityShare']) == (
+        reading.vote.confident_share, reading.vote.majority_share)
 
 
 def check_pixel(page, view, values, position):
@@ -141,9 +158,15 @@ def check_pixel(page, view, values, position):
     import matplotlib.pyplot as plt
     fine = resize(values[None, None], view.image.shape[:2])[0, 0]
     share = ((fine-fine.min())/(fine.max()-fine.min()))[position]
-    def off(): return np.abs(np.subtract(ask(page, f'pixel({position[0]}, {position[1]})')[:3], 255*np.array(plt.get_cmap('viridis')(float(share))[:3]))).max()
+    def off():
+        return np.abs(
+            np.subtract(
+                ask(page, f'pixel({position[0]}, {position[1]})')[:3],
+                255 * np.array(plt.get_cmap('viridis')(float(share))[:3]))
+        ).max()
     for _ in range(40):  # the canvas is drawn with the next frame
-        if off() <= 4: return
+        if off() <= 4:
+            return
         page.wait_for_timeout(50)
     assert off() <= 4, float(share)
 
@@ -156,15 +179,19 @@ def test_pointer_row_region_vote_and_pixel(opened):
         assert ask(page, 'state.position') == list(position)
         reading, drawn = check_row_and_region(page, view, position)
         check_vote(page, reading, drawn)
-        for seen in (position, (0, 0), (48, 48), (96, 96)): check_pixel(page, view, reading.row, seen)
+        for seen in (position, (0, 0), (48, 48), (96, 96)):
+            check_pixel(page, view, reading.row, seen)
         assert ask(page, 'after') == reading.after
 
 
 def test_settings_change_what_is_shown(opened):
-    page, view, position = opened('scene.html'), scene_view(), (24, 64)
+    page = opened('scene.html')
+    view = scene_view()
+    position = (24, 64)
     page.mouse.move(*place(page, view, position))
     for cut, tau in ((.5, .85), (.3, .7), (.8, .95), (0., 0.), (1., 1.)):
-        page.get_by_label('cut').fill(str(cut)); page.get_by_label('\u03c4', exact=True).fill(str(tau))
+        page.get_by_label('cut').fill(str(cut))
+        page.get_by_label('\u03c4', exact=True).fill(str(tau))
         _, drawn = check_row_and_region(page, view, position, cut)
         check_vote(page, read_position(view, position, cut, tau), drawn)
     page.get_by_role('button', name='Reset').click()
@@ -193,9 +220,12 @@ def test_keyboard(opened):
     page, view = opened('scene.html'), scene_view()
     page.keyboard.press('Tab')
     stage = page.locator('.cx-stage')
-    assert stage.evaluate('e => e === document.activeElement && getComputedStyle(e).outlineStyle') == 'solid', 'focus can be seen'
+    assert (
+        stage.evaluate('e => e === document.activeElement && getComputedStyle(e).outlineStyle') == 'solid'
+    ), 'focus can be seen'
     start = ask(page, 'state.position')
-    for key in ('ArrowRight', 'ArrowRight', 'ArrowDown'): page.keyboard.press(key)
+    for key in ('ArrowRight', 'ArrowRight', 'ArrowDown'):
+        page.keyboard.press(key)
     position = ask(page, 'state.position')
     assert np.subtract(position, start).tolist() == [4, 8], 'one feature position is four pixels'
     check_vote(page, *check_row_and_region(page, view, position))
@@ -205,11 +235,15 @@ def test_keyboard(opened):
     page.keyboard.press('Escape')
     page.mouse.move(*place(page, view, (80, 41)))
     assert ask(page, 'state.position') == [80, 41]
-    for _ in range(30): page.keyboard.press('ArrowUp')
+    for _ in range(30):
+        page.keyboard.press('ArrowUp')
     assert ask(page, 'state.position')[0] == 0, 'the border holds'
     page.wait_for_timeout(250)
     assert '0, ' in page.locator('.cx-live').inner_text(), 'a screen reader is told'
-    unnamed = page.evaluate("[...document.querySelectorAll('input, button')].filter(e => !(e.textContent.trim() || e.labels?.length)).length")
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('input, button')].filter(e => !(e.textContent.trim() || "
+        "e.labels?.length)).length"
+    )
     assert unnamed == 0
 
 
@@ -219,31 +253,47 @@ def test_pin_and_unpin_by_click(opened):
     page.mouse.move(*place(page, view, (80, 40)))
     assert ask(page, 'state.position') == [24, 64] and ask(page, 'state.pinned')
     page.mouse.click(*place(page, view, (80, 40)))
-    assert ask(page, 'state.position') == [80, 40] and ask(page, 'state.pinned'), 'a click elsewhere moves the pin'
+    assert ask(page, 'state.position') == [80, 40] and ask(page, 'state.pinned'), (
+        'a click elsewhere moves the pin')
     page.mouse.click(*place(page, view, (80, 40)))
     assert not ask(page, 'state.pinned')
 
 
 def test_touch_and_narrow_page(opened, tmp_path):
-    page, view = opened('scene.html', viewport=dict(width=390, height=844), has_touch=True, is_mobile=True, device_scale_factor=2), scene_view()
+    page = opened(
+        'scene.html', viewport=dict(width=390, height=844), has_touch=True, is_mobile=True,
+        device_scale_factor=2)
+    view = scene_view()
     for position in POSITIONS:
         page.touchscreen.tap(*place(page, view, position))
         assert np.abs(np.subtract(ask(page, 'state.position'), position)).max() <= 1
         check_vote(page, *check_row_and_region(page, view, ask(page, 'state.position')))
     assert page.evaluate('document.documentElement.scrollWidth <= innerWidth'), 'nothing sticks out'
-    page.screenshot(path=os.environ.get('CORRMATCH_SHOTS', str(tmp_path)) + '/explorer_phone.png', full_page=True)
+    page.screenshot(
+        path=os.environ.get('CORRMATCH_SHOTS', str(tmp_path)) + '/explorer_phone.png', full_page=True)
 
 
 def test_time_from_event_to_picture(opened, tmp_path, record_property):
-    page, view, box = opened('scene.html'), scene_view(), None
-    box, waits, draws = page.locator('.cx-stage').bounding_box(), [], []
+    page = opened('scene.html')
+    view = scene_view()
+    box = None
+    box = page.locator('.cx-stage').bounding_box()
+    waits = []
+    draws = []
     for i in range(60):
-        page.mouse.move(box['x']+box['width']*(.02+.96*(i*7 % 60)/60), box['y']+box['height']*(.02+.96*(i*13 % 60)/60))
+        page.mouse.move(
+            box['x'] + box['width'] * (0.02 + 0.96 * (i * 7 % 60) / 60),
+            box['y'] + box['height'] * (0.02 + 0.96 * (i * 13 % 60) / 60))
         frame = ask(page, 'frame')
-        waits.append(frame['end']-frame['event']); draws.append(frame['end']-frame['start'])
-    median, draw = statistics.median(waits), statistics.median(draws)
+        waits.append(frame['end']-frame['event'])
+        draws.append(frame['end']-frame['start'])
+    median = statistics.median(waits)
+    draw = statistics.median(draws)
     record_property('event_to_picture_ms', median)
-    print(f'\n{len(waits)} moves: event to picture {median:.1f} ms median, {max(waits):.1f} worst; drawing alone {draw:.1f} ms')
+    print(
+        f'\n{len(waits)} moves: event to picture {median:.1f} ms median, {max(waits):.1f} worst; drawing '
+        f'alone {draw:.1f} ms'
+    )
     assert frame['count'] >= 60 and median < SLOW
     page.mouse.move(*place(page, view, (24, 64)))
     page.screenshot(path=os.environ.get('CORRMATCH_SHOTS', str(tmp_path)) + '/explorer_wide.png')
@@ -258,27 +308,49 @@ def free_port():
 @pytest.fixture
 def lab(tmp_path):
     "JupyterLab on a loopback port with one notebook; its address."
-    pytest.importorskip('jupyterlab', reason='jupyterlab is not installed'); pytest.importorskip('anywidget', reason='anywidget is not installed')
-    cell = lambda n, text: dict(cell_type='code', id=f'c{n}', metadata={}, source=text, outputs=[], execution_count=None)
+    pytest.importorskip('jupyterlab', reason='jupyterlab is not installed')
+    pytest.importorskip('anywidget', reason='anywidget is not installed')
+    cell = lambda n, text: dict(
+        cell_type='code', id=f'c{n}', metadata={}, source=text, outputs=[], execution_count=None)
     kernel = dict(name='python3', display_name='python3', language='python')
-    book = dict(cells=[cell(0, NOTEBOOK + 'panel')], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+    book = dict(
+        cells=[cell(0, NOTEBOOK + 'panel')], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
     (tmp_path/'nb.ipynb').write_text(json.dumps(book))
-    port, env = free_port(), {**os.environ, 'PYTHONPATH': f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", 'OMP_NUM_THREADS': '1',
-                              'JUPYTER_CONFIG_DIR': str(tmp_path/'config'), 'JUPYTER_DATA_DIR': str(tmp_path/'data'), 'IPYTHONDIR': str(tmp_path/'ipython')}
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.port_retries=0', '--ip=127.0.0.1', '--ServerApp.token=',
-               '--ServerApp.password=', f'--ServerApp.root_dir={tmp_path}', '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
-    with open(tmp_path/'lab.log', 'w') as log: server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=tmp_path)
+    port, env = (
+        free_port(),
+        {
+            **os.environ,
+            'PYTHONPATH': f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            'OMP_NUM_THREADS': '1',
+            'JUPYTER_CONFIG_DIR': str(tmp_path / 'config'),
+            'JUPYTER_DATA_DIR': str(tmp_path / 'data'),
+            'IPYTHONDIR': str(tmp_path / 'ipython'),
+        },
+    )
+    command = [
+        sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}',
+        '--ServerApp.port_retries=0', '--ip=127.0.0.1', '--ServerApp.token=', '--ServerApp.password=',
+        f'--ServerApp.root_dir={tmp_path}', '--LabApp.news_url=',
+        '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+    with open(tmp_path/'lab.log', 'w') as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=tmp_path)
     try:
         for _ in range(120):
-            if server.poll() is not None: break
-            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=1); break
-            except OSError: time.sleep(.25)
+            if server.poll() is not None:
+                break
+            try:
+                urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=1)
+                break
+            except OSError:
+                time.sleep(.25)
         assert server.poll() is None, (tmp_path/'lab.log').read_text()[-2000:]
         yield f'http://127.0.0.1:{port}'
     finally:
         server.terminate()
-        try: server.wait(10)
-        except subprocess.TimeoutExpired: server.kill()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def test_widget_in_jupyterlab(browser, lab, tmp_path):
@@ -289,7 +361,8 @@ def test_widget_in_jupyterlab(browser, lab, tmp_path):
     page.on('pageerror', lambda e: errors.append(str(e)))
     page.on('request', lambda r: asked.append(r.url))
     page.goto(f'{lab}/lab/tree/nb.ipynb?reset')
-    page.get_by_text('| Idle').wait_for(timeout=90_000)                # the kernel is up: what is run before is lost
+    # the kernel is up: what is run before is lost
+    page.get_by_text('| Idle').wait_for(timeout=90_000)
     page.locator('.lm-MenuBar-item', has_text='Run').click()
     page.locator('.lm-Menu-itemLabel', has_text='Run All Cells').first.click()
     page.wait_for_selector('.cx-stage', timeout=90_000)
@@ -298,12 +371,16 @@ def test_widget_in_jupyterlab(browser, lab, tmp_path):
         page.mouse.move(*place(page, view, position))
         check_vote(page, *check_row_and_region(page, view, ask(page, 'state.position')))
     page.screenshot(path=os.environ.get('CORRMATCH_SHOTS', str(tmp_path)) + '/explorer_lab.png')
-    for _ in range(100):                                               # Python was told the position, and its answer arrived here
-        if ask(page, 'state.opacity') == .35: break
+    # Python was told the position, and its answer arrived here
+    for _ in range(100):
+        if ask(page, 'state.opacity') == .35:
+            break
         page.wait_for_timeout(50)
-    assert ask(page, 'state.opacity') == .35 and json.loads((tmp_path/'position.txt').read_text()) == list(POSITIONS[-1])
+    assert ask(page, 'state.opacity') == 0.35 and json.loads((tmp_path / 'position.txt').read_text()) == list(
+        POSITIONS[-1])
     page.locator('.cx-stage').focus()
-    page.keyboard.press('ArrowDown'); page.keyboard.press('ArrowRight')
+    page.keyboard.press('ArrowDown')
+    page.keyboard.press('ArrowRight')
     assert ask(page, 'state.position') == [16, 8], 'keys reach the panel and not the notebook'
     outside = [u for u in asked if not u.startswith((lab, lab.replace('http', 'ws'), 'data:', 'blob:'))]
     page.close()

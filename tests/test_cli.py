@@ -13,14 +13,19 @@ from PIL import Image
 from corrmatch.data.toy import toy_arrays
 
 ROOT = Path(__file__).parents[1]
-SMALL = ('--crop 33 --batch_x 2 --batch_u 2 --dim 16 --low_dim 8 --regions 8 --steps 4 --eval_every 2 --log_every 1 '
-         '--warmup 0 --device cpu --backbone toynet --stride 8 --norm group --n_classes 6').split()
+SMALL = (
+    '--crop 33 --batch_x 2 --batch_u 2 --dim 16 --low_dim 8 --regions 8 --steps 4 --eval_every 2 '
+    '--log_every 1 '
+    '--warmup 0 --device cpu --backbone toynet --stride 8 --norm group --n_classes 6'
+).split()
 
 
 def corrmatch(*args, cwd=None):
     "Run the command and return its exit code, stdout and stderr."
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    run = subprocess.run([sys.executable, '-m', 'corrmatch', *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+    run = subprocess.run(
+        [sys.executable, '-m', 'corrmatch', *map(str, args)], capture_output=True, text=True, cwd=cwd,
+        env=env, timeout=300)
     return run.returncode, run.stdout, run.stderr
 
 
@@ -29,15 +34,18 @@ def one_line(result, *words):
     code, _, err = result
     lines = [l for l in err.splitlines() if l.startswith('corrmatch')]
     assert code not in (0, None) and 'Traceback' not in err and len(lines) == 1, err
-    for word in words: assert word in lines[0], lines[0]
+    for word in words:
+        assert word in lines[0], lines[0]
 
 
 def make_folder(root, n=8, size=49):
     "A small data folder of toy scenes in the images/ masks/ layout."
     images, masks = toy_arrays(range(n+2), size)
-    (root/'images').mkdir(parents=True); (root/'masks').mkdir()
+    (root/'images').mkdir(parents=True)
+    (root/'masks').mkdir()
     for i, (image, mask) in enumerate(zip(images, masks)):
-        Image.fromarray(image).save(root/'images'/f's{i}.png'); Image.fromarray(mask).save(root/'masks'/f's{i}.png')
+        Image.fromarray(image).save(root/'images'/f's{i}.png')
+        Image.fromarray(mask).save(root/'masks'/f's{i}.png')
     (root/'labeled.txt').write_text('\n'.join(f's{i}' for i in range(n//2)))
     (root/'unlabeled.txt').write_text('\n'.join(f's{i}' for i in range(n//2, n)))
     (root/'val.txt').write_text(f's{n}\ns{n+1}\n')
@@ -49,15 +57,30 @@ def data(tmp_path): return make_folder(tmp_path/'data')
 
 
 def train(data, out, *more):
-    return corrmatch('train', 'toy', '--data', data, '--labeled', 'labeled.txt', '--unlabeled', 'unlabeled.txt', '--out', out, *SMALL, *more)
+    return corrmatch(
+        'train',
+        'toy',
+        '--data',
+        data,
+        '--labeled',
+        'labeled.txt',
+        '--unlabeled',
+        'unlabeled.txt',
+        '--out',
+        out,
+        *SMALL,
+        *more,
+    )
 
 
 @pytest.mark.parametrize('command', [(), ('demo',), ('train',), ('eval',)])
 def test_help_has_units_and_an_example(command):
     code, out, _ = corrmatch(*command, '--help')
     assert code == 0 and (not command or f'corrmatch {command[0]}' in out)
-    if command: assert 'example:' in out
-    if command == ('train',): assert 'pixels' in out and '--lr_multi' in out
+    if command:
+        assert 'example:' in out
+    if command == ('train',):
+        assert 'pixels' in out and '--lr_multi' in out
 
 
 @pytest.mark.parametrize('args, words', [
@@ -94,7 +117,10 @@ def test_train_eval_resume(data, tmp_path):
     assert [int(r['step']) for r in rows] == [1, 2, 3, 4] and all(np.isfinite(float(r['loss'])) for r in rows)
     assert json.loads((tmp_path/'run'/'config.json').read_text())['crop'] == 33
     code, out, err = corrmatch('eval', tmp_path/'run', '--checkpoint', 'last')
-    assert code == 0 and f"{float(list(csv.DictReader(open(tmp_path/'run'/'val.csv')))[-1]['miou']):.1f}" in out.splitlines()[-1], err
+    assert (
+        code == 0
+        and f"{float(list(csv.DictReader(open(tmp_path / 'run' / 'val.csv')))[-1]['miou']):.1f}"
+        in out.splitlines()[-1]), err
     one_line(train(data, tmp_path/'run'), 'holds a run already')
     one_line(train(data, tmp_path/'run', '--resume', '--lr', '0.5'), 'lr: ')
 
@@ -113,15 +139,22 @@ def test_every_partner_trains(data, tmp_path, partner):
 
 def damage(data, what):
     "Break a data folder in one way."
-    if what == 'empty list': (data/'labeled.txt').write_text('\n')
-    if what == 'missing list': (data/'val.txt').unlink()
-    if what == 'id without file': (data/'labeled.txt').write_text('s0\ns99\n')
-    if what == 'truncated': (data/'images'/'s1.png').write_bytes((data/'images'/'s1.png').read_bytes()[:200])
-    if what == 'sizes': Image.open(data/'masks'/'s1.png').resize((20, 20)).save(data/'masks'/'s1.png')
+    if what == 'empty list':
+        (data/'labeled.txt').write_text('\n')
+    if what == 'missing list':
+        (data/'val.txt').unlink()
+    if what == 'id without file':
+        (data/'labeled.txt').write_text('s0\ns99\n')
+    if what == 'truncated':
+        (data/'images'/'s1.png').write_bytes((data/'images'/'s1.png').read_bytes()[:200])
+    if what == 'sizes':
+        Image.open(data/'masks'/'s1.png').resize((20, 20)).save(data/'masks'/'s1.png')
     if what == 'value':
-        mask = np.array(Image.open(data/'masks'/'s1.png')); mask[:2, :5] = 77
+        mask = np.array(Image.open(data/'masks'/'s1.png'))
+        mask[:2, :5] = 77
         Image.fromarray(mask).save(data/'masks'/'s1.png')
-    if what == 'absent class': (data/'labeled.txt').write_text('s0\n')
+    if what == 'absent class':
+        (data/'labeled.txt').write_text('s0\n')
 
 
 @pytest.mark.parametrize('what, words', [
@@ -141,7 +174,8 @@ def test_a_crop_that_cannot_fit_is_refused(data, tmp_path):
 
 def test_broken_pictures_stop_the_run_with_its_checkpoint(data, tmp_path):
     "The header is whole, so the check before training passes; the body is not."
-    for i in (4, 5): (data/'images'/f's{i}.png').write_bytes((data/'images'/f's{i}.png').read_bytes()[:-400])
+    for i in (4, 5):
+        (data/'images'/f's{i}.png').write_bytes((data/'images'/f's{i}.png').read_bytes()[:-400])
     result = train(data, tmp_path/'run')
     one_line(result, 'cannot be read', 'resume')
     assert (tmp_path/'run'/'last.pt').exists() and 'skipped' in result[1] + result[2]
@@ -150,8 +184,10 @@ def test_broken_pictures_stop_the_run_with_its_checkpoint(data, tmp_path):
 def test_demo_writes_table_and_pictures(tmp_path):
     code, out, err = corrmatch('demo', '--out', tmp_path/'demo', '--steps', '3')
     assert code == 0, err
-    assert 'of that gap' in out and out.splitlines()[0].split() == ['few', 'labels', 'CorrMatch', 'all', 'labels']
-    assert {'curves.png', 'propagation.png', 'demo.txt', 'few_labels', 'corrmatch', 'all_labels'} <= {p.name for p in (tmp_path/'demo').iterdir()}
+    assert 'of that gap' in out and out.splitlines()[0].split() == [
+        'few', 'labels', 'CorrMatch', 'all', 'labels']
+    assert {'curves.png', 'propagation.png', 'demo.txt', 'few_labels', 'corrmatch', 'all_labels'} <= {
+        p.name for p in (tmp_path / 'demo').iterdir()}
 
 
 @pytest.mark.parametrize('flags, words', [
@@ -166,20 +202,25 @@ def test_a_value_that_cannot_work_is_named_before_a_folder_is_made(tmp_path, fla
 
 
 def test_a_broken_record_is_named(tmp_path):
-    (tmp_path/'run').mkdir(); (tmp_path/'run'/'config.json').write_text('{"lr"')
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run'/'config.json').write_text('{"lr"')
     (tmp_path/'run'/'state.json').write_text('{"state": "finished", "step": 1, "steps": 1}')
     (tmp_path/'run'/'val.csv').write_text('step,miou\n1,3.0\n')
-    for command in ('table', 'resume'): one_line(corrmatch(command, tmp_path/'run'), 'config.json', 'cannot be read')
+    for command in ('table', 'resume'):
+        one_line(corrmatch(command, tmp_path/'run'), 'config.json', 'cannot be read')
 
 
 def test_methods_on_a_folder_of_ones_own_stand_in_one_table(tmp_path):
     folder = make_folder(tmp_path/'data', 12)
     for method in ('supervised', 'corrmatch', 'fixmatch'):
         for seed in range(2 if method == 'corrmatch' else 1):
-            code, _, err = corrmatch('train', folder, '--method', method, '--seed', seed, '--backbone', 'toynet', '--weights', '', '--crop', '33', '--dim', '16', '--low_dim', '8',
-                                     '--steps', '2', '--batch_x', '2', '--batch_u', '2', '--labels', '4', '--device', 'cpu',
-                                     '--out', tmp_path/'runs'/f'{method}{seed}')
+            code, _, err = corrmatch(
+                'train', folder, '--method', method, '--seed', seed, '--backbone', 'toynet', '--weights', '',
+                '--crop', '33', '--dim', '16', '--low_dim', '8', '--steps', '2', '--batch_x', '2',
+                '--batch_u', '2', '--labels', '4', '--device', 'cpu', '--out',
+                tmp_path / 'runs' / f'{method}{seed}')
             assert code == 0, err
     code, out, err = corrmatch('table', tmp_path/'runs')
     assert code == 0, err
-    assert sum(m in out for m in ('supervised', 'corrmatch', 'fixmatch')) == 3 and out.count('±') >= 2  # two seeds of corrmatch on the same lists
+    # two seeds of corrmatch on the same lists
+    assert sum(m in out for m in ('supervised', 'corrmatch', 'fixmatch')) == 3 and out.count('±') >= 2

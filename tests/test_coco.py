@@ -22,7 +22,8 @@ N_MUTATIONS = int(os.environ.get('CORRMATCH_FUZZ', 60))  # of each seed
 def box(x0, y0, x1, y1): return [x0, y0, x1, y0, x1, y1, x0, y1]
 
 
-def outline(id, image, category, *corners): return dict(id=id, image_id=image, category_id=category, iscrowd=0, segmentation=[box(*corners)])
+def outline(id, image, category, *corners):
+    return dict(id=id, image_id=image, category_id=category, iscrowd=0, segmentation=[box(*corners)])
 
 
 def entry(i, **change): return dict(dict(id=i, file_name=f'p{i}.png', width=W, height=H), **change)
@@ -30,8 +31,16 @@ def entry(i, **change): return dict(dict(id=i, file_name=f'p{i}.png', width=W, h
 
 def notes(ids=range(4), **change):
     "A sound COCO file: a cat on the left and a dog on the right of each image."
-    pairs = [outline(10*i + c, i, c, *where) for i in ids for c, where in ((1, (2, 2, 8, 10)), (2, (12, 4, 20, 12)))]
-    return dict(dict(images=[entry(i) for i in ids], annotations=pairs, categories=[dict(id=1, name='cat'), dict(id=2, name='dog')]), **change)
+    pairs = [
+        outline(10 * i + c, i, c, *where)
+        for i in ids
+        for c, where in ((1, (2, 2, 8, 10)), (2, (12, 4, 20, 12)))]
+    return dict(
+        dict(
+            images=[entry(i) for i in ids], annotations=pairs,
+            categories=[dict(id=1, name='cat'), dict(id=2, name='dog')]),
+        **change,
+    )
 
 
 def save(path, size=(W, H), seed=0, **options):
@@ -47,17 +56,20 @@ def note(path, content):
 
 def folder(root, content=None, n=4, **sizes):
     "A data folder of n images and one COCO file."
-    for i in range(n): save(root/f'images/p{i}.png', sizes.get(f'p{i}', (W, H)))
+    for i in range(n):
+        save(root/f'images/p{i}.png', sizes.get(f'p{i}', (W, H)))
     note(root/'ann.json', notes() if content is None else content)
     return root
 
 
-def check(root, classes=None, **said): return check_data(root, classes, progress=None, meaning=Meaning(**said))
+def check(root, classes=None, **said):
+    return check_data(root, classes, progress=None, meaning=Meaning(**said))
 
 
 def mask_of(root, name='p0'):
     item = next(i for i in find_layout(root).items if i.name == name)
-    with Image.open(item.image) as image: return draw_objects(item.objects, image.size)
+    with Image.open(item.image) as image:
+        return draw_objects(item.objects, image.size)
 
 
 def warned(report, *words):
@@ -83,7 +95,8 @@ def test_the_option_reaches_check_split_and_train(tmp_path, capsys, monkeypatch)
         assert main(command.split()) == 0 and f'usable pictures with a mask: {n};' in capsys.readouterr().out
     main('split d --labels 2 --seed 1 --unannotated background'.split())
     assert '2 labeled, 3 unlabeled, 1 val' in capsys.readouterr().out
-    config, text = train_config(make_parser().parse_args('train d --unannotated background --weights='.split()))
+    config, text = train_config(
+        make_parser().parse_args('train d --unannotated background --weights='.split()))
     assert 'with background alone: 3' in text and 'lists: ' in text and config.n_classes == 3
 
 
@@ -91,9 +104,13 @@ def test_the_option_reaches_check_split_and_train(tmp_path, capsys, monkeypatch)
 
 def test_sound_file(tmp_path):
     report = check(folder(tmp_path))
-    assert report.ok and [f.kind for f in report.findings] == ['conversion'] and report.mapping.names == ['background', 'cat', 'dog']
-    assert report.layout.account._asdict() == dict(files=1, passed=0, outlined=4, background=0, unannotated=0, bare=0, unlisted=0,
-                                                   missing=0, drawn=8, crowds=0, boxes=0, strangers=0)
+    assert (
+        report.ok
+        and [f.kind for f in report.findings] == ['conversion']
+        and report.mapping.names == ['background', 'cat', 'dog'])
+    assert report.layout.account._asdict() == dict(
+        files=1, passed=0, outlined=4, background=0, unannotated=0, bare=0, unlisted=0, missing=0, drawn=8,
+        crowds=0, boxes=0, strangers=0)
     expected = np.zeros((H, W), np.uint8)
     expected[2:10, 2:8], expected[4:12, 12:20] = 1, 2
     assert (mask_of(tmp_path) == expected).all()
@@ -102,9 +119,11 @@ def test_sound_file(tmp_path):
 def test_images_that_no_file_names_are_unlabeled_and_counted(tmp_path):
     report = check(folder(tmp_path, n=9))
     a = report.layout.account
-    assert a.outlined + a.unlisted == len(report.scans) == 9 and 'in no COCO file: 5' in describe_layout(report.layout)
+    assert a.outlined + a.unlisted == len(report.scans) == 9 and 'in no COCO file: 5' in describe_layout(
+        report.layout)
     split = make_split(tmp_path, 2, report=report, progress=None)
-    assert {f'p{i}' for i in range(4, 9)} <= {*split.unlabeled} and not {*split.labeled} & {f'p{i}' for i in range(4, 9)}
+    assert {f'p{i}' for i in range(4, 9)} <= {*split.unlabeled} and not {*split.labeled} & {
+        f'p{i}' for i in range(4, 9)}
 
 
 @pytest.mark.parametrize('form', [dict(segmentation=[]), dict(segmentation=None, bbox=[2, 2, 6, 8]), dict(segmentation=[[]]), dict(segmentation={}),
@@ -113,12 +132,14 @@ def test_one_object_without_outline_keeps_its_image_from_training(tmp_path, form
     report = check(folder(tmp_path, changed(3, **form)))
     text = 'enclose nothing' if form['segmentation'] == [[]] else 'without an outline'
     assert 'annotation 12 of p1.png' in next(f.text for f in report.findings if text in f.text)
-    assert [s.item.name for s in report.usable] == ['p0', 'p2', 'p3'] and report.layout.account.bare == report.layout.account.boxes == 1
+    assert [s.item.name for s in report.usable] == [
+        'p0', 'p2', 'p3'] and report.layout.account.bare == report.layout.account.boxes == 1
 
 
 def test_boxes_alone_are_refused_with_the_reason(tmp_path):
     content = notes()
-    for a in content['annotations']: a.update(segmentation=[], bbox=[0, 0, 5, 5])
+    for a in content['annotations']:
+        a.update(segmentation=[], bbox=[0, 0, 5, 5])
     refused(lambda: check(folder(tmp_path, content)), 'no readable mask', 'without an outline', 8)
 
 
@@ -127,8 +148,10 @@ def test_images_without_annotations(tmp_path, unannotated, n):
     content = notes(range(2), images=[entry(i) for i in range(4)])
     report = check(folder(tmp_path, content), unannotated=unannotated)
     assert len(report.usable) == n and report.ok
-    if unannotated == 'unlabeled': warned(report, 'images without annotations', 2, 'p2.png', '--unannotated background')
-    else: assert not mask_of_item(report, 'p3').any()
+    if unannotated == 'unlabeled':
+        warned(report, 'images without annotations', 2, 'p2.png', '--unannotated background')
+    else:
+        assert not mask_of_item(report, 'p3').any()
     assert len(make_split(tmp_path, 1, meaning=Meaning(unannotated=unannotated), progress=None).val) >= 1
 
 
@@ -138,8 +161,10 @@ def mask_of_item(report, name):
 
 
 def test_unannotated_is_one_of_two_and_for_coco_alone(tmp_path):
-    with pytest.raises(ValueError, match='choose unlabeled or background'): find_layout(folder(tmp_path/'a'), unannotated='no')
-    save(tmp_path/'b/images/0.png'); save(tmp_path/'b/masks/0.png')
+    with pytest.raises(ValueError, match='choose unlabeled or background'):
+        find_layout(folder(tmp_path/'a'), unannotated='no')
+    save(tmp_path/'b/images/0.png')
+    save(tmp_path/'b/masks/0.png')
     refused(lambda: find_layout(tmp_path/'b', unannotated='background'), 'unannotated=background', 'COCO')
 
 
@@ -148,22 +173,31 @@ def test_missing_images_are_named_with_a_hint(tmp_path):
     content['images'][4]['file_name'], content['images'][5]['file_name'] = 'P0.JPG', 'gone/far.png'
     report = check(folder(tmp_path, content))
     assert {f.file: f.level for f in report.errors} == {'P0.JPG': 'error', 'gone/far.png': 'error'}
-    assert 'images/p0.png is there' in report.findings[0].text and report.layout.account.missing == 2 and len(report.usable) == 4
+    assert (
+        'images/p0.png is there' in report.findings[0].text
+        and report.layout.account.missing == 2
+        and len(report.usable) == 4)
 
 
-def test_no_image_is_there(tmp_path): refused(lambda: check(folder(tmp_path, notes(range(20, 22)))), 'ann.json', 'none of the 2 images', 'p20.png')
+def test_no_image_is_there(tmp_path):
+    refused(
+        lambda: check(folder(tmp_path, notes(range(20, 22)))), 'ann.json', 'none of the 2 images', 'p20.png')
 
 
 def test_annotations_of_unknown_images(tmp_path):
     report = check(folder(tmp_path, notes(range(6), images=[entry(i) for i in range(4)])))
     warned(report, 'annotations of images that the file does not define', 4, 'annotation 41 of image 4')
-    refused(lambda: check(folder(tmp_path, notes(range(7, 9), images=[entry(i) for i in range(4)]))), 'none of its annotations')
+    refused(
+        lambda: check(folder(tmp_path, notes(range(7, 9), images=[entry(i) for i in range(4)]))),
+        'none of its annotations')
 
 
 def test_many_files_of_any_name(tmp_path):
     for i in range(13):
         save(tmp_path/f'images/p{i}.png')
-        note(tmp_path/'ann'/('p0.json', 'result.json', 'train_3.json', f't{i}.coco.json')[min(i, 3)], notes([i]))
+        note(
+            tmp_path / 'ann' / ('p0.json', 'result.json', 'train_3.json', f't{i}.coco.json')[min(i, 3)],
+            notes([i]))
     layout = find_layout(tmp_path)
     assert layout.account.files == layout.account.outlined == 13 and layout.account.drawn == 26
 
@@ -178,19 +212,24 @@ def test_a_broken_file_beside_a_sound_one(tmp_path, broken, words, name):
 
 
 def test_a_broken_file_alone(tmp_path):
-    refused(lambda: find_layout(folder(tmp_path, json.dumps(notes())[:-20].encode())), 'ann.json', 'no complete JSON')
+    refused(
+        lambda: find_layout(folder(tmp_path, json.dumps(notes())[:-20].encode())), 'ann.json',
+        'no complete JSON')
 
 
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le', 'utf-32'])
 def test_encodings(tmp_path, encoding):
     content = notes(categories=[dict(id=1, name='猫'), dict(id=2, name='dog')])
-    assert find_layout(folder(tmp_path, json.dumps(content, ensure_ascii=False).encode(encoding))).classes[0] == ['background', '猫', 'dog']
+    assert find_layout(folder(tmp_path, json.dumps(content, ensure_ascii=False).encode(encoding))).classes[
+        0] == ['background', '猫', 'dog']
 
 
 def test_other_json_is_not_taken(tmp_path):
     root = folder(tmp_path)
-    for name, content in dict(settings=dict(theme='dark'), labelme=dict(shapes=[], imagePath='p0.png', imageData='x'), images=dict(images=['p0.png']),
-                              via={'_via_settings': {}}, number=7, list=[1, 2]).items(): note(root/f'{name}.json', content)
+    for name, content in dict(
+        settings=dict(theme='dark'), labelme=dict(shapes=[], imagePath='p0.png', imageData='x'),
+        images=dict(images=['p0.png']), via={'_via_settings': {}}, number=7, list=[1, 2]).items():
+        note(root/f'{name}.json', content)
     assert check(root).ok and find_layout(root).account.files == 1 and find_layout(root).remarks == ()
     (root/'ann.json').unlink()
     refused(lambda: find_layout(root), 'no readable mask', 'LabelMe JSON', 'VIA JSON')
@@ -198,14 +237,18 @@ def test_other_json_is_not_taken(tmp_path):
 
 def test_files_without_outlines_are_passed_over_and_said(tmp_path):
     root = folder(tmp_path)
-    others = dict(captions=notes(annotations=[dict(id=1, image_id=1, caption='a cat')]), image_info={k: v for k, v in notes().items() if k != 'annotations'},
-                  panoptic=notes(annotations=[dict(image_id=1, file_name='1.png', segments_info=[])]), person_keypoints=notes(),
-                  found=[dict(image_id=1, category_id=1, bbox=[1, 1, 2, 2], score=.5)])
-    for name, content in others.items(): note(root/f'{name}_val.json', content)
+    others = dict(
+        captions=notes(annotations=[dict(id=1, image_id=1, caption='a cat')]),
+        image_info={k: v for k, v in notes().items() if k != 'annotations'},
+        panoptic=notes(annotations=[dict(image_id=1, file_name='1.png', segments_info=[])]),
+        person_keypoints=notes(), found=[dict(image_id=1, category_id=1, bbox=[1, 1, 2, 2], score=0.5)])
+    for name, content in others.items():
+        note(root/f'{name}_val.json', content)
     remarks = find_layout(root).remarks
     assert sorted(file for _, _, file, _ in remarks) == sorted(f'{name}_val.json' for name in others)
     assert all('passed over' in text for *_, text in remarks) and find_layout(root).account.passed == 5
-    for name in ('ann', 'person_keypoints_val'): (root/f'{name}.json').unlink()
+    for name in ('ann', 'person_keypoints_val'):
+        (root/f'{name}.json').unlink()
     refused(lambda: check(root), 'no readable mask', 'passed over')
 
 
@@ -223,7 +266,10 @@ def test_masks_beside_a_coco_file_are_refused(tmp_path):
 
 def test_panoptic_images_of_the_download_are_passed_over(tmp_path):
     save(folder(tmp_path)/'annotations/panoptic_val2017/p1.png')
-    assert check(tmp_path).ok and len(find_layout(tmp_path).items) == 4 and 'passed over' in find_layout(tmp_path).remarks[0][3]
+    assert (
+        check(tmp_path).ok
+        and len(find_layout(tmp_path).items) == 4
+        and 'passed over' in find_layout(tmp_path).remarks[0][3])
 
 
 def test_lists_name_the_splits(tmp_path):
@@ -237,8 +283,10 @@ def test_lists_name_the_splits(tmp_path):
 def test_forms_of_file_name(tmp_path, name):
     content = notes()
     content['images'][0]['file_name'] = name.format(root=tmp_path.resolve())
-    if '..' in name: refused(lambda: find_layout(folder(tmp_path, content)), 'leaves the data folder')
-    else: assert find_layout(folder(tmp_path, content)).account.outlined == 4
+    if '..' in name:
+        refused(lambda: find_layout(folder(tmp_path, content)), 'leaves the data folder')
+    else:
+        assert find_layout(folder(tmp_path, content)).account.outlined == 4
 
 
 def test_another_folder_of_the_same_base_name_is_said(tmp_path):
@@ -256,16 +304,20 @@ def test_one_file_with_two_ids(tmp_path):
 def test_a_file_that_lists_an_image_without_annotations_says_nothing(tmp_path):
     root = folder(tmp_path, notes(range(2), images=[entry(i) for i in range(4)]))
     note(root/'b.json', notes(range(2, 4), images=[entry(i) for i in range(4)]))
-    for unannotated in ('unlabeled', 'background'): assert find_layout(root, unannotated=unannotated).account.outlined == 4
+    for unannotated in ('unlabeled', 'background'):
+        assert find_layout(root, unannotated=unannotated).account.outlined == 4
 
 
 # --- ids and categories
 
 def test_ids_as_text_and_floats(tmp_path):
     content = json.loads(json.dumps(notes()))
-    for a in content['annotations']: a.update(image_id=str(a['image_id']), category_id=float(a['category_id']), iscrowd=False)
-    for i in content['images']: i.update(width=str(W), height=float(H))
-    content['annotations'][0]['segmentation'] = [[str(v) for v in content['annotations'][0]['segmentation'][0]]]
+    for a in content['annotations']:
+        a.update(image_id=str(a['image_id']), category_id=float(a['category_id']), iscrowd=False)
+    for i in content['images']:
+        i.update(width=str(W), height=float(H))
+    content['annotations'][0]['segmentation'] = [
+        [str(v) for v in content['annotations'][0]['segmentation'][0]]]
     report = check(folder(tmp_path/'a', content))
     assert report.ok and (report.shares == check(folder(tmp_path/'b')).shares).all()
 
@@ -280,14 +332,19 @@ def test_crowds(tmp_path, mark, ignored):
 @pytest.mark.parametrize('used', [False, True])
 def test_background_is_class_0(tmp_path, name, used):
     content = notes(categories=[dict(id=0, name=name), dict(id=1, name='cat'), dict(id=2, name='dog')])
-    if used: content['annotations'] += [outline(99, 0, 0, 3, 3, 6, 6)]
+    if used:
+        content['annotations'] += [outline(99, 0, 0, 3, 3, 6, 6)]
     report = check(folder(tmp_path, content))
     assert report.ok and report.mapping.names == ['background', 'cat', 'dog']
     assert (mask_of(tmp_path)[4, 4] == 1) is not used
 
 
 def test_a_group_of_roboflow_is_no_class_but_a_used_one_is(tmp_path):
-    content = notes(categories=[dict(id=0, name='pets', supercategory='none'), dict(id=1, name='cat', supercategory='pets'), dict(id=2, name='dog', supercategory='pets')])
+    content = notes(
+        categories=[
+            dict(id=0, name='pets', supercategory='none'), dict(id=1, name='cat', supercategory='pets'),
+            dict(id=2, name='dog', supercategory='pets')]
+    )
     assert find_layout(folder(tmp_path, content)).classes[0] == ['background', 'cat', 'dog']
     content['annotations'][0]['category_id'] = 0
     assert find_layout(folder(tmp_path, content)).classes[0] == ['background', 'pets', 'cat', 'dog']
@@ -296,29 +353,46 @@ def test_a_group_of_roboflow_is_no_class_but_a_used_one_is(tmp_path):
 def test_files_number_their_categories_differently(tmp_path):
     root = folder(tmp_path, notes(range(2)))
     content = notes(range(2, 4), categories=[dict(id=40, name='dog'), dict(id=90, name='cat')])
-    for a in content['annotations']: a['category_id'] = {1: 90, 2: 40}[a['category_id']]
+    for a in content['annotations']:
+        a['category_id'] = {1: 90, 2: 40}[a['category_id']]
     note(root/'b.json', content)
-    for name in ('p0', 'p3'): assert mask_of(root, name)[4, 4] == 1 and mask_of(root, name)[6, 14] == 2
+    for name in ('p0', 'p3'):
+        assert mask_of(root, name)[4, 4] == 1 and mask_of(root, name)[6, 14] == 2
     note(root/'b.json', content | dict(categories=[*content['categories'], dict(id=7, name='Cat')]))
     assert find_layout(root).classes[0] == ['background', 'cat', 'dog']  # no outline uses it
-    note(root/'b.json', content | dict(categories=[*content['categories'], dict(id=7, name='Cat')], annotations=[*content['annotations'], outline(99, 2, 7, 0, 0, 5, 5)]))
+    note(
+        root / 'b.json',
+        content
+        | dict(
+            categories=[*content['categories'], dict(id=7, name='Cat')],
+            annotations=[*content['annotations'], outline(99, 2, 7, 0, 0, 5, 5)]),
+    )
     refused(lambda: find_layout(root), 'ann.json', 'categories differ', 'lacks Cat')
 
 
 def test_unused_categories_are_said_and_kept_on_request(tmp_path):
-    content = notes(categories=[dict(id=5, name='emu'), dict(id=2, name='dog'), dict(id=1, name='cat'), dict(id=0, name='ant')])
-    content['annotations'][0].update(category_id=5, segmentation=[], bbox=[1, 1, 4, 4])  # a box is nothing to learn from
+    content = notes(
+        categories=[
+            dict(id=5, name='emu'), dict(id=2, name='dog'), dict(id=1, name='cat'), dict(id=0, name='ant')]
+    )
+    # a box is nothing to learn from
+    content['annotations'][0].update(category_id=5, segmentation=[], bbox=[1, 1, 4, 4])
     report = check(folder(tmp_path, content))
     assert report.ok and report.mapping.names == ['background', 'cat', 'dog']
     warned(report, 'no class of their own', 'ant, emu', '--classes FILE')
     (tmp_path/'all.txt').write_text('background\nant\ncat\ndog\nemu\n')
-    assert check(tmp_path, classes=tmp_path/'all.txt').mapping.names == ['background', 'ant', 'cat', 'dog', 'emu'] and mask_of(tmp_path, 'p1')[4, 4] == 1
+    assert (
+        check(tmp_path, classes=tmp_path / 'all.txt').mapping.names
+        == ['background', 'ant', 'cat', 'dog', 'emu']
+        and mask_of(tmp_path, 'p1')[4, 4] == 1)
 
 
 @pytest.mark.parametrize('entries, words', [(((1, 'cat'), (2, 'cat')), 'called cat'), (((1, 'cat'), ('1', 'dog')), 'have the id 1'), (((1, ''), (2, 'dog')), 'name'),
                                             (((1, 'a\0b'), (2, 'dog')), 'name'), (((1, '#cat'), (2, 'dog')), 'name')])
 def test_faulty_categories(tmp_path, entries, words):
-    refused(lambda: find_layout(folder(tmp_path, notes(categories=[dict(id=i, name=n) for i, n in entries]))), 'ann.json', words)
+    refused(
+        lambda: find_layout(folder(tmp_path, notes(categories=[dict(id=i, name=n) for i, n in entries]))),
+        'ann.json', words)
 
 
 def test_class_file_orders_the_classes_or_is_refused(tmp_path):
@@ -347,7 +421,8 @@ def test_outlines_of_resized_images_are_scaled(tmp_path):
 def test_other_shapes_are_refused(tmp_path, size):
     report = check(folder(tmp_path, p2=size))
     assert [(f.file, f.kind) for f in report.errors] == [('images/p2.png', 'unreadable')]
-    for word in (f'{W}x{H}', f'{size[0]}x{size[1]}', 'restore the image'): assert word in report.errors[0].text
+    for word in (f'{W}x{H}', f'{size[0]}x{size[1]}', 'restore the image'):
+        assert word in report.errors[0].text
 
 
 def turned(path, note_value):
@@ -360,17 +435,21 @@ def turned(path, note_value):
 @pytest.mark.parametrize('unannotated', ['unlabeled', 'background'])
 def test_images_annotated_upright(tmp_path, note_value, ok, unannotated):
     content = notes(annotations=[a for a in notes()['annotations'] if a['image_id'] != 3])
-    for a in content['annotations'][:2]: a['segmentation'] = [box(0, 0, 5, 3)]
+    for a in content['annotations'][:2]:
+        a['segmentation'] = [box(0, 0, 5, 3)]
     folder(tmp_path, content)
-    for i in range(4): turned(tmp_path/f'images/p{i}.png', note_value)
+    for i in range(4):
+        turned(tmp_path/f'images/p{i}.png', note_value)
     report = check(tmp_path, unannotated=unannotated)
     assert report.ok is ok and all(s.turned is ok for s in report.scans if s.item.objects)
-    if not ok: assert {f.kind for f in report.errors} >= {'size'}
+    if not ok:
+        assert {f.kind for f in report.errors} >= {'size'}
 
 
 def test_run_lengths_of_resized_images(tmp_path):
     content = notes()
-    for a in content['annotations']: a['segmentation'] = as_runs(draw_objects(({**a, 'class': 1},), (W, H)) == 1)
+    for a in content['annotations']:
+        a['segmentation'] = as_runs(draw_objects(({**a, 'class': 1},), (W, H)) == 1)
     report = check(folder(tmp_path, content, p1=(W//2, H//2), p2=(W*2, H*2)))
     assert report.ok and np.abs(report.shares - report.shares[0]).max() < .01
     content['annotations'][0]['segmentation']['size'] = [W, H]
@@ -383,15 +462,20 @@ def test_edited_annotations_are_drawn_anew(tmp_path):
         return [np.asarray(Image.open(p)) for p in sorted((split.root/'prepared/masks').iterdir())]
     folder(tmp_path)
     before, content = masks(), notes()
-    for a in content['annotations']: a['segmentation'] = [box(a['category_id']*8, 0, a['category_id']*8 + 3, 3)]
+    for a in content['annotations']:
+        a['segmentation'] = [box(a['category_id']*8, 0, a['category_id']*8 + 3, 3)]
     note(tmp_path/'ann.json', content)
     assert all((a != b).any() for a, b in zip(before, masks()))
 
 
 def test_sizes_that_are_not_numbers(tmp_path):
     for width in ('wide', -3, float('nan'), [5]):
-        refused(lambda: find_layout(folder(tmp_path, notes(images=[entry(0, width=width)]))), 'ann.json', 'image 0', 'width')
-    warned(check(folder(tmp_path, notes(images=[entry(i, width=None, height=0) for i in range(4)]))), 'without width and height', 4)
+        refused(
+            lambda: find_layout(folder(tmp_path, notes(images=[entry(0, width=width)]))), 'ann.json',
+            'image 0', 'width')
+    warned(
+        check(folder(tmp_path, notes(images=[entry(i, width=None, height=0) for i in range(4)]))),
+        'without width and height', 4)
 
 
 # --- outlines
@@ -401,7 +485,10 @@ def test_sizes_that_are_not_numbers(tmp_path):
                                             (box(-9, 2, -3, 8), 'outside'), (dict(size=[H, W], counts=[1]), 'not numbers')])
 def test_outlines_that_cannot_be_drawn(tmp_path, polygon, words):
     report = check(folder(tmp_path, changed(2, segmentation=[polygon])))
-    assert [f.file for f in report.errors] == ['images/p1.png'] and 'annotation 11' in report.errors[0].text and words in report.errors[0].text
+    assert (
+        [f.file for f in report.errors] == ['images/p1.png']
+        and 'annotation 11' in report.errors[0].text
+        and words in report.errors[0].text)
     assert len(report.usable) == 3
 
 
@@ -424,7 +511,8 @@ def test_flat_polygons(tmp_path, polygon):
 
 def test_coordinates_between_0_and_1(tmp_path):
     content = notes()
-    for a in content['annotations']: a['segmentation'] = [[v/W for v in a['segmentation'][0]]]
+    for a in content['annotations']:
+        a['segmentation'] = [[v/W for v in a['segmentation'][0]]]
     refused(lambda: find_layout(folder(tmp_path, content)), 'ann.json', 'between 0 and 1')
 
 
@@ -445,8 +533,10 @@ def test_the_smaller_object_is_in_front(tmp_path, area, small_first):
 
 def test_what_is_cut_off_does_not_count_as_area():
     "A large object of which a corner is in the image lies in front of a smaller one that shows more."
-    corner, inside = dict(segmentation=[box(-500, -500, 2, 2)], **{'class': 1}), dict(segmentation=[box(0, 0, 6, 6)], **{'class': 2})
-    for order in ((corner, inside), (inside, corner)): assert (draw_objects(order, (W, H))[:2, :2] == 1).all()
+    corner = dict(segmentation=[box(-500, -500, 2, 2)], **{'class': 1})
+    inside = dict(segmentation=[box(0, 0, 6, 6)], **{'class': 2})
+    for order in ((corner, inside), (inside, corner)):
+        assert (draw_objects(order, (W, H))[:2, :2] == 1).all()
 
 
 # --- against COCO's own library
@@ -466,7 +556,8 @@ def test_run_lengths_equal_those_of_the_library():
         h, w = rng.integers(1, 60, 2)
         mask = (rng.random((h, w)) < rng.choice([0, .02, .5, .98, 1])).repeat(rng.integers(1, 5), 0)
         code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
-        for counts in (code['counts'], code['counts'].decode()): assert (decode_rle(dict(size=code['size'], counts=counts)) == mask).all()
+        for counts in (code['counts'], code['counts'].decode()):
+            assert (decode_rle(dict(size=code['size'], counts=counts)) == mask).all()
         assert (decode_rle(as_runs(mask)) == mask).all()
 
 
@@ -483,7 +574,8 @@ def test_polygons_differ_from_those_of_the_library_at_the_border_alone():
     rng = np.random.default_rng(1)
     for _ in range(100):
         w, h = rng.integers(8, 80, 2).tolist()
-        angles, radius = np.sort(rng.uniform(0, 2*np.pi, rng.integers(3, 20))), rng.uniform(.2, .8, 2)
+        angles = np.sort(rng.uniform(0, 2*np.pi, rng.integers(3, 20)))
+        radius = rng.uniform(.2, .8, 2)
         points = np.stack([w/2 + w*radius[0]*np.cos(angles), h/2 + h*radius[1]*np.sin(angles)], 1)
         theirs = rle.decode(rle.merge(rle.frPyObjects([points.ravel().tolist()], h, w))).astype(bool)
         ours = np.zeros((h, w), bool)
@@ -495,14 +587,47 @@ def test_polygons_differ_from_those_of_the_library_at_the_border_alone():
 
 # --- mutations
 
-JUNK = [None, True, False, 0, 1, -1, 7, 2.5, 1e30, float('nan'), float('inf'), '', 'x', '1', '..', 'p0.png', '/etc/passwd', 'a\0b', 'a\nb', [], {}, [[]], [1], [[1, 2]], {'a': 1},
-        [0, 0, 9, 0, 9, 9], dict(size=[H, W], counts=[1, 2]), 10**30, 'background', [None], 'ö'*300]
+JUNK = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    7,
+    2.5,
+    1e30,
+    float('nan'),
+    float('inf'),
+    '',
+    'x',
+    '1',
+    '..',
+    'p0.png',
+    '/etc/passwd',
+    'a\0b',
+    'a\nb',
+    [],
+    {},
+    [[]],
+    [1],
+    [[1, 2]],
+    {'a': 1},
+    [0, 0, 9, 0, 9, 9],
+    dict(size=[H, W], counts=[1, 2]),
+    10**30,
+    'background',
+    [None],
+    'ö' * 300,
+]
 
 
 def places(thing, path=()):
     "Every place in a JSON object."
     yield path
-    for key, value in thing.items() if isinstance(thing, dict) else enumerate(thing) if isinstance(thing, list) else (): yield from places(value, (*path, key))
+    for key, value in (
+        thing.items() if isinstance(thing, dict) else enumerate(thing) if isinstance(thing, list) else ()):
+        yield from places(value, (*path, key))
 
 
 def mutate(rng, content):
@@ -510,16 +635,24 @@ def mutate(rng, content):
     for _ in range(rng.randint(1, 3)):
         path = rng.choice([p for p in places(content) if p])
         parent = content
-        for key in path[:-1]: parent = parent[key]
+        for key in path[:-1]:
+            parent = parent[key]
         move = rng.choice(('junk', 'junk', 'drop', 'twice', 'swap'))
-        if move == 'drop': del parent[path[-1]]
-        elif move == 'twice' and isinstance(parent, list): parent.append(parent[path[-1]])
-        elif move == 'swap' and isinstance(parent, list): parent.reverse()
-        else: parent[path[-1]] = json.loads(json.dumps(rng.choice(JUNK)))
+        if move == 'drop':
+            del parent[path[-1]]
+        elif move == 'twice' and isinstance(parent, list):
+            parent.append(parent[path[-1]])
+        elif move == 'swap' and isinstance(parent, list):
+            parent.reverse()
+        else:
+            parent[path[-1]] = json.loads(json.dumps(rng.choice(JUNK)))
     raw = bytearray(json.dumps(content).encode())
-    if rng.random() < .1: raw = raw[:rng.randrange(len(raw))]
-    if rng.random() < .1: raw[rng.randrange(len(raw) or 1):][:1] = bytes([rng.randrange(256)])
-    if raw and rng.random() < .1: raw[rng.randrange(len(raw))] = rng.randrange(256)
+    if rng.random() < .1:
+        raw = raw[:rng.randrange(len(raw))]
+    if rng.random() < .1:
+        raw[rng.randrange(len(raw) or 1):][:1] = bytes([rng.randrange(256)])
+    if raw and rng.random() < .1:
+        raw[rng.randrange(len(raw))] = rng.randrange(256)
     return bytes(raw)
 
 
@@ -532,20 +665,27 @@ def test_mutated_files_are_read_or_refused_in_one_line(tmp_path, seed):
         content['annotations'][1]['segmentation'] = as_runs(np.arange(W)[None].repeat(H, 0) // 3 == 1)
         raw = mutate(rng, json.loads(json.dumps(content)))
         (tmp_path/'ann.json').write_bytes(raw)
-        try: report = check(tmp_path, unannotated=rng.choice(('unlabeled', 'background')))
-        except ValueError as e: assert '\n' not in str(e), raw
+        try:
+            report = check(tmp_path, unannotated=rng.choice(('unlabeled', 'background')))
+        except ValueError as e:
+            assert '\n' not in str(e), raw
         else:
             read += 1
             a = report.layout.account
             assert all('\n' not in f.text for f in report.findings), raw
-            if a: assert a.outlined + a.background + a.unannotated + a.bare + a.unlisted == len(report.scans) == 4, raw
+            if a:
+                assert (
+                    a.outlined + a.background + a.unannotated + a.bare + a.unlisted == len(report.scans) == 4
+                ), raw
     assert read > N_MUTATIONS//10
 
 
 def test_no_category_takes_the_place_of_background(tmp_path):
     "What no outline covers is class 0; ignoring it is another thing, and is done."
     root = folder(tmp_path, notes())
-    refused(lambda: check(root, background='dog'), 'in outlines the background is what none of them covers', '--classes FILE')
+    refused(
+        lambda: check(root, background='dog'), 'in outlines the background is what none of them covers',
+        '--classes FILE')
     report = check(root, ignore=(0,))
     assert not report.ok and report.mapping.table[0] == 255 and 'background' in report.errors[0].text
 

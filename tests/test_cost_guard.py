@@ -17,27 +17,35 @@ from corrmatch.method.correlation import correlation_map, correlation_rows
 from corrmatch.engine.pixels import spread_pixels
 from corrmatch.method.pixel import propagate_pixels
 
-WAITS = {'_local_scalar_dense', 'item', 'is_nonzero', 'nonzero', 'masked_select', '_unique2', 'unique_dim', 'unique_consecutive', 'equal', 'bincount'}
+WAITS = {
+    '_local_scalar_dense', 'item', 'is_nonzero', 'nonzero', 'masked_select', '_unique2', 'unique_dim',
+    'unique_consecutive', 'equal', 'bincount'}
 
 
 class Watch(TorchDispatchMode):
     "Count operations, the largest tensor they make, and the bytes of their results that are alive at once."
     def __init__(self):
         super().__init__()
-        self.ops, self.largest, self.live, self.peak, self.known = Counter(), Counter(), 0, 0, set()
+        self.ops = Counter()
+        self.largest = Counter()
+        self.live = 0
+        self.peak = 0
+        self.known = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         self.ops[func.overloadpacket.__name__] += 1
         for t in tree_leaves(out):
-            if isinstance(t, torch.Tensor): self.see(t)
+            if isinstance(t, torch.Tensor):
+                self.see(t)
         return out
 
     def see(self, t):
         storage = t.untyped_storage()
         size, key = storage.nbytes(), storage._cdata
         self.largest[t.dtype] = max(self.largest[t.dtype], size//t.element_size())
-        if key in self.known: return
+        if key in self.known:
+            return
         self.known.add(key)
         self.live += size
         self.peak = max(self.peak, self.live)
@@ -49,7 +57,8 @@ class Watch(TorchDispatchMode):
 
 
 def watched(run, *args, **kwargs):
-    with Watch() as watch: run(*args, **kwargs)
+    with Watch() as watch:
+        run(*args, **kwargs)
     return watch
 
 
@@ -79,7 +88,8 @@ def assert_linear(spread, **kwargs):
     "Four times the positions must not take much more than four times the memory, and no N x N tensor."
     small, large = (spread_cost(spread, side, **kwargs) for side in (24, 48))
     assert large.largest[torch.float32] < 48**4/8, 'a tensor of the size of the map'
-    assert large.peak/small.peak < 4.5, f'memory grows by {large.peak/small.peak:.1f} for four times the positions'
+    assert large.peak / small.peak < 4.5, (
+        f'memory grows by {large.peak / small.peak:.1f} for four times the positions')
 
 
 def test_spread_memory_is_linear():
@@ -92,11 +102,14 @@ def test_spread_default_stays_in_its_budget():
 
 
 def test_guard_catches_the_whole_map():
-    with pytest.raises(AssertionError, match='size of the map'): assert_linear(plain_spread)
+    with pytest.raises(AssertionError, match='size of the map'):
+        assert_linear(plain_spread)
 
 
 def test_rows_are_computed_alone():
-    f1, f2, index = torch.randn(2, 6, 40, 40), torch.randn(2, 6, 40, 40), torch.arange(0, 1500, 100)
+    f1 = torch.randn(2, 6, 40, 40)
+    f2 = torch.randn(2, 6, 40, 40)
+    index = torch.arange(0, 1500, 100)
     one = watched(correlation_rows, f1, f2, index)
     assert one.largest[torch.float32] <= 2*15*1600
     assert watched(lambda: correlation_map(f1, f2)[:, index]).largest[torch.float32] >= 2*1600**2
@@ -104,16 +117,21 @@ def test_rows_are_computed_alone():
 
 # ---- regions on the CPU ----
 
-B, M, SIDE, SIZE = 2, 48, 25, 193
+B = 2
+M = 48
+SIDE = 25
+SIZE = 193
 
 
 def region_case(share=.8):
     "Smooth rows and labels; a larger `share` keeps more pixels."
     draw = torch.Generator().manual_seed(1)
-    waves = torch.nn.functional.interpolate(torch.randn(B, M+2, 5, 5, generator=draw), (SIDE, SIDE), mode='bilinear', align_corners=True)
+    waves = torch.nn.functional.interpolate(
+        torch.randn(B, M + 2, 5, 5, generator=draw), (SIDE, SIDE), mode='bilinear', align_corners=True)
     rows = (4*waves[:, 2:]).flatten(2).softmax(2)
     fine = torch.nn.functional.interpolate(waves[:, :2], (SIZE, SIZE), mode='bilinear', align_corners=True)
-    label, keep = (fine[:, 0] > .8).long(), fine[:, 1] < fine[:, 1].quantile(share)
+    label = (fine[:, 0] > .8).long()
+    keep = fine[:, 1] < fine[:, 1].quantile(share)
     within = torch.ones_like(keep)
     within[:, 20:60, 40:90] = False
     return rows, (SIDE, SIDE), label, keep, within, torch.tensor(.7)
@@ -128,7 +146,8 @@ def assert_lean(run, case):
     "No float picture of the regions, few operations, and less memory than the regions of one image take as bytes."
     memory, watch = extra_bytes(run, *case)
     pixels = M*SIZE**2
-    assert max(watch.largest[d] for d in (torch.float32, torch.float64, torch.bool)) < pixels, 'a picture of all regions'
+    assert max(watch.largest[d] for d in (torch.float32, torch.float64, torch.bool)) < pixels, (
+        'a picture of all regions')
     assert memory < 1.5*pixels + 40*SIZE**2, f'{memory/1e6:.1f} MB'
     assert sum(watch.ops.values()) < B*150, f'{sum(watch.ops.values())} operations'
 
@@ -137,11 +156,13 @@ def assert_lean(run, case):
 def test_regions_are_lean_and_equal(share):
     case = region_case(share)
     assert_lean(regions_module.fast_region_targets, case)
-    for ours, theirs in zip(regions_module.fast_region_targets(*case), plain_targets(*case)): assert torch.equal(ours, theirs)
+    for ours, theirs in zip(regions_module.fast_region_targets(*case), plain_targets(*case)):
+        assert torch.equal(ours, theirs)
 
 
 def test_guard_catches_float_pictures():
-    with pytest.raises(AssertionError, match='picture of all regions'): assert_lean(plain_targets, region_case())
+    with pytest.raises(AssertionError, match='picture of all regions'):
+        assert_lean(plain_targets, region_case())
 
 
 def test_only_outlines_are_computed():
@@ -152,8 +173,10 @@ def test_only_outlines_are_computed():
         seen.append(len(corner)*side**2)
         return original(maps, corner, side)
     regions_module._block_values = counted
-    try: regions_module.cut_packed(rows[0], feat_size, label.shape[1:])
-    finally: regions_module._block_values = original
+    try:
+        regions_module.cut_packed(rows[0], feat_size, label.shape[1:])
+    finally:
+        regions_module._block_values = original
     assert 0 < sum(seen) < M*SIZE**2/4
 
 
@@ -170,7 +193,8 @@ def test_a_vote_counts_words_and_not_pixels(monkeypatch):
 
 def device_cut(case):
     regions = torch.empty(B, M, SIZE, SIZE, dtype=torch.bool)
-    for maps, out in zip(case[0].view(B, M, SIDE, SIDE), regions): regions_module._cut_on_device(maps, out, .5)
+    for maps, out in zip(case[0].view(B, M, SIDE, SIDE), regions):
+        regions_module._cut_on_device(maps, out, .5)
     return regions
 
 
@@ -205,5 +229,12 @@ def test_device_cut_holds_a_part_at_a_time(monkeypatch):
 def test_device_loop_grows_with_regions_only():
     case = region_case()
     regions = device_cut(case)
-    some, all_ = (sum(watched(regions_module._propagate_on_device, case[2], case[3], regions[:, :m], case[5], 6).ops.values()) for m in (12, 48))
+    some, all_ = (
+        sum(
+            watched(
+                regions_module._propagate_on_device, case[2], case[3], regions[:, :m], case[5], 6
+            ).ops.values()
+        )
+        for m in (12, 48)
+    )
     assert all_ <= 4*some

@@ -23,11 +23,15 @@ from runs_for_tests import command, environment, small
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     "A data set of large noisy images, and a run."
-    root, draw = tmp_path_factory.mktemp('disk'), np.random.default_rng(0)
-    for kind in ('images', 'masks'): (root/'data'/kind).mkdir(parents=True)
+    root = tmp_path_factory.mktemp('disk')
+    draw = np.random.default_rng(0)
+    for kind in ('images', 'masks'):
+        (root/'data'/kind).mkdir(parents=True)
     for i in range(8):
-        Image.fromarray(draw.integers(0, 255, (60, 60, 3), dtype=np.uint8)).save(root/'data'/'images'/f'{i:0100d}.png')
-        Image.fromarray(draw.integers(0, 2, (60, 60), dtype=np.uint8)).save(root/'data'/'masks'/f'{i:0100d}.png')
+        Image.fromarray(draw.integers(0, 255, (60, 60, 3), dtype=np.uint8)).save(
+            root / 'data' / 'images' / f'{i:0100d}.png')
+        Image.fromarray(draw.integers(0, 2, (60, 60), dtype=np.uint8)).save(
+            root / 'data' / 'masks' / f'{i:0100d}.png')
     Trainer(small(root/'run', steps=2, eval_every=2, toy_labeled=4), quiet=True).fit()
     return root
 
@@ -47,66 +51,91 @@ def files(root): return {p: p.read_bytes() for p in root.rglob('*') if p.is_file
     ids=lambda a: '_'.join(w for w in a[:4] if '/' not in w)[:24])
 def test_full_disk(site, tmp_path, monkeypatch, capsys, argv, limit):
     "No file may grow beyond `limit` bytes, as on a disk with so much room."
-    if limit and argv[0] == 'export' and argv[3] in ('onnx', 'export'): return  # seconds for a graph that is written by the same line
+    if limit and argv[0] == 'export' and argv[3] in ('onnx', 'export'):
+        return  # seconds for a graph that is written by the same line
     place = shutil.copytree(site, tmp_path/'place')
     monkeypatch.chdir(place)
-    before, old = files(place), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = files(place)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
-    try: code = main(list(argv))
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    try:
+        code = main(list(argv))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
     said = [l for l in capsys.readouterr().err.splitlines() if l.startswith('corrmatch: ')]
     after = files(place)
     assert not [p for p in after if p.name.endswith('.part') or '.part.' in p.name]
     assert all(after[p] == data for p, data in before.items())
     new = [p for p in after if p not in before]
     for p in new:
-        if p.suffix in ('.png', '.jpg'): Image.open(p).load()
-        if p.suffix == '.json': json.loads(p.read_text())
-        if p.suffix == '.html': assert p.read_text().endswith('</html>\n')
-    if code: assert code == 1 and len(said) == 1 and 'Traceback' not in said[0], said
-    else: assert limit == 3000 and argv[0] in ('split', 'table'), 'it fits'
+        if p.suffix in ('.png', '.jpg'):
+            Image.open(p).load()
+        if p.suffix == '.json':
+            json.loads(p.read_text())
+        if p.suffix == '.html':
+            assert p.read_text().endswith('</html>\n')
+    if code:
+        assert code == 1 and len(said) == 1 and 'Traceback' not in said[0], said
+    else:
+        assert limit == 3000 and argv[0] in ('split', 'table'), 'it fits'
 
 
 @pytest.mark.parametrize('size, limit, kept', [(2000, 0, 0), (500_000, 200_000, 200_000), (500_000, 0, 0), ('zeros', 450_000, None)])
 def test_full_disk_under_fetch(tmp_path, monkeypatch, capsys, size, limit, kept):
     "Neither an archive nor a data set of which a part is missing; what has arrived is kept for the next attempt."
     body = bytes(500_000) if size == 'zeros' else np.random.default_rng(0).bytes(size)
-    with zipfile.ZipFile(tmp_path/'served.zip', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('trainannot/a.png', body)
-    data, old = (tmp_path/'served.zip').read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    with zipfile.ZipFile(tmp_path/'served.zip', 'w', zipfile.ZIP_DEFLATED) as z:
+        z.writestr('trainannot/a.png', body)
+    data = (tmp_path/'served.zip').read_bytes()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
     monkeypatch.setattr('urllib.request.urlopen', lambda request, timeout: Answer(data))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
-    try: code = main(['fetch', 'camvid', '--data', str(tmp_path/'camvid'), '--base', 'http://mirror'])
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    try:
+        code = main(['fetch', 'camvid', '--data', str(tmp_path/'camvid'), '--base', 'http://mirror'])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
     said = [l for l in capsys.readouterr().err.splitlines() if l.startswith('corrmatch: ')]
     assert code == 1 and len(said) == 1 and 'make room' in said[0] and '.zip' in said[0], said
     [left] = [p for p in (tmp_path/'camvid').rglob('*') if p.is_file() and p.name != '.fetch.lock']
-    if size == 'zeros': assert left.read_bytes() == data and left.suffix == '.zip'
-    else: assert left.read_bytes() == data[:kept] and left.suffix == '.part'
+    if size == 'zeros':
+        assert left.read_bytes() == data and left.suffix == '.zip'
+    else:
+        assert left.read_bytes() == data[:kept] and left.suffix == '.part'
 
 
 class Answer(io.BytesIO):
     "What a server sends."
     def __init__(self, data):
         super().__init__(data)
-        self.status, self.headers = 200, {'Content-Length': str(len(data))}
+        self.status = 200
+        self.headers = {'Content-Length': str(len(data))}
 
 
 def test_only_one_process_opens_a_folder(tmp_path):
     "Of two that start at the same moment one is refused, while the other still opens the folder and has noted no state."
     (tmp_path/'run').mkdir()
-    code = f"import time; from corrmatch.training.run_folder import hold_folder; lock = hold_folder({str(tmp_path/'run')!r}); print('held', flush=True); time.sleep(60)"
-    other = subprocess.Popen([sys.executable, '-c', code], env=environment(), stdout=subprocess.PIPE, text=True)
+    code = (
+        "import time; from corrmatch.training.run_folder import hold_folder; lock = "
+        f"hold_folder({str(tmp_path / 'run')!r}); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, '-c', code], env=environment(), stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == 'held\n'
-        with pytest.raises(DataError, match='another process begins to train there'): Trainer(small(tmp_path/'run'), quiet=True).fit()
+        with pytest.raises(DataError, match='another process begins to train there'):
+            Trainer(small(tmp_path/'run'), quiet=True).fit()
         assert run_state(tmp_path/'run')['state'] == 'unknown'
-    finally: other.kill(); other.wait()
+    finally:
+        other.kill()
+        other.wait()
     release_folder(hold_folder(tmp_path/'run'))  # a killed process holds nothing
 
 
 def test_two_trainings_in_one_folder(tmp_path):
     jobs = [dict(out=tmp_path/'run', steps=30, eval_every=30)]
-    both = [subprocess.Popen(command(jobs, tmp_path/name), env=environment(), stderr=subprocess.PIPE, text=True) for name in 'ab']
+    both = [
+        subprocess.Popen(command(jobs, tmp_path / name), env=environment(), stderr=subprocess.PIPE, text=True)
+        for name in 'ab']
     said = [p.communicate(timeout=200)[1] for p in both]
     assert sorted(p.returncode for p in both) == [0, 1], said
     refused = said[[p.returncode for p in both].index(1)]
@@ -115,8 +144,13 @@ def test_two_trainings_in_one_folder(tmp_path):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_the_folder_is_deleted_in_the_middle(tmp_path, workers):
-    jobs = [dict(out=tmp_path/'run', steps=100_000, eval_every=100_000, log_every=1, save_every=5, workers=workers)]
-    process = subprocess.Popen(command(jobs, tmp_path/'jobs'), env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    jobs = [
+        dict(
+            out=tmp_path / 'run', steps=100_000, eval_every=100_000, log_every=1, save_every=5,
+            workers=workers)
+    ]
+    process = subprocess.Popen(
+        command(jobs, tmp_path / 'jobs'), env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path/'run'/'metrics.csv').exists():
         assert process.poll() is None and time.monotonic() < deadline

@@ -23,7 +23,8 @@ from corrmatch.training.builders import (
 from corrmatch.method.threshold import DynamicThreshold, FixedThreshold
 from corrmatch.data.views import normalize
 
-WIDER = {torch.float64: torch.float64} | dict.fromkeys([torch.float32, torch.bfloat16, torch.float16], torch.float32)
+WIDER = {torch.float64: torch.float64} | dict.fromkeys(
+    [torch.float32, torch.bfloat16, torch.float16], torch.float32)
 TINY = preset('toy', crop=33, toy_labeled=4, toy_unlabeled=8, steps=4, warmup=0, batch_x=2, batch_u=2, dim=16,
               low_dim=8, stride=8, weights='', scale_min=.5)
 
@@ -39,12 +40,14 @@ def double():
 def one_step(config, dtype=None):
     "Result of one step of a tiny network, its threshold and its gradients."
     torch.manual_seed(0)
-    model, threshold = make_model(config)[0].train(), make_threshold(config)
+    model = make_model(config)[0].train()
+    threshold = make_threshold(config)
     batch = to_device(make_batches(config, make_datasets(config))[0], torch.device('cpu'))
     supervised = partial(ohem_ce, min_kept=100) if config.ohem else supervised_ce
     with autocast('cpu', dtype):
-        result = train_step(model, batch, make_weights(config), threshold, supervised, regions=16,
-                            generator=torch.Generator().manual_seed(0), beyond=make_variants(config), ops=FAST_REGIONS)
+        result = train_step(
+            model, batch, make_weights(config), threshold, supervised, regions=16,
+            generator=torch.Generator().manual_seed(0), beyond=make_variants(config), ops=FAST_REGIONS)
     result.total.backward()
     make_optimizer(model, config).step()
     return result, threshold, model
@@ -57,9 +60,10 @@ def dtypes(result, threshold, model):
     return {t.dtype for t in (result.total, *terms, *threshold.buffers(), *model.parameters(), *grads)}
 
 
-CHANGES = [dict(), dict(cutmix='same_image', norm='batch'), dict(ohem=100, threshold='fixed', tau=0.),
-           dict(threshold='per_class', tau=.2), dict(region_votes='soft', tau=.2), dict(region_seeds='unsure', tau=.2),
-           dict(teacher_pixel=.3, teacher_cross=.3), dict(crop=40, tau=.2)]
+CHANGES = [
+    dict(), dict(cutmix='same_image', norm='batch'), dict(ohem=100, threshold='fixed', tau=0.0),
+    dict(threshold='per_class', tau=0.2), dict(region_votes='soft', tau=0.2),
+    dict(region_seeds='unsure', tau=0.2), dict(teacher_pixel=0.3, teacher_cross=0.3), dict(crop=40, tau=0.2)]
 
 
 @pytest.mark.parametrize('changes', CHANGES, ids=lambda c: ' '.join(c) or 'default')
@@ -78,7 +82,8 @@ def test_a_step_otherwise_stays_float32(dtype):
 def test_every_part_casts_up_and_never_down(dtype):
     generator = torch.Generator().manual_seed(0)
     f1, f2, logits = (torch.randn(2, 5, 5, 5, generator=generator).to(dtype) for _ in range(3))
-    mask, yes = torch.randint(5, (2, 5, 5), generator=generator), torch.ones(2, 5, 5, dtype=torch.bool)
+    mask = torch.randint(5, (2, 5, 5), generator=generator)
+    yes = torch.ones(2, 5, 5, dtype=torch.bool)
     found = dict(
         cast=at_least_float32(f1), confidence=confidence(logits), map=correlation_map(f1, f2),
         rows=correlation_rows(f1, f2, torch.tensor([1])), propagated=propagate_logits(f1, f2, logits),
@@ -115,7 +120,8 @@ def test_regions_in_float64_equal_their_definition(size):
 @pytest.mark.parametrize('run', [regions_module.fast_propagate_regions, regions_module._propagate_on_device, regions_module._propagate_on_cpu])
 def test_shares_are_formed_in_the_dtype_of_the_threshold(run):
     "7 of 10 is above float32's 0.7 in float64 alone."
-    label, keep = torch.tensor([[[1]*7 + [2]*3]]), torch.ones(1, 1, 10, dtype=torch.bool)
+    label = torch.tensor([[[1]*7 + [2]*3]])
+    keep = torch.ones(1, 1, 10, dtype=torch.bool)
     tau = torch.tensor(.7)
     assert run(label, keep, keep[None], tau)[0].tolist() == label.tolist()
     assert run(label, keep, keep[None], tau.double())[0].unique().tolist() == [1]
@@ -124,7 +130,8 @@ def test_shares_are_formed_in_the_dtype_of_the_threshold(run):
 
 @pytest.mark.parametrize('kind', [float, np.float64, np.float32, np.array, torch.tensor, int], ids=lambda k: k.__name__)
 def test_any_number_is_a_threshold(kind):
-    label, keep = torch.zeros(1, 2, 2).long(), torch.ones(1, 2, 2, dtype=torch.bool)
+    label = torch.zeros(1, 2, 2).long()
+    keep = torch.ones(1, 2, 2, dtype=torch.bool)
     assert torch.equal(regions_module.fast_propagate_regions(label, keep, keep[None], kind(0))[0], label)
 
 

@@ -26,7 +26,8 @@ sys.modules['evidence'] = evidence
 spec.loader.exec_module(evidence)
 
 
-def configs(out, steps=600): return lambda job: evidence.make_config(job, '/pictures', '/nets/net.pth', out, steps)
+def configs(out, steps=600):
+    return lambda job: evidence.make_config(job, '/pictures', '/nets/net.pth', out, steps)
 
 
 def pretend(config, rows=200):
@@ -34,39 +35,59 @@ def pretend(config, rows=200):
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     (out/'config.json').write_text(json.dumps(asdict(config) | dict(precision='bf16')))
-    metrics, val = CsvLog(out/'metrics.csv'), CsvLog(out/'val.csv')
-    for i in range(1, rows+1): metrics.add(step=i, loss=1/i, steps_per_s=2.)
-    for step, miou in ((1, 30.+config.seed), (2, 32.+config.seed)): val.add(step=step, miou=miou)
+    metrics = CsvLog(out/'metrics.csv')
+    val = CsvLog(out/'val.csv')
+    for i in range(1, rows+1):
+        metrics.add(step=i, loss=1/i, steps_per_s=2.)
+    for step, miou in ((1, 30.+config.seed), (2, 32.+config.seed)):
+        val.add(step=step, miou=miou)
     note_state(out, 'finished', step=rows, steps=rows, best=32.)
 
 
 def test_plan_holds_everything_once():
     jobs = evidence.make_plan(['camvid', 'vocanimals'])
-    assert len({j.name for j in jobs}) == len(jobs) == 4*3*4 + (1 + len(evidence.PARTS) + len(evidence.BEYOND) + len(evidence.TRAINED))*3*2
+    assert (
+        len({j.name for j in jobs})
+        == len(jobs)
+        == 4 * 3 * 4 + (1 + len(evidence.PARTS) + len(evidence.BEYOND) + len(evidence.TRAINED)) * 3 * 2
+    )
     assert {j.split for j in jobs if j.variant not in evidence.METHODS} == {'1_16'}
-    assert [j.variant for j in jobs[:5]] == [*evidence.METHODS, evidence.CEILING] and {j.seed for j in jobs[:18]} == {evidence.FIRST_SEED}
+    assert [j.variant for j in jobs[:5]] == [*evidence.METHODS, evidence.CEILING] and {
+        j.seed for j in jobs[:18]} == {evidence.FIRST_SEED}
     assert [j.name for j in evidence.make_plan(['camvid'], 1, only=['no_fp'])] == ['camvid_1_16_no_fp_s1']
-    with pytest.raises(ValueError, match='elephant'): evidence.make_plan(['camvid'], only=['elephant'])
+    with pytest.raises(ValueError, match='elephant'):
+        evidence.make_plan(['camvid'], only=['elephant'])
 
 
 def test_only_what_is_named_differs():
     "All runs on the same data share the schedule; a switched-off part leaves the sum of the weights alone."
-    config_of, free = configs('o'), {'method', 'seed', 'out', 'labeled', 'unlabeled'}
-    bundles = {k for m in ('supervised', 'fixmatch', 'unimatch') for k, v in asdict(preset('toy', m)).items() if v != asdict(preset('toy'))[k]}
+    config_of = configs('o')
+    free = {'method', 'seed', 'out', 'labeled', 'unlabeled'}
+    bundles = {
+        k
+        for m in ('supervised', 'fixmatch', 'unimatch')
+        for k, v in asdict(preset('toy', m)).items()
+        if v != asdict(preset('toy'))[k]}
     base = asdict(config_of(evidence.Job('camvid', '1_16', 'corrmatch', 0)))
     assert base['threshold'] == 'dynamic'  # the paper's, whatever the preset of these folders has
     for job in evidence.make_plan(['camvid']):
         own = asdict(config_of(job))
         changed = {k for k in own if own[k] != base[k]} - free
-        assert changed <= set(evidence.CHANGES.get(job.variant, ())) | (set() if job.method == 'corrmatch' else bundles | {'tau'})
-        assert sum(v for k, v in own.items() if k.startswith('w_')) == pytest.approx(1.5 if job.variant == 'labels_double' else 1)
+        assert changed <= set(evidence.CHANGES.get(job.variant, ())) | (
+            set() if job.method == 'corrmatch' else bundles | {'tau'})
+        assert sum(v for k, v in own.items() if k.startswith('w_')) == pytest.approx(
+            1.5 if job.variant == 'labels_double' else 1)
     assert base['precision'] == 'bf16'  # not settled anew by each run
 
 
 def test_finished_runs_are_left_alone_and_others_done_once(tmp_path):
-    jobs, config_of, done = evidence.make_plan(['camvid'], 1, only=['supervised', 'corrmatch', 'no_fp']), configs(tmp_path), []
+    jobs = evidence.make_plan(['camvid'], 1, only=['supervised', 'corrmatch', 'no_fp'])
+    config_of = configs(tmp_path)
+    done = []
     pretend(config_of(jobs[0]))
-    def train(config): done.append(config.out); pretend(config)
+    def train(config):
+        done.append(config.out)
+        pretend(config)
     assert evidence.run_jobs(jobs, config_of, train, say=lambda t: None) == []
     assert done == [config_of(j).out for j in jobs[1:]]
     evidence.run_jobs(jobs, config_of, train, say=lambda t: None)
@@ -81,9 +102,11 @@ def test_other_settings_in_the_same_place_are_refused(tmp_path):
 
 
 def test_a_failure_does_not_end_the_list(tmp_path):
-    jobs, config_of = evidence.make_plan(['camvid'], 1, only=['supervised', 'no_fp']), configs(tmp_path)
+    jobs = evidence.make_plan(['camvid'], 1, only=['supervised', 'no_fp'])
+    config_of = configs(tmp_path)
     def train(config):
-        if 'no_fp' in config.out: raise ValueError('bad luck')
+        if 'no_fp' in config.out:
+            raise ValueError('bad luck')
         pretend(config)
     failed = evidence.run_jobs(jobs[::-1], config_of, train, say=lambda t: None)
     assert [(j.variant, r) for j, r in failed] == [('no_fp', 'bad luck')]
@@ -106,15 +129,19 @@ evidence.run_jobs(evidence.make_plan(['camvid'], 2, 'methods', ['1_16']), config
 
 def worker(out, nap):
     env = environment(PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT/"tests"}')
-    return subprocess.Popen([sys.executable, '-c', WORKER.format(tests=str(ROOT/'tests'), out=str(out), nap=nap)], stdout=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen(
+        [sys.executable, '-c', WORKER.format(tests=str(ROOT / 'tests'), out=str(out), nap=nap)],
+        stdout=subprocess.PIPE, text=True, env=env)
 
 
 def test_two_runners_share_the_list_and_a_killed_one_frees_its_run(tmp_path):
     dead = worker(tmp_path, 60)  # takes the first run and is killed in it
     for _ in range(600):
-        if (tmp_path/'begun').exists(): break
+        if (tmp_path/'begun').exists():
+            break
         time.sleep(.05)
-    with evidence.lock(tmp_path/'.locks'/'camvid_1_16_supervised_s1') as mine: assert not mine
+    with evidence.lock(tmp_path/'.locks'/'camvid_1_16_supervised_s1') as mine:
+        assert not mine
     dead.kill()
     begun = dead.communicate()[0].split()
     other, mine = worker(tmp_path, .6), []
@@ -122,7 +149,8 @@ def test_two_runners_share_the_list_and_a_killed_one_frees_its_run(tmp_path):
         mine.append(Path(config.out).name)
         time.sleep(.6)
         pretend(config)
-    evidence.run_jobs(evidence.make_plan(['camvid'], 2, 'methods', ['1_16']), configs(tmp_path), train, say=lambda t: None)
+    evidence.run_jobs(
+        evidence.make_plan(['camvid'], 2, 'methods', ['1_16']), configs(tmp_path), train, say=lambda t: None)
     done = mine + other.communicate(timeout=60)[0].split()
     assert begun == ['camvid_1_16_supervised_s1'] and begun[0] in done
     assert len(done) == len(set(done)) == 10  # four methods and the ceiling
@@ -131,15 +159,21 @@ def test_two_runners_share_the_list_and_a_killed_one_frees_its_run(tmp_path):
 @pytest.mark.parametrize('swallowed', [False, True])
 def test_a_signal_ends_the_list(tmp_path, swallowed):
     "Also one that comes in the last step of a run, where the trainer has no more use for it."
-    jobs, config_of, begun = evidence.make_plan(['camvid'], 1, only=['supervised', 'no_fp']), configs(tmp_path), []
+    jobs = evidence.make_plan(['camvid'], 1, only=['supervised', 'no_fp'])
+    config_of = configs(tmp_path)
+    begun = []
     def train(config):
         begun.append(config.out)
         if swallowed:
-            with SignalFlag(): os.kill(os.getpid(), signal.SIGTERM)
-        else: os.kill(os.getpid(), signal.SIGTERM); time.sleep(1)
+            with SignalFlag():
+                os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
         pretend(config)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped) as e: evidence.run_jobs(jobs, config_of, train, say=lambda t: None)
+    with pytest.raises(Stopped) as e:
+        evidence.run_jobs(jobs, config_of, train, say=lambda t: None)
     assert e.value.code == 143 and len(begun) == 1 and signal.getsignal(signal.SIGTERM) is before
     assert (run_state(begun[0])['state'] == 'finished') == swallowed
 
@@ -148,24 +182,33 @@ def test_train_goes_on_and_counts_what_pseudo_labels_are_worth(tmp_path):
     config = small(tmp_path/'run', steps=4, tau=.2)
     class Interrupted(evidence.Watched):
         def run_step(self, batch):
-            if self.step == 3: os.kill(os.getpid(), signal.SIGTERM)
+            if self.step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
             return super().run_step(batch)
     whole = small(tmp_path/'whole', steps=4, tau=.2)
     evidence.train(whole, watch=3)
-    original, evidence.Watched = evidence.Watched, Interrupted
+    original = evidence.Watched
+    evidence.Watched = Interrupted
     interrupted = small(tmp_path/'run', steps=6, tau=.2)
     try:
-        with pytest.raises(Stopped): evidence.train(interrupted, watch=3)
-    finally: evidence.Watched = original
+        with pytest.raises(Stopped):
+            evidence.train(interrupted, watch=3)
+    finally:
+        evidence.Watched = original
     evidence.train(interrupted, watch=3)
     rows = list(csv.DictReader((tmp_path/'run'/'why.csv').read_text().splitlines()))
     assert [r['step'] for r in rows] == [s for s in '246' for _ in range(config.n_classes)]
     for r in rows:
         n = {k: int(v) for k, v in r.items() if k in evidence.WHY}
-        assert max(n['right'], n['kept'], n['out']) <= n['truth'] and n['kept_right'] <= min(n['kept'], n['kept_named'], n['right']) and n['kept'] <= n['out']
-    assert sum(int(r['truth']) for r in rows if r['step'] == '2') == 3*33*33  # three pictures, nothing ignored
+        assert (
+            max(n['right'], n['kept'], n['out']) <= n['truth']
+            and n['kept_right'] <= min(n['kept'], n['kept_named'], n['right'])
+            and n['kept'] <= n['out'])
+    # three pictures, nothing ignored
+    assert sum(int(r['truth']) for r in rows if r['step'] == '2') == 3 * 33 * 33
     regions = list(csv.DictReader((tmp_path/'run'/'regions.csv').read_text().splitlines()))
-    assert len(regions) == 3 and all(int(r['right']) <= int(r['accepted']) <= int(r['drawn']) for r in regions)
+    assert len(regions) == 3 and all(
+        int(r['right']) <= int(r['accepted']) <= int(r['drawn']) for r in regions)
     plain = small(tmp_path/'plain', steps=4, tau=.2)
     evidence.Trainer(plain, quiet=True).fit()
     states = [torch.load(tmp_path/name/'last.pt', weights_only=True)['model'] for name in ('whole', 'plain')]
@@ -184,13 +227,19 @@ def test_counts_by_hand():
         def read_mask(self, i): return np.array([[1, 1, 1, 0, 0, 255]]*4, np.uint8)
     counts, regions = evidence.pseudo_label_counts(Model(), Source(), [0], .85, preset('toy', n_classes=3))
     assert counts['truth'].tolist() == [8, 12, 0] and counts['right'].tolist() == [0, 12, 0]
-    assert counts['kept'].tolist() == counts['kept_right'].tolist() == counts['kept_named'].tolist() == [0, 12, 0]
+    assert (
+        counts['kept'].tolist()
+        == counts['kept_right'].tolist()
+        == counts['kept_named'].tolist()
+        == [0, 12, 0]
+    )
     assert regions['drawn'] == 0 and 'right_pixel' not in counts
 
 
 def test_regions_judged_by_hand():
     mask = torch.tensor([[0, 0, 1], [1, 1, 255]])
-    shapes = torch.tensor([[[1, 1, 0], [0, 0, 0]], [[0, 1, 1], [1, 1, 1]], [[1, 1, 0], [1, 0, 0]], [[0]*3]*2]).bool()
+    shapes = torch.tensor(
+        [[[1, 1, 0], [0, 0, 0]], [[0, 1, 1], [1, 1, 1]], [[1, 1, 0], [1, 0, 0]], [[0] * 3] * 2]).bool()
     found = evidence._judge_regions(shapes, torch.tensor([0, 1, 1, -1]), mask, 2)
     assert found.tolist() == [3, 3, 2, 2+4+3, 2+3+1]
 
@@ -200,9 +249,11 @@ def test_norms_are_measured_anew_but_for_frozen_layers():
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.frozen, self.own = torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1)
+            self.frozen = torch.nn.BatchNorm2d(1)
+            self.own = torch.nn.BatchNorm2d(1)
         def train(self, mode=True):
-            super().train(mode); self.frozen.eval()
+            super().train(mode)
+            self.frozen.eval()
             return self
         def forward(self, x): return self.own(x) + self.frozen(x)
     net = Net()
@@ -213,7 +264,8 @@ def test_norms_are_measured_anew_but_for_frozen_layers():
 
 
 def test_collected_files_name_no_place(tmp_path):
-    jobs, config_of = evidence.make_plan(['vocanimals'], 2, only=['no_fp', 'corrmatch'], splits=['1_32']), configs(tmp_path/'runs')
+    jobs = evidence.make_plan(['vocanimals'], 2, only=['no_fp', 'corrmatch'], splits=['1_32'])
+    config_of = configs(tmp_path/'runs')
     for job in jobs:
         pretend(config_of(job))
         evidence.collect_run(config_of(job).out, tmp_path/'results'/job.name)
@@ -228,24 +280,38 @@ def test_collected_files_name_no_place(tmp_path):
     assert 'corrmatch, w_s=0.25, w_fp=0.0' in table_of([tmp_path/'results'], vary=('w_s', 'w_fp'))
 
 
-def test_thin(): assert evidence.thin(list(range(5)), 9) == [0, 1, 2, 3, 4] and evidence.thin(list(range(101)), 5) == [0, 25, 50, 75, 100]
+def test_thin():
+    assert evidence.thin(list(range(5)), 9) == [0, 1, 2, 3, 4] and evidence.thin(list(range(101)), 5) == [
+        0, 25, 50, 75, 100]
 
 
 def test_plan_is_printed_with_hours(tmp_path, capsys):
     job = evidence.make_plan(['camvid'], 1)[0]
     pretend(configs(tmp_path)(job))
-    assert evidence.main(['plan', '--camvid', '/pictures', '--weights', 'net.pth', '--out', str(tmp_path), '--seeds', '1']) == 0
+    assert (
+        evidence.main(
+            ['plan', '--camvid', '/pictures', '--weights', 'net.pth', '--out', str(tmp_path), '--seeds', '1'])
+        == 0
+    )
     shown = capsys.readouterr().out
     assert 'precision=bf16' in shown and f"{len(evidence.make_plan(['camvid'], 1))} runs, about" in shown
     line = next(l for l in shown.splitlines() if 'supervised' in l and '1_16' in l)
-    assert 'finished' in line and float(line.split()[-1]) == pytest.approx((evidence.STEPS*.5 + 2*233*evidence.SECONDS['picture'])/3600, abs=.006)
+    assert 'finished' in line and float(line.split()[-1]) == pytest.approx(
+        (evidence.STEPS * 0.5 + 2 * 233 * evidence.SECONDS['picture']) / 3600, abs=0.006)
 
 
 def test_pascal_smoke_small(tmp_path):
     "The preset's every part but the size: a small network here, the real one by hand."
-    found = evidence.pascal_smoke(4, tmp_path, 33, 2, 1, tmp_path/'found.json', backbone='toynet', dim=16, low_dim=8, regions=8, device='cpu')
-    assert found['faults'] == [] and found['stopped_and_resumed_at'] == 2 and {'x', 'x_corr'} <= set(found['losses_seen'])
-    assert json.loads((tmp_path/'found.json').read_text()) == found and str(tmp_path) not in (tmp_path/'found.json').read_text()
+    found = evidence.pascal_smoke(
+        4, tmp_path, 33, 2, 1, tmp_path / 'found.json', backbone='toynet', dim=16, low_dim=8, regions=8,
+        device='cpu')
+    assert (
+        found['faults'] == []
+        and found['stopped_and_resumed_at'] == 2
+        and {'x', 'x_corr'} <= set(found['losses_seen']))
+    assert (
+        json.loads((tmp_path / 'found.json').read_text()) == found
+        and str(tmp_path) not in (tmp_path / 'found.json').read_text())
     masks = [np.asarray(Image.open(p)) for p in sorted((tmp_path/'data'/'SegmentationClass').iterdir())]
     assert masks[0].shape == (375, 500) and len(masks) == 14
     assert set(np.unique(masks[:4])) == {*range(21), 255}

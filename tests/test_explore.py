@@ -12,33 +12,42 @@ import torch
 from PIL import Image
 
 from corrmatch.method.correlation import correlation_map
-from corrmatch.use.explore import confidence_steps, explore_view, explorer_html, grid_position, load_picture, pack_views, read_position, write_explorer
+from corrmatch.use.explore import (
+    confidence_steps, explore_view, explorer_html, grid_position, load_picture, pack_views, read_position,
+    write_explorer)
 from corrmatch.engine.regions import fast_region_maps
 
 
-def picture(h=40, w=56, seed=0): return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+def picture(h=40, w=56, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 
-def features(k=5, h=6, w=8, seed=0): return torch.randn(2, 1, k, h, w, generator=torch.Generator().manual_seed(seed)).unbind(0)
+def features(k=5, h=6, w=8, seed=0):
+    return torch.randn(2, 1, k, h, w, generator=torch.Generator().manual_seed(seed)).unbind(0)
 
 
-def scores(k=3, h=40, w=56, seed=0): return 3*torch.randn(1, k, h, w, generator=torch.Generator().manual_seed(seed))
+def scores(k=3, h=40, w=56, seed=0):
+    return 3*torch.randn(1, k, h, w, generator=torch.Generator().manual_seed(seed))
 
 
 def contents(page):
     "Meta, state and bytes of a page."
-    found = json.loads(re.search(r'<script type="application/json" id="contents">(.*?)</script>', page, re.S)[1])
+    found = json.loads(
+        re.search(r'<script type="application/json" id="contents">(.*?)</script>', page, re.S)[1])
     return found['meta'], found['state'], zlib.decompress(base64.b64decode(found['data']))
 
 
 def test_page_is_closed():
     "No address of anything outside, and hashes that fit script and style."
-    page = explorer_html(picture(), features(), logits=scores(), title='</script><b>&"', names=['a', '</script>', 'c'])
+    page = explorer_html(
+        picture(), features(), logits=scores(), title='</script><b>&"', names=['a', '</script>', 'c'])
     assert page.count('</script>') == 2 and '<b>' not in page
     assert not re.search(r'https?:|//[a-z]+\.|\b(?:fetch|import|eval|XMLHttpRequest|WebSocket)\(', page)
     policy = re.search(r'Content-Security-Policy" content="(.*?)"', page)[1]
     assert "default-src 'none'" in policy and 'unsafe' not in policy
-    for text in (re.search(r'<style>(.*?)</style>', page, re.S)[1], re.search(r'<script type="module">(.*?)</script>', page, re.S)[1]):
+    for text in (
+        re.search(r'<style>(.*?)</style>', page, re.S)[1],
+        re.search(r'<script type="module">(.*?)</script>', page, re.S)[1]):
         assert f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'" in policy
     meta, state, _ = contents(page)
     assert meta['names'][1] == '</script>' and state['tau'] == .85
@@ -62,14 +71,16 @@ def test_typical_page_is_small(tmp_path):
 def test_a_failed_write_keeps_the_old_page(tmp_path):
     path = write_explorer(tmp_path/'x.html', picture(), features())
     before = path.read_bytes()
-    with pytest.raises(ValueError): write_explorer(path, picture(), features(), logits=scores(h=39))
+    with pytest.raises(ValueError):
+        write_explorer(path, picture(), features(), logits=scores(h=39))
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['x.html']
 
 
 @pytest.mark.parametrize('size, grid', [((40, 56), (6, 8)), ((33, 33), (1, 1)), ((1, 1), (1, 1)), ((7, 90), (1, 12))])
 def test_any_size(size, grid):
     image, (f1, f2), logits = picture(*size), features(5, *grid), scores(3, *size)
-    view, corr = explore_view(image, (f1, f2), logits), correlation_map(f1, f2)
+    view = explore_view(image, (f1, f2), logits)
+    corr = correlation_map(f1, f2)
     for position in ((0, 0), (size[0]-1, size[1]-1), (size[0]//2, size[1]//2)):
         reading = read_position(view, position)
         y, x = grid_position(position, size, grid)
@@ -108,7 +119,8 @@ def test_large_pictures_are_scaled_down(tmp_path, longest, wanted):
     (dict(image=np.zeros((4, 5))), 'shape')])
 def test_errors_are_one_line(arguments, words):
     known = dict(image=picture(), source=features(), logits=scores()) | arguments
-    with pytest.raises(ValueError, match=words) as error: explorer_html(**known)
+    with pytest.raises(ValueError, match=words) as error:
+        explorer_html(**known)
     assert '\n' not in str(error.value)
 
 

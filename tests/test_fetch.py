@@ -20,7 +20,8 @@ from corrmatch.data.fetch import fetch as F
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import read_split
 from corrmatch.files import DataError
-from corrmatch.data.fetch import Remote, download, fetch_camvid, fetch_cityscapes, fetch_pets, fetch_sbd, fetch_splits, fetch_voc, unpack
+from corrmatch.data.fetch import (
+    Remote, download, fetch_camvid, fetch_cityscapes, fetch_pets, fetch_sbd, fetch_splits, fetch_voc, unpack)
 from corrmatch.data.layouts import find_layout
 from corrmatch.training.run_folder import hold_folder
 from runs_for_tests import environment
@@ -42,7 +43,9 @@ class Server:
             def log_message(self, *args): pass
             def do_GET(self): outer.answer(self)
 
-        self.bodies, self.faults, self.asked = {}, {}, []
+        self.bodies = {}
+        self.faults = {}
+        self.asked = []
         self.http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
         self.http.daemon_threads = True
         self.base = f'http://127.0.0.1:{self.http.server_port}/'
@@ -50,12 +53,15 @@ class Server:
 
     def answer(self, h):
         path = h.path[1:]
-        body, fault = self.bodies.get(path), self.faults[path].pop(0) if self.faults.get(path) else None
+        body = self.bodies.get(path)
+        fault = self.faults[path].pop(0) if self.faults.get(path) else None
         wanted = h.headers.get('Range')
         self.asked.append((path, wanted))
-        if body is None: fault = 404
+        if body is None:
+            fault = 404
         start = int(wanted[6:-1]) if wanted and fault != 'no ranges' else 0
-        if fault is None and start >= len(body): fault = 416
+        if fault is None and start >= len(body):
+            fault = 416
         if isinstance(fault, int):
             h.send_response(fault)
             h.send_header('Content-Length', '0')
@@ -63,19 +69,28 @@ class Server:
             return
         h.send_response(206 if start else 200)
         told = start + 10 if fault == 'wrong start' else start
-        if start: h.send_header('Content-Range', f'bytes {told}-{len(body)-1}/{len(body)}')
-        if fault != 'no length': h.send_header('Content-Length', str(len(body)-start))
-        else: h.send_header('Connection', 'close')
+        if start:
+            h.send_header('Content-Range', f'bytes {told}-{len(body)-1}/{len(body)}')
+        if fault != 'no length':
+            h.send_header('Content-Length', str(len(body)-start))
+        else:
+            h.send_header('Connection', 'close')
         h.end_headers()
         rest = body[start:]
-        if fault == 'flip': rest = bytes([rest[0] ^ 1]) + rest[1:]
+        if fault == 'flip':
+            rest = bytes([rest[0] ^ 1]) + rest[1:]
         if fault == 'slow':
-            for i in range(6): h.wfile.write(rest[i*len(rest)//6:(i+1)*len(rest)//6]); h.wfile.flush(); time.sleep(.06)
+            for i in range(6):
+                h.wfile.write(rest[i*len(rest)//6:(i+1)*len(rest)//6])
+                h.wfile.flush()
+                time.sleep(.06)
         elif fault in ('cut', 'stall'):
             h.wfile.write(rest[:len(rest)//2])
             h.wfile.flush()
-            if fault == 'stall': time.sleep(.5)
-        else: h.wfile.write(rest)
+            if fault == 'stall':
+                time.sleep(.5)
+        else:
+            h.wfile.write(rest)
         h.close_connection = True
 
 
@@ -89,10 +104,12 @@ def server():
 
 
 def refused(call, *words):
-    with pytest.raises(ValueError) as caught: call()
+    with pytest.raises(ValueError) as caught:
+        call()
     line = str(caught.value)
     assert '\n' not in line
-    for word in words: assert str(word) in line, f'{word!r} is not in: {line}'
+    for word in words:
+        assert str(word) in line, f'{word!r} is not in: {line}'
     return line
 
 
@@ -114,7 +131,9 @@ def test_faults_that_pass(server, tmp_path, faults, requests):
 def test_goes_on_in_another_process(server, tmp_path):
     server.faults['a.bin'] = ['cut']
     url = server.base + 'a.bin'
-    refused(lambda: download(url, tmp_path/'a.bin', sha(BODY), **QUICK | dict(tries=1)), url, '150000 of 300000', 'a.bin.part', 'again')
+    refused(
+        lambda: download(url, tmp_path / 'a.bin', sha(BODY), **QUICK | dict(tries=1)), url,
+        '150000 of 300000', 'a.bin.part', 'again')
     assert left(tmp_path) == ['a.bin.part'] and server.asked == [('a.bin', None)]
     download(url, tmp_path/'a.bin', sha(BODY), **QUICK)
     assert server.asked[1:] == [('a.bin', 'bytes=150000-')] and left(tmp_path) == ['a.bin']
@@ -141,7 +160,9 @@ def test_part_of_another_version(server, tmp_path):
 
 def test_wrong_hash_never_gets_the_name(server, tmp_path):
     server.faults['a.bin'] = ['flip']
-    refused(lambda: download(server.base + 'a.bin', tmp_path/'a.bin', sha(BODY), **QUICK), server.base + 'a.bin', '300000 bytes', 'run the command again')
+    refused(
+        lambda: download(server.base + 'a.bin', tmp_path / 'a.bin', sha(BODY), **QUICK),
+        server.base + 'a.bin', '300000 bytes', 'run the command again')
     assert left(tmp_path) == []
 
 
@@ -157,13 +178,21 @@ def test_wrong_file_of_that_name_is_replaced(server, tmp_path):
                                            (['stall']*2, ['sends nothing more', 'kept in'])], ids=str)
 def test_faults_that_stay(server, tmp_path, faults, words):
     server.faults['a.bin'] = list(faults)
-    refused(lambda: download(server.base + 'a.bin', tmp_path/'a.bin', sha(BODY), **QUICK | dict(tries=len(faults))), server.base + 'a.bin', *words)
+    refused(
+        lambda: download(
+            server.base + 'a.bin', tmp_path / 'a.bin', sha(BODY), **QUICK | dict(tries=len(faults))),
+        server.base + 'a.bin',
+        *words,
+    )
     assert not (tmp_path/'a.bin').exists() and len(server.asked) == len(faults)
 
 
 def test_nobody_there_and_odd_addresses(tmp_path):
-    refused(lambda: download('http://127.0.0.1:9/a', tmp_path/'a', **QUICK), 'no connection', 'check the connection')
-    for url in ('file:///etc/hosts', 'ftp://x/y', '/etc/hosts'): refused(lambda: download(url, tmp_path/'a'), 'not a web address')
+    refused(
+        lambda: download('http://127.0.0.1:9/a', tmp_path / 'a', **QUICK), 'no connection',
+        'check the connection')
+    for url in ('file:///etc/hosts', 'ftp://x/y', '/etc/hosts'):
+        refused(lambda: download(url, tmp_path/'a'), 'not a web address')
     (tmp_path/'file').write_text('x')
     refused(lambda: download('http://127.0.0.1:9/a', tmp_path/'file'/'a', **QUICK), 'cannot be made')
 
@@ -187,7 +216,8 @@ def tar_of(files, mode='w:gz', **links):
 def zip_of(files, link=None):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, 'w') as z:
-        for name, data in files.items(): z.writestr(name, data)
+        for name, data in files.items():
+            z.writestr(name, data)
         if link:
             info = zipfile.ZipInfo('link')
             info.external_attr = 0o120777 << 16
@@ -207,7 +237,8 @@ def test_evil_and_broken_archives(tmp_path, data):
 
 
 def test_good_archives(tmp_path):
-    for n, data in enumerate((tar_of({'d/a.txt': b'x'}), tar_of({'d/a.txt': b'x'}, 'w'), zip_of({'d/a.txt': b'x'}))):
+    for n, data in enumerate(
+        (tar_of({'d/a.txt': b'x'}), tar_of({'d/a.txt': b'x'}, 'w'), zip_of({'d/a.txt': b'x'}))):
         (tmp_path/f'{n}.archive').write_bytes(data)
         assert (unpack(tmp_path/f'{n}.archive', tmp_path/str(n))/'d/a.txt').read_bytes() == b'x'
         refused(lambda: unpack(tmp_path/f'{n}.archive', tmp_path/str(n)), 'exists already')
@@ -233,10 +264,14 @@ def serve(server, name, data, fault='cut'):
 
 
 def test_published_lists(server, tmp_path):
-    lists = {f'{family}/{n}/{kind}.txt': ''.join(f'J/{i}.jpg S/{i}.png\n' for i in range(n)).rstrip('\n').encode()
-             for family in ('pascal', 'cityscapes') for n in (2, 5) for kind in ('labeled', 'unlabeled')}
+    lists = {
+        f'{family}/{n}/{kind}.txt': ''.join(f'J/{i}.jpg S/{i}.png\n' for i in range(n)).rstrip('\n').encode()
+        for family in ('pascal', 'cityscapes')
+        for n in (2, 5)
+        for kind in ('labeled', 'unlabeled')}
     server.bodies |= {f'lists/{n}': data for n, data in lists.items()}
-    for n, name in enumerate(lists): server.faults[f'lists/{name}'] = [['cut'], [500], ['slow'], []][n % 4]
+    for n, name in enumerate(lists):
+        server.faults[f'lists/{name}'] = [['cut'], [500], ['slow'], []][n % 4]
     hashes = {n: hashlib.sha256(data).hexdigest() for n, data in lists.items()}
     kwargs = dict(base=server.base + 'lists/', hashes=hashes, **QUICK)
     assert len(fetch_splits(tmp_path, **kwargs)) == 8
@@ -252,34 +287,52 @@ def test_published_lists(server, tmp_path):
 
 def test_hashes_of_the_published_lists():
     names = {**F.PASCAL_LISTS, **F.CITYSCAPES_LISTS}
-    assert len(names) == 35 and len(set(names.values())) == 35 and all(len(h) == 64 and set(h) <= set('0123456789abcdef') for h in names.values())
-    assert {n.rpartition('/')[2] for n in names} == {'labeled.txt', 'unlabeled.txt', 'val.txt', 'train_aug.txt'} and F.SPLITS_BASE.endswith('/splits/')
+    assert (
+        len(names) == 35
+        and len(set(names.values())) == 35
+        and all(len(h) == 64 and set(h) <= set('0123456789abcdef') for h in names.values()))
+    assert {n.rpartition('/')[2] for n in names} == {
+        'labeled.txt', 'unlabeled.txt', 'val.txt', 'train_aug.txt'} and F.SPLITS_BASE.endswith('/splits/')
 
 
 def voc_files():
     files = {f'VOCdevkit/VOC2012/JPEGImages/{i}.jpg': png(image(i)) for i in range(7)}
     files |= {f'VOCdevkit/VOC2012/SegmentationClass/{i}.png': png(mask(i)) for i in (0, 1, 2)}
-    return files | {'VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt': b'0\n1\n', 'VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt': b'2\n'}
+    return files | {
+        'VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt': b'0\n1\n',
+        'VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt': b'2\n'}
 
 
 def test_voc_and_sbd(server, tmp_path):
     voc = serve(server, 'voc.tar', tar_of(voc_files(), 'w'))
-    sbd = serve(server, 'sbd.tgz', tar_of({f'benchmark_RELEASE/dataset/cls/{i}.mat': bytes([i]) for i in range(1, 6)} |
-                                          {'benchmark_RELEASE/dataset/train.txt': b'1\n2\n3\n', 'benchmark_RELEASE/dataset/val.txt': b'4\n5\n'}))
+    sbd = serve(
+        server,
+        'sbd.tgz',
+        tar_of(
+            {f'benchmark_RELEASE/dataset/cls/{i}.mat': bytes([i]) for i in range(1, 6)}
+            | {
+                'benchmark_RELEASE/dataset/train.txt': b'1\n2\n3\n',
+                'benchmark_RELEASE/dataset/val.txt': b'4\n5\n'}
+        ),
+    )
     refused(lambda: fetch_sbd(tmp_path, sbd, server.base), 'corrmatch fetch voc')
     assert '7 pictures, 3 masks' in fetch_voc(tmp_path, voc, server.base, **QUICK)
     own = (tmp_path/'SegmentationClass/1.png').read_bytes()
 
     def read(path): return mask(100 + path.read_bytes()[0])
-    assert '5 training pictures, 2 with masks of VOC, 3 of SBD' in fetch_sbd(tmp_path, sbd, server.base, 5, read, None, **QUICK)
+    assert '5 training pictures, 2 with masks of VOC, 3 of SBD' in fetch_sbd(
+        tmp_path, sbd, server.base, 5, read, None, **QUICK)
     pairs = read_split(tmp_path/'train_aug.txt', tmp_path)
     assert [p.name for p in pairs] == ['0', '1', '3', '4', '5'], 'val is never trained on'
     assert (tmp_path/'SegmentationClass/1.png').read_bytes() == own, "VOC's own mask is kept"
     written = Image.open(tmp_path/'SegmentationClass/4.png')
     assert written.mode == 'P' and (np.asarray(written) == mask(104)).all()
-    refused(lambda: fetch_sbd(tmp_path, sbd, server.base, 10582, read, None), 'make 5 training pictures, not 10582')
+    refused(
+        lambda: fetch_sbd(tmp_path, sbd, server.base, 10582, read, None),
+        'make 5 training pictures, not 10582')
     layout = find_layout(tmp_path)
-    assert layout.kind == 'VOC' and [i.split for i in layout.items] == ['train', 'train', 'val', 'train', 'train', 'train']
+    assert layout.kind == 'VOC' and [i.split for i in layout.items] == [
+        'train', 'train', 'val', 'train', 'train', 'train']
 
 
 def test_sbd_needs_scipy_or_reads_it(tmp_path):
@@ -302,16 +355,29 @@ def test_camvid(server, tmp_path):
     assert '40 train, 2 val, 2 test' in line
     got = np.asarray(Image.open(tmp_path/'y/masks/03.png'))
     assert ((got == IGNORE_INDEX) == (mask(3) == 4)).all()
-    sets = [set((tmp_path/f'y/splits/{n}/labeled.txt').read_text().split()) for n in ('1_30', '1_16', '1_8', '1_4')]
+    sets = [
+        set((tmp_path / f'y/splits/{n}/labeled.txt').read_text().split())
+        for n in ('1_30', '1_16', '1_8', '1_4')]
     assert [len(s) for s in sets] == [1, 2, 5, 10] and sets[0] < sets[1] < sets[2] < sets[3]
     assert len(read_split(tmp_path/'y/splits/1_4/labeled.txt', tmp_path/'y')) == 10
 
 
 def test_pets(server, tmp_path):
     trimap = np.array([[1, 2, 3]*4]*6, np.uint8)
-    photos = serve(server, 'images.tar.gz', tar_of({f'images/{n}.jpg': png(image(0)[:6, :12]) for n in 'abc'}))
-    notes = serve(server, 'annotations.tar.gz', tar_of({f'annotations/trimaps/{n}.png': png(trimap) for n in 'abc'} |
-                  {'annotations/trimaps/._a.png': b'junk', 'annotations/trainval.txt': b'# comment\na 1 1 1\nb 2 2 1\n'.replace(b'# comment\n', b''), 'annotations/test.txt': b'c 1 1 2\n'}))
+    photos = serve(
+        server, 'images.tar.gz', tar_of({f'images/{n}.jpg': png(image(0)[:6, :12]) for n in 'abc'}))
+    notes = serve(
+        server,
+        'annotations.tar.gz',
+        tar_of(
+            {f'annotations/trimaps/{n}.png': png(trimap) for n in 'abc'}
+            | {
+                'annotations/trimaps/._a.png': b'junk',
+                'annotations/trainval.txt': b'# comment\na 1 1 1\nb 2 2 1\n'.replace(b'# comment\n', b''),
+                'annotations/test.txt': b'c 1 1 2\n',
+            }
+        ),
+    )
     assert '2 train, 1 test' in fetch_pets(tmp_path, (photos, notes), server.base, None, **QUICK)
     assert np.asarray(Image.open(tmp_path/'masks/b.png'))[0, :3].tolist() == [2, 0, IGNORE_INDEX]
     assert [i.split for i in find_layout(tmp_path).items] == ['train', 'train', 'test']
@@ -345,14 +411,27 @@ with alone_in(Path(sys.argv[1])):
 def test_a_second_fetch_is_sent_away_and_death_frees_the_folder(server, tmp_path):
     "The lock belongs to the process: a killed one leaves nothing to clear away."
     lists = {f'pascal/{n}.txt': f'{n}\n'.encode() for n in ('a', 'b')}
-    for name, body in lists.items(): server.bodies[name] = body
-    def splits(): return F.fetch('splits', tmp_path, server.base, families=('pascal',), hashes={n: sha(b)[7:] for n, b in lists.items()}, **QUICK)
-    other = subprocess.Popen([sys.executable, '-c', HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment())
+    for name, body in lists.items():
+        server.bodies[name] = body
+    def splits():
+        return F.fetch(
+            'splits',
+            tmp_path,
+            server.base,
+            families=('pascal',),
+            hashes={n: sha(b)[7:] for n, b in lists.items()},
+            **QUICK,
+        )
+    other = subprocess.Popen(
+        [sys.executable, '-c', HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment())
     try:
         assert other.stdout.readline() == 'held\n'
         refused(splits, tmp_path, 'another fetch is at work there', f'process {other.pid}', '--data')
         assert server.asked == [] and left(tmp_path) == ['.fetch.lock']
-    finally: other.kill(); other.wait(); other.stdout.close()
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
     assert '2 lists' in splits() and (tmp_path/'splits/pascal/a.txt').read_bytes() == b'a\n'
 
 
@@ -361,14 +440,16 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, error):
     "There a fetch goes on without one, and a run folder is opened."
     def flock(*args): raise OSError(error, os.strerror(error))
     monkeypatch.setattr(fcntl, 'flock', flock)
-    with F.alone_in(tmp_path): pass
+    with F.alone_in(tmp_path):
+        pass
     assert hold_folder(tmp_path) is None
 
 
 def test_the_lock_is_given_back_behind_an_error_and_a_folder_in_its_place_is_named(tmp_path):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
-            with F.alone_in(tmp_path): 1/0
+            with F.alone_in(tmp_path):
+                1/0
     (tmp_path/'other'/'.fetch.lock').mkdir(parents=True)
     refused(lambda: F.alone_in(tmp_path/'other').__enter__(), tmp_path, 'cannot be written')
 
@@ -377,36 +458,54 @@ def test_archives_are_kept_or_removed(server, tmp_path):
     voc = serve(server, 'voc.tar', tar_of(voc_files(), 'w'))
     size = f'{len(server.bodies["voc.tar"])/1e6:.1f} MB'
     kept = F.fetch('voc', tmp_path/'a', server.base, source=voc, **QUICK)
-    assert kept.splitlines()[-1].startswith(f'{tmp_path}/a/downloads: keeps the archives, {size}') and (tmp_path/'a/downloads/voc.tar').is_file()
+    assert (
+        kept.splitlines()[-1].startswith(f'{tmp_path}/a/downloads: keeps the archives, {size}')
+        and (tmp_path / 'a/downloads/voc.tar').is_file())
     gone = F.fetch('voc', tmp_path/'b', server.base, remove_archives=True, source=voc, **QUICK)
-    assert 'removed' in gone and left(tmp_path/'b') == ['.fetch.lock', 'ImageSets', 'JPEGImages', 'SegmentationClass']
+    assert 'removed' in gone and left(tmp_path / 'b') == [
+        '.fetch.lock', 'ImageSets', 'JPEGImages', 'SegmentationClass']
     n = len(server.asked)
-    assert F.fetch('voc', tmp_path/'b', server.base, source=voc, **QUICK).count('\n') == 0 and len(server.asked) == n, 'what is there is not fetched again'
+    assert (
+        F.fetch('voc', tmp_path / 'b', server.base, source=voc, **QUICK).count('\n') == 0
+        and len(server.asked) == n), 'what is there is not fetched again'
 
 
 def test_archives_of_others_are_not_removed(tmp_path):
     (tmp_path/'downloads').mkdir()
     for part, tail in (('gtFine', 'gtFine_labelIds'), ('leftImg8bit', 'leftImg8bit')):
-        (tmp_path/f'downloads/{part}_trainvaltest.zip').write_bytes(zip_of({f'{part}/train/ulm/ulm_0_{tail}.png': png(mask(0))}))
+        (tmp_path / f'downloads/{part}_trainvaltest.zip').write_bytes(
+            zip_of({f'{part}/train/ulm/ulm_0_{tail}.png': png(mask(0))}))
     assert 'are there' in F.fetch('cityscapes', tmp_path, remove_archives=True)
     assert left(tmp_path/'downloads') == ['gtFine_trainvaltest.zip', 'leftImg8bit_trainvaltest.zip']
 
 
 def test_only_names_that_fetching_makes_are_removed(tmp_path):
-    ours = ['VOCtrainval_11-May-2012.tar.part', 'benchmark.tgz', 'images.tar.gz.whole', 'annotations.tar.gz', 'bb68b64.zip', 'annotations/a.txt', '.sbd.part/b.txt', 'gone.zip']
+    ours = [
+        'VOCtrainval_11-May-2012.tar.part', 'benchmark.tgz', 'images.tar.gz.whole', 'annotations.tar.gz',
+        'bb68b64.zip', 'annotations/a.txt', '.sbd.part/b.txt', 'gone.zip']
     theirs = ['thesis.pdf', 'coco/images/1.jpg', 'train2017.zip', 'images.tar.gz.backup']
     for name in ours + theirs:
         (tmp_path/'downloads'/name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/'downloads'/name).write_bytes(bytes(50_000))
     text = F.fetch('cityscapes', tmp_path, remove_archives=True)
-    assert 'removed, 0.3 MB' in text and left(tmp_path/'downloads') == ['coco', 'gone.zip', 'images.tar.gz.backup', 'thesis.pdf', 'train2017.zip']
+    assert 'removed, 0.3 MB' in text and left(tmp_path / 'downloads') == [
+        'coco', 'gone.zip', 'images.tar.gz.backup', 'thesis.pdf', 'train2017.zip']
 
 
 @pytest.mark.parametrize('lost', ['val.txt', 'images/03.png', 'masks/41.png', 'splits/1_8/unlabeled.txt'])
 def test_classes_alone_are_not_camvid(server, tmp_path, lost):
     sides = ['train']*40 + ['val']*2
-    files = {f'repo-1/CamVid/{s}{tail}/{i:02d}.png': png(f(i)) for i, s in enumerate(sides) for tail, f in (('', image), ('annot', mask))}
-    archive = serve(server, 'camvid.zip', zip_of(files | {'repo-1/CamVid/test/50.png': png(image(50)), 'repo-1/CamVid/testannot/50.png': png(mask(50))}))
+    files = {
+        f'repo-1/CamVid/{s}{tail}/{i:02d}.png': png(f(i))
+        for i, s in enumerate(sides)
+        for tail, f in (('', image), ('annot', mask))}
+    archive = serve(
+        server,
+        'camvid.zip',
+        zip_of(
+            files
+            | {'repo-1/CamVid/test/50.png': png(image(50)), 'repo-1/CamVid/testannot/50.png': png(mask(50))}),
+    )
     again = lambda: fetch_camvid(tmp_path, archive, server.base, '', **QUICK)
     again()
     assert 'is there' in again()
@@ -416,10 +515,14 @@ def test_classes_alone_are_not_camvid(server, tmp_path, lost):
 
 def test_a_folder_with_other_classes_is_left_alone(server, tmp_path):
     (tmp_path/'classes.txt').write_text('road 1 2 3\ntree 4 5 6\n')
-    for call in (fetch_camvid, fetch_pets): refused(lambda: call(tmp_path, base=server.base, **QUICK), 'classes.txt', 'another data set', 'choose another folder')
+    for call in (fetch_camvid, fetch_pets):
+        refused(
+            lambda: call(tmp_path, base=server.base, **QUICK), 'classes.txt', 'another data set',
+            'choose another folder')
     assert server.asked == [] and left(tmp_path) == ['classes.txt']
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path/'file').write_text('x')
-    for place in ('file', 'file/below'): refused(lambda: F.fetch('pets', tmp_path/place), tmp_path/place, 'choose another folder')
+    for place in ('file', 'file/below'):
+        refused(lambda: F.fetch('pets', tmp_path/place), tmp_path/place, 'choose another folder')

@@ -40,17 +40,20 @@ def wrote(path, text):
     ('labelmap.txt', 'sky:1,2,3::\nroad:1,2::\n', 'line 2', 'name:R,G,B::'),
     ('labelmap.txt', 'sky:1,2,3::\nroad\n', 'line 2', 'a colour, or none'),
 ])
-def test_faulty_class_files(tmp_path, name, text, line, form): refused(lambda: find_classes(wrote(tmp_path/name, text)), name, line, form)
+def test_faulty_class_files(tmp_path, name, text, line, form):
+    refused(lambda: find_classes(wrote(tmp_path/name, text)), name, line, form)
 
 
 @pytest.mark.parametrize('name, text', [
     ('class_dict.csv', 'name\nsky\nsea\n'), ('class_dict.csv', 'name,r,g,b\nsky,,,\nsea,,,\n'), ('classes.txt', '# mine\nsky\nsea\n'), ('labelmap.txt', 'sky:::\nsea:::\n'),
 ])
-def test_names_alone(tmp_path, name, text): assert find_classes(wrote(tmp_path/name, text))[:2] == (['sky', 'sea'], None)
+def test_names_alone(tmp_path, name, text):
+    assert find_classes(wrote(tmp_path/name, text))[:2] == (['sky', 'sea'], None)
 
 
 def test_csv_without_header_keeps_its_first_class(tmp_path):
-    names, colors, _ = find_classes(wrote(tmp_path/'class_dict.csv', '\ufeffsky, 1, 2, 3, 1\nsea, 4, 5, 6, 0\n'))
+    names, colors, _ = find_classes(
+        wrote(tmp_path / 'class_dict.csv', '\ufeffsky, 1, 2, 3, 1\nsea, 4, 5, 6, 0\n'))
     assert names == ['sky', 'sea'] and colors.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
@@ -60,7 +63,8 @@ def test_csv_without_header_keeps_its_first_class(tmp_path):
 def twins(tmp_path):
     "Pictures 0 and 1 in two folders, 2 in one of them."
     for name in ('A/0', 'A/1', 'B/0', 'B/1', 'B/2'):
-        for role in ('images', 'masks'): put(tmp_path/f'{role}/{name}.png')
+        for role in ('images', 'masks'):
+            put(tmp_path/f'{role}/{name}.png')
     return tmp_path
 
 
@@ -82,7 +86,8 @@ def test_ambiguous_entry(twins):
 
 
 def test_list_beside_its_pictures(tmp_path):
-    for name in ('A', 'B'): put(tmp_path/name/'images/0.png'), put(tmp_path/name/'masks/0.png')
+    for name in ('A', 'B'):
+        put(tmp_path/name/'images/0.png'), put(tmp_path/name/'masks/0.png')
     wrote(tmp_path/'A/val.txt', '0')
     assert splits(tmp_path) == {'A/0': 'val'}
 
@@ -99,52 +104,86 @@ SQUARE = [[1, 1, 4, 1, 4, 4, 1, 4]]
 
 def notes(*names, category=7):
     "A COCO file with one object a picture."
-    return dict(images=[dict(id=i, file_name=n) for i, n in enumerate(names)], categories=[dict(id=3, name='cat'), dict(id=7, name='cup')],
-                annotations=[dict(id=10+i, image_id=i, category_id=category, area=9, iscrowd=0, segmentation=SQUARE) for i in range(len(names))])
+    return dict(
+        images=[dict(id=i, file_name=n) for i, n in enumerate(names)],
+        categories=[dict(id=3, name='cat'), dict(id=7, name='cup')],
+        annotations=[
+            dict(id=10 + i, image_id=i, category_id=category, area=9, iscrowd=0, segmentation=SQUARE)
+            for i in range(len(names))],
+    )
 
 
 def coco(root, **files):
-    for path, data in files.items(): wrote(root/path, json.dumps(data))
-    return {(i.name, i.split): (i.image.relative_to(root).as_posix(), [o['class'] for o in i.objects]) for i in find_layout(root).items}
+    for path, data in files.items():
+        wrote(root/path, json.dumps(data))
+    return {
+        (i.name, i.split): (i.image.relative_to(root).as_posix(), [o['class'] for o in i.objects])
+        for i in find_layout(root).items}
 
 
 def test_equal_file_names_beside_their_files(tmp_path):
-    for split in ('train', 'valid', 'test'): put(tmp_path/split/'0.png')
-    found = coco(tmp_path, **{f'{s}/_annotations.coco.json': notes('0.png', category=3 if s == 'train' else 7) for s in ('train', 'valid', 'test')})
-    assert found == {('train/0', 'train'): ('train/0.png', [1]), ('valid/0', 'val'): ('valid/0.png', [2]), ('test/0', 'test'): ('test/0.png', [2])}
+    for split in ('train', 'valid', 'test'):
+        put(tmp_path/split/'0.png')
+    found = coco(
+        tmp_path,
+        **{
+            f'{s}/_annotations.coco.json': notes('0.png', category=3 if s == 'train' else 7)
+            for s in ('train', 'valid', 'test')},
+    )
+    assert found == {
+        ('train/0', 'train'): ('train/0.png', [1]), ('valid/0', 'val'): ('valid/0.png', [2]),
+        ('test/0', 'test'): ('test/0.png', [2])}
 
 
 def test_equal_file_names_below_folders_of_splits(tmp_path):
-    for path in ('train2017/0.png', 'val2017/0.png', 'val2017/1.png'): put(tmp_path/path)
-    found = coco(tmp_path, **{'annotations/instances_train2017.json': notes('0.png'), 'annotations/instances_val2017.json': notes('0.png', '1.png')})
-    assert {k: v[0] for k, v in found.items()} == {('train2017/0', 'train'): 'train2017/0.png', ('val2017/0', 'val'): 'val2017/0.png', ('val2017/1', 'val'): 'val2017/1.png'}
+    for path in ('train2017/0.png', 'val2017/0.png', 'val2017/1.png'):
+        put(tmp_path/path)
+    found = coco(
+        tmp_path,
+        **{
+            'annotations/instances_train2017.json': notes('0.png'),
+            'annotations/instances_val2017.json': notes('0.png', '1.png')},
+    )
+    assert {k: v[0] for k, v in found.items()} == {
+        ('train2017/0', 'train'): 'train2017/0.png', ('val2017/0', 'val'): 'val2017/0.png',
+        ('val2017/1', 'val'): 'val2017/1.png'}
 
 
 def test_equal_stems(tmp_path):
-    for path in ('images/0.png', 'images/0.jpg'): put(tmp_path/path)
-    assert sorted(n for n, _ in coco(tmp_path, **{'all.json': notes('0.png', '0.jpg')})) == ['images/0.jpg', 'images/0.png']
+    for path in ('images/0.png', 'images/0.jpg'):
+        put(tmp_path/path)
+    assert sorted(n for n, _ in coco(tmp_path, **{'all.json': notes('0.png', '0.jpg')})) == [
+        'images/0.jpg', 'images/0.png']
 
 
 def test_unique_names_stay_short(tmp_path):
-    for path in ('pictures/0.png', 'pictures/a/1.png'): put(tmp_path/path)
-    assert coco(tmp_path, **{'notes/all.json': notes('0.png', 'a/1.png')}) == {('0', ''): ('pictures/0.png', [1]), ('a/1', ''): ('pictures/a/1.png', [1])}
+    for path in ('pictures/0.png', 'pictures/a/1.png'):
+        put(tmp_path/path)
+    assert coco(tmp_path, **{'notes/all.json': notes('0.png', 'a/1.png')}) == {
+        ('0', ''): ('pictures/0.png', [1]), ('a/1', ''): ('pictures/a/1.png', [1])}
 
 
 def test_file_name_that_fits_two_pictures(tmp_path):
-    for path in ('a/0.png', 'b/0.png'): put(tmp_path/path)
+    for path in ('a/0.png', 'b/0.png'):
+        put(tmp_path/path)
     refused(lambda: coco(tmp_path, **{'all.json': notes('0.png')}), 'all.json', 'a/0.png and b/0.png')
 
 
 @pytest.mark.parametrize('name', ['../../0.png', '/etc/0.png', 'a/../../0.png', '..\\0.png'])
 def test_file_name_that_climbs_out(tmp_path, name):
     put(tmp_path/'d/0.png')
-    refused(lambda: coco(tmp_path/'d', **{'n/all.json': notes(name)}), 'all.json', name, 'leaves the data folder')
+    refused(
+        lambda: coco(tmp_path / 'd', **{'n/all.json': notes(name)}), 'all.json', name,
+        'leaves the data folder')
 
 
 def test_one_picture_in_two_files(tmp_path):
     put(tmp_path/'images/0.png')
-    assert coco(tmp_path, **{'train.json': notes('0.png'), 'val.json': notes('0.png')}) == {('0', 'val'): ('images/0.png', [1])}
-    refused(lambda: coco(tmp_path, **{'val.json': notes('0.png', category=3)}), 'val.json', 'images/0.png', 'train.json')
+    assert coco(tmp_path, **{'train.json': notes('0.png'), 'val.json': notes('0.png')}) == {
+        ('0', 'val'): ('images/0.png', [1])}
+    refused(
+        lambda: coco(tmp_path, **{'val.json': notes('0.png', category=3)}), 'val.json', 'images/0.png',
+        'train.json')
 
 
 @pytest.mark.parametrize('part, field', [('images', 'file_name'), ('images', 'id'), ('annotations', 'image_id'), ('annotations', 'category_id'), ('categories', 'name')])
@@ -152,14 +191,20 @@ def test_one_picture_in_two_files(tmp_path):
 def test_missing_fields(tmp_path, part, field, value):
     put(tmp_path/'images/0.png')
     data = notes('0.png')
-    if value == 'lost': del data[part][0][field]
-    else: data[part][0][field] = value
-    refused(lambda: coco(tmp_path, **{'all.json': data}), 'all.json', f'has no {field}', data[part][0].get('id', ''))
+    if value == 'lost':
+        del data[part][0][field]
+    else:
+        data[part][0][field] = value
+    refused(
+        lambda: coco(tmp_path, **{'all.json': data}), 'all.json', f'has no {field}',
+        data[part][0].get('id', ''))
 
 
 def test_unknown_category_and_too_many(tmp_path):
     put(tmp_path/'images/0.png')
-    refused(lambda: coco(tmp_path, **{'all.json': notes('0.png', category=99)}), 'all.json', 'annotation 10', 'category 99')
+    refused(
+        lambda: coco(tmp_path, **{'all.json': notes('0.png', category=99)}), 'all.json', 'annotation 10',
+        'category 99')
     many = notes('0.png') | dict(categories=[dict(id=i, name=str(i)) for i in range(255)])
     many['annotations'] = [many['annotations'][0] | dict(id=i, category_id=i) for i in range(255)]
     refused(lambda: coco(tmp_path, **{'all.json': many}), 'all.json', '255 categories', '254')
@@ -170,7 +215,8 @@ def test_unknown_category_and_too_many(tmp_path):
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_area_null():
     pytest.importorskip('pycocotools')
-    outer, inner = dict(segmentation=[[0, 0, 8, 0, 8, 6, 0, 6]], area=48), dict(segmentation=SQUARE, area=None)
+    outer = dict(segmentation=[[0, 0, 8, 0, 8, 6, 0, 6]], area=48)
+    inner = dict(segmentation=SQUARE, area=None)
     assert draw_objects((inner | {'class': 2}, outer | {'class': 1}), (8, 6))[2, 2] == 2
 
 
@@ -178,7 +224,9 @@ def test_area_null():
 
 def test_picture_above_the_limit(tmp_path):
     huge = wrote(tmp_path/'huge.ppm', b'P5 20000 10000 255 ')
-    text = refused(lambda: load_picture(huge), 'huge.ppm', '200,000,000 pixels', '178,956,970', 'scale it down or cut it')
+    text = refused(
+        lambda: load_picture(huge), 'huge.ppm', '200,000,000 pixels', '178,956,970', 'scale it down or cut it'
+    )
     assert 'bomb' not in text and 'cut short' not in text
 
 
@@ -191,4 +239,5 @@ def test_bytes_of_every_mode(tmp_path, mode):
 def test_sixteen_bits_are_scaled(tmp_path):
     deep = np.arange(48, dtype=np.uint16).reshape(6, 8)*1300
     Image.fromarray(deep).save(tmp_path/'deep.png')
-    for got in (rgb_bytes(Image.fromarray(deep)), read_photo(tmp_path/'deep.png')): assert (got[..., 1] == deep >> 8).all()
+    for got in (rgb_bytes(Image.fromarray(deep)), read_photo(tmp_path/'deep.png')):
+        assert (got[..., 1] == deep >> 8).all()

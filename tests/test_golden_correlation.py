@@ -50,11 +50,15 @@ def test_regions_from_features(name):
 @pytest.mark.parametrize('name', CASES)
 def test_propagated_and_gradients(name, form):
     a, head = load(name)
-    feature, logits = a['feature'].requires_grad_(), a['logits'].requires_grad_()
+    feature = a['feature'].requires_grad_()
+    logits = a['logits'].requires_grad_()
     f1, f2 = head(feature)
     small = resize(logits, f1.shape[2:])
-    if form == 'map': result = propagate_pixels(correlation_map(f1, f2), small.detach())
-    else: result = spread_pixels(f1, f2, small, rows={'one chunk': 10**6, 'chunks of 7': 7, 'default': None}[form])
+    if form == 'map':
+        result = propagate_pixels(correlation_map(f1, f2), small.detach())
+    else:
+        result = spread_pixels(
+            f1, f2, small, rows={'one chunk': 10**6, 'chunks of 7': 7, 'default': None}[form])
     assert_close(result, a['propagated'])
     (result*a['grad_out']).sum().backward()
     assert logits.grad is None

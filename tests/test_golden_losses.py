@@ -11,27 +11,34 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.method.losses import METHOD_WEIGHTS, StepLogits, StepTargets, corrmatch_loss, ohem_ce, supervised_ce, total_loss
+from corrmatch.method.losses import (
+    METHOD_WEIGHTS, StepLogits, StepTargets, corrmatch_loss, ohem_ce, supervised_ce, total_loss)
 from corrmatch.method.pseudo_labels import confidence, mix_maps, pseudo_label, cutmix
 from corrmatch.engine.regions import fast_propagate_regions
 from corrmatch.method.region import clear_regions
 from corrmatch.method.threshold import DynamicThreshold
 
 FILES = sorted((Path(__file__).parent/'golden').glob('losses_*.npz'))
-TERMS = dict(x='loss_x', x_corr='loss_x_corr', s='loss_u_s1', s_corr='loss_u_corr_s1', w_corr='loss_u_corr_w', kl='loss_u_kl', fp='loss_u_w_fp')
+TERMS = dict(
+    x='loss_x', x_corr='loss_x_corr', s='loss_u_s1', s_corr='loss_u_corr_s1', w_corr='loss_u_corr_w',
+    kl='loss_u_kl', fp='loss_u_w_fp')
 LEAVES = ('preds', 'preds_fp', 'preds_corr', 'pred_u_s1', 'pred_u_s1_corr')
 
 
 def load(path):
     "Read a case as float32, int64 and bool tensors; scalars stay numpy."
     wide = {np.dtype(np.float16): np.float32, np.dtype(np.uint8): np.int64}
-    return {k: torch.from_numpy(v.astype(wide.get(v.dtype, v.dtype))) if v.ndim else v for k, v in np.load(path).items()}
+    return {
+        k: torch.from_numpy(v.astype(wide.get(v.dtype, v.dtype))) if v.ndim else v
+        for k, v in np.load(path).items()}
 
 
 def run_step(d):
     "Do stages 4 to 8 of a step. Return every intermediate map, the terms, the total and the leaves with gradients."
     leaves = {k: d[k].clone().requires_grad_() for k in LEAVES}
-    b, box, mid = len(d['mask_x']), d['cutmix_box'] == 1, {}
+    b = len(d['mask_x'])
+    box = d['cutmix_box'] == 1
+    mid = {}
     (x, w), (_, fp_w), (corr_x, corr_w) = (leaves[k].split(b) for k in LEAVES[:3])
     conf_w, label_w = mid['conf_u_w'], mid['mask_u_w'] = confidence(w), pseudo_label(w)
     mid['conf_u_w_mix'], mid['mask_u_w_mix'] = confidence(d['pred_u_w_mix']), pseudo_label(d['pred_u_w_mix'])
@@ -43,12 +50,14 @@ def run_step(d):
     tau = mid['threshold'] = threshold.update(conf_w, label_w, valid_u)
     keep = mid['conf_filter'] = (conf_u >= tau) & valid_u
     regions = mid['corr_map_masked'] = clear_regions(d['corr_map'][b:], valid_u, box)
-    label_out, keep_out = mid['labels_after_region'], mid['conf_filter_after_region'] = fast_propagate_regions(label_u, keep, regions, tau)
+    label_out, keep_out = mid['labels_after_region'], mid['conf_filter_after_region'] = (
+        fast_propagate_regions(label_u, keep, regions, tau))
     logits = StepLogits(x, corr_x, w, fp_w, corr_w, leaves['pred_u_s1'], leaves['pred_u_s1_corr'])
     targets = StepTargets(d['mask_x'], label_w, conf_w, valid, label_out, keep, keep_out, valid_u, tau)
     mid['mask_ratio'] = targets.keep_w.sum()/valid.sum()
     min_kept = int(d['ohem_min_kept'])
-    supervised = partial(ohem_ce, thresh=float(d['ohem_thresh']), min_kept=min_kept) if min_kept else supervised_ce
+    supervised = (
+        partial(ohem_ce, thresh=float(d['ohem_thresh']), min_kept=min_kept) if min_kept else supervised_ce)
     terms = corrmatch_loss(logits, targets, METHOD_WEIGHTS['corrmatch'], supervised)
     total = total_loss(terms, METHOD_WEIGHTS['corrmatch'])
     total.backward()
@@ -66,16 +75,21 @@ def test_every_intermediate_map(case):
     expected = {k[4:]: v for k, v in d.items() if k.startswith('mid/')}
     assert set(mid) == set(expected) - {'img_u_s1_cutmixed'}
     for name, got in mid.items():
-        got, want = got.detach().numpy(), np.asarray(expected[name])
-        if want.dtype.kind == 'f': np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=name)
-        else: assert np.array_equal(got, want), name
+        got = got.detach().numpy()
+        want = np.asarray(expected[name])
+        if want.dtype.kind == 'f':
+            np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=name)
+        else:
+            assert np.array_equal(got, want), name
 
 
 def test_every_loss(case):
     d, _, terms, total, _ = case
     for name, golden in TERMS.items():
-        np.testing.assert_allclose(getattr(terms, name).item(), d[f'loss/{golden}'], rtol=1e-5, atol=1e-7, err_msg=name)
-    np.testing.assert_allclose((terms.s_corr + terms.w_corr).item()/2, d['loss/loss_u_corr'], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            getattr(terms, name).item(), d[f'loss/{golden}'], rtol=1e-5, atol=1e-7, err_msg=name)
+    np.testing.assert_allclose(
+        (terms.s_corr + terms.w_corr).item() / 2, d['loss/loss_u_corr'], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(total.item(), d['loss/total'], rtol=1e-5)
 
 
@@ -83,9 +97,11 @@ def test_every_gradient(case):
     d, leaves = case[0], case[4]
     for name, leaf in leaves.items():
         grad = leaf.grad.double()
-        np.testing.assert_allclose(grad.abs().sum(), d[f'grad/{name}_abs_sum'], rtol=1e-5, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(
+            grad.abs().sum(), d[f'grad/{name}_abs_sum'], rtol=1e-5, atol=1e-9, err_msg=name)
         scale = max(float(grad.abs().max()), 1e-9)
-        np.testing.assert_allclose(grad[..., ::2, ::3], d[f'grad/{name}'], rtol=0, atol=1e-5*scale, err_msg=name)
+        np.testing.assert_allclose(
+            grad[..., ::2, ::3], d[f'grad/{name}'], rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
 def test_silent_halves(case):

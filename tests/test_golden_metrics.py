@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.training.metrics import ConfusionMatrix, center_crop, evaluate, intersection_union, mean_iou, slide_predict, slide_probs, whole_predict, window_groups
+from corrmatch.training.metrics import (
+    ConfusionMatrix, center_crop, evaluate, intersection_union, mean_iou, slide_predict, slide_probs,
+    whole_predict, window_groups)
 
 GOLDEN = Path(__file__).parent/'golden'
 ARRAYS = np.load(GOLDEN/'metrics.npz')
@@ -61,7 +63,9 @@ def test_mean_iou(name):
 @pytest.mark.parametrize('batch', [1, 4])
 @pytest.mark.parametrize('name', SLIDING)
 def test_sliding_window(name, batch):
-    a, crop, model = case(name), INFO[name]['crop_size'], stand_in(name)
+    a = case(name)
+    crop = INFO[name]['crop_size']
+    model = stand_in(name)
     for j, (image, _) in enumerate(pairs_of(name)):
         total = slide_probs(model, image, crop, batch=batch)
         assert (total - a[f'accumulated{j}']).abs().max() <= 1e-5*a[f'accumulated{j}'].max()
@@ -72,13 +76,19 @@ def test_sliding_window(name, batch):
 @pytest.mark.parametrize('name', SLIDING)
 def test_windows(name):
     crop = INFO[name]['crop_size']
-    ours = [[y1-y, x1-x] for h, w in INFO[name]['images'] for group in window_groups(h, w, crop, int(2/3*crop)) for y, y1, x, x1 in group]
+    ours = [
+        [y1 - y, x1 - x]
+        for h, w in INFO[name]['images']
+        for group in window_groups(h, w, crop, int(2 / 3 * crop))
+        for y, y1, x, x1 in group]
     assert sorted(ours) == sorted(INFO[name]['windows_hw'])
 
 
 @pytest.mark.parametrize('name', [name for name in INFO if name not in SLIDING])
 def test_whole_and_center_crop(name):
-    a, crop, model = case(name), INFO[name]['crop_size'], stand_in(name)
+    a = case(name)
+    crop = INFO[name]['crop_size']
+    model = stand_in(name)
     for j, (image, mask) in enumerate(pairs_of(name)):
         if MODES[INFO[name]['mode']] == 'center':
             image = center_crop(image, crop)

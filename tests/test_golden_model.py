@@ -19,18 +19,25 @@ from corrmatch.engine.regions import fast_region_maps
 
 GOLDEN = Path(__file__).parent/'golden'
 KEYS = json.loads((GOLDEN/'model_keys.json').read_text())
-SHARP = 1e-4  # behind 50 layers the softmax of dot products magnifies rounding: one thread and two differ by 6e-6 here
+# behind 50 layers the softmax of dot products magnifies rounding: one thread and two differ by 6e-6 here
+SHARP = 1e-4
 RECIPE = json.loads((GOLDEN/'model_r50_recipe_check.json').read_text())
 
 
 def recipe(key, like):
     "The weight called `key`: its values depend on the name alone."
-    rng, shape = np.random.RandomState(zlib.crc32(key.encode())), tuple(like.shape)
-    if key.endswith('num_batches_tracked'): values = np.zeros(shape)
-    elif len(shape) == 4: values = rng.standard_normal(shape)*np.sqrt(2/np.prod(shape[1:]))
-    elif key.endswith('running_var'): values = rng.uniform(0.8, 1.6, shape)
-    elif key.endswith(('running_mean', '.bias')): values = 0.1*rng.standard_normal(shape)
-    else: values = rng.uniform(0.6, 1.1, shape)
+    rng = np.random.RandomState(zlib.crc32(key.encode()))
+    shape = tuple(like.shape)
+    if key.endswith('num_batches_tracked'):
+        values = np.zeros(shape)
+    elif len(shape) == 4:
+        values = rng.standard_normal(shape)*np.sqrt(2/np.prod(shape[1:]))
+    elif key.endswith('running_var'):
+        values = rng.uniform(0.8, 1.6, shape)
+    elif key.endswith(('running_mean', '.bias')):
+        values = 0.1*rng.standard_normal(shape)
+    else:
+        values = rng.uniform(0.6, 1.1, shape)
     return torch.from_numpy(np.asarray(values)).to(like.dtype)
 
 
@@ -65,9 +72,12 @@ def close(ours, theirs, tolerance=1e-5):
 
 @pytest.mark.parametrize('name', ['resnet50', 'resnet101'])
 def test_keys(name):
-    with torch.device('meta'): net = CorrMatchNet(make_backbone(f'{name}_deep'), n_classes=21)
+    with torch.device('meta'):
+        net = CorrMatchNet(make_backbone(f'{name}_deep'), n_classes=21)
     parameters = dict(net.named_parameters())
-    ours = {key: [list(value.shape), 'p' if key in parameters else 'b'] for key, value in net.state_dict().items()}
+    ours = {
+        key: [list(value.shape), 'p' if key in parameters else 'b'] for key, value in net.state_dict().items()
+    }
     assert list(ours) == list(KEYS[name]['state_dict'])
     assert ours == KEYS[name]['state_dict']
     assert sum(p.numel() for p in parameters.values()) == KEYS[name]['num_parameters']
@@ -112,8 +122,10 @@ def test_region_maps(measured, golden):
     "Booleans are equal, save where the value is 0.5 to the precision of a 50-layer network."
     theirs = golden['bool_maps']
     ours = fast_region_maps(measured['rows'], feat_size=(13, 13), size=(97, 97))
-    fine = torch.nn.functional.interpolate(golden['corr_rows'].view(1, -1, 13, 13).double(), (97, 97), mode='bilinear', align_corners=True)
-    low, high = fine.amin((2, 3), keepdim=True), fine.amax((2, 3), keepdim=True)
+    fine = torch.nn.functional.interpolate(
+        golden['corr_rows'].view(1, -1, 13, 13).double(), (97, 97), mode='bilinear', align_corners=True)
+    low = fine.amin((2, 3), keepdim=True)
+    high = fine.amax((2, 3), keepdim=True)
     undecided = ((fine-low)/(high-low) - 0.5).abs() < SHARP
     assert undecided.sum() < 100
     assert torch.equal(ours | undecided, theirs | undecided)
@@ -121,7 +133,8 @@ def test_region_maps(measured, golden):
 
 def torchvision_stages(net, image):
     "c1..c4 of torchvision's classifier."
-    x, stages = net.maxpool(net.relu(net.bn1(net.conv1(image)))), []
+    x = net.maxpool(net.relu(net.bn1(net.conv1(image))))
+    stages = []
     for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
         x = layer(x)
         stages.append(x)
@@ -133,7 +146,8 @@ def torchvision_stages(net, image):
     ('resnet50', 16, (False, False, True)), ('resnet50', 8, (False, True, True)), ('resnet50', 4, (True, True, True))])
 def test_same_as_torchvision(name, stride, dilate):
     torch.manual_seed(0)
-    theirs, ours = getattr(torchvision.models, name)(replace_stride_with_dilation=dilate).eval(), make_backbone(name, stride).eval()
+    theirs = getattr(torchvision.models, name)(replace_stride_with_dilation=dilate).eval()
+    ours = make_backbone(name, stride).eval()
     for module in theirs.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -155,5 +169,7 @@ def test_dilated_is_strided_at_more_places(name, size):
         dense = make_backbone(name, stride).eval()
         dense.load_state_dict(coarse.state_dict())
         step = coarse.stride//stride
-        with torch.no_grad(): a, b = coarse(image)[3], dense(image)[3][..., ::step, ::step]
+        with torch.no_grad():
+            a = coarse(image)[3]
+            b = dense(image)[3][..., ::step, ::step]
         assert (a-b).abs().max() <= 1e-4*a.abs().max()

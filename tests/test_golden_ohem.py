@@ -20,7 +20,10 @@ def load(case):
     "Return logits, mask and settings of one case."
     logits = torch.from_numpy(GOLDEN[f'{case}/pred'].astype(np.float32)).requires_grad_()
     mask = torch.from_numpy(GOLDEN[f'{case}/target'].astype(np.int64))
-    weight = torch.from_numpy(GOLDEN[f'{case}/class_weight'].astype(np.float32)) if f'{case}/class_weight' in GOLDEN else None
+    weight = (
+        torch.from_numpy(GOLDEN[f'{case}/class_weight'].astype(np.float32))
+        if f'{case}/class_weight' in GOLDEN
+        else None)
     settings = dict(thresh=float(GOLDEN[f'{case}/thresh']), min_kept=int(GOLDEN[f'{case}/min_kept']))
     return logits, mask, settings, dict(weight=weight, reduction=str(GOLDEN[f'{case}/reduction']))
 
@@ -58,4 +61,5 @@ def test_all_ignored_is_zero_by_choice(case):
 def test_no_selection_is_plain_cross_entropy():
     logits, mask, _, _ = load('typical')
     for min_kept in (0, mask.numel() + 1):
-        torch.testing.assert_close(ohem_ce(logits, mask, min_kept=min_kept), supervised_ce(logits, mask), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            ohem_ce(logits, mask, min_kept=min_kept), supervised_ce(logits, mask), rtol=1e-6, atol=0)

@@ -11,7 +11,9 @@ from corrmatch.method import region
 GOLDEN = Path(__file__).parent/'golden'
 REGION = np.load(GOLDEN/'region.npz')
 CASES = sorted({name.split('/')[0] for name in REGION.files})
-PATHS = {'cpu': regions_module._propagate_on_cpu, 'device': regions_module._propagate_on_device, 'public': regions_module.fast_propagate_regions}
+PATHS = {
+    'cpu': regions_module._propagate_on_cpu, 'device': regions_module._propagate_on_device,
+    'public': regions_module.fast_propagate_regions}
 
 
 def case(name):
@@ -26,13 +28,15 @@ def test_propagate_regions(name, path):
     label, keep = PATHS[path](a['labels_in'], a['filter_in'], a['maps'], a['threshold'])
     assert torch.equal(label, a['labels_out']) and label.dtype == torch.int64
     assert torch.equal(keep, a['filter_out']) and keep.dtype == torch.bool
-    assert all(torch.equal(a[k], b) for k, b in zip(('labels_in', 'filter_in', 'maps'), before)), 'an input was changed'
+    assert all(torch.equal(a[k], b) for k, b in zip(('labels_in', 'filter_in', 'maps'), before)), (
+        'an input was changed')
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_tau_as_float(name):
     a = case(name)
-    label, keep = regions_module.fast_propagate_regions(a['labels_in'], a['filter_in'], a['maps'], float(a['threshold']))
+    label, keep = regions_module.fast_propagate_regions(
+        a['labels_in'], a['filter_in'], a['maps'], float(a['threshold']))
     assert torch.equal(label, a['labels_out']) and torch.equal(keep, a['filter_out'])
 
 
@@ -43,7 +47,8 @@ def test_region_maps(name, path):
     size = a['logits'].shape[2:]
     regions = torch.empty_like(a['bool_maps'])
     cut = {'cpu': regions_module._cut_on_cpu, 'device': regions_module._cut_on_device}[path]
-    for rows, out in zip(a['sampled_rows'], regions): cut(rows.view(-1, *a['feature'].shape[2:]), out, 0.5)
+    for rows, out in zip(a['sampled_rows'], regions):
+        cut(rows.view(-1, *a['feature'].shape[2:]), out, 0.5)
     differ = (regions != a['bool_maps']).sum((2, 3))
     assert (differ <= a['near_half_1e5']).all(), 'only pixels within 1e-5 of the cut may differ'
     if path == 'cpu':
@@ -54,9 +59,15 @@ def test_region_maps(name, path):
 @pytest.mark.parametrize('seed', range(6))
 def test_both_paths_agree(seed):
     g = torch.Generator().manual_seed(seed)
-    b, m, h, w = 2, 40, 19+seed, 27
+    b = 2
+    m = 40
+    h = 19+seed
+    w = 27
     blobs = torch.nn.functional.interpolate(torch.randn(b, m+2, 5, 5, generator=g), (h, w), mode='bilinear')
-    label, keep, regions = (blobs[:, 0]*2+2).round().clamp(0, 4).long(), blobs[:, 1] > -0.7, blobs[:, 2:] > 0.3
+    label = (blobs[:, 0]*2+2).round().clamp(0, 4).long()
+    keep = blobs[:, 1] > -0.7
+    regions = blobs[:, 2:] > 0.3
     tau = torch.tensor(0.4+0.08*seed)
     results = [run(label, keep, regions, tau) for run in PATHS.values()]
-    for other in results[1:]: assert all(torch.equal(x, y) for x, y in zip(results[0], other))
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other))

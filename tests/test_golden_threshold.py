@@ -21,10 +21,14 @@ def steps(run):
     logits = torch.from_numpy(GOLDEN['logits'].astype(np.float32))
     ignore = torch.from_numpy(GOLDEN['ignore_mask'].astype(np.int64))
     for z, i in zip(logits, ignore):
-        yield confidence(z), pseudo_label(z), torch.ones_like(i, dtype=torch.bool) if run == 'no_ignore_mask' else i != 255
+        yield (
+            confidence(z), pseudo_label(z),
+            torch.ones_like(i, dtype=torch.bool) if run == 'no_ignore_mask' else i != 255)
 
 
-def make(run): return DynamicThreshold(float(GOLDEN[f'{run}/init']), float(GOLDEN[f'{run}/momentum']), GOLDEN['logits'].shape[2])
+def make(run):
+    return DynamicThreshold(
+        float(GOLDEN[f'{run}/init']), float(GOLDEN[f'{run}/momentum']), GOLDEN['logits'].shape[2])
 
 
 @pytest.mark.parametrize('run', RUNS)
@@ -39,7 +43,8 @@ def test_mean_top_confidence(run):
     for maps, expected in zip(steps(run), GOLDEN[f'{run}/new_global'], strict=True):
         top, present = class_confidence(*maps, GOLDEN['logits'].shape[2])
         assert bool(present.any()) != bool(np.isnan(expected))
-        if present.any(): assert abs(float(top.sum()/present.sum()) - expected) <= 1e-6
+        if present.any():
+            assert abs(float(top.sum()/present.sum()) - expected) <= 1e-6
 
 
 @pytest.mark.parametrize('run', RUNS)
@@ -47,14 +52,16 @@ def test_no_class_left_keeps_tau(run):
     threshold, before = make(run), None
     for maps, expected in zip(steps(run), GOLDEN[f'{run}/new_global']):
         after = threshold.update(*maps)
-        if np.isnan(expected) and before is not None: assert torch.equal(before, after)
+        if np.isnan(expected) and before is not None:
+            assert torch.equal(before, after)
         before = after
 
 
 def one_rank(rank, folder, out):
     "Feed one of the two images of every update to each of two processes."
     torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     threshold = make('default')
     taus = torch.stack([threshold.update(*(m[rank:rank+1] for m in maps)) for maps in steps('default')])
     torch.save(taus, f'{out}/{rank}.pt')
@@ -64,4 +71,5 @@ def one_rank(rank, folder, out):
 def test_two_processes_equal_one(tmp_path):
     torch.multiprocessing.spawn(one_rank, (str(tmp_path), str(tmp_path)), nprocs=2)
     for rank in range(2):
-        np.testing.assert_allclose(torch.load(tmp_path/f'{rank}.pt').numpy(), GOLDEN['default/threshold'], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            torch.load(tmp_path / f'{rank}.pt').numpy(), GOLDEN['default/threshold'], rtol=0, atol=1e-6)

@@ -66,7 +66,8 @@ def test_learning_rates(run):
 
 @pytest.mark.parametrize('kind', ['final', 'momentum'])
 def test_weights_and_momentum_after_the_last_step(run, kind):
-    if run.n < trajectory.N_STEPS: return  # the file has them after ten steps only
+    if run.n < trajectory.N_STEPS:
+        return  # the file has them after ten steps only
     tensors = run.ours.model.state_dict() if kind == 'final' else run.ours.momentum()
     keys = run.golden[f'{kind}_keys']
     assert set(keys) == {key for key in tensors if not key.endswith('num_batches_tracked')}
@@ -83,18 +84,26 @@ def test_float32_stays_float32():
     assert step.conf_w.dtype == np.float32 and ours.threshold.tau.dtype == torch.float32
     assert {p.dtype for p in ours.model.parameters()} == {torch.float32}
     for name, theirs in trajectory.LOSSES.items():
-        np.testing.assert_allclose(step.losses[name], golden[f'pascal/f64/{theirs}'][0], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            step.losses[name], golden[f'pascal/f64/{theirs}'][0], rtol=1e-4, err_msg=name)
         assert step.losses[name] != golden[f'pascal/f64/{theirs}'][0], name
     assert torch.get_default_dtype() == torch.float32
 
 
 def test_the_stored_table_is_this_run(run):
     "Of the figure in chapter 09: the reference's columns are the file's, ours in float64 is what runs here."
-    if run.n < trajectory.N_STEPS: return  # the table is about the longer run
-    with open(ROOT/'nbs'/'results'/'trajectory.csv', newline='') as file: rows = list(csv.DictReader(file))
+    if run.n < trajectory.N_STEPS:
+        return  # the table is about the longer run
+    with open(ROOT/'nbs'/'results'/'trajectory.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == 3*trajectory.N_STEPS*len(trajectory.LOSSES)
     for row in rows:
         step, name = int(row['step'])-1, row['loss']
         assert float(row['reference']) == run.golden[f"{row['dtype']}/{trajectory.LOSSES[name]}"][step]
-        if row['dtype'] == 'f64': assert_close(run.steps[step].losses[name], float(row['ours']), (step, name))
-        else: assert float(row['reference_other_start']) == run.golden[f'f32_other_start/{trajectory.LOSSES[name]}'][step]
+        if row['dtype'] == 'f64':
+            assert_close(run.steps[step].losses[name], float(row['ours']), (step, name))
+        else:
+            assert (
+                float(row['reference_other_start'])
+                == run.golden[f'f32_other_start/{trajectory.LOSSES[name]}'][step]
+            )

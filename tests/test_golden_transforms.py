@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from corrmatch.config import IGNORE_INDEX
-from corrmatch.data.views import (StrongDraw, ViewDraw, apply_strong, apply_view, cutmix_box, draw_strong, draw_view, normalize, resized,
-                             view_valid)
+from corrmatch.data.views import (
+    StrongDraw, ViewDraw, apply_strong, apply_view, cutmix_box, draw_strong, draw_view, normalize, resized,
+    view_valid)
 
 HERE = Path(__file__).parent/'golden'
 ARRAYS = np.load(HERE/'transforms.npz')
@@ -29,22 +30,29 @@ class Replay:
         for function, arguments, value in draws:
             if function == 'ColorJitter.get_params':  # one record for a permutation and four uniform numbers
                 self.queue += [('permutation', [4], value[0]), *(('uniform', None, v) for v in value[1:])]
-            elif function in ('random.random', 'torch.rand'): self.queue.append(('random', [], value))
-            elif function == 'random.randint': self.queue.append(('integers', arguments, value))
-            elif function == 'np.random.randint': self.queue.append(('integers', [arguments[0], arguments[1]-1], value))
-            elif function == 'np.random.uniform': self.queue.append(('uniform', arguments, value))
-            else: raise AssertionError(f'unknown draw {function}')
+            elif function in ('random.random', 'torch.rand'):
+                self.queue.append(('random', [], value))
+            elif function == 'random.randint':
+                self.queue.append(('integers', arguments, value))
+            elif function == 'np.random.randint':
+                self.queue.append(('integers', [arguments[0], arguments[1]-1], value))
+            elif function == 'np.random.uniform':
+                self.queue.append(('uniform', arguments, value))
+            else:
+                raise AssertionError(f'unknown draw {function}')
 
     def play(self, method, arguments):
         recorded, expected, value = self.queue.pop(0)
         assert recorded == method
-        if expected is not None: assert np.allclose(expected, arguments)
+        if expected is not None:
+            assert np.allclose(expected, arguments)
         return value
 
     def random(self): return self.play('random', [])
     def uniform(self, low, high): return self.play('uniform', [low, high])
     def permutation(self, n): return self.play('permutation', [n])
-    def integers(self, low, high, endpoint=False): return self.play('integers', [low, high if endpoint else high-1])
+    def integers(self, low, high, endpoint=False):
+        return self.play('integers', [low, high if endpoint else high-1])
 
 
 def cases(prefix): return [name for name in DRAWS if name.startswith(prefix)]
@@ -73,7 +81,9 @@ def assert_close(ours, theirs): assert np.abs(ours-theirs).max() <= 1e-5*np.abs(
 
 
 def test_all_kinds_are_covered():
-    assert all(name.startswith(('resize_', 'crop_', 'hflip_', 'blur_', 'cutmix_', 'normalize', 'pipeline_train_')) for name in DRAWS)
+    assert all(
+        name.startswith(('resize_', 'crop_', 'hflip_', 'blur_', 'cutmix_', 'normalize', 'pipeline_train_'))
+        for name in DRAWS)
     assert len(DRAWS) >= 30
 
 
@@ -115,7 +125,8 @@ def test_flip(golden):
 def test_blur(golden):
     arrays, replay = golden
     sigma = replay.uniform(0.1, 2.0) if replay.random() < 0.5 else None
-    assert np.array_equal(apply_strong(arrays['pil_image'], StrongDraw(None, False, sigma)), arrays['image_out'])
+    assert np.array_equal(
+        apply_strong(arrays['pil_image'], StrongDraw(None, False, sigma)), arrays['image_out'])
 
 
 @of('cutmix_')
@@ -135,7 +146,8 @@ def test_normalize(golden):
 def test_labeled_pipeline(golden):
     arrays, replay = golden
     image, mask = arrays['pil_image'], arrays['pil_mask']
-    view, view_mask = apply_view(image, mask, draw_view(replay, image.size, PIPELINE_CROP), PIPELINE_CROP, IGNORE_INDEX)
+    view, view_mask = apply_view(
+        image, mask, draw_view(replay, image.size, PIPELINE_CROP), PIPELINE_CROP, IGNORE_INDEX)
     assert_close(normalized(view), arrays['image_out'])
     assert np.array_equal(np.asarray(view_mask).astype(np.int64), arrays['mask_out'])
 
@@ -149,7 +161,8 @@ def test_unlabeled_pipeline(golden):
     box = cutmix_box(PIPELINE_CROP, replay)
     weak, _ = apply_view(image, None, draw, PIPELINE_CROP)
     assert np.array_equal(weak, arrays['original'])
-    if 'weak' in arrays: assert_close(normalized(weak), arrays['weak'])
+    if 'weak' in arrays:
+        assert_close(normalized(weak), arrays['weak'])
     assert_close(normalized(apply_strong(weak, strong_draw)), arrays['strong'])
     assert np.array_equal(box, arrays['cutmix_box'].astype(bool))
     assert np.array_equal(~view_valid(image.size, draw, PIPELINE_CROP), arrays['ignore_mask'] == IGNORE_INDEX)

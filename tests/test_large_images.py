@@ -12,21 +12,26 @@ from corrmatch.training.trainer import Trainer
 from corrmatch.viz import colorize
 from runs_for_tests import small
 
-SMALL = ['--backbone=toynet', '--weights=', '--crop=33', '--batch-x=2', '--batch-u=2', '--steps=1', '--device=cpu']
+SMALL = [
+    '--backbone=toynet', '--weights=', '--crop=33', '--batch-x=2', '--batch-u=2', '--steps=1', '--device=cpu']
 
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     "A data set with one image that is larger than the rest, and a run on it."
-    root, draw = tmp_path_factory.mktemp('large'), np.random.default_rng(0)
-    for kind in ('images', 'masks'): (root/'data'/kind).mkdir(parents=True)
+    root = tmp_path_factory.mktemp('large')
+    draw = np.random.default_rng(0)
+    for kind in ('images', 'masks'):
+        (root/'data'/kind).mkdir(parents=True)
     for i, size in enumerate((30, 30, 30, 30, 30, 600)):
-        Image.fromarray(draw.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(root/'data'/'images'/f'{i}.png')
+        Image.fromarray(draw.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(
+            root / 'data' / 'images' / f'{i}.png')
         Image.fromarray(np.eye(size, dtype=np.uint8)).save(root/'data'/'masks'/f'{i}.png')
     lines = [f'images/{i}.png masks/{i}.png\n' for i in range(6)]
     for name, rows in dict(labeled=lines[1:], unlabeled=lines[1:], val=lines[:1], large=lines[5:]).items():
         (root/'data'/f'{name}.txt').write_text(''.join(rows))
-    lists = dict(data=str(root/'data'), labeled='labeled.txt', unlabeled='unlabeled.txt', val='val.txt', n_classes=2)
+    lists = dict(
+        data=str(root / 'data'), labeled='labeled.txt', unlabeled='unlabeled.txt', val='val.txt', n_classes=2)
     Trainer(small(root/'run', steps=1, eval_every=1, **lists), quiet=True).fit()
     return root
 
@@ -42,13 +47,23 @@ def test_more_pixels_than_are_read(site, monkeypatch, capfd, argv):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 150_000)
     assert main(list(argv)) == 1
     said = ''.join(capfd.readouterr())
-    assert '5.png' in said and '360,000 pixels, more than the 300,000 that are read; scale it down or cut it into parts' in said, said
+    assert (
+        '5.png' in said
+        and '360,000 pixels, more than the 300,000 that are read; scale it down or cut it into parts' in said
+    ), said
     assert 'Traceback' not in said and 'bomb' not in said
 
 
 def test_images_near_the_limit_are_read_without_a_word(site, monkeypatch, capfd, tmp_path):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 200_000)
-    assert main(['predict', str(site/'run'), str(site/'data/images/5.png'), '--out', str(tmp_path/'out'), '--device', 'cpu']) == 0
+    assert (
+        main(
+            [
+                'predict', str(site / 'run'), str(site / 'data/images/5.png'), '--out', str(tmp_path / 'out'),
+                '--device', 'cpu']
+        )
+        == 0
+    )
     assert 'Warning' not in capfd.readouterr().err
 
 
@@ -59,7 +74,9 @@ def literal_facts(values):
     steps = np.concatenate([np.abs(np.diff(ranks, axis=axis)).ravel() for axis in (0, 1)])
     inner = np.bincount(ranks[solid_pixels(values)], minlength=len(found))
     solid = {v: n for v, n in zip(found.tolist(), inner.tolist()) if n}
-    return dict(zip(found.tolist(), counts.tolist())), solid, (steps[steps > 0] <= 2).sum()/max((steps > 0).sum(), 1)
+    return (
+        dict(zip(found.tolist(), counts.tolist())), solid,
+        (steps[steps > 0] <= 2).sum() / max((steps > 0).sum(), 1))
 
 
 @pytest.mark.parametrize('top', [3, 2**24])
@@ -77,10 +94,13 @@ def test_facts_from_bands(size, top):
 def test_memory_is_a_small_multiple_of_the_pixels():
     values = np.random.default_rng(0).integers(0, 3, (3000, 4000)).astype(np.int32)
     values[0, 0] = 2**20
-    mask, image = values.astype(np.uint8), np.zeros((*values.shape, 3), np.uint8)
+    mask = values.astype(np.uint8)
+    image = np.zeros((*values.shape, 3), np.uint8)
     colors = np.zeros((3, 3), np.uint8)
-    for bytes_a_pixel, work in ((6, lambda: mask_facts(StoredMask(values, 'L', None, False))), (6, lambda: map_ids(values, {0: 0, 1: 1, 2: 2})),
-                                (8, lambda: overlay(image, mask, colors)), (14, lambda: colorize(mask, colors))):
+    for bytes_a_pixel, work in (
+        (6, lambda: mask_facts(StoredMask(values, 'L', None, False))),
+        (6, lambda: map_ids(values, {0: 0, 1: 1, 2: 2})), (8, lambda: overlay(image, mask, colors)),
+        (14, lambda: colorize(mask, colors))):
         tracemalloc.start()
         work()
         peak = tracemalloc.get_traced_memory()[1]

@@ -14,7 +14,9 @@ from corrmatch.data.check import auto_config, check_data, convert_data, make_spl
 from corrmatch.viz import palette
 from errors_for_tests import refused
 
-N, H, W = 10, 40, 48
+N = 10
+H = 40
+W = 48
 
 
 def truth(i, k=3):
@@ -43,7 +45,8 @@ def folder(root, encode, n=N, suffix='.png', **kwargs):
     return root
 
 
-def check(root, *meaning, **kwargs): return check_data(root, progress=None, meaning=Meaning(*meaning) if meaning else None, **kwargs)
+def check(root, *meaning, **kwargs):
+    return check_data(root, progress=None, meaning=Meaning(*meaning) if meaning else None, **kwargs)
 
 
 def learned(root, *meaning, labels=3):
@@ -55,10 +58,12 @@ def learned(root, *meaning, labels=3):
 
 def agrees(root, table, *meaning):
     "Does training read table[id] wherever the ground truth is id?"
-    for i, ids in learned(root, *meaning).items(): assert (ids == np.array(table)[truth(i)]).all(), f'scene {i}'
+    for i, ids in learned(root, *meaning).items():
+        assert (ids == np.array(table)[truth(i)]).all(), f'scene {i}'
 
 
-def errors(root, *meaning, **kwargs): return [f'{f.file}: {f.text}' for f in check(root, *meaning, **kwargs).errors]
+def errors(root, *meaning, **kwargs):
+    return [f'{f.file}: {f.text}' for f in check(root, *meaning, **kwargs).errors]
 
 
 # --- conventions that are read
@@ -90,7 +95,9 @@ def test_whole_numbers_of_other_types(tmp_path, dtype):
 
 
 def test_minus_one_is_ignored(tmp_path):
-    agrees(folder(tmp_path, lambda m, i: m.astype(np.int32) - (m == 2)*np.int32(3), suffix='.tif'), [0, 1, IGNORE_INDEX])
+    agrees(
+        folder(tmp_path, lambda m, i: m.astype(np.int32) - (m == 2) * np.int32(3), suffix='.tif'),
+        [0, 1, IGNORE_INDEX])
 
 
 def test_palettes_in_another_order(tmp_path):
@@ -152,14 +159,20 @@ def test_float_masks(tmp_path, array, suffix, words):
 
 
 def test_jpeg_masks_of_few_values(tmp_path):
-    refused(lambda: check(folder(tmp_path, lambda m, i: m, suffix='.jpg', quality=95)), 'a JPEG mask', 'masks/p00.jpg')
-    with pytest.raises(DataError, match='a JPEG mask'): open_mask(tmp_path/'masks/p00.jpg')
+    refused(
+        lambda: check(folder(tmp_path, lambda m, i: m, suffix='.jpg', quality=95)), 'a JPEG mask',
+        'masks/p00.jpg')
+    with pytest.raises(DataError, match='a JPEG mask'):
+        open_mask(tmp_path/'masks/p00.jpg')
 
 
 def test_pages(tmp_path):
-    folder(tmp_path, lambda m, i: Image.fromarray(m), suffix='.tif', save_all=True, append_images=[Image.fromarray(truth(0))])
+    folder(
+        tmp_path, lambda m, i: Image.fromarray(m), suffix='.tif', save_all=True,
+        append_images=[Image.fromarray(truth(0))])
     refused(lambda: check(tmp_path), 'no readable mask', '2 pages')
-    with pytest.raises(DataError, match='2 pages'): open_mask(tmp_path/'masks/p00.tif')
+    with pytest.raises(DataError, match='2 pages'):
+        open_mask(tmp_path/'masks/p00.tif')
 
 
 def test_one_bad_mask_among_good_ones(tmp_path):
@@ -172,8 +185,10 @@ def test_one_bad_mask_among_good_ones(tmp_path):
     save(tmp_path/'masks/p03.png', palette(3, 'pascal')[truth(3)])
     save(tmp_path/'masks/p04.png', np.full((H, W), 255, np.uint8))
     report = check(tmp_path)
-    assert [f.file for f in report.errors] == ['masks/p01.png', 'masks/p02.png', 'masks/p03.png'] and len(report.mapping.names) == 3
-    assert [f.file for f in report.findings if f.kind == 'empty'] == ['masks/p04.png'] and len(report.usable) == 6
+    assert [f.file for f in report.errors] == ['masks/p01.png', 'masks/p02.png', 'masks/p03.png'] and len(
+        report.mapping.names) == 3
+    assert [f.file for f in report.findings if f.kind == 'empty'] == ['masks/p04.png'] and len(
+        report.usable) == 6
 
 
 def test_a_stray_id_next_to_the_classes_is_no_class(tmp_path):
@@ -229,7 +244,8 @@ def test_background_by_name(tmp_path):
 def test_never_none_one_or_too_many_classes(tmp_path):
     report = check(folder(tmp_path/'one', lambda m, i: m*0))
     assert not report.ok and 'one class alone (class 0)' in report.errors[0].text
-    many = lambda m, i: np.kron(np.arange(30*i, 30*i+30, dtype=np.int32).reshape(5, 6), np.ones((8, 8), np.int32))
+    many = lambda m, i: np.kron(
+        np.arange(30 * i, 30 * i + 30, dtype=np.int32).reshape(5, 6), np.ones((8, 8), np.int32))
     refused(lambda: check(folder(tmp_path/'many', many, suffix='.tif')), 'at most 254 classes', '--map FILE')
 
 
@@ -252,7 +268,8 @@ def dotted(value, files, base=lambda m: m):
     "Two pixels of a value in some files."
     def encode(m, i):
         out = base(m).copy()
-        if i < files: out[[3, 30], [5, 40]] = value
+        if i < files:
+            out[[3, 30], [5, 40]] = value
         return out
     return encode
 
@@ -288,7 +305,8 @@ def test_what_looks_odd_is_said(tmp_path, encode, words):
     grown = 'neighbour' in words
     folder(tmp_path, encode, suffix='.tif')
     if grown:
-        for i in range(N): save(tmp_path/f'images/p{i:02d}.png', np.kron(image(i), np.ones((2, 2, 1), np.uint8)))
+        for i in range(N):
+            save(tmp_path/f'images/p{i:02d}.png', np.kron(image(i), np.ones((2, 2, 1), np.uint8)))
     assert any(words in text for text in warned(tmp_path)), warned(tmp_path)
 
 
@@ -296,7 +314,8 @@ def lines(width):
     "Thin lines as a class: vessels, cracks, roads."
     def encode(m, i):
         out = np.zeros((H, W), np.uint8)
-        for k in range(4): out[np.arange(H), (np.arange(H)+9*k+i) % W] = 1
+        for k in range(4):
+            out[np.arange(H), (np.arange(H)+9*k+i) % W] = 1
         return out if width == 1 else np.maximum(out, np.roll(out, 1, 1))
     return encode
 
@@ -315,7 +334,10 @@ def rims(m, i):
 ], ids=['lines of 1', 'lines of 2', 'rims', 'void borders', 'many small classes', 'ragged'])
 def test_sound_masks_are_not_doubted(tmp_path, encode):
     report = check(folder(tmp_path, encode), allow_missing=True)
-    said = [f.text for f in report.findings if any(w in f.text for w in ('specks', 'neighbour', 'alike', 'soft edges'))]
+    said = [
+        f.text
+        for f in report.findings
+        if any(w in f.text for w in ('specks', 'neighbour', 'alike', 'soft edges'))]
     assert report.ok and not said
 
 
@@ -324,22 +346,29 @@ def test_what_is_ignored_is_ignored_in_every_layout(tmp_path):
     folder(tmp_path/'d', lambda m, i: m)
     (tmp_path/'map.txt').write_text('0 background\n1 cat\n2 dog\n')
     agrees(tmp_path/'d', [0, IGNORE_INDEX, 2], (1,), str(tmp_path/'map.txt'))
-    for part, old in (('JPEGImages', 'images'), ('SegmentationClass', 'masks')): (tmp_path/'voc').mkdir(exist_ok=True); (tmp_path/'d'/old).rename(tmp_path/'voc'/part)
+    for part, old in (('JPEGImages', 'images'), ('SegmentationClass', 'masks')):
+        (tmp_path/'voc').mkdir(exist_ok=True)
+        (tmp_path/'d'/old).rename(tmp_path/'voc'/part)
     report = check(tmp_path/'voc', (0,), allow_missing=True)
-    assert report.layout.kind == 'VOC' and report.mapping.table[0] == IGNORE_INDEX and not report.mapping.as_is
+    assert (
+        report.layout.kind == 'VOC' and report.mapping.table[0] == IGNORE_INDEX and not report.mapping.as_is)
     assert any('--ignore 77: no mask holds this value' in text for text in warned(tmp_path/'voc', (77,)))
 
 
 def test_class_files_that_do_not_fit(tmp_path):
     "What train refuses, check refuses."
     for name, names, encode, words, ignore in [
-            ('more', 'abc', lambda m, i: ((m > 0)*255).astype(np.uint8), 'names other classes (a, b, c: 3)', ()),
-            ('one', 'a', lambda m, i: ((m > 0)*255).astype(np.uint8), 'names other classes (a: 1)', ()),
-            ('first', 'zabc', lambda m, i: m+1, 'names other classes (z, a, b, c: 4)', (0,))]:
+        (
+            'more', 'abc', lambda m, i: ((m > 0) * 255).astype(np.uint8), 'names other classes (a, b, c: 3)',
+            ()),
+        ('one', 'a', lambda m, i: ((m > 0) * 255).astype(np.uint8), 'names other classes (a: 1)', ()),
+        ('first', 'zabc', lambda m, i: m + 1, 'names other classes (z, a, b, c: 4)', (0,)),
+    ]:
         root = folder(tmp_path/name, encode)
         (root/'classes.txt').write_text(''.join(f'{c}\n' for c in names))
         assert any(words in e for e in errors(root, ignore)), name
-        with pytest.raises(DataError, match='names other classes'): make_split(root, 3, progress=None, meaning=Meaning(ignore))
+        with pytest.raises(DataError, match='names other classes'):
+            make_split(root, 3, progress=None, meaning=Meaning(ignore))
 
 
 @pytest.mark.parametrize('shift, names, words', [(1, 'abc', 'count from 1 are read with --ignore 0'), (0, 'ab', 'name class 0 as well')])
@@ -372,7 +401,10 @@ def test_one_range_for_the_data_set(tmp_path, make, depth, middle):
     convert_data(report, None, None)
     for i in range(N):
         wanted = (make(i).astype(np.float64) - depth.low)/(depth.high-depth.low)*255
-        assert np.abs(np.asarray(Image.open(tmp_path/f'prepared/images/p{i:02d}.png'))[..., 0] - wanted).max() <= 1.01
+        assert (
+            np.abs(np.asarray(Image.open(tmp_path / f'prepared/images/p{i:02d}.png'))[..., 0] - wanted).max()
+            <= 1.01
+        )
     config, _ = auto_config(tmp_path, progress=None, weights='')
     assert config.depth == str(depth)
 
@@ -397,12 +429,23 @@ def test_images_that_would_be_one_grey_are_named(tmp_path, make, level, words):
 
 def tiff(bands):
     "A TIFF of 8 bits and some bands, written by hand."
-    data, end = np.random.default_rng(0).integers(0, 255, H*W*bands, np.uint8).tobytes(), 8 + H*W*bands
+    data = np.random.default_rng(0).integers(0, 255, H*W*bands, np.uint8).tobytes()
+    end = 8 + H*W*bands
     more = np.array([8]*bands, '<u2').tobytes() + bytes(2*(bands-3))
-    tags = [(256, 3, 1, W), (257, 3, 1, H), (258, 3, bands, end), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8), (277, 3, 1, bands),
-            (278, 3, 1, H), (279, 4, 1, len(data)), (338, 3, bands-3, end + 2*bands if bands > 5 else 0)]
-    body = b''.join(np.array([t, k], '<u2').tobytes() + np.array([n, v], '<u4').tobytes() for t, k, n, v in tags)
-    return b'II*\0' + np.array([end + len(more)], '<u4').tobytes() + data + more + np.array([len(tags)], '<u2').tobytes() + body + bytes(4)
+    tags = [
+        (256, 3, 1, W), (257, 3, 1, H), (258, 3, bands, end), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8),
+        (277, 3, 1, bands), (278, 3, 1, H), (279, 4, 1, len(data)),
+        (338, 3, bands - 3, end + 2 * bands if bands > 5 else 0)]
+    body = b''.join(
+        np.array([t, k], '<u2').tobytes() + np.array([n, v], '<u4').tobytes() for t, k, n, v in tags)
+    return (
+        b'II*\0'
+        + np.array([end + len(more)], '<u4').tobytes()
+        + data
+        + more
+        + np.array([len(tags)], '<u2').tobytes()
+        + body
+        + bytes(4))
 
 
 @pytest.mark.parametrize('bands', [4, 6])
@@ -411,11 +454,14 @@ def test_bands_that_are_dropped_are_said(tmp_path, bands):
     (tmp_path/'images/p03.png').unlink()
     (tmp_path/'images/p03.tif').write_bytes(tiff(bands))
     found = [f for f in check(tmp_path).findings if f.kind == 'bands']
-    assert [f.file for f in found] == ['images/p03.tif'] and f'has {bands} bands, of which the first three' in found[0].text
+    assert [f.file for f in found] == [
+        'images/p03.tif'] and f'has {bands} bands, of which the first three' in found[0].text
 
 
 def test_nan_in_all_images_names_one(tmp_path):
-    refused(lambda: check(deep_folder(tmp_path, lambda i: np.full((H, W), np.nan, np.float32))), 'images/p00.tif: NaN')
+    refused(
+        lambda: check(deep_folder(tmp_path, lambda i: np.full((H, W), np.nan, np.float32))),
+        'images/p00.tif: NaN')
 
 
 def test_nan_has_no_brightness(tmp_path):
@@ -425,10 +471,23 @@ def test_nan_has_no_brightness(tmp_path):
 
 def test_bands_beyond_four_are_named(tmp_path):
     "A TIFF of six bands, written by hand."
-    def entry(tag, kind, n, value): return tag.to_bytes(2, 'little') + kind.to_bytes(2, 'little') + n.to_bytes(4, 'little') + value.to_bytes(4, 'little')
+    def entry(tag, kind, n, value):
+        return (
+            tag.to_bytes(2, 'little')
+            + kind.to_bytes(2, 'little')
+            + n.to_bytes(4, 'little')
+            + value.to_bytes(4, 'little'))
     data = bytes(6*4)
-    tags = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 6), (278, 3, 1, 2), (279, 4, 1, 24)]
-    body = b'II*\0' + (8+len(data)).to_bytes(4, 'little') + data + len(tags).to_bytes(2, 'little') + b''.join(entry(*t) for t in tags) + bytes(4)
+    tags = [
+        (256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8),
+        (277, 3, 1, 6), (278, 3, 1, 2), (279, 4, 1, 24)]
+    body = (
+        b'II*\0'
+        + (8 + len(data)).to_bytes(4, 'little')
+        + data
+        + len(tags).to_bytes(2, 'little')
+        + b''.join(entry(*t) for t in tags)
+        + bytes(4))
     (tmp_path/'bands.tif').write_bytes(body)
     refused(lambda: read_photo(tmp_path/'bands.tif'), 'bands.tif', 'bands')
 
@@ -446,20 +505,26 @@ def test_pages_of_an_image_are_said(tmp_path):
 def conventions(rng):
     "A random way to store ids, and the ids that training must read (None: to be refused or named)."
     k = 3
-    colors = rng.permutation(np.array([[r, g, b] for r in (0, 90, 200) for g in (0, 130) for b in (0, 60, 250)], np.uint8))[:k]
+    colors = rng.permutation(
+        np.array([[r, g, b] for r in (0, 90, 200) for g in (0, 130) for b in (0, 60, 250)], np.uint8))[:k]
     levels = np.sort(rng.choice(np.arange(6, 250, 12), k-1, replace=False))
     return {
-        'ids': lambda m, i: m, 'ids 16': lambda m, i: m.astype(np.uint16), 'float ids': lambda m, i: m.astype(np.float32),
-        'binary': lambda m, i: ((m > 0)*255).astype(np.uint8),
+        'ids': lambda m, i: m, 'ids 16': lambda m, i: m.astype(np.uint16),
+        'float ids': lambda m, i: m.astype(np.float32),
+        'binary': lambda m, i: ((m > 0) * 255).astype(np.uint8),
         'levels': lambda m, i: np.array([0, *levels], np.uint8)[m], 'colours': lambda m, i: colors[m],
-        'rgba': lambda m, i: np.dstack([colors[m], np.full(m.shape, 255, np.uint8)]), 'grey colours': lambda m, i: np.dstack([m]*3),
-    }
+        'rgba': lambda m, i: np.dstack([colors[m], np.full(m.shape, 255, np.uint8)]),
+        'grey colours': lambda m, i: np.dstack([m] * 3)}
 
 
 FAULTS = {
     'none': lambda a, rng: a,
     'blur': lambda a, rng: np.asarray(Image.fromarray(a).filter(ImageFilter.GaussianBlur(1))),
-    'resize': lambda a, rng: np.asarray(Image.fromarray(a).resize((W//2, H//2), Image.Resampling.BILINEAR).resize((W, H), Image.Resampling.BILINEAR)),
+    'resize': lambda a, rng: np.asarray(
+        Image.fromarray(a)
+        .resize((W // 2, H // 2), Image.Resampling.BILINEAR)
+        .resize((W, H), Image.Resampling.BILINEAR)
+    ),
     'speck': lambda a, rng: put_speck(a, rng),
     'cut': lambda a, rng: a[:-5],
 }
@@ -479,26 +544,34 @@ def test_learned_is_what_the_files_say(tmp_path, seed):
     rng = np.random.default_rng(seed)
     name, encode = list(conventions(rng).items())[seed % 8]
     fault = list(FAULTS)[seed//8 % len(FAULTS)]
-    victims = set(rng.choice(N, int(rng.choice([1, 2, N])), replace=False).tolist()) if fault != 'none' else set()
+    victims = (
+        set(rng.choice(N, int(rng.choice([1, 2, N])), replace=False).tolist()) if fault != 'none' else set())
     suffix = '.tif' if name == 'float ids' else '.png'
     stored = {}
     for i in range(N):
         array = encode(truth(i), i)
-        if i in victims and array.dtype == np.uint8: array = FAULTS[fault](array, rng)
+        if i in victims and array.dtype == np.uint8:
+            array = FAULTS[fault](array, rng)
         save(tmp_path/f'images/p{i:02d}.png', image(i))
         save(tmp_path/f'masks/p{i:02d}{suffix}', array)
         stored[i] = array if array.ndim == 2 else array[..., :3] @ np.array([1, 256, 65536])
-    try: report = check(tmp_path)
+    try:
+        report = check(tmp_path)
     except DataError as e:
         assert victims, f'{name} without a fault: {e}'
         return
-    if not victims: assert report.ok, (name, report.errors)
+    if not victims:
+        assert report.ok, (name, report.errors)
     named = {f.file for f in report.errors}
-    try: read = learned(tmp_path)
-    except DataError: return
+    try:
+        read = learned(tmp_path)
+    except DataError:
+        return
     assert not {f'masks/p{i:02d}{suffix}' for i in read} & named, 'a faulty mask is learned from'
     meant = {}
     for i, ids in read.items():
         for value, c in set(zip(stored[i].ravel().tolist(), ids.ravel().tolist())):
-            assert c == meant.setdefault(value, c), f'{name}, {fault}: value {value} is class {c} in scene {i} and class {meant[value]} elsewhere'
+            assert c == meant.setdefault(value, c), (
+                f'{name}, {fault}: value {value} is class {c} in scene {i} and class {meant[value]} elsewhere'
+            )
     assert len(set(meant.values())) == len(meant), f'{name}, {fault}: classes fall together: {meant}'

@@ -16,13 +16,29 @@ from corrmatch.data.check import check_data, save_report
 from corrmatch.use.report import read_run, report_html, score_run
 from corrmatch.training.trainer import Trainer
 
-PLAIN = {'html', 'head', 'meta', 'link', 'title', 'style', 'body', 'h1', 'h2', 'p', 'ul', 'li', 'svg', 'rect', 'div', 'figure',
-         'figcaption', 'img', 'a', 'br', 'b', 'table', 'tr', 'td', 'th', 'details', 'summary', 'pre'}
-ATTRIBUTES = {'lang', 'charset', 'name', 'content', 'http-equiv', 'rel', 'href', 'class', 'width', 'height', 'aria-hidden', 'stroke',
-              'fill', 'alt', 'src', 'id', 'type'}
-NASTY = ['<img src=x onerror=alert(1)>', '"><script>alert(1)<', 'end<', '{{7*7}}{% raw %}', 'two\nlines', "it's \"quoted\"",
-         '<!-- open', '&lt;b&amp;', 'javascript:alert(1)', '\u202e<svg onload=alert(1)>', '?a=b#c%41', "' onmouseover='alert(1)"]
-CLASSES = ['</style><script>alert(2)</script>', '"><img src=x onerror=alert(3)>', '{{7*7}}', 'new\nline', "a'b\"c"]
+PLAIN = {
+    'html', 'head', 'meta', 'link', 'title', 'style', 'body', 'h1', 'h2', 'p', 'ul', 'li', 'svg', 'rect',
+    'div', 'figure', 'figcaption', 'img', 'a', 'br', 'b', 'table', 'tr', 'td', 'th', 'details', 'summary',
+    'pre'}
+ATTRIBUTES = {
+    'lang', 'charset', 'name', 'content', 'http-equiv', 'rel', 'href', 'class', 'width', 'height',
+    'aria-hidden', 'stroke', 'fill', 'alt', 'src', 'id', 'type'}
+NASTY = [
+    '<img src=x onerror=alert(1)>',
+    '"><script>alert(1)<',
+    'end<',
+    '{{7*7}}{% raw %}',
+    'two\nlines',
+    "it's \"quoted\"",
+    '<!-- open',
+    '&lt;b&amp;',
+    'javascript:alert(1)',
+    '\u202e<svg onload=alert(1)>',
+    '?a=b#c%41',
+    "' onmouseover='alert(1)",
+]
+CLASSES = [
+    '</style><script>alert(2)</script>', '"><img src=x onerror=alert(3)>', '{{7*7}}', 'new\nline', "a'b\"c"]
 
 
 class Parser(HTMLParser):
@@ -43,12 +59,19 @@ def check_page(page, names, scripts=0):
     assert {a for _, attributes in found.tags for a in attributes} <= ATTRIBUTES
     assert [t for t, _ in found.tags].count('script') == scripts
     [policy] = [a['content'] for _, a in found.tags if a.get('http-equiv') == 'Content-Security-Policy']
-    assert policy.startswith("default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:") and 'unsafe' not in policy
+    assert (
+        policy.startswith("default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:")
+        and 'unsafe' not in policy)
     assert ('script-src' in policy) == bool(scripts) and '*' not in policy and 'http' not in policy
     assert all(src.startswith('data:image/') for src in found.of('img', 'src'))
-    assert all(re.fullmatch(r'(data:,|(overlays|weak|region)/[\w.%~/-]+)', href) for _, a in found.tags for href in [a.get('href')] if href)
+    assert all(
+        re.fullmatch(r'(data:,|(overlays|weak|region)/[\w.%~/-]+)', href)
+        for _, a in found.tags
+        for href in [a.get('href')]
+        if href)
     text = '\n'.join(found.text)
-    for name in names: assert name in text, name
+    for name in names:
+        assert name in text, name
     assert '49' not in [t.strip() for t in found.text]
     return found
 
@@ -64,7 +87,9 @@ def run(tmp_path_factory):
 def album(tmp_path):
     (tmp_path/'album').mkdir()
     draw = np.random.default_rng(0)
-    for name in NASTY: Image.fromarray(draw.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path/'album'/f'{name}.png')
+    for name in NASTY:
+        Image.fromarray(draw.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(
+            tmp_path / 'album' / f'{name}.png')
     (tmp_path/'album'/'</ul><script>alert(4)'.replace('/', '')).with_suffix('.png').write_bytes(b'broken')
     return tmp_path/'album'
 
@@ -84,19 +109,27 @@ def pseudo(run, album, out):
 
 
 def checked(root, out):
-    for kind in ('images', 'masks'): (root/kind).mkdir(parents=True)
+    for kind in ('images', 'masks'):
+        (root/kind).mkdir(parents=True)
     draw = np.random.default_rng(0)
     for i, name in enumerate(NASTY):
         Image.fromarray(draw.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(root/'images'/f'{name}.png')
-        if i: Image.fromarray(draw.integers(0, 5, (40, 60 - i//11), dtype=np.uint8)).save(root/'masks'/f'{name}.png')
+        if i:
+            Image.fromarray(draw.integers(0, 5, (40, 60 - i // 11), dtype=np.uint8)).save(
+                root / 'masks' / f'{name}.png')
     (root/'masks'/'<b onclick=x>.png').write_bytes(b'broken')
     return save_report(check_data(root, progress=None), out)[2]
 
 
 def reported(run, out):
     log = read_run(run)
-    log = log._replace(names=CLASSES, config=replace(log.config, data=NASTY[0], weights=NASTY[1], labeled=CLASSES[0]))
-    log = log._replace(val={k if not k.startswith('iou_') else f'iou_{c}': v for (k, v), c in zip(log.val.items(), ['', '', *CLASSES])})
+    log = log._replace(
+        names=CLASSES, config=replace(log.config, data=NASTY[0], weights=NASTY[1], labeled=CLASSES[0]))
+    log = log._replace(
+        val={
+            k if not k.startswith('iou_') else f'iou_{c}': v
+            for (k, v), c in zip(log.val.items(), ['', '', *CLASSES])}
+    )
     scored = score_run(run, most=3, device='cpu')
     out.write_text(report_html(log, scored), encoding='utf-8')
     return out
@@ -141,13 +174,20 @@ def test_explorer(tmp_path):
 
 def test_pages_in_a_browser(run, album, tmp_path):
     "No dialog, no request, no complaint; images are seen, names are read."
-    sync_playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed').sync_playwright
-    browser_path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if browser_path is None: pytest.skip('no chromium, chromium-browser or google-chrome in PATH')
-    pages = {'predict': predicted(run, album, tmp_path/'p'), 'pseudo': pseudo(run, album, tmp_path/'q'), 'explore': explored(tmp_path/'x.html'),
-             'check': checked(tmp_path/'<img src=x onerror=alert(1)>', tmp_path/'c'), 'report': reported(run, tmp_path/'r.html')}
+    sync_playwright = pytest.importorskip(
+        'playwright.sync_api', reason='playwright is not installed').sync_playwright
+    browser_path = next(
+        filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if browser_path is None:
+        pytest.skip('no chromium, chromium-browser or google-chrome in PATH')
+    pages = {
+        'predict': predicted(run, album, tmp_path / 'p'), 'pseudo': pseudo(run, album, tmp_path / 'q'),
+        'explore': explored(tmp_path / 'x.html'),
+        'check': checked(tmp_path / '<img src=x onerror=alert(1)>', tmp_path / 'c'),
+        'report': reported(run, tmp_path / 'r.html')}
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=browser_path, args=['--no-sandbox', '--disable-dev-shm-usage'])
+        browser = p.chromium.launch(
+            executable_path=browser_path, args=['--no-sandbox', '--disable-dev-shm-usage'])
         for name, path in pages.items():
             said, asked = [], []
             page = browser.new_page()
@@ -156,17 +196,23 @@ def test_pages_in_a_browser(run, album, tmp_path):
             page.on('pageerror', lambda e: said.append(str(e)))
             page.on('request', lambda r: asked.append(r.url))
             page.goto(path.as_uri())
-            if name == 'explore': page.wait_for_selector('.cx-stage')
+            if name == 'explore':
+                page.wait_for_selector('.cx-stage')
             page.wait_for_timeout(200)
             assert not said and asked == [path.as_uri()], (name, said, asked)
             assert page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
             shown = page.evaluate('document.body.textContent')
-            for text in {'predict': [*NASTY, *CLASSES], 'pseudo': [*NASTY, *CLASSES], 'check': NASTY, 'report': CLASSES, 'explore': CLASSES[:1]}[name]:
+            for text in {
+                'predict': [*NASTY, *CLASSES], 'pseudo': [*NASTY, *CLASSES], 'check': NASTY,
+                'report': CLASSES, 'explore': CLASSES[:1]}[name]:
                 assert text in shown, (name, text)
-            if name == 'check': assert page.title() == 'Data report: <img src=x onerror=alert(1)>'
-            if name == 'explore': assert page.title() == CLASSES[0]
+            if name == 'check':
+                assert page.title() == 'Data report: <img src=x onerror=alert(1)>'
+            if name == 'explore':
+                assert page.title() == CLASSES[0]
             if name == 'predict':
-                with page.expect_navigation(): page.locator('figure a').first.click()
+                with page.expect_navigation():
+                    page.locator('figure a').first.click()
                 assert page.url.startswith('file:') and '/overlays/' in page.url
             page.close()
         browser.close()

@@ -38,8 +38,11 @@ def two_processes(tmp_path_factory):
     "All runs of this file that need two processes, in one start of torchrun."
     root = tmp_path_factory.mktemp('two')
     jobs = [dict(out=root/folder(kind), **STEPS | changes) for kind, changes in (KINDS | CRASHES).items()]
-    jobs += [dict(out=root/folder(next(iter(KINDS))), **STEPS), dict(out=root/'after', **STEPS), dict(out=root/'odd', batch_x=3)]
-    done = subprocess.run(command(jobs, root, 2), env=environment(), capture_output=True, text=True, timeout=300)
+    jobs += [
+        dict(out=root / folder(next(iter(KINDS))), **STEPS), dict(out=root / 'after', **STEPS),
+        dict(out=root / 'odd', batch_x=3)]
+    done = subprocess.run(
+        command(jobs, root, 2), env=environment(), capture_output=True, text=True, timeout=300)
     return root, done
 
 
@@ -50,18 +53,22 @@ def together(out, **changes):
 
 
 def result(out):
-    state, log = read_checkpoint(out/'last.pt'), read_csv(out/'metrics.csv')
+    state = read_checkpoint(out/'last.pt')
+    log = read_csv(out/'metrics.csv')
     return state, {k: log[k] for k in log if k.startswith('loss') or k == 'tau'}
 
 
 def all_reduce_max(a, b, tolerance=2e-4):
     "Losses, threshold, weights, averages and scores are equal up to the order of additions."
     for k, losses in a[1].items():
-        assert torch.allclose(torch.tensor(losses), torch.tensor(b[1][k]), rtol=tolerance, atol=tolerance, equal_nan=True), k
+        assert torch.allclose(
+            torch.tensor(losses), torch.tensor(b[1][k]), rtol=tolerance, atol=tolerance, equal_nan=True), k
     for part in ('model', 'average'):
         for k, v in (a[0][part] or {}).items():
-            if 'num_batches' in k or 'n_averaged' in k: continue
-            assert torch.allclose(v, b[0][part][k], rtol=tolerance, atol=tolerance), (k, (v - b[0][part][k]).abs().max())
+            if 'num_batches' in k or 'n_averaged' in k:
+                continue
+            assert torch.allclose(v, b[0][part][k], rtol=tolerance, atol=tolerance), (
+                k, (v - b[0][part][k]).abs().max())
     assert abs(a[0]['best'] - b[0]['best']) < .5
 
 
@@ -69,7 +76,9 @@ def all_reduce_max(a, b, tolerance=2e-4):
 def test_two_processes_equal_one(tmp_path, two_processes, kind):
     root, done = two_processes
     assert (root/folder(kind)/'last.pt').exists(), done.stderr[-2000:]
-    all_reduce_max(together(tmp_path/'one', **KINDS[kind] | dict(accumulate=1)), result(root/folder(kind)), 1e-3 if 'batch norm' in kind else 2e-4)
+    all_reduce_max(
+        together(tmp_path / 'one', **KINDS[kind] | dict(accumulate=1)), result(root / folder(kind)),
+        1e-3 if 'batch norm' in kind else 2e-4)
 
 
 @pytest.mark.parametrize('kind', CRASHES)
@@ -82,36 +91,52 @@ def test_two_processes_run_through(two_processes, kind):
 
 def test_batch_that_does_not_divide_is_refused(two_processes):
     _, done = two_processes
-    assert done.returncode and 'batch_x=3 does not divide by 2 processes' in done.stderr and 'choose 2 or 4' in done.stderr
+    assert (
+        done.returncode
+        and 'batch_x=3 does not divide by 2 processes' in done.stderr
+        and 'choose 2 or 4' in done.stderr)
 
 
 def test_what_the_first_process_refuses_ends_the_other_too(two_processes):
     "Only the first one looks at the folder. The other does not wait for it: the next run of both goes through."
     root, done = two_processes
-    assert done.stderr.count('holds a run already') == done.stderr.count('the first process refused to go on') == 1
+    assert (
+        done.stderr.count('holds a run already')
+        == done.stderr.count('the first process refused to go on')
+        == 1
+    )
     assert result(root/'after')[0]['step'] == STEPS['steps']
 
 
 def test_nothing_else_is_said(two_processes):
     "No warning of torch, no traceback: the refusal of the last job is the only line of ours."
     _, done = two_processes
-    warnings = [line for line in done.stderr.splitlines() if 'Warning' in line and 'find_unused_parameters' not in line]  # DDP's, about the warm-up
+    # DDP's, about the warm-up
+    warnings = [
+        line
+        for line in done.stderr.splitlines()
+        if 'Warning' in line and 'find_unused_parameters' not in line]
     assert not warnings
 
 
 @pytest.mark.parametrize('kind', [k for k, c in KINDS.items() if c.get('norm') != 'batch' and 'accumulate' not in c])
 def test_two_micro_steps_equal_one(tmp_path, kind):
-    all_reduce_max(together(tmp_path/'one', **KINDS[kind]), together(tmp_path/'parts', accumulate=2, **KINDS[kind]))
+    all_reduce_max(
+        together(tmp_path / 'one', **KINDS[kind]), together(tmp_path / 'parts', accumulate=2, **KINDS[kind]))
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_shared_batch_norm_keeps_activations_of_timm(device):
     "Torch's own conversion drops them."
-    net, image = timm_backbone('timm:tf_efficientnet_lite0', 16).eval(), torch.rand(1, 3, 65, 65)
+    net = timm_backbone('timm:tf_efficientnet_lite0', 16).eval()
+    image = torch.rand(1, 3, 65, 65)
     before = [stage.clone() for stage in net(image)]
     shared = convert_sync_batchnorm(net, torch.device(device)).eval()
-    for a, b in zip(before, shared(image), strict=True): torch.testing.assert_close(a, b)
-    assert {type(m).__name__ for m in shared.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)} == {'SharedBatchNorm' if device == 'cpu' else 'SyncBatchNormAct'}
+    for a, b in zip(before, shared(image), strict=True):
+        torch.testing.assert_close(a, b)
+    assert {
+        type(m).__name__ for m in shared.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
+    } == {'SharedBatchNorm' if device == 'cpu' else 'SyncBatchNormAct'}
 
 
 ACCIDENTS = '''
@@ -136,18 +161,34 @@ stop_world()
 
 def test_an_accident_in_one_process_is_known_to_all(tmp_path):
     (tmp_path/'accidents.py').write_text(ACCIDENTS)
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', str(tmp_path/'accidents.py'), str(tmp_path)],
-                          env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [
+            sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone',
+            str(tmp_path / 'accidents.py'), str(tmp_path)],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     state = read_checkpoint(tmp_path/'nan'/'last.pt')
-    with open(tmp_path/'nan'/'skipped.csv', newline='') as f: skipped = list(csv.DictReader(f))
+    with open(tmp_path/'nan'/'skipped.csv', newline='') as f:
+        skipped = list(csv.DictReader(f))
     assert state['skipped'] == 1 and all(torch.isfinite(v).all() for v in state['model'].values())
-    assert [row['step'] for row in skipped] == ['1'] and len(skipped[0]['names'].split()) == 8         # pictures of both processes
-    assert done.stdout.count('refused: 1 of') == 2 and 'x.jpg' in done.stdout and read_checkpoint(tmp_path/'broken'/'last.pt')['step'] == 3
+    # pictures of both processes
+    assert [row['step'] for row in skipped] == ['1'] and len(skipped[0]['names'].split()) == 8
+    assert (
+        done.stdout.count('refused: 1 of') == 2
+        and 'x.jpg' in done.stdout
+        and read_checkpoint(tmp_path / 'broken' / 'last.pt')['step'] == 3)
 
 
-WORDS = ('train toy --steps 12 --eval-every 6 --save-every 5 --warmup 1 --crop 33 --toy-unlabeled 8 --batch-x 4 --batch-u 4 --dim 16 --low-dim 8 '
-         '--regions 8 --device cpu --out').split()
+WORDS = (
+    'train toy --steps 12 --eval-every 6 --save-every 5 --warmup 1 --crop 33 --toy-unlabeled 8 --batch-x '
+    '4 --batch-u 4 --dim 16 --low-dim 8 '
+    '--regions 8 --device cpu --out'
+).split()
 KILLED = '''
 import os
 import signal
@@ -169,33 +210,54 @@ sys.exit(max(main(line.split()) for line in sys.argv[2:]))
 def test_a_killed_process_ends_the_other_with_one_line(tmp_path):
     "The one that writes is killed. Both go on from the last checkpoint to the same bits."
     (tmp_path/'killed.py').write_text(KILLED)
-    start = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--monitor_interval=2', '--standalone', str(tmp_path/'killed.py')]
-    def run(*argv): return subprocess.run([*start, *argv], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=150)
+    start = [
+        sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--monitor_interval=2',
+        '--standalone', str(tmp_path / 'killed.py')]
+    def run(*argv):
+        return subprocess.run(
+            [*start, *argv], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=150)
     done = run('0', ' '.join([*WORDS, 'run']))
     said = [line for line in done.stderr.splitlines() if line.startswith('corrmatch: ')]
-    assert done.returncode and len(said) == 1 and 'resume run' in said[0] and 'killed?' in said[0], done.stderr[-3000:]
-    assert 'corrmatch/training/trainer.py' not in done.stderr and read_checkpoint(tmp_path/'run'/'last.pt')['step'] == 6
+    assert done.returncode and len(said) == 1 and 'resume run' in said[0] and 'killed?' in said[0], (
+        done.stderr[-3000:])
+    assert (
+        'corrmatch/training/trainer.py' not in done.stderr
+        and read_checkpoint(tmp_path / 'run' / 'last.pt')['step'] == 6)
     assert run_state(tmp_path/'run')['state'] == 'killed' and not list((tmp_path/'run').glob('.*.part'))
     done = run('-1', 'resume run', ' '.join([*WORDS, 'whole']))
     assert done.returncode == 0, done.stderr[-2000:]
     (state, losses), (whole, log) = result(tmp_path/'run'), result(tmp_path/'whole')
     assert state['step'] == 12 and state['best'] == whole['best']
-    for key in log: np.testing.assert_array_equal(losses[key], log[key])
-    for key, value in whole['model'].items(): assert torch.equal(state['model'][key], value), key
+    for key in log:
+        np.testing.assert_array_equal(losses[key], log[key])
+    for key, value in whole['model'].items():
+        assert torch.equal(state['model'][key], value), key
 
 
 def test_the_command_line_in_two_processes_ends_well(tmp_path):
-    words = 'train toy --steps 4 --eval_every 4 --warmup 1 --crop 33 --toy_unlabeled 8 --batch_x 4 --batch_u 4 --dim 16 --low_dim 8 --regions 8 --device cpu --out'.split()
-    start = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', '-m', 'corrmatch']
-    done = subprocess.run([*start, *words, str(tmp_path/'run')], env=environment(), capture_output=True, text=True, timeout=120)
+    words = (
+        'train toy --steps 4 --eval_every 4 --warmup 1 --crop 33 --toy_unlabeled 8 --batch_x 4 '
+        '--batch_u 4 --dim 16 --low_dim 8 --regions 8 --device cpu --out'
+    ).split()
+    start = [
+        sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', '-m',
+        'corrmatch']
+    done = subprocess.run(
+        [*start, *words, str(tmp_path / 'run')], env=environment(), capture_output=True, text=True,
+        timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count('score it: corrmatch eval') == 1 and read_checkpoint(tmp_path/'run'/'last.pt')['step'] == 4
+    assert (
+        done.stdout.count('score it: corrmatch eval') == 1
+        and read_checkpoint(tmp_path / 'run' / 'last.pt')['step'] == 4)
 
 
 def test_micro_steps_with_batch_norm_are_another_run(tmp_path):
     "What accumulation cannot make equal, said in chapter 28: if this fails, the sentence is wrong."
     changes = KINDS['batch norm synchronised']
-    with pytest.raises(AssertionError): all_reduce_max(together(tmp_path/'one', **changes), together(tmp_path/'parts', accumulate=2, **changes), 1e-2)
+    with pytest.raises(AssertionError):
+        all_reduce_max(
+            together(tmp_path / 'one', **changes), together(tmp_path / 'parts', accumulate=2, **changes), 1e-2
+        )
 
 
 def test_resume_with_another_number_of_processes(tmp_path, two_processes):
@@ -207,7 +269,8 @@ def test_resume_with_another_number_of_processes(tmp_path, two_processes):
     (tmp_path/'run'/'before.pt').replace(tmp_path/'run'/'last.pt')  # as if it had been stopped at step 6
     assert read_checkpoint(tmp_path/'run'/'last.pt')['step'] == 6
     jobs = [dict(out=tmp_path/'run', resume=True, **STEPS | KINDS[kind] | dict(save_every=6))]
-    done = subprocess.run(command(jobs, tmp_path/'jobs', 2), env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command(jobs, tmp_path / 'jobs', 2), env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     all_reduce_max(result(tmp_path/'run'), result(root/folder(kind)))
     assert run.steps == result(tmp_path/'run')[0]['step']
@@ -237,27 +300,45 @@ stop_world()
 def test_shared_batch_norm_equals_one_large_batch(tmp_path):
     "Outputs, gradients and running statistics of two processes against one, and that they differ when nothing is shared."
     (tmp_path/'bn.py').write_text(BATCH_NORM)
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', str(tmp_path/'bn.py')],
-                          env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [
+            sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone',
+            str(tmp_path / 'bn.py')],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     worst = dict(line.split() for line in done.stdout.splitlines())
     assert float(worst['shared']) < 1e-4 < 1e-2 < float(worst['own'])
 
 
 def test_the_look_ahead_computes_in_the_type_of_the_step(tmp_path):
-    trainer = Trainer(small(tmp_path/'run', precision='bf16', accumulate=2, cutmix='same_image', batch_x=4, batch_u=4, warmup=0), quiet=True)
+    trainer = Trainer(
+        small(
+            tmp_path / 'run', precision='bf16', accumulate=2, cutmix='same_image', batch_x=4, batch_u=4,
+            warmup=0),
+        quiet=True,
+    )
     seen = list()
     trainer.model.classifier.register_forward_hook(lambda module, taken, given: seen.append(given.dtype))
     trainer.run_step(trainer.batches[0])
-    assert set(seen) == {torch.bfloat16} and len(seen) >= 8  # two for the threshold, three for each of the micro-steps
+    # two for the threshold, three for each of the micro-steps
+    assert set(seen) == {torch.bfloat16} and len(seen) >= 8
 
 
 @pytest.mark.parametrize('norm', ['batch', 'group'])
 def test_the_look_ahead_predicts_what_the_step_will(tmp_path, norm):
     "The threshold follows the confidences of the micro-steps themselves, whatever the decoder's batch norm sees beside the weak views."
-    trainer = Trainer(small(tmp_path/'run', norm=norm, accumulate=2, cutmix='same_image', batch_x=4, batch_u=4, warmup=0), quiet=True)
-    threshold, ahead, later = trainer.threshold.update, [], []
-    trainer.threshold.update = lambda conf, label, valid: (ahead.extend(conf), threshold(conf, label, valid))[1]
+    trainer = Trainer(
+        small(tmp_path / 'run', norm=norm, accumulate=2, cutmix='same_image', batch_x=4, batch_u=4, warmup=0),
+        quiet=True)
+    threshold = trainer.threshold.update
+    ahead = []
+    later = []
+    trainer.threshold.update = lambda conf, label, valid: (ahead.extend(conf), threshold(conf, label, valid))[
+        1]
     look = trainer._look_ahead
     def watched(parts):
         known = look(parts)

@@ -12,8 +12,9 @@ from corrmatch.data.folders import FolderSource, read_classes, read_split
 from corrmatch.files import DataError
 from corrmatch.data.layouts import find_layout
 from corrmatch.data.masks import CITYSCAPES_IDS, VOC_NAMES, map_ids
-from corrmatch.data.check import (auto_config, check_data, choose_pictures, convert_data, make_split, report_html, report_json, report_text,
-                               save_report)
+from corrmatch.data.check import (
+    auto_config, check_data, choose_pictures, convert_data, make_split, report_html, report_json, report_text,
+    save_report)
 from corrmatch.viz import palette
 
 K = 4  # classes of the generated masks
@@ -38,7 +39,8 @@ def fill(root, n=28, n_masks=24, change=lambda mask: mask, folders=('images', 'm
     for i in range(n):
         image, mask = scene(i)
         put(root/folders[0]/f's{i:02d}.{suffix}', image)
-        if i < n_masks: put(root/folders[1]/f's{i:02d}.png', change(mask))
+        if i < n_masks:
+            put(root/folders[1]/f's{i:02d}.png', change(mask))
     return root
 
 
@@ -54,7 +56,8 @@ def masks_of(root, split):
     for name in ('labeled', 'val'):
         source = FolderSource(read_split(root/split.files[name], root))
         out |= {n: np.asarray(source.read_mask(i)) for i, n in enumerate(source.names)}
-        for i in range(len(source)): assert source.read_image(i).size == source.read_mask(i).size
+        for i in range(len(source)):
+            assert source.read_image(i).size == source.read_mask(i).size
     return out
 
 
@@ -62,7 +65,11 @@ def masks_of(root, split):
 
 def test_sound_folder(tmp_path):
     report = check(fill(tmp_path))
-    assert report.ok and len(report.usable) == 24 and report.mapping.kind == 'ids' and len(report.mapping.names) == K
+    assert (
+        report.ok
+        and len(report.usable) == 24
+        and report.mapping.kind == 'ids'
+        and len(report.mapping.names) == K)
     assert kinds(report) == [] and kinds(report, 'warning') == ['no mask']
     want = np.array([np.bincount(scene(i)[1].ravel(), minlength=K)/320 for i in range(24)])
     assert np.allclose(report.shares, want)
@@ -86,7 +93,8 @@ def test_five_faults(tmp_path):
     assert not report.ok and kinds(report) == ['mode', 'size', 'unreadable', 'unreadable', 'values']
     assert len(report.usable) == 19
     text = report_text(report)
-    for name in ('images/s01.png', 'masks/s02.png', 'masks/s03.png', 'masks/s04.png', 'masks/s05.png'): assert f'error: {name}: ' in text
+    for name in ('images/s01.png', 'masks/s02.png', 'masks/s03.png', 'masks/s04.png', 'masks/s05.png'):
+        assert f'error: {name}: ' in text
     assert 'value 99 in 3 pixels' in text and '10x8' in text and 'cannot be trained on' in text
     split = make_split(tmp_path, 6, progress=None)
     assert 'left out as faulty: 5' in split.text
@@ -103,7 +111,10 @@ def test_five_faults(tmp_path):
 def test_unreadable_pictures(tmp_path, make, word):
     make(fill(tmp_path)/'images/s01.png')
     report = check(tmp_path)
-    assert kinds(report) == ['unreadable'] and report.errors[0].file == 'images/s01.png' and word in report.errors[0].text
+    assert (
+        kinds(report) == ['unreadable']
+        and report.errors[0].file == 'images/s01.png'
+        and word in report.errors[0].text)
     assert '\n' not in report.errors[0].text and str(tmp_path) not in report.errors[0].text
 
 
@@ -122,13 +133,18 @@ def test_duplicates_by_content(tmp_path):
     found = {f.kind: f for f in check(tmp_path).findings}
     assert {'leak', 'duplicate'} <= set(found) and 's03' in found['leak'].file and 's09' in found['leak'].text
     split = make_split(tmp_path, 6, progress=None)
-    assert split.val == ['s03', 's04'] and 's09' not in split.labeled + split.unlabeled and 'kept out of training: 1' in split.text
+    assert (
+        split.val == ['s03', 's04']
+        and 's09' not in split.labeled + split.unlabeled
+        and 'kept out of training: 1' in split.text)
 
 
 def test_no_masks_at_all(tmp_path):
-    with pytest.raises(DataError, match='no readable mask'): check(fill(tmp_path, n_masks=0))
+    with pytest.raises(DataError, match='no readable mask'):
+        check(fill(tmp_path, n_masks=0))
     (tmp_path/'other').mkdir()
-    with pytest.raises(DataError, match='holds no pictures'): check(tmp_path/'other')
+    with pytest.raises(DataError, match='holds no pictures'):
+        check(tmp_path/'other')
 
 
 def test_progress_becomes_lines(tmp_path, capsys):
@@ -162,14 +178,20 @@ def test_mask_modes(tmp_path, change, kind, n):
     split = make_split(tmp_path, 6, progress=None)
     assert {p: p.read_bytes() for p in before} == before, 'originals are not touched'
     ids = masks_of(tmp_path, split)
-    order = [0, 1, 2, 3] if kind != 'colours' or n == 21 else list(map(report.mapping.table.get, (0x090909, 0xc8000a, 0x000300, 0x0101fa)))
+    order = (
+        [0, 1, 2, 3]
+        if kind != 'colours' or n == 21
+        else list(map(report.mapping.table.get, (0x090909, 0xC8000A, 0x000300, 0x0101FA))))
     for name, got in ids.items():
         truth = scene(int(name[1:]))[1]
         assert (got == (truth > 0 if kind == 'binary' else np.array(order)[truth])).all()
     again = check(tmp_path, allow_missing=n == 21)
-    assert again.ok and again.mapping.table == report.mapping.table and np.allclose(again.shares, report.shares)
+    assert (
+        again.ok and again.mapping.table == report.mapping.table and np.allclose(again.shares, report.shares))
     lists = {n: (tmp_path/p).read_bytes() for n, p in split.files.items()}
-    assert {n: (tmp_path/p).read_bytes() for n, p in make_split(tmp_path, 6, progress=None).files.items()} == lists
+    assert {
+        n: (tmp_path / p).read_bytes() for n, p in make_split(tmp_path, 6, progress=None).files.items()
+    } == lists
     classes = read_classes(tmp_path)
     assert classes is None or len(classes[0]) == n
 
@@ -188,23 +210,30 @@ def test_given_colours(tmp_path):
     colors = np.array([[7, 7, 7], [200, 0, 0], [0, 200, 0], [0, 0, 200]], np.uint8)
     fill(tmp_path, change=lambda m: colors[m])
     names = tmp_path/'elsewhere.csv'
-    names.write_text('name,r,g,b\n' + ''.join(f'c{c},{r},{g},{b}\n' for c, (r, g, b) in enumerate(colors[::-1])))
+    names.write_text(
+        'name,r,g,b\n' + ''.join(f'c{c},{r},{g},{b}\n' for c, (r, g, b) in enumerate(colors[::-1])))
     report = check(tmp_path, classes=names)
-    assert report.mapping.table[0x0000c8] == 0 and report.mapping.names == ['c0', 'c1', 'c2', 'c3'] and 'elsewhere.csv' in report.mapping.text
+    assert (
+        report.mapping.table[0x0000C8] == 0
+        and report.mapping.names == ['c0', 'c1', 'c2', 'c3']
+        and 'elsewhere.csv' in report.mapping.text)
     put(tmp_path/'masks/s00.png', np.full((16, 20, 3), 77, np.uint8))
     assert 'colour 77 77 77' in check(tmp_path, classes=names).errors[0].text
-    with pytest.raises(DataError, match='no such file'): check(tmp_path, classes='lost.txt')
+    with pytest.raises(DataError, match='no such file'):
+        check(tmp_path, classes='lost.txt')
 
 
 def test_photograph_as_mask(tmp_path):
     fill(tmp_path, change=lambda m: np.random.default_rng(0).integers(0, 256, (*m.shape, 3), np.uint8))
-    with pytest.raises(DataError, match='24 of 24 masks cannot be trusted, the first is masks/s00.png'): check(tmp_path)
+    with pytest.raises(DataError, match='24 of 24 masks cannot be trusted, the first is masks/s00.png'):
+        check(tmp_path)
 
 
 def test_given_number_of_classes(tmp_path):
     report = check(fill(tmp_path), classes=3)
     assert {f.kind for f in report.errors} == {'values'} and 'value 3 in' in report.errors[0].text
-    assert [f.text[:40] for f in check(tmp_path, classes=6).errors] == ['2 of 6 classes occur in no usable mask (']
+    assert [f.text[:40] for f in check(tmp_path, classes=6).errors] == [
+        '2 of 6 classes occur in no usable mask (']
     assert check(tmp_path, classes=6, allow_missing=True).ok
 
 
@@ -219,7 +248,10 @@ def test_deep_transparent_and_grey_pictures(tmp_path):
     (tmp_path/'images/s04.png').unlink()
     put(tmp_path/'images/s04.tiff', scene(4)[0])
     report = check(tmp_path)
-    assert report.ok and len(report.usable) == 24 and kinds(report, 'warning') == ['conversion', 'depth', 'no mask']
+    assert (
+        report.ok
+        and len(report.usable) == 24
+        and kinds(report, 'warning') == ['conversion', 'depth', 'no mask'])
     convert_data(report, None, None)
     assert sorted(p.name for p in (tmp_path/'prepared').rglob('*.*')) == ['mapping.json', 's01.png']
     assert (np.asarray(Image.open(tmp_path/'prepared/images/s01.png'))[..., 0] == deep).all()
@@ -251,18 +283,28 @@ def test_notes_that_no_size_can_check(tmp_path, witness, turned):
     image, mask = scene(1)
     noted('s01', np.rot90(image, 2), mask, 3)
     noted('s02', np.rot90(image[:, :16]), mask[:, :16], 6)        # square
-    if witness: noted('s03', np.rot90(image), mask, witness)
+    if witness:
+        noted('s03', np.rot90(image), mask, witness)
     report = check(tmp_path)
     found = [f for f in report.findings if f.kind == 'orientation']
-    assert report.ok and [s.item.name for s in report.scans if s.turned] == (['s01', 's02', 's03'] if turned else [])
-    assert found == [] if turned else len(found) == 1 and found[0].file == 'images/s01.png' and ': 2 such pictures' in found[0].text
+    assert report.ok and [s.item.name for s in report.scans if s.turned] == (
+        ['s01', 's02', 's03'] if turned else [])
+    assert (
+        found == []
+        if turned
+        else len(found) == 1 and found[0].file == 'images/s01.png' and ': 2 such pictures' in found[0].text)
     convert_data(report, None, None)
-    assert not turned or all((np.asarray(Image.open(tmp_path/f'prepared/images/{n}.png')) == i).all() for n, i in (('s01', image), ('s02', image[:, :16])))
+    assert not turned or all(
+        (np.asarray(Image.open(tmp_path / f'prepared/images/{n}.png')) == i).all()
+        for n, i in (('s01', image), ('s02', image[:, :16])))
 
 
 def test_no_usable_mask_still_gives_a_report(tmp_path):
     report = check(fill(tmp_path, change=lambda m: m[::2, ::2]))
-    assert report.usable == [] and 'mask has 10x8 pixels' in report_text(report) and 'class 3' in report_html(report)
+    assert (
+        report.usable == []
+        and 'mask has 10x8 pixels' in report_text(report)
+        and 'class 3' in report_html(report))
 
 
 def test_copies_of_test_pictures_and_palettes(tmp_path):
@@ -277,7 +319,10 @@ def test_copies_of_test_pictures_and_palettes(tmp_path):
     report = check(tmp_path)
     assert not any('s10' in f.file + f.text for f in report.findings)
     split = make_split(tmp_path, 6, report=report, progress=None)
-    assert 's09' not in split.labeled + split.unlabeled and 'kept out of training: 1' in split.text and {'s10', 's11'} <= {*split.labeled, *split.unlabeled, *split.val}
+    assert (
+        's09' not in split.labeled + split.unlabeled
+        and 'kept out of training: 1' in split.text
+        and {'s10', 's11'} <= {*split.labeled, *split.unlabeled, *split.val})
 
 
 # --- layouts ---
@@ -286,32 +331,45 @@ def test_side_by_side_and_blanks(tmp_path):
     for i in range(12):
         image, mask = scene(i)
         put(tmp_path/f'my photos/a {i}.jpg', image)
-        if i < 10: put(tmp_path/f'my photos/a {i}_mask.png', mask)
+        if i < 10:
+            put(tmp_path/f'my photos/a {i}_mask.png', mask)
     assert find_layout(tmp_path).kind == 'side by side'
     split = make_split(tmp_path, 4, progress=None)
     assert '\t' in (tmp_path/split.files['labeled']).read_text()
-    assert len(read_split(tmp_path/split.files['unlabeled'], tmp_path, masks=False)) == len(split.unlabeled) == 6
+    assert (
+        len(read_split(tmp_path / split.files['unlabeled'], tmp_path, masks=False))
+        == len(split.unlabeled)
+        == 6
+    )
     assert len(masks_of(tmp_path, split)) == 6
 
 
 @pytest.mark.parametrize('linking', [True, False], ids=['links', 'copies'])
 def test_blanks_of_every_kind(tmp_path, monkeypatch, linking):
     "No-break and ideographic blanks end a field like any other; names without them stay distinct, and originals as they were."
-    if not linking: monkeypatch.setattr('os.link', lambda *args: (_ for _ in ()).throw(OSError('no links')))
+    if not linking:
+        monkeypatch.setattr('os.link', lambda *args: (_ for _ in ()).throw(OSError('no links')))
     fill(tmp_path/'data', 12, 10)
     lone = ['a b', 'a\u00a0b', 'a\u202fb', 'a\u3000b', 'a_b']
-    for i, name in enumerate([*lone, 'c\u00a0d']): put(tmp_path/f'data/images/{name}.png', scene(50+i)[0])
+    for i, name in enumerate([*lone, 'c\u00a0d']):
+        put(tmp_path/f'data/images/{name}.png', scene(50+i)[0])
     put(tmp_path/'data/masks/c\u00a0d.png', scene(55)[1])
     before = {p: p.read_bytes() for p in (tmp_path/'data').rglob('*.png')}
     for out in (None, tmp_path/'clean'):
-        for _ in range(2): root = convert_data(report := check(tmp_path/'data'), out, None)
+        for _ in range(2):
+            root = convert_data(report := check(tmp_path/'data'), out, None)
         paths = [report.converted[n][0] for n in lone]
         assert len(set(paths)) == 5 and not any(c.isspace() for p in paths for c in p)
-        for i, p in enumerate(paths): assert (np.asarray(Image.open(root/p)) == scene(50+i)[0]).all()
+        for i, p in enumerate(paths):
+            assert (np.asarray(Image.open(root/p)) == scene(50+i)[0]).all()
     assert {p: p.read_bytes() for p in before} == before
     split = make_split(tmp_path/'data', 5, progress=None)
-    read = [read_split(tmp_path/'data'/split.files[n], tmp_path/'data', masks=False) for n in ('labeled', 'unlabeled', 'val')]
-    assert sum(map(len, read)) == 18 and [p.mask for part in read for p in part if p.name == 'c\u00a0d'][0] is not None
+    read = [
+        read_split(tmp_path / 'data' / split.files[n], tmp_path / 'data', masks=False)
+        for n in ('labeled', 'unlabeled', 'val')]
+    assert (
+        sum(map(len, read)) == 18
+        and [p.mask for part in read for p in part if p.name == 'c\u00a0d'][0] is not None)
 
 
 def test_a_source_replaced_by_an_older_file_is_converted_again(tmp_path):
@@ -323,7 +381,8 @@ def test_a_source_replaced_by_an_older_file_is_converted_again(tmp_path):
 
 
 def test_split_folders(tmp_path):
-    for side in ('train', 'valid'): fill(tmp_path, 10, 10, folders=(f'{side}/images', f'{side}/labels'))
+    for side in ('train', 'valid'):
+        fill(tmp_path, 10, 10, folders=(f'{side}/images', f'{side}/labels'))
     report = check(tmp_path)
     assert {s.item.split for s in report.usable} == {'train', 'val'} and len(report.usable) == 20
     assert {f.kind for f in report.findings} >= {'leak'}, 'both folders hold the same pictures'
@@ -338,7 +397,9 @@ def test_voc(tmp_path):
     (sets/'train.txt').write_text('\n'.join(f's{i:02d}' for i in range(7)))
     (sets/'val.txt').write_text('s07\ns08\ns09\n')
     layout = find_layout(tmp_path)
-    assert layout.kind == 'VOC' and len(layout.items) == 10 and layout.n_ignored == 2 and not layout.orphan_masks
+    assert (
+        layout.kind == 'VOC' and len(layout.items) == 10 and layout.n_ignored == 2 and not layout.orphan_masks
+    )
     assert check(tmp_path).mapping.names == list(VOC_NAMES)
     split = make_split(tmp_path, 4, progress=None)
     assert split.val == ['s07', 's08', 's09'] and len(split.unlabeled) == 3
@@ -351,13 +412,20 @@ def test_cityscapes_from_the_raw_download(tmp_path):
         put(tmp_path/f'leftImg8bit/{side}/{town}/{town}_{i:02d}_leftImg8bit.png', image)
         ids = back[mask]
         ids[0] = 4  # static: ignored
-        for tail in ('labelIds', 'color', 'instanceIds'): put(tmp_path/f'gtFine/{side}/{town}/{town}_{i:02d}_gtFine_{tail}.png', ids)
+        for tail in ('labelIds', 'color', 'instanceIds'):
+            put(tmp_path/f'gtFine/{side}/{town}/{town}_{i:02d}_gtFine_{tail}.png', ids)
     split = make_split(tmp_path, 3, progress=None)
     line = (tmp_path/split.files['labeled']).read_text().splitlines()[0]
-    assert line.endswith('_gtFine_labelTrainIds.png') and line.startswith('leftImg8bit/train/ulm/'), 'the form of the published lists'
-    for mask in masks_of(tmp_path, split).values(): assert set(np.unique(mask)) <= {0, 1, 2, 3, IGNORE_INDEX} and (mask[0] == IGNORE_INDEX).all()
+    assert line.endswith('_gtFine_labelTrainIds.png') and line.startswith('leftImg8bit/train/ulm/'), (
+        'the form of the published lists')
+    for mask in masks_of(tmp_path, split).values():
+        assert set(np.unique(mask)) <= {0, 1, 2, 3, IGNORE_INDEX} and (mask[0] == IGNORE_INDEX).all()
     again = check(tmp_path, allow_missing=True)
-    assert again.ok and again.mapping.as_is and len(again.mapping.names) == 19 and again.mapping.names[0] == 'road'
+    assert (
+        again.ok
+        and again.mapping.as_is
+        and len(again.mapping.names) == 19
+        and again.mapping.names[0] == 'road')
 
 
 def test_segnet_camvid(tmp_path):
@@ -367,7 +435,11 @@ def test_segnet_camvid(tmp_path):
         put(tmp_path/f'{side}annot/{i}.png', np.where(scene(i)[1] == 1, 11, scene(i)[1]).astype(np.uint8))
     for _ in range(2):  # the second time its own classes.txt is there
         report = check(tmp_path, allow_missing=True)
-        assert report.ok and report.layout.kind == 'CamVid/SegNet' and report.mapping.table[11] == IGNORE_INDEX and len(report.mapping.names) == 11
+        assert (
+            report.ok
+            and report.layout.kind == 'CamVid/SegNet'
+            and report.mapping.table[11] == IGNORE_INDEX
+            and len(report.mapping.names) == 11)
         make_split(tmp_path, 3, progress=None)
 
 
@@ -375,27 +447,38 @@ def test_segnet_camvid(tmp_path):
 def test_coco(tmp_path):
     pytest.importorskip('pycocotools')
     from pycocotools import mask as rle
-    notes = dict(images=[], annotations=[], categories=[dict(id=5, name='dog'), dict(id=2, name='cat'), dict(id=90, name='cup')])
+    notes = dict(
+        images=[], annotations=[],
+        categories=[dict(id=5, name='dog'), dict(id=2, name='cat'), dict(id=90, name='cup')])
     for i in range(8):
         image, mask = scene(i)
         put(tmp_path/f'train2017/{i:012d}.jpg', image)
         notes['images'].append(dict(id=i, file_name=f'{i:012d}.jpg', width=20, height=16))
         for c, category in ((1, 2), (2, 5), (3, 90)):
-            if not (mask == c).any(): continue
+            if not (mask == c).any():
+                continue
             code = rle.encode(np.asfortranarray((mask == c).astype(np.uint8)))
-            notes['annotations'].append(dict(id=10*i+c, image_id=i, category_id=category, iscrowd=0, area=int((mask == c).sum()),
-                                             segmentation=dict(size=code['size'], counts=code['counts'].decode())))
+            notes['annotations'].append(
+                dict(
+                    id=10 * i + c, image_id=i, category_id=category, iscrowd=0, area=int((mask == c).sum()),
+                    segmentation=dict(size=code['size'], counts=code['counts'].decode()))
+            )
     (tmp_path/'annotations').mkdir()
     path = tmp_path/'annotations/instances_train2017.json'
     path.write_text(json.dumps(notes))
     report = check(tmp_path)
-    assert report.ok and report.layout.kind == 'COCO' and report.mapping.names == ['background', 'cat', 'dog', 'cup']
+    assert (
+        report.ok
+        and report.layout.kind == 'COCO'
+        and report.mapping.names == ['background', 'cat', 'dog', 'cup'])
     split = make_split(tmp_path, 3, progress=None)
-    for name, got in masks_of(tmp_path, split).items(): assert (got == scene(int(name))[1]).all()
+    for name, got in masks_of(tmp_path, split).items():
+        assert (got == scene(int(name))[1]).all()
     notes['annotations'][0]['segmentation'] = dict(size=[9, 9], counts=[40, 41])
     notes['images'].append(dict(id=99, file_name='lost.jpg', width=20, height=16))
     path.write_text(json.dumps(notes))
-    assert sorted('drawn for 9x9' in f.text or 'no such file' in f.text for f in check(tmp_path).errors) == [True, True]
+    assert sorted('drawn for 9x9' in f.text or 'no such file' in f.text for f in check(tmp_path).errors) == [
+        True, True]
 
 
 # --- splits ---
@@ -406,12 +489,19 @@ def test_splits_are_nested_balanced_and_stable(tmp_path):
     splits = {n: make_split(tmp_path, n, report=report, progress=None) for n in (4, 8, 16, 32)}
     sizes = sorted(splits)
     for small, large in zip(sizes, sizes[1:]):
-        assert set(splits[small].labeled) < set(splits[large].labeled) and splits[small].val == splits[large].val
+        assert (
+            set(splits[small].labeled) < set(splits[large].labeled) and splits[small].val == splits[large].val
+        )
     row = {s.item.name: i for i, s in enumerate(report.usable)}
     for s in splits.values():
-        assert (report.shares[[row[n] for n in s.labeled]].sum(0) > 0).all() and (report.shares[[row[n] for n in s.val]].sum(0) > 0).all()
-        assert not set(s.labeled) & set(s.val) and not set(s.unlabeled) & {*s.labeled, *s.val} and len(s.labeled + s.unlabeled + s.val) == 70
-    all_shares, chosen = report.shares.mean(0), report.shares[[row[n] for n in splits[16].labeled]].mean(0)
+        assert (report.shares[[row[n] for n in s.labeled]].sum(0) > 0).all() and (
+            report.shares[[row[n] for n in s.val]].sum(0) > 0).all()
+        assert (
+            not set(s.labeled) & set(s.val)
+            and not set(s.unlabeled) & {*s.labeled, *s.val}
+            and len(s.labeled + s.unlabeled + s.val) == 70)
+    all_shares = report.shares.mean(0)
+    chosen = report.shares[[row[n] for n in splits[16].labeled]].mean(0)
     assert np.abs(chosen - all_shares).max() < .02
     assert make_split(tmp_path, 8, seed=1, report=report, progress=None).labeled != splits[8].labeled
 
@@ -422,23 +512,28 @@ def test_split_bytes_do_not_depend_on_the_machine(tmp_path):
     names = [f's{i:02d}' for i in range(24)]
     assert choose_pictures(shares, names, 6) == [21, 12, 22, 13, 16, 1]
     turn = np.random.default_rng(0).permutation(24)
-    assert [turn[i] for i in choose_pictures(shares[turn], [names[i] for i in turn], 6)] == [21, 12, 22, 13, 16, 1]
+    assert [turn[i] for i in choose_pictures(shares[turn], [names[i] for i in turn], 6)] == [
+        21, 12, 22, 13, 16, 1]
 
 
 def test_split_refusals(tmp_path):
     fill(tmp_path)
     report = check(tmp_path)
     for labels, words in ((0, 'ask for 1 to'), (1, 'ask for at least'), (99, 'ask for 1 to')):
-        with pytest.raises(DataError, match=words): make_split(tmp_path, labels, report=report, progress=None)
-    with pytest.raises(DataError, match='val=0'): make_split(tmp_path, 5, val=0, report=report, progress=None)
+        with pytest.raises(DataError, match=words):
+            make_split(tmp_path, labels, report=report, progress=None)
+    with pytest.raises(DataError, match='val=0'):
+        make_split(tmp_path, 5, val=0, report=report, progress=None)
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may write everywhere')
 def test_folder_without_write_permission(tmp_path):
     fill(tmp_path).chmod(0o555)
     try:
-        with pytest.raises(DataError, match='cannot be written'): make_split(tmp_path, 5, progress=None)
-    finally: tmp_path.chmod(0o755)
+        with pytest.raises(DataError, match='cannot be written'):
+            make_split(tmp_path, 5, progress=None)
+    finally:
+        tmp_path.chmod(0o755)
 
 
 def test_lists_in_another_folder(tmp_path):
@@ -457,7 +552,11 @@ def test_report_is_escaped_self_contained_and_stable(tmp_path):
     put(root/'masks/<i>&".png', scene(0)[1])
     report = check(root)
     page = report_html(report)
-    assert '<script' not in page and '&lt;i&gt;&amp;&#34;.png' in page and '://' not in page and 'src="data:image/jpeg;base64' in page
+    assert (
+        '<script' not in page
+        and '&lt;i&gt;&amp;&#34;.png' in page
+        and '://' not in page
+        and 'src="data:image/jpeg;base64' in page)
     assert str(tmp_path) not in page + report_json(report) + report_text(report)
     files = save_report(report, tmp_path/'out')
     first = [f.read_bytes() for f in files]
@@ -470,11 +569,14 @@ def test_report_is_escaped_self_contained_and_stable(tmp_path):
 def test_auto_config(tmp_path):
     fill(tmp_path, change=colored)
     config, text = auto_config(tmp_path, labels=6, progress=None, weights='', seed=3)
-    assert (config.n_classes, config.crop, config.labeled, config.seed) == (21, 65, 'splits/s0/6/labeled.txt', 3)  # seeds share their lists
+    # seeds share their lists
+    assert (config.n_classes, config.crop, config.labeled, config.seed) == (
+        21, 65, 'splits/s0/6/labeled.txt', 3)
     assert read_classes(tmp_path)[0] == list(VOC_NAMES) and 'lists: 6 labeled, 17 unlabeled, 5 val' in text
     from corrmatch.training.builders import make_datasets
     sources = make_datasets(config)
-    assert len(sources.labeled) == 6 and len(sources.unlabeled) == 17 and sources.class_names == list(VOC_NAMES)
+    assert (
+        len(sources.labeled) == 6 and len(sources.unlabeled) == 17 and sources.class_names == list(VOC_NAMES))
     assert set(np.unique(np.asarray(sources.labeled.read_mask(0)))) <= set(range(K))
 
 
@@ -482,8 +584,13 @@ def test_auto_config_takes_lists_that_are_there(tmp_path):
     make_split(fill(tmp_path), 5, progress=None)
     make_split(tmp_path, 9, progress=None)
     config, text = auto_config(tmp_path, progress=None, weights='', crop=97)
-    assert config.labeled == 'splits/s0/9/labeled.txt' and 'choose with labeled=LIST' in text and 'crop=97: given' in text
-    given, _ = auto_config(tmp_path, progress=None, weights='', labeled='splits/s0/5/labeled.txt', unlabeled='splits/s0/5/unlabeled.txt', val='splits/s0/val.txt')
+    assert (
+        config.labeled == 'splits/s0/9/labeled.txt'
+        and 'choose with labeled=LIST' in text
+        and 'crop=97: given' in text)
+    given, _ = auto_config(
+        tmp_path, progress=None, weights='', labeled='splits/s0/5/labeled.txt',
+        unlabeled='splits/s0/5/unlabeled.txt', val='splits/s0/val.txt')
     assert given.labeled == 'splits/s0/5/labeled.txt' and given.val == 'splits/s0/val.txt'
 
 
@@ -497,10 +604,14 @@ def test_a_val_list_alone_keeps_its_pictures_out_of_training(tmp_path):
     config, _ = auto_config(tmp_path, progress=None, weights='', labels=8, val='own.txt')
     assert config.val == 'own.txt'
     taught = names_in(tmp_path, config.labeled) | names_in(tmp_path, config.unlabeled)
-    assert not taught & {'s01', 's02', 's03', 's27'} and len(taught) == 24 and len(names_in(tmp_path, config.labeled)) == 8
+    assert (
+        not taught & {'s01', 's02', 's03', 's27'}
+        and len(taught) == 24
+        and len(names_in(tmp_path, config.labeled)) == 8)
     put(tmp_path/'masks/s05.png', scene(5)[1][::2])
     (tmp_path/'bad.txt').write_text('s05\n')
-    with pytest.raises(DataError, match='bad.txt: names no picture'): auto_config(tmp_path, progress=None, weights='', labels=8, val='bad.txt')
+    with pytest.raises(DataError, match='bad.txt: names no picture'):
+        auto_config(tmp_path, progress=None, weights='', labels=8, val='bad.txt')
 
 
 def test_a_val_list_alone_against_the_lists_that_are_there(tmp_path):
@@ -509,30 +620,40 @@ def test_a_val_list_alone_against_the_lists_that_are_there(tmp_path):
     split = make_split(tmp_path, 5, progress=None)
     (tmp_path/'own.txt').write_text(f'{split.labeled[0]}\n{split.val[0]}\n')
     config, text = auto_config(tmp_path, progress=None, weights='', val='own.txt')
-    assert 'passed over because they share pictures with val: 1' in text and config.labeled == 'splits/s0-own/22/labeled.txt'
+    assert (
+        'passed over because they share pictures with val: 1' in text
+        and config.labeled == 'splits/s0-own/22/labeled.txt')
     assert not names_in(tmp_path, config.labeled) & {split.labeled[0], split.val[0]}
     (tmp_path/'own.txt').write_text(f'{split.val[0]}\n{split.val[1]}\n')
-    assert auto_config(tmp_path, progress=None, weights='', val='own.txt')[0].labeled == split.files['labeled']
+    assert (
+        auto_config(tmp_path, progress=None, weights='', val='own.txt')[0].labeled == split.files['labeled'])
 
 
 def test_val_is_not_changed_under_older_sets(tmp_path):
     "Pictures that are labeled in an older set must not become val of it."
     fill(tmp_path)
     old = make_split(tmp_path, 5, progress=None)
-    for i in range(30, 60): put(tmp_path/f'images/s{i}.png', scene(i)[0]); put(tmp_path/f'masks/s{i}.png', scene(i)[1])
+    for i in range(30, 60):
+        put(tmp_path/f'images/s{i}.png', scene(i)[0])
+        put(tmp_path/f'masks/s{i}.png', scene(i)[1])
     before = (tmp_path/old.files['val']).read_bytes()
-    with pytest.raises(DataError, match='val.txt: names other pictures than this split needs, and 5 beside it'): make_split(tmp_path, 9, progress=None)
+    with pytest.raises(
+        DataError, match='val.txt: names other pictures than this split needs, and 5 beside it'):
+        make_split(tmp_path, 9, progress=None)
     assert (tmp_path/old.files['val']).read_bytes() == before and not (tmp_path/'splits/s0/9').exists()
-    assert make_split(tmp_path, 5, progress=None).val != old.val, 'the only set is made anew together with its val'
+    assert make_split(tmp_path, 5, progress=None).val != old.val, (
+        'the only set is made anew together with its val')
     make_split(tmp_path, 9, progress=None)
     assert make_split(tmp_path, 9, seed=1, progress=None).files['val'] == 'splits/s1/val.txt'
 
 
 def test_found_sets_that_overlap_val_are_passed_over(tmp_path):
     fill(tmp_path)
-    small, large = make_split(tmp_path, 5, progress=None), make_split(tmp_path, 9, progress=None)
+    small = make_split(tmp_path, 5, progress=None)
+    large = make_split(tmp_path, 9, progress=None)
     only = next(n for n in large.labeled if n not in small.labeled)
-    with open(tmp_path/'splits/s0/val.txt', 'a') as f: f.write(f'images/{only}.png masks/{only}.png\n')
+    with open(tmp_path/'splits/s0/val.txt', 'a') as f:
+        f.write(f'images/{only}.png masks/{only}.png\n')
     config, text = auto_config(tmp_path, progress=None, weights='')
     assert config.labeled == 'splits/s0/5/labeled.txt' and 'share pictures with val: 1' in text
 
@@ -544,8 +665,12 @@ def test_unlabeled_pictures_given_as_a_folder_or_shards(tmp_path):
     write_shards(read_split(tmp_path/'data/list.txt', tmp_path/'data'), tmp_path/'data/shards', 10)
     for name, n in (('shards/*.tar', 20), ('images', 28), ('list.txt', 20)):
         for more in ({}, dict(labeled='splits/s0/5/labeled.txt', val='splits/s0/val.txt')):
-            config, text = auto_config(tmp_path/'data', progress=None, weights='', unlabeled=name, epochs=8, **more)
-            assert config.unlabeled == name and config.steps == n and f'8 passes over {n} unlabeled pictures' in text
+            config, text = auto_config(
+                tmp_path / 'data', progress=None, weights='', unlabeled=name, epochs=8, **more)
+            assert (
+                config.unlabeled == name
+                and config.steps == n
+                and f'8 passes over {n} unlabeled pictures' in text)
 
 
 def test_auto_config_looks_at_the_values_of_val(tmp_path):
@@ -553,7 +678,8 @@ def test_auto_config_looks_at_the_values_of_val(tmp_path):
     (tmp_path/'own.txt').write_text('s01\ns02\n')
     lists = dict(labeled=split.files['labeled'], unlabeled=split.files['unlabeled'])
     for val in (lists, {}):
-        with pytest.raises(DataError, match='own.txt: names masks/s01.png, which training cannot read'): auto_config(tmp_path, progress=None, weights='', val='own.txt', **val)
+        with pytest.raises(DataError, match='own.txt: names masks/s01.png, which training cannot read'):
+            auto_config(tmp_path, progress=None, weights='', val='own.txt', **val)
 
 
 def test_auto_config_after_a_conversion(tmp_path):
@@ -562,35 +688,46 @@ def test_auto_config_after_a_conversion(tmp_path):
     assert config.labeled == split.files['labeled'] and config.n_classes == 21
     (tmp_path/'own.txt').write_text('s01\ns02\n')
     with pytest.raises(DataError, match='own.txt: names masks/s01.png, which training cannot read'):
-        auto_config(tmp_path, progress=None, weights='', labeled='own.txt', unlabeled='own.txt', val='own.txt')
+        auto_config(
+            tmp_path, progress=None, weights='', labeled='own.txt', unlabeled='own.txt', val='own.txt')
 
 
 def test_auto_config_with_every_picture_labeled(tmp_path):
     config, text = auto_config(fill(tmp_path, 24, 24), progress=None, weights='', method='supervised')
-    assert config.method == 'supervised' and config.unlabeled == config.labeled and 'serve as unlabeled too' in text
-    again, text = auto_config(tmp_path, progress=None, weights='', method='supervised')  # now with the lists that the first call made
+    assert (
+        config.method == 'supervised'
+        and config.unlabeled == config.labeled
+        and 'serve as unlabeled too' in text)
+    # now with the lists that the first call made
+    again, text = auto_config(tmp_path, progress=None, weights='', method='supervised')
     assert again == config and 'serve as unlabeled too' in text
 
 
 def test_map_ids_ignores_what_it_does_not_know():
-    assert map_ids(np.array([[0, 9], [1, 70000]]), {0: 0, 1: 2}).tolist() == [[0, IGNORE_INDEX], [2, IGNORE_INDEX]]
+    assert map_ids(np.array([[0, 9], [1, 70000]]), {0: 0, 1: 2}).tolist() == [
+        [0, IGNORE_INDEX], [2, IGNORE_INDEX]]
 
 
 def test_a_conversion_goes_to_a_folder_of_its_own(tmp_path):
-    mine, other = fill(tmp_path/'mine', change=colored), fill(tmp_path/'other')
+    mine = fill(tmp_path/'mine', change=colored)
+    other = fill(tmp_path/'other')
     before = {p: p.read_bytes() for p in other.rglob('*') if p.is_file()}
-    with pytest.raises(DataError, match='is not empty, and no earlier conversion'): convert_data(check(mine), other, progress=None)
+    with pytest.raises(DataError, match='is not empty, and no earlier conversion'):
+        convert_data(check(mine), other, progress=None)
     assert before == {p: p.read_bytes() for p in other.rglob('*') if p.is_file()}
-    for _ in range(2): convert_data(check(mine), tmp_path/'new', progress=None)  # a conversion may be repeated
+    for _ in range(2):
+        convert_data(check(mine), tmp_path/'new', progress=None)  # a conversion may be repeated
 
 
 def test_given_classes_and_the_folders_own_do_not_go_apart(tmp_path):
     fill(tmp_path)
     (tmp_path/'names.txt').write_text('\n'.join(f'n{i} {i} 0 0' for i in range(K)))
     (tmp_path/'classes.txt').write_text('\n'.join(f'old{i} {i} 0 0' for i in range(K)))
-    with pytest.raises(DataError, match='classes.txt: names other classes'): auto_config(tmp_path, progress=None, weights='', classes=tmp_path/'names.txt')
+    with pytest.raises(DataError, match='classes.txt: names other classes'):
+        auto_config(tmp_path, progress=None, weights='', classes=tmp_path/'names.txt')
     (tmp_path/'classes.txt').unlink()
-    with pytest.raises(DataError, match='occur in no usable mask'): auto_config(tmp_path, progress=None, weights='', classes=K+3)
+    with pytest.raises(DataError, match='occur in no usable mask'):
+        auto_config(tmp_path, progress=None, weights='', classes=K+3)
     assert not (tmp_path/'classes.txt').exists()  # a wrong guess leaves nothing behind
 
 
@@ -598,5 +735,8 @@ def test_a_mask_that_is_a_jpeg_is_named(tmp_path):
     fill(tmp_path)
     for i, path in enumerate(sorted((tmp_path/'masks').glob('*.png'))):
         noise = np.random.default_rng(i).integers(0, 9, np.asarray(Image.open(path)).shape)
-        Image.fromarray((np.asarray(Image.open(path))*20 + noise).astype(np.uint8)).save(path.with_suffix('.jpg')); path.unlink()
-    with pytest.raises(DataError, match='a JPEG mask'): check(tmp_path)
+        Image.fromarray((np.asarray(Image.open(path)) * 20 + noise).astype(np.uint8)).save(
+            path.with_suffix('.jpg'))
+        path.unlink()
+    with pytest.raises(DataError, match='a JPEG mask'):
+        check(tmp_path)

@@ -32,16 +32,22 @@ def section(path, heading):
 
 
 def test_anchor():
-    assert anchor('One τ, three decisions') == 'one-τ-three-decisions' and anchor('Seven of ten: `a_b`?') == 'seven-of-ten-a_b'
+    assert (
+        anchor('One τ, three decisions') == 'one-τ-three-decisions'
+        and anchor('Seven of ten: `a_b`?') == 'seven-of-ten-a_b')
 
 
 def test_there_are_ten_and_each_is_answered_somewhere():
     questions = re.findall(r'^\d+\. .+$', section(NBS/'index.ipynb', 'Ten questions'), re.M)
     assert [int(q.split('.')[0]) for q in questions] == list(range(1, 11))
-    for q in questions: assert re.match(r'\d+\. \*\*[^*]+\?\*\* ', q) and LINK.search(q), q
+    for q in questions:
+        assert re.match(r'\d+\. \*\*[^*]+\?\*\* ', q) and LINK.search(q), q
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 def test_links_to_headings_lead_somewhere(path):
-    wrong = [f'{name}#{part}' for name, part in LINK.findall(prose(path)) if not (NBS/name).is_file() or part not in anchors(NBS/name)]
+    wrong = [
+        f'{name}#{part}'
+        for name, part in LINK.findall(prose(path))
+        if not (NBS / name).is_file() or part not in anchors(NBS / name)]
     assert not wrong, wrong

@@ -82,7 +82,13 @@ print('compiled')
 
 
 def run(code, tmp_path, **env):
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'TRITON_CACHE_DIR': str(tmp_path), 'OMP_NUM_THREADS': '1', **env}
+    env = {
+        **os.environ,
+        'PYTHONPATH': str(ROOT),
+        'TRITON_CACHE_DIR': str(tmp_path),
+        'OMP_NUM_THREADS': '1',
+        **env,
+    }
     return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=300)
 
 
@@ -92,11 +98,16 @@ def test_kernel_equals_the_definition(tmp_path):
 
 
 def test_kernel_compiles_for_a_gpu(tmp_path):
-    if not [*Path(triton.__file__).parent.glob('backends/nvidia/bin/ptxas*')] and not shutil.which('ptxas'): pytest.skip('the compiler for GPUs is not installed')
+    if not [*Path(triton.__file__).parent.glob('backends/nvidia/bin/ptxas*')] and not shutil.which('ptxas'):
+        pytest.skip('the compiler for GPUs is not installed')
     done = run(COMPILE, tmp_path, TRITON_INTERPRET='0')
     assert done.stdout.strip() == 'compiled', done.stderr[-2000:]
 
 
 def test_regions_do_not_need_triton(tmp_path):
-    code = "import sys; sys.modules['triton'] = None\nimport torch\nfrom corrmatch.engine import regions as region\nassert region.triton is None and not region._has_kernel(torch.device('cuda'), 21)\nprint('fine')"
+    code = (
+        "import sys; sys.modules['triton'] = None\nimport torch\nfrom corrmatch.engine import regions "
+        "as region\nassert region.triton is None and not region._has_kernel(torch.device('cuda'), "
+        "21)\nprint('fine')"
+    )
     assert run(code, tmp_path).stdout.strip() == 'fine'

@@ -12,7 +12,9 @@ from corrmatch.use.cli import make_parser
 from corrmatch.config import Config, preset
 from corrmatch.files import DataError, write_atomic
 from corrmatch.training.metrics import evaluate
-from corrmatch.use.report import class_rows, draw_run, example_cards, read_run, report_html, resume_command, run_line, run_panels, score_run, show_run, summary_rows, write_report
+from corrmatch.use.report import (
+    class_rows, draw_run, example_cards, read_run, report_html, resume_command, run_line, run_panels,
+    score_run, show_run, summary_rows, write_report)
 from corrmatch.training.trainer import Trainer, load_run
 from corrmatch.data.views import normalize
 from runs_for_tests import small
@@ -35,20 +37,34 @@ def test_page(run):
     assert '7 of 100 validation pictures' in page and page.count('<figure>') >= 6 and 'report.html' in said
     assert '<script' not in page and '://' not in page
     assert set(re.findall(r' src="(\w+):', page)) == {'data'} and "default-src 'none'" in page
-    assert all(re.search(rf'<h2>{title}</h2>', page) for title in ('Summary', 'Validation', 'Classes', 'Confusion', 'Worst pictures', 'Best pictures', 'Pseudo-labels', 'Training', 'Settings'))
+    assert all(
+        re.search(rf'<h2>{title}</h2>', page)
+        for title in (
+            'Summary', 'Validation', 'Classes', 'Confusion', 'Worst pictures', 'Best pictures',
+            'Pseudo-labels', 'Training', 'Settings')
+    )
     assert all('alt="' in tag for tag in re.findall('<img [^>]*>', page))
 
 
 def test_page_without_data(run, tmp_path):
     "The data have moved: the page says so, and keeps the rest with the names of the classes."
-    record = (run/'config.json').read_text().replace('"data": ""', '"data": "gone/<b>"').replace('"labeled": ""', '"labeled": "l.txt"')
+    record = (
+        (run / 'config.json')
+        .read_text()
+        .replace('"data": ""', '"data": "gone/<b>"')
+        .replace('"labeled": ""', '"labeled": "l.txt"')
+    )
     write_atomic(run/'config.json', record.encode())
     log = read_run(run)
     assert log.names[1] == 'stripes'                                     # from the columns of val.csv
     (run/'metrics.csv').unlink()
     said = write_report(run, tmp_path/'r.html', 'none.pt', device='cpu')
     page = (tmp_path/'r.html').read_text()
-    assert 'left out' in said and 'Confusion and pictures are left out' in page and '<b>' not in page and 'Classes' in page
+    assert (
+        'left out' in said
+        and 'Confusion and pictures are left out' in page
+        and '<b>' not in page
+        and 'Classes' in page)
 
 
 def test_young_and_damaged_runs(run):
@@ -58,13 +74,19 @@ def test_young_and_damaged_runs(run):
         (run/'metrics.csv').write_text(text)
         assert 'miou' in run_panels(read_run(run)) and run_line(read_run(run))
     draw_run(run)
-    for name in ('metrics.csv', 'val.csv', 'state.json'): (run/name).unlink()
+    for name in ('metrics.csv', 'val.csv', 'state.json'):
+        (run/name).unlink()
     shutil.rmtree(run/'pictures')
     log = read_run(run)
-    assert run_panels(log) == {} and class_rows(log) == [] and 'no validation yet' in run_line(log) and 'unknown' in dict(summary_rows(log))['state']
+    assert (
+        run_panels(log) == {}
+        and class_rows(log) == []
+        and 'no validation yet' in run_line(log)
+        and 'unknown' in dict(summary_rows(log))['state'])
     page = report_html(log, 'nothing to score')
     assert 'nothing to score' in page and '<h2>Classes' not in page
-    with pytest.raises(DataError, match='no run folder'): read_run(run/'pictures')
+    with pytest.raises(DataError, match='no run folder'):
+        read_run(run/'pictures')
 
 
 def test_scores_without_columns_of_classes(run):
@@ -74,7 +96,9 @@ def test_scores_without_columns_of_classes(run):
 
 
 def test_supervised_run_has_no_pseudo_labels(tmp_path):
-    Trainer(small(tmp_path/'s', 'supervised', steps=2, eval_every=2, toy_labeled=4, toy_unlabeled=0, regions=0), quiet=True).fit()
+    Trainer(
+        small(tmp_path / 's', 'supervised', steps=2, eval_every=2, toy_labeled=4, toy_unlabeled=0, regions=0),
+        quiet=True).fit()
     log = read_run(tmp_path/'s')
     assert not {'tau', 'coverage', 'accuracy'} & set(run_panels(log))
     assert '<h2>Pseudo-labels' not in report_html(log._replace(val={}))
@@ -86,7 +110,9 @@ def test_pictures_are_scored_in_the_runs_own_way(run, mode):
     source, (model, _) = scored.sources.val, load_run(run)
     rows = list(scored.scores)
     assert rows == [0, 33, 66, 99]
-    size = torch.from_numpy(np.stack([source.images[r] for r in rows])), torch.from_numpy(np.stack([source.masks[r] for r in rows]))
+    size = (
+        torch.from_numpy(np.stack([source.images[r] for r in rows])),
+        torch.from_numpy(np.stack([source.masks[r] for r in rows])))
     pairs = [(normalize(i.permute(2, 0, 1))[None], m[None].long()) for i, m in zip(*size)]
     found = evaluate(model, pairs, 5, mode, 17).matrix
     assert found.sum() == scored.confusion.matrix.sum() and (found - scored.confusion.matrix).abs().sum() <= 4
@@ -96,10 +122,14 @@ def test_pictures_are_scored_in_the_runs_own_way(run, mode):
 
 @pytest.mark.parametrize('changes', [{}, dict(batch_x=4, batch_u=4), dict(batch_x=4, batch_u=4, lr=.001), dict(data="my data/it's", transposed=True, val='v.txt'), dict(tau=.5, w_kl=0.)])
 def test_resume_command_leads_back(changes):
-    config = replace(preset('voc_92', 'corrmatch', **changes), steps=104_900)  # a run writes its steps into its record
+    # a run writes its steps into its record
+    config = replace(preset('voc_92', 'corrmatch', **changes), steps=104_900)
     words = shlex.split(resume_command(config, 'runs/a b'))
     args = make_parser().parse_args(words[1:])
-    fields = {k: v for k, v in vars(args).items() if k in Config.__dataclass_fields__ and k not in ('name', 'method')}
+    fields = {
+        k: v
+        for k, v in vars(args).items()
+        if k in Config.__dataclass_fields__ and k not in ('name', 'method')}
     assert preset(args.preset, args.method, **fields) == replace(config, out='runs/a b') and args.resume
 
 
@@ -120,5 +150,6 @@ def test_viewer_follows_a_run(run):
 
 
 def test_scores_are_those_of_the_run(run):
-    scored, log = score_run(run, device='cpu', most=0), read_run(run)
+    scored = score_run(run, device='cpu', most=0)
+    log = read_run(run)
     assert abs(100*scored.confusion.miou() - np.nanmax(log.val['miou'])) < .05 and len(scored.scores) == 100

@@ -16,30 +16,43 @@ from corrmatch.training.trainer import Trainer
 from errors_for_tests import refused
 
 pytestmark = pytest.mark.usefixtures('no_drawing')
-SMALL = dict(backbone='toynet', weights='', crop=33, batch_x=2, batch_u=2, device='cpu', n_classes=2, norm='group', stride=8, dim=16, low_dim=8, regions=4)
+SMALL = dict(
+    backbone='toynet', weights='', crop=33, batch_x=2, batch_u=2, device='cpu', n_classes=2, norm='group',
+    stride=8, dim=16, low_dim=8, regions=4)
 
 
 def photo(path, seed, flat=False):
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rng.integers(0, 2, (40, 40)).astype(np.uint8) if flat else rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)).save(path)
+    Image.fromarray(
+        rng.integers(0, 2, (40, 40)).astype(np.uint8)
+        if flat
+        else rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)).save(path)
 
 
 @pytest.fixture
 def data(tmp_path):
     "Twelve photographs, six with masks, and lists."
-    for i in range(12): photo(tmp_path/f'd/images/p{i:02d}.png', i)
-    for i in range(6): photo(tmp_path/f'd/masks/p{i:02d}.png', i, True)
-    for i in range(3): photo(tmp_path/f'd/more/m{i}.png', 50+i)
+    for i in range(12):
+        photo(tmp_path/f'd/images/p{i:02d}.png', i)
+    for i in range(6):
+        photo(tmp_path/f'd/masks/p{i:02d}.png', i, True)
+    for i in range(3):
+        photo(tmp_path/f'd/more/m{i}.png', 50+i)
     for name, rows in dict(lab=range(4), val=(4, 5)).items():
-        (tmp_path/f'd/{name}.txt').write_text(''.join(f'images/p{i:02d}.png masks/p{i:02d}.png\n' for i in rows))
+        (tmp_path / f'd/{name}.txt').write_text(
+            ''.join(f'images/p{i:02d}.png masks/p{i:02d}.png\n' for i in rows))
     (tmp_path/'d/unl.txt').write_text(''.join(f'images/p{i:02d}.png\n' for i in range(6, 12)))
     return tmp_path/'d'
 
 
 def config_of(data, **changes):
     lists = dict(labeled='lab.txt', unlabeled='unl.txt', val='val.txt')
-    return preset('camvid', data=str(data), **SMALL | lists | dict(out=str(data.parent/'run'), steps=2, eval_every=9, save_every=1) | changes)
+    return preset(
+        'camvid',
+        data=str(data),
+        **SMALL | lists | dict(out=str(data.parent / 'run'), steps=2, eval_every=9, save_every=1) | changes,
+    )
 
 
 def start(data, **changes):
@@ -74,7 +87,11 @@ def test_changed_lists_are_refused(data, name, change, words):
     refused(lambda: go_on(config), 'have changed', '--force', *words)
     go_on(config, force=True)
     assert not data_changes(read_data_record(data.parent/'run'), read_data_record(data.parent/'run'))
-    assert read_data_record(data.parent/'run')['lists'][dict(unl='unlabeled', lab='labeled', val='val')[name]]['lines'] == len((data/f'{name}.txt').read_text().split('\n')) - 1
+    assert (
+        read_data_record(data.parent / 'run')['lists'][dict(unl='unlabeled', lab='labeled', val='val')[name]][
+            'lines']
+        == len((data / f'{name}.txt').read_text().split('\n')) - 1
+    )
 
 
 def test_a_folder_of_unlabeled_images_that_grew(data):
@@ -86,7 +103,8 @@ def test_a_folder_of_unlabeled_images_that_grew(data):
 def test_the_same_lists_written_differently(data):
     "Ids instead of paths, another end of line, a mark at the start: the same images."
     config = start(data)
-    (data/'lab.txt').write_text('﻿' + ''.join(f'p{i:02d}\r\n' for i in range(4)), encoding='utf-8', newline='')
+    (data / 'lab.txt').write_text(
+        '﻿' + ''.join(f'p{i:02d}\r\n' for i in range(4)), encoding='utf-8', newline='')
     go_on(config)
 
 
@@ -103,8 +121,10 @@ def test_classes_and_masks_that_changed(data):
     (data/'classes.txt').unlink()
     record = read_data_record(data.parent/'run')
     (data/'prepared').mkdir()
-    (data/'prepared/mapping.json').write_text('{"kind": "levels", "table": [[0, 0], [9, 1]], "packed": false, "meaning": {}, "stamps": {}}')
-    (data.parent/'run/data.json').write_text(json.dumps(record | dict(masks=dict(kind='binary', table=[[0, 0], [255, 1]]))))
+    (data / 'prepared/mapping.json').write_text(
+        '{"kind": "levels", "table": [[0, 0], [9, 1]], "packed": false, "meaning": {}, "stamps": {}}')
+    (data.parent / 'run/data.json').write_text(
+        json.dumps(record | dict(masks=dict(kind='binary', table=[[0, 0], [255, 1]]))))
     refused(lambda: go_on(config), 'masks: binary -> levels')
 
 
@@ -126,7 +146,8 @@ def test_damaged_records(data, tmp_path, text):
 def test_settings_are_told_before_lists(data):
     config = start(data)
     edit(data/'unl.txt', lambda lines: lines[:3])
-    with pytest.raises(ValueError, match='other settings.*lr'): go_on(replace(config, lr=9.))
+    with pytest.raises(ValueError, match='other settings.*lr'):
+        go_on(replace(config, lr=9.))
 
 
 def test_resume_on_the_command_line(data, capsys):
@@ -151,8 +172,15 @@ def test_marks_of_shards(tmp_path):
 
 @pytest.mark.parametrize('method, more', [('supervised', {}), ('unimatch', {}), ('corrmatch', dict(warmup=1))])
 def test_one_label_trains(data, method, more):
-    config, text = auto_config(data, method, labels=1, out=str(data.parent/'run'), steps=2, progress=None,
-                               **{k: v for k, v in SMALL.items() if k not in ('batch_x', 'n_classes', 'norm')} | more)
+    config, text = auto_config(
+        data,
+        method,
+        labels=1,
+        out=str(data.parent / 'run'),
+        steps=2,
+        progress=None,
+        **{k: v for k, v in SMALL.items() if k not in ('batch_x', 'n_classes', 'norm')} | more,
+    )
     assert config.batch_x == 2 and config.norm == 'batch' and 'twice a step' in text
     Trainer(config, quiet=True).fit()
 
@@ -165,11 +193,21 @@ def test_one_label_trains(data, method, more):
 ])
 def test_batches_of_one_are_refused_before_the_run_begins(data, changes, words):
     method = changes.pop('method', 'corrmatch')
-    config = preset('camvid', method, data=str(data), out=str(data.parent/'run'), labeled='lab.txt', unlabeled='unl.txt', val='val.txt',
-                    **SMALL | dict(norm='batch', steps=2) | changes)
-    with pytest.raises(ValueError, match='batch of one') as e: Trainer(config, quiet=True).fit()
+    config = preset(
+        'camvid',
+        method,
+        data=str(data),
+        out=str(data.parent / 'run'),
+        labeled='lab.txt',
+        unlabeled='unl.txt',
+        val='val.txt',
+        **SMALL | dict(norm='batch', steps=2) | changes,
+    )
+    with pytest.raises(ValueError, match='batch of one') as e:
+        Trainer(config, quiet=True).fit()
     assert not (data.parent/'run').exists() and '\n' not in str(e.value)
-    for word in (*words, "norm='group'"): assert word in str(e.value)
+    for word in (*words, "norm='group'"):
+        assert word in str(e.value)
 
 
 def test_a_lone_labeled_image_beside_unlabeled_ones_trains(data):

@@ -7,8 +7,15 @@ from runs_for_tests import ROOT, environment
 
 
 def test_a_minute_of_training_leaks_nothing(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT/'tools'/'soak.py'), '--minutes', '1', '--out', str(tmp_path), '--workers', '1'],
-                          env=environment(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [
+            sys.executable, str(ROOT / 'tools' / 'soak.py'), '--minutes', '1', '--out', str(tmp_path),
+            '--workers', '1'],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.stdout, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert found['faults'] == [] and done.returncode == 0, found

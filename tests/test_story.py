@@ -10,36 +10,49 @@ from PIL import Image
 from corrmatch.data.toy import toy_arrays
 from runs_for_tests import ROOT, environment
 
-SMALL = ('--crop', '49', '--dim', '16', '--low_dim', '8', '--backbone', 'toynet', '--weights', 'toy', '--steps', '4', '--eval_every', '2', '--batch_x', '2',
-         '--batch_u', '2', '--regions', '8', '--norm', 'group', '--stride', '8', '--device', 'cpu')
+SMALL = (
+    '--crop', '49', '--dim', '16', '--low_dim', '8', '--backbone', 'toynet', '--weights', 'toy', '--steps',
+    '4', '--eval_every', '2', '--batch_x', '2', '--batch_u', '2', '--regions', '8', '--norm', 'group',
+    '--stride', '8', '--device', 'cpu')
 
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
     "A folder `photos` with 26 pictures and masks side by side in two folders, five of them broken in different ways."
-    root = tmp_path_factory.mktemp('story'); photos = root/'photos'
-    (photos/'images').mkdir(parents=True); (photos/'masks').mkdir()
+    root = tmp_path_factory.mktemp('story')
+    photos = root/'photos'
+    (photos/'images').mkdir(parents=True)
+    (photos/'masks').mkdir()
     for i, (image, mask) in enumerate(zip(*toy_arrays(range(26), 81, n_classes=5))):
-        Image.fromarray(image).save(photos/'images'/f'p{i:02d}.jpg', quality=92); Image.fromarray(mask).save(photos/'masks'/f'p{i:02d}.png')
-    (photos/'images'/'p00.jpg').write_bytes((photos/'images'/'p00.jpg').read_bytes()[:700])                   # cut off
+        Image.fromarray(image).save(photos/'images'/f'p{i:02d}.jpg', quality=92)
+        Image.fromarray(mask).save(photos/'masks'/f'p{i:02d}.png')
+    # cut off
+    (photos / 'images' / 'p00.jpg').write_bytes((photos / 'images' / 'p00.jpg').read_bytes()[:700])
     (photos/'images'/'p01.jpg').write_text('not a picture')
-    Image.fromarray(np.zeros((40, 40), np.uint8)).save(photos/'masks'/'p02.png')                                # of another size
-    Image.fromarray(np.full((81, 81), 77, np.uint8)).save(photos/'masks'/'p03.png')                             # a value that is no class
+    # of another size
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(photos / 'masks' / 'p02.png')
+    # a value that is no class
+    Image.fromarray(np.full((81, 81), 77, np.uint8)).save(photos / 'masks' / 'p03.png')
     (photos/'masks'/'p04.png').write_bytes(b'')
-    (photos/'classes.txt').write_text('background 0 0 0\ndisk 230 159 0\nstripes 86 180 233\nsquare 0 158 115\nring 240 228 66\n')
+    (photos / 'classes.txt').write_text(
+        'background 0 0 0\ndisk 230 159 0\nstripes 86 180 233\nsquare 0 158 115\nring 240 228 66\n')
     return root
 
 
 def corrmatch(place, *words, code=0):
     "Type a command; its output."
-    done = subprocess.run([sys.executable, '-m', 'corrmatch', *map(str, words)], cwd=place, env=environment(), capture_output=True, text=True, timeout=180)
-    assert done.returncode == code and 'Traceback' not in done.stderr, f'{words}: {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}'
+    done = subprocess.run(
+        [sys.executable, '-m', 'corrmatch', *map(str, words)], cwd=place, env=environment(),
+        capture_output=True, text=True, timeout=180)
+    assert done.returncode == code and 'Traceback' not in done.stderr, (
+        f'{words}: {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}')
     return done.stdout + done.stderr
 
 
 def test_check_names_the_five(place):
     said = corrmatch(place, 'check', 'photos', '--out', 'report', code=1)
-    for name in ('p00', 'p01', 'p02', 'p03', 'p04'): assert name in said, name
+    for name in ('p00', 'p01', 'p02', 'p03', 'p04'):
+        assert name in said, name
     assert (place/'report'/'report.html').is_file() and json.loads((place/'report'/'report.json').read_text())
 
 
@@ -78,7 +91,8 @@ def test_use_the_run(place, words, made):
 
 
 def test_a_broken_picture_is_named_and_the_others_are_predicted(place):
-    said = corrmatch(place, 'predict', 'runs/mine', 'photos/images', '--out', 'all', '--device', 'cpu', code=1)
+    said = corrmatch(
+        place, 'predict', 'runs/mine', 'photos/images', '--out', 'all', '--device', 'cpu', code=1)
     assert 'p00.jpg' in said and 'p01.jpg' in said and len(list((place/'all').rglob('p*.png'))) >= 24
 
 
@@ -86,6 +100,11 @@ def test_a_broken_picture_is_named_and_the_others_are_predicted(place):
     (('fetch', 'cityscapes'), 'cityscapes'), (('fetch', 'elephants'), 'elephants'), (('bench', '--only', 'elephants'), 'elephants'),
     (('export', 'runs/none', '--format', 'onnx'), 'runs/none'), (('resume', 'runs/none'), 'runs/none'), (('split', 'photos', '--labels', '0'), 'labels')])
 def test_failures_are_one_line(place, words, said):
-    done = subprocess.run([sys.executable, '-m', 'corrmatch', *words], cwd=place, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, '-m', 'corrmatch', *words], cwd=place, env=environment(), capture_output=True,
+        text=True, timeout=120)
     assert done.returncode == 1 or words == ('fetch', 'cityscapes')
-    assert said in (done.stdout + done.stderr).lower() and 'Traceback' not in done.stderr and len(done.stderr.strip().splitlines()) <= 1
+    assert (
+        said in (done.stdout + done.stderr).lower()
+        and 'Traceback' not in done.stderr
+        and len(done.stderr.strip().splitlines()) <= 1)

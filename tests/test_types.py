@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.skipif(importlib.util.find_spec('mypy') is None, reason='needs mypy, of the extra `dev`')
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec('mypy') is None, reason='needs mypy, of the extra `dev`')
 
 USER = '''
 import torch
@@ -30,8 +31,20 @@ def cache(tmp_path_factory):
 
 
 def check(cache, *arguments):
-    command = [sys.executable, '-m', 'mypy', '--config-file', str(ROOT/'mypy.ini'), '--cache-dir', cache, '--warn-unused-ignores', *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | dict(MYPYPATH=str(ROOT)))
+    command = [
+        sys.executable,
+        '-m',
+        'mypy',
+        '--config-file',
+        str(ROOT / 'mypy.ini'),
+        '--cache-dir',
+        cache,
+        '--warn-unused-ignores',
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env=os.environ | dict(MYPYPATH=str(ROOT)))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

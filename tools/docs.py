@@ -26,11 +26,18 @@ PARTS = {  # folder of nbs/: caption of the sidebar
     'start': 'Start here', 'method': 'The method', '': 'Settings and figures', 'data': 'Data', 'models': 'Models',
     'training': 'Training', 'use': 'Use', 'results': 'Results', 'engine': 'Faster forms',
 }
-BESIDE = {'CONTRIBUTING.md': 'CONTRIBUTING.md', 'tests/golden/README.md': 'golden.md', 'LICENSE': 'LICENSE.txt', 'CITATION.cff': 'CITATION.cff'}
+BESIDE = {
+    'CONTRIBUTING.md': 'CONTRIBUTING.md', 'tests/golden/README.md': 'golden.md', 'LICENSE': 'LICENSE.txt',
+    'CITATION.cff': 'CITATION.cff'}
 LONG = 16  # arguments of a class, above which only the list shows them
-WIDGET = re.compile(r'(?:[VH]Box|GridBox|Tab|Accordion|Explorer|RunViewer|\w*(?:Slider|Button|Dropdown|Widget))\(')
-WIDGET_NOTE = '*A widget stands here when the notebook runs: `make lab`. The still frame above it shows one setting.*'
-EXPLORER = '<iframe class="explorer" src="../explorer.html" title="Correlation explorer on a generated scene" loading="lazy"></iframe>'
+WIDGET = re.compile(
+    r'(?:[VH]Box|GridBox|Tab|Accordion|Explorer|RunViewer|\w*(?:Slider|Button|Dropdown|Widget))\(')
+WIDGET_NOTE = (
+    '*A widget stands here when the notebook runs: `make lab`. The still frame above it shows one setting.*')
+EXPLORER = (
+    '<iframe class="explorer" src="../explorer.html" title="Correlation explorer on a generated '
+    'scene" loading="lazy"></iframe>'
+)
 EXPLORER_NOTE = {  # notebook: (words of the cell to put it after, text)
     'index': ('In a notebook, `corrmatch.explore(', 'On this site: [the explorer on a generated scene](use/34_explore.ipynb#try-it-here).'),
     'use/34_explore': ('Chapters 04 to 06 showed', f'## Try it here\n\n{EXPLORER}\n\nThis is the one-file form, on a generated scene. '
@@ -58,7 +65,8 @@ class Module:
         text = path.read_text(encoding='utf-8')
         self.tree = ast.parse(text)
         tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-        self.comments = {t.start[0]: t.string.lstrip('# ').strip() for t in tokens if t.type == tokenize.COMMENT}
+        self.comments = {
+            t.start[0]: t.string.lstrip('# ').strip() for t in tokens if t.type == tokenize.COMMENT}
         self.cells = {int(m.start()): m[1] for m in re.finditer(r'^# %% \S+ #(\w+)', text, re.M)}
         self.starts = [0, *(m.end() for m in re.finditer('\n', text))]
 
@@ -74,18 +82,26 @@ class Module:
         while todo:
             node = todo.pop(0)
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                if not is_patch(node): found[node.name] = node
+                if not is_patch(node):
+                    found[node.name] = node
             elif isinstance(node, ast.Assign):
                 for target in node.targets:
                     for name in ast.walk(target):
-                        if isinstance(name, ast.Name): found.setdefault(name.id, node)
-            elif isinstance(node, (ast.If, ast.Try)): todo += [*node.body, *node.orelse]
+                        if isinstance(name, ast.Name):
+                            found.setdefault(name.id, node)
+            elif isinstance(node, (ast.If, ast.Try)):
+                todo += [*node.body, *node.orelse]
         return found
 
     def patched(self, name: str) -> list:
         "Methods that `patch` adds to a class."
-        return [n for n in self.tree.body if isinstance(n, ast.FunctionDef) and is_patch(n)
-                and (hint := n.args.args[0].annotation) is not None and ast.unparse(hint).strip("'\"") == name]
+        return [
+            n
+            for n in self.tree.body
+            if isinstance(n, ast.FunctionDef)
+            and is_patch(n)
+            and (hint := n.args.args[0].annotation) is not None
+            and ast.unparse(hint).strip("'\"") == name]
 
     def cell(self, node) -> str:
         "The id of the notebook cell that a definition comes from."
@@ -102,56 +118,76 @@ def arguments(module: Module, node: ast.FunctionDef, skip_first: bool) -> list:
     positional = [*a.posonlyargs, *a.args]
     defaults = [None]*(len(positional)-len(a.defaults)) + a.defaults
     listed = [(arg.arg, arg, default) for arg, default in zip(positional, defaults)][skip_first:]
-    if a.vararg: listed.append(('*'+a.vararg.arg, a.vararg, None))
-    elif a.kwonlyargs: listed.append(('*', None, None))
+    if a.vararg:
+        listed.append(('*'+a.vararg.arg, a.vararg, None))
+    elif a.kwonlyargs:
+        listed.append(('*', None, None))
     listed += [(arg.arg, arg, default) for arg, default in zip(a.kwonlyargs, a.kw_defaults)]
-    if a.kwarg: listed.append(('**'+a.kwarg.arg, a.kwarg, None))
+    if a.kwarg:
+        listed.append(('**'+a.kwarg.arg, a.kwarg, None))
     ends = [(default or arg).end_lineno if arg else 0 for _, arg, default in listed]
     for i, (name, arg, default) in enumerate(listed):
         last_on_line = ends[i] and ends[i] not in ends[i+1:]
-        rows.append((name, arg and arg.annotation and ast.unparse(arg.annotation), default and ast.unparse(default), module.comments.get(ends[i], '') if last_on_line else ''))
+        rows.append(
+            (
+                name, arg and arg.annotation and ast.unparse(arg.annotation),
+                default and ast.unparse(default), module.comments.get(ends[i], '') if last_on_line else '')
+        )
     after = max([*ends, node.lineno]) + (1 if any(ends) else 0)
     lines = [node.returns.end_lineno] if node.returns else range(after, node.body[0].lineno)
     comment = next((module.comments[l] for l in lines if l in module.comments and l not in ends), '')
-    if node.returns or comment: rows.append(('', node.returns and ast.unparse(node.returns), None, comment))
+    if node.returns or comment:
+        rows.append(('', node.returns and ast.unparse(node.returns), None, comment))
     return rows
 
 
 def fields(module: Module, node: ast.ClassDef) -> list:
     "List the annotated fields of a record as `arguments` does."
-    return [(n.target.id, ast.unparse(n.annotation), n.value and ast.unparse(n.value), module.comments.get(n.end_lineno, ''))
-            for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith('_')]
+    return [
+        (
+            n.target.id, ast.unparse(n.annotation), n.value and ast.unparse(n.value),
+            module.comments.get(n.end_lineno, ''))
+        for n in node.body
+        if isinstance(n, ast.AnnAssign) and not n.target.id.startswith('_')
+    ]
 
 
-def signature(rows: list) -> str: return ', '.join(name if default is None else f'{name}={default}' for name, _, default, _ in rows if name)
+def signature(rows: list) -> str:
+    return ', '.join(name if default is None else f'{name}={default}' for name, _, default, _ in rows if name)
 
 
 def described(rows: list) -> list:
     "Definition list of arguments: name and type, then the comment."
     lines = []
     for name, kind, default, comment in rows:
-        if name == '*' or not (comment or kind): continue
+        if name == '*' or not (comment or kind):
+            continue
         term = f'**{escape(name)}**' if name else '*returns*'
-        if kind: term += f' : `{kind}`'
-        if default is not None: term += f' = `{default}`'
+        if kind:
+            term += f' : `{kind}`'
+        if default is not None:
+            term += f' = `{default}`'
         lines += [term, f': {escape(comment) or "—"}', '']
     return lines
 
 
-def directive(kind: str, head: str, body: list, fence: str) -> list: return [f'{fence}{{py:{kind}}} {head}', '', *body, fence, '']
+def directive(kind: str, head: str, body: list, fence: str) -> list:
+    return [f'{fence}{{py:{kind}}} {head}', '', *body, fence, '']
 
 
 def entry(module: Module, name: str, where: dict) -> list:
     "Markdown of one public name."
     node = module.nodes.get(name)
-    if node is None: return []
+    if node is None:
+        return []
     page, heading, anchor = where.get(module.cell(node), ('', '', ''))
     link = [f'Developed in [{escape(page)}: {escape(heading)}](../{page}.ipynb#{anchor})', ''] if page else []
     if isinstance(node, ast.Assign):
         value = ast.unparse(node.value)
         comment = module.comments.get(node.end_lineno, '')
         known = [f'`{value}`'] if len(value) < 70 else []
-        return directive('data', name, [': '.join(known + [escape(comment)]*bool(comment)), '', *link], '``````')
+        return directive(
+            'data', name, [': '.join(known + [escape(comment)] * bool(comment)), '', *link], '``````')
     doc = [escape(ast.get_docstring(node) or ''), '']
     if isinstance(node, ast.FunctionDef):
         rows = arguments(module, node, skip_first=False)
@@ -159,28 +195,56 @@ def entry(module: Module, name: str, where: dict) -> list:
     methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
     init = next((m for m in methods if m.name == '__init__'), None)
     rows = arguments(module, init, skip_first=True) if init else fields(module, node)
-    body = doc + ([f'A kind of `{", ".join(map(ast.unparse, node.bases))}`.', ''] if node.bases else []) + described(rows) + link
+    body = (
+        doc
+        + ([f'A kind of `{", ".join(map(ast.unparse, node.bases))}`.', ''] if node.bases else [])
+        + described(rows)
+        + link)
     for m in methods + module.patched(name):
-        if m.name.startswith('_') or not ast.get_docstring(m): continue
+        if m.name.startswith('_') or not ast.get_docstring(m):
+            continue
         decorators = [ast.unparse(d) for d in m.decorator_list]
         is_property = any('property' in d for d in decorators)
         own = arguments(module, m, skip_first='staticmethod' not in decorators)
         head = m.name if is_property else f'{m.name}({signature(own)})'
-        body += directive('property' if is_property else 'method', head, [escape(ast.get_docstring(m)), '', *described(own)], '`````')
+        body += directive(
+            'property' if is_property else 'method', head,
+            [escape(ast.get_docstring(m)), '', *described(own)], '`````')
     return directive('class', f'{name}({signature(rows)})' if 0 < len(rows) <= LONG else name, body, '``````')
 
 
 def api_page(module: Module, promise: str, where: dict) -> str:
     "Markdown of one module's page."
-    lines = [f'# {escape("corrmatch."+module.name)}', '', promise, '', f'```{{py:module}} corrmatch.{module.name}', '```', '']
-    for name in module.public: lines += entry(module, name, where)
+    lines = [
+        f'# {escape("corrmatch." + module.name)}',
+        '',
+        promise,
+        '',
+        f'```{{py:module}} corrmatch.{module.name}',
+        '```',
+        '',
+    ]
+    for name in module.public:
+        lines += entry(module, name, where)
     return '\n'.join(lines)
 
 
 def api_index(modules: list, promises: dict) -> str:
     "Markdown of the page that lists all modules and their names."
-    lines = ['# API reference', '', 'Every public name of the package, in the order of the book: arguments with their shapes and units, and the place that develops it. '
-             'All names are also in the <a href="../genindex.html">alphabetical index</a>.', '', '```{toctree}', ':hidden:', '', *(m.name for m in modules), '```', '']
+    lines = [
+        '# API reference',
+        '',
+        'Every public name of the package, in the order of the book: arguments with their shapes and '
+        'units, and the place that develops it. '
+        'All names are also in the <a href="../genindex.html">alphabetical index</a>.',
+        '',
+        '```{toctree}',
+        ':hidden:',
+        '',
+        *(m.name for m in modules),
+        '```',
+        '',
+    ]
     for m in modules:
         names = ' · '.join(f'{{py:obj}}`~corrmatch.{m.name}.{n}`' for n in m.public if n in m.nodes)
         lines += [f'**{{py:mod}}`corrmatch.{m.name}`** {promises.get(m.name, "")}', '', names, '']
@@ -197,61 +261,87 @@ def directives(source: str) -> dict:
 
 def default_exp(nb: dict) -> str:
     "The module that a notebook exports to."
-    return next((d['default_exp'] for c in nb['cells'] if 'default_exp' in (d := directives(''.join(c['source'])))), '')
+    return next(
+        (d['default_exp'] for c in nb['cells'] if 'default_exp' in (d := directives(''.join(c['source'])))),
+        '')
 
 
 def is_plumbing(source: str) -> bool:
     "Does an exported cell hold only imports and private names?"
     def private(node):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return node.name.startswith('_')
-        if isinstance(node, ast.Assign): return all(getattr(t, 'id', '_').startswith('_') for t in node.targets)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            return node.name.startswith('_')
+        if isinstance(node, ast.Assign):
+            return all(getattr(t, 'id', '_').startswith('_') for t in node.targets)
         return isinstance(node, (ast.Import, ast.ImportFrom, ast.Try))
-    try: return all(map(private, ast.parse(source).body))
-    except SyntaxError: return False
+    try:
+        return all(map(private, ast.parse(source).body))
+    except SyntaxError:
+        return False
 
 
 def linked(text: str, names: dict, own: str) -> str:
     "Link `name` in prose to the API reference; `names` is {name: its modules}."
     def link(match):
         word = match[1]
-        if word.startswith('corrmatch.') and word[10:] in names['']: return f'{{py:mod}}`{word}`'
+        if word.startswith('corrmatch.') and word[10:] in names['']:
+            return f'{{py:mod}}`{word}`'
         modules = names.get(word, ())
-        module = own if own in modules else modules[0] if len(modules) == 1 and re.search(r'_|[A-Z]', word) else None
+        module = (
+            own
+            if own in modules
+            else modules[0]
+            if len(modules) == 1 and re.search(r'_|[A-Z]', word)
+            else None)
         return f'{{py:obj}}`~corrmatch.{module}.{word}`' if module else match[0]
     parts = re.split(r'(^ *```.*?^ *```|^#.*?$|\[[^\]]*\]\([^)]*\)|\$\$.*?\$\$)', text, flags=re.M | re.S)
-    return ''.join(p if i % 2 else re.sub(r'(?<![`\\}])`([\w.]+)`(?!`)', link, p) for i, p in enumerate(parts))
+    return ''.join(
+        p if i % 2 else re.sub(r'(?<![`\\}])`([\w.]+)`(?!`)', link, p) for i, p in enumerate(parts))
 
 
 def site_links(text: str, up: str = '') -> str:
     "Let links that leave nbs/ point to the copies beside the pages; `up` leads from the page to nbs/."
-    for path, copy in BESIDE.items(): text = text.replace(f']({up}../{path})', f']({up}{copy})')
+    for path, copy in BESIDE.items():
+        text = text.replace(f']({up}../{path})', f']({up}{copy})')
     return text
 
 
 def site_cell(cell: dict, names: dict, own: str, heading: str, up: str = ''):
     "One cell as the site shows it, or None."
     source = ''.join(cell['source'])
-    if cell['cell_type'] == 'markdown': return dict(cell, source=linked(site_links(source, up), names, own), metadata={})
-    if cell['cell_type'] != 'code': return None
+    if cell['cell_type'] == 'markdown':
+        return dict(cell, source=linked(site_links(source, up), names, own), metadata={})
+    if cell['cell_type'] != 'code':
+        return None
     marks = directives(source)
     source = re.sub(r'^# ?\|.*\n?', '', source, flags=re.M)
     source = re.sub(r'^.*# ?\| ?hide_line.*\n?', '', source, flags=re.M).strip('\n')
-    if 'hide' in marks or not source.strip(): return None
+    if 'hide' in marks or not source.strip():
+        return None
     outputs = [] if 'hide_output' in marks else [site_output(o) for o in cell.get('outputs', [])]
     tags = []
-    if marks.get('echo') == 'false' or 'hide_input' in marks: tags.append('remove-input')
-    elif {'export', 'exporti'} & marks.keys() and is_plumbing(source): tags.append('hide-input')
-    for flag, note in (('cuda', '# needs a GPU: no output is stored'), ('slow', '# takes long: no output is stored')):
-        if flag in marks: source = f'{note}\n{source}'
+    if marks.get('echo') == 'false' or 'hide_input' in marks:
+        tags.append('remove-input')
+    elif {'export', 'exporti'} & marks.keys() and is_plumbing(source):
+        tags.append('hide-input')
+    for flag, note in (
+        ('cuda', '# needs a GPU: no output is stored'),
+        ('slow', '# takes long: no output is stored'),
+    ):
+        if flag in marks:
+            source = f'{note}\n{source}'
     alt = marks.get('fig-alt') or f'Figure of the section “{heading}”'
-    return dict(cell, source=source, outputs=outputs, metadata=dict(tags=tags, mystnb=dict(image=dict(alt=alt))))
+    return dict(
+        cell, source=source, outputs=outputs, metadata=dict(tags=tags, mystnb=dict(image=dict(alt=alt))))
 
 
 def site_output(output: dict) -> dict:
     "An output without what only a running notebook can show."
     data = output.get('data', {})
-    if not data: return output
-    if data.keys() == {'text/plain'} and WIDGET.match(''.join(data['text/plain'])): data = {'text/markdown': WIDGET_NOTE}
+    if not data:
+        return output
+    if data.keys() == {'text/plain'} and WIDGET.match(''.join(data['text/plain'])):
+        data = {'text/markdown': WIDGET_NOTE}
     return dict(output, data={k: v for k, v in data.items() if 'widget' not in k}, metadata={})
 
 
@@ -262,7 +352,8 @@ def headings(cells: list):
         if cell['cell_type'] == 'markdown':
             for line in ''.join(cell['source']).splitlines():
                 fenced ^= line.lstrip().startswith('```')
-                if not fenced and (m := re.match(r'#+\s+(.*)', line)): heading = m[1].strip()
+                if not fenced and (m := re.match(r'#+\s+(.*)', line)):
+                    heading = m[1].strip()
         yield cell, heading
 
 
@@ -271,10 +362,13 @@ def site_notebook(nb: dict, stem: str, names: dict) -> dict:
     own, cells = default_exp(nb), []
     after, note = EXPLORER_NOTE.get(stem, ('', ''))
     for cell, heading in headings(nb['cells']):
-        if shown := site_cell(cell, names, own, heading, '../'*stem.count('/')): cells.append(shown)
+        if shown := site_cell(cell, names, own, heading, '../'*stem.count('/')):
+            cells.append(shown)
         if after and cell['cell_type'] == 'markdown' and after in ''.join(cell['source']):
             cells.append(dict(cell_type='markdown', id='explorer-note', metadata={}, source=note))
-    meta = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'), language_info=dict(name='python'))
+    meta = dict(
+        kernelspec=dict(name='python3', display_name='Python 3', language='python'),
+        language_info=dict(name='python'))
     return dict(nb, cells=cells, metadata=meta)
 
 
@@ -297,43 +391,65 @@ def title(nb: dict) -> str:
 
 def contents(books: dict) -> str:
     "The table of contents of {page: notebook}, which the site shows at the side."
-    chapters = sorted((s for s in books if re.match(r'\d', s.rpartition('/')[2])), key=lambda s: s.rpartition('/')[2])
+    chapters = sorted(
+        (s for s in books if re.match(r'\d', s.rpartition('/')[2])), key=lambda s: s.rpartition('/')[2])
     groups = {'Start': ['corrmatch <self>']}
     for folder, caption in PARTS.items():
         members = [s for s in chapters if s.rpartition('/')[0] == folder]
         groups[caption] = [f'{s.rpartition("/")[2].split("_")[0]} · {title(books[s])} <{s}>' for s in members]
-    groups['Reference'] = [*(s for s in books if s not in chapters and s != 'index'), 'api/index', 'golden', 'CONTRIBUTING']
-    trees = [f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(members) + '\n```' for caption, members in groups.items() if members]
+    groups['Reference'] = [
+        *(s for s in books if s not in chapters and s != 'index'),
+        'api/index',
+        'golden',
+        'CONTRIBUTING',
+    ]
+    trees = [
+        f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(members) + '\n```'
+        for caption, members in groups.items()
+        if members]
     return '\n\n'.join(trees)
 
 
 def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
     "Write everything that sphinx reads; return the notebooks' names."
-    pages = {p.relative_to(root/'nbs').with_suffix('').as_posix(): p for p in sorted((root/'nbs').rglob('*.ipynb'), key=lambda p: p.name)}
-    books = {page: json.loads(p.read_text(encoding='utf-8')) for page, p in pages.items() if not stems or p.stem in {*stems, 'index'}}
+    pages = {
+        p.relative_to(root / 'nbs').with_suffix('').as_posix(): p
+        for p in sorted((root / 'nbs').rglob('*.ipynb'), key=lambda p: p.name)}
+    books = {
+        page: json.loads(p.read_text(encoding='utf-8'))
+        for page, p in pages.items()
+        if not stems or p.stem in {*stems, 'index'}}
     modules = [Module(p, root/'corrmatch') for p in sorted((root/'corrmatch').rglob('[a-z]*.py'))]
     owners = {default_exp(nb) for nb in books.values()}
     modules = [m for m in modules if m.public and (m.name in owners or not stems)]
     names = {'': {m.name for m in modules}}
     for m in modules:
-        for name in m.public: names.setdefault(name, []).append(m.name) if name in m.nodes else None
-    where, promises, order = {}, {}, []
+        for name in m.public:
+            names.setdefault(name, []).append(m.name) if name in m.nodes else None
+    where = {}
+    promises = {}
+    order = []
     for stem, nb in books.items():
         where |= cell_places(stem, nb)
         own = default_exp(nb)
         promises[own] = promise(nb)
         order.append(own)
         page = site_notebook(nb, stem, names)
-        if stem == 'index': page['cells'].append(dict(cell_type='markdown', id='contents', metadata={}, source=contents(books)))
+        if stem == 'index':
+            page['cells'].append(
+                dict(cell_type='markdown', id='contents', metadata={}, source=contents(books)))
         (folder/f'{stem}.ipynb').parent.mkdir(exist_ok=True)
         (folder/f'{stem}.ipynb').write_text(json.dumps(page), encoding='utf-8')
     (folder/'api').mkdir()
     modules.sort(key=lambda m: order.index(m.name) if m.name in order else len(order))
-    for m in modules: (folder/'api'/f'{m.name}.md').write_text(api_page(m, promises.get(m.name, ''), where), encoding='utf-8')
+    for m in modules:
+        (folder / 'api' / f'{m.name}.md').write_text(
+            api_page(m, promises.get(m.name, ''), where), encoding='utf-8')
     (folder/'api'/'index.md').write_text(api_index(modules, promises), encoding='utf-8')
     for path, copy in BESIDE.items():
         text = (root/path).read_text(encoding='utf-8')
-        if copy == 'CONTRIBUTING.md': text = text.replace('](tests/golden/README.md)', '](golden.md)')
+        if copy == 'CONTRIBUTING.md':
+            text = text.replace('](tests/golden/README.md)', '](golden.md)')
         (folder/copy).write_text(text, encoding='utf-8')
     return list(books)
 
@@ -343,7 +459,9 @@ def write_scene(path: Path):
     from corrmatch.use.explore import write_explorer
     from corrmatch.data.toy import TOY_CLASSES, toy_features, toy_logits, toy_scene
     image, mask = toy_scene(seed=3)
-    write_explorer(path, image, toy_features(mask, noise=.1), logits=toy_logits(mask), names=TOY_CLASSES[:6], tau=.7, title='A generated scene')
+    write_explorer(
+        path, image, toy_features(mask, noise=0.1), logits=toy_logits(mask), names=TOY_CLASSES[:6], tau=0.7,
+        title='A generated scene')
 
 
 # ---- checks of what was built
@@ -352,20 +470,36 @@ class Page(HTMLParser):
     "Anchors, references, loaded resources and visible text of one HTML file."
     def __init__(self, path: Path):
         super().__init__()
-        self.ids, self.links, self.loads, self.text, self.within = Counter(), [], [], [], []
+        self.ids = Counter()
+        self.links = []
+        self.loads = []
+        self.text = []
+        self.within = []
         self.feed(path.read_text(encoding='utf-8'))
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
-        if tag in ('style', 'script', 'math'): self.within.append(tag)
-        if tag in ('p', 'div', 'pre', 'td', 'li'): self.text.append('\n')
-        if a.get('id'): self.ids[a['id']] += 1
-        if tag == 'a' and a.get('name'): self.ids[a['name']] += 1
-        if tag in ('a', 'area') and a.get('href') is not None: self.links.append(a['href'])
-        elif tag == 'link' and a.get('href') and not {'next', 'prev', 'index', 'search', 'canonical'} & set(a.get('rel', '').split()): self.loads.append(a['href'])
-        elif tag == 'link' and a.get('href'): self.links.append(a['href'])
-        elif tag in ('form', 'object'): self.loads += [v for k in ('action', 'data') if (v := a.get(k))]
-        elif tag != 'a': self.loads += [v for k in ('src', 'poster') if (v := a.get(k))]
+        if tag in ('style', 'script', 'math'):
+            self.within.append(tag)
+        if tag in ('p', 'div', 'pre', 'td', 'li'):
+            self.text.append('\n')
+        if a.get('id'):
+            self.ids[a['id']] += 1
+        if tag == 'a' and a.get('name'):
+            self.ids[a['name']] += 1
+        if tag in ('a', 'area') and a.get('href') is not None:
+            self.links.append(a['href'])
+        elif (
+            tag == 'link'
+            and a.get('href')
+            and not {'next', 'prev', 'index', 'search', 'canonical'} & set(a.get('rel', '').split())):
+            self.loads.append(a['href'])
+        elif tag == 'link' and a.get('href'):
+            self.links.append(a['href'])
+        elif tag in ('form', 'object'):
+            self.loads += [v for k in ('action', 'data') if (v := a.get(k))]
+        elif tag != 'a':
+            self.loads += [v for k in ('src', 'poster') if (v := a.get(k))]
         self.loads += [s.split()[0] for s in (a.get('srcset') or '').split(', ') if s.strip()]
         self.loads += css_loads(a.get('style') or '')
 
@@ -374,18 +508,23 @@ class Page(HTMLParser):
         self.handle_endtag(tag)
 
     def handle_endtag(self, tag):
-        if self.within and self.within[-1] == tag: self.within.pop()
+        if self.within and self.within[-1] == tag:
+            self.within.pop()
 
     def handle_data(self, data):
         inside = self.within[-1] if self.within else ''
-        if inside == 'style': self.loads += css_loads(data)
-        elif inside != 'script': self.text.append(data)
-        if 'math' in self.within and '\\' in data: self.text.append(f'\\unread maths {data}')
+        if inside == 'style':
+            self.loads += css_loads(data)
+        elif inside != 'script':
+            self.text.append(data)
+        if 'math' in self.within and '\\' in data:
+            self.text.append(f'\\unread maths {data}')
 
 
 def css_loads(text: str) -> list:
     "What a style sheet loads."
-    return [u.strip('\'" ') for u in re.findall(r'url\(([^)]+)\)', text)] + re.findall(r'@import\s+[\'"]([^\'"]+)', text)
+    return [u.strip('\'" ') for u in re.findall(r'url\(([^)]+)\)', text)] + re.findall(
+        r'@import\s+[\'"]([^\'"]+)', text)
 
 
 def machine_marks(root: Path = ROOT) -> list:
@@ -397,33 +536,44 @@ def machine_marks(root: Path = ROOT) -> list:
 def check_site(folder: Path, marks: list = ()) -> list:
     "List what is wrong with the pages of a folder, one line each."
     pages = {p: Page(p) for p in sorted(folder.rglob('*.html'))}
-    personal = re.compile('|'.join([*map(re.escape, marks), r'/home/\w+', r'/root\b', r'/Users/\w+', r'/tmp/\w+']))
+    personal = re.compile(
+        '|'.join([*map(re.escape, marks), r'/home/\w+', r'/root\b', r'/Users/\w+', r'/tmp/\w+']))
     faults = []
     def missing(source, target):
         parts = urlsplit(target)
-        if parts.scheme == 'data': return None
-        if parts.scheme or parts.netloc: return 'external'
+        if parts.scheme == 'data':
+            return None
+        if parts.scheme or parts.netloc:
+            return 'external'
         path = (source.parent/unquote(parts.path)).resolve() if parts.path else source.resolve()
-        if path.is_dir(): path = path/'index.html'
-        if not path.is_file() or not path.is_relative_to(folder.resolve()): return 'no such file'
+        if path.is_dir():
+            path = path/'index.html'
+        if not path.is_file() or not path.is_relative_to(folder.resolve()):
+            return 'no such file'
         page = found.get(path)
-        if page and parts.fragment and unquote(parts.fragment) not in page.ids: return 'no such anchor'
+        if page and parts.fragment and unquote(parts.fragment) not in page.ids:
+            return 'no such anchor'
         return None
     found = {p.resolve(): page for p, page in pages.items()}
     for path, page in pages.items():
         name = path.relative_to(folder)
         for target in page.links:
-            if (what := missing(path, target)) and what != 'external': faults.append(f'{name}: link {target}: {what}')
-            if urlsplit(target).scheme not in ('', 'http', 'https', 'mailto'): faults.append(f'{name}: link {target}: of a scheme that does not belong here')
-        faults += [f'{name}: loads {target}: {what}' for target in page.loads if (what := missing(path, target))]
+            if (what := missing(path, target)) and what != 'external':
+                faults.append(f'{name}: link {target}: {what}')
+            if urlsplit(target).scheme not in ('', 'http', 'https', 'mailto'):
+                faults.append(f'{name}: link {target}: of a scheme that does not belong here')
+        faults += [
+            f'{name}: loads {target}: {what}' for target in page.loads if (what := missing(path, target))]
         faults += [f'{name}: two elements have the id {i}' for i, n in page.ids.items() if n > 1]
         text = ''.join(page.text)
         faults += [f'{name}: shows {m}, a place on one machine' for m in sorted(set(personal.findall(text)))]
-        faults += [f'{name}: shows the directive {m.strip()}' for m in re.findall(r'^# ?\| ?\w.*$', text, re.M)]
+        faults += [
+            f'{name}: shows the directive {m.strip()}' for m in re.findall(r'^# ?\| ?\w.*$', text, re.M)]
         faults += [f'{name}: {m.strip()}' for m in re.findall(r'\\unread maths.*', text)]
     for path in sorted(folder.rglob('*.css')):
         for target in css_loads(path.read_text(encoding='utf-8')):
-            if what := missing(path, target): faults.append(f'{path.relative_to(folder)}: loads {target}: {what}')
+            if what := missing(path, target):
+                faults.append(f'{path.relative_to(folder)}: loads {target}: {what}')
     return faults
 
 
@@ -432,23 +582,33 @@ def check_site(folder: Path, marks: list = ()) -> list:
 def build(out: Path = ROOT/'_docs', work: Path = ROOT/'_proc', stems: list = (), scene=write_scene) -> int:
     "Write the site of all or some notebooks into a folder, which is emptied first; return sphinx's exit code: 0 without a warning."
     from sphinx.cmd.build import build_main
-    for folder in (out, work): shutil.rmtree(folder, ignore_errors=True)
-    for name in ('pages', 'beside'): (work/name).mkdir(parents=True)
+    for folder in (out, work):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in ('pages', 'beside'):
+        (work/name).mkdir(parents=True)
     write_pages(work/'pages', stems=stems)
     scene(work/'beside'/'explorer.html')
-    return build_main(['-q', '-b', 'html', '-W', '--keep-going', '-j', '2', '-c', str(ROOT/'docs'), '-d', str(work/'read'),
-                       '-D', f'html_extra_path={work/"beside"}', str(work/'pages'), str(out)])
+    return build_main(
+        [
+            '-q', '-b', 'html', '-W', '--keep-going', '-j', '2', '-c', str(ROOT / 'docs'), '-d',
+            str(work / 'read'), '-D', f'html_extra_path={work / "beside"}', str(work / 'pages'), str(out)]
+    )
 
 
 def main(stems: list) -> int:
     start = time.time()
     absent = [m for m in ('sphinx', 'myst_nb', 'furo', 'latex2mathml') if find_spec(m) is None]
-    if absent: sys.exit(f'{", ".join(absent)}: not installed; run `make docs`, or pip install corrmatch-seg[docs]')
+    if absent:
+        sys.exit(f'{", ".join(absent)}: not installed; run `make docs`, or pip install corrmatch-seg[docs]')
     code = build(stems=[Path(s).stem for s in stems])
     faults = check_site(ROOT/'_docs', machine_marks())
     print(*faults, sep='\n', end='\n' if faults else '', file=sys.stderr)
-    print(f'_docs/index.html: {len(list((ROOT/"_docs").rglob("*.html")))} pages, {len(faults)} faults, {time.time()-start:.0f} s')
+    print(
+        f'_docs/index.html: {len(list((ROOT / "_docs").rglob("*.html")))} pages, {len(faults)} faults, '
+        f'{time.time() - start:.0f} s'
+    )
     return int(bool(code or faults))
 
 
-if __name__ == '__main__': sys.exit(main(sys.argv[1:]))
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

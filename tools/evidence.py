@@ -68,7 +68,8 @@ DATA = {  # what differs between the data sets; `pictures`: of the validation an
     'camvid': dict(splits=('1_16', '1_30'), scale_max=1., test='test.txt', pictures=(101, 233)),
     'vocanimals': dict(splits=('1_16', '1_32'), scale_max=1.2, test='', pictures=(433, 0))}
 METHODS = ('supervised', 'fixmatch', 'unimatch', 'corrmatch')
-CEILING = 'all_labels'  # supervised with the masks of the whole train list: what labels could bring at most at this schedule
+# supervised with the masks of the whole train list: what labels could bring at most at this schedule
+CEILING = 'all_labels'
 
 # The weight of a part that is switched off goes to the term with the nearest target, so that the labeled and the unlabeled
 # terms weigh as much as before: x_corr to x (mask), s_corr to s (rewritten labels), w_corr to fp (label of the weak view), fp to s.
@@ -95,10 +96,12 @@ BEYOND = {  # options that are not in the paper (chapter 08), each alone
 # With a frozen backbone nothing that the correlation head learns reaches the features. These train the backbone as well, at a quarter of the
 # rate (the head's stays), and leave its batch norm alone: what a batch of eight pictures measures spoils ImageNet's statistics.
 _TRAINED = dict(freeze=False, freeze_norm=True, lr=SETTINGS['lr']/4, lr_multi=4*SETTINGS['lr_multi'])
-TRAINED = {f'trained_{name}': _TRAINED | (PARTS | BEYOND).get(name, {})
-           for name in ('supervised', 'fixmatch', 'unimatch', 'corrmatch', 'no_pixel', 'no_region', 'per_class')}
+TRAINED = {
+    f'trained_{name}': _TRAINED | (PARTS | BEYOND).get(name, {})
+    for name in ('supervised', 'fixmatch', 'unimatch', 'corrmatch', 'no_pixel', 'no_region', 'per_class')}
 # Before pseudo-labels the terms of CorrMatch's head that predicts weigh a half. These are labels alone with that step.
-BEYOND['supervised_slow'], TRAINED['trained_supervised_slow'] = dict(lr=SETTINGS['lr']/2), _TRAINED | dict(lr=SETTINGS['lr']/8)
+BEYOND['supervised_slow'], TRAINED['trained_supervised_slow'] = (
+    dict(lr=SETTINGS['lr'] / 2), _TRAINED | dict(lr=SETTINGS['lr'] / 8))
 # The runs above have 9x9 positions a crop, the paper has 41x41. These have 25x25, on a shorter schedule.
 # Reported are seeds 1 to 3 of every method, on the first split of each data set; an option joins them if it is the best of those that
 # were tried with seed 0 on vocanimals.
@@ -127,16 +130,30 @@ class Job(NamedTuple):
 
 def make_plan(data, seeds=3, stage='all', splits=None, only=()) -> list:
     "All runs, those first that say most: methods before their changes, one seed of everything before the next."
-    chosen = {name: [split for split in DATA[name]['splits'] if not splits or split in splits] for name in data}
+    chosen = {
+        name: [split for split in DATA[name]['splits'] if not splits or split in splits] for name in data}
     asked = set(splits or ()) - {split for name in data for split in DATA[name]['splits']}
-    if asked: raise ValueError(f"--splits {asked.pop()}: use some of {', '.join(dict.fromkeys(split for name in data for split in DATA[name]['splits']))}")
-    stages = dict(methods=(*METHODS, CEILING), beyond=tuple(BEYOND), parts=tuple(PARTS), trained=tuple(TRAINED), wide=tuple(WIDE))
-    jobs = [Job(name, split, variant, seed) for s in stages if stage == s or stage == 'all' and s != 'wide' for seed in range(FIRST_SEED, FIRST_SEED + seeds) for name in data
-            for split in chosen[name]
-            for variant in stages[s] if variant in METHODS or split == (DATA[name]['splits'] if variant == CEILING else chosen[name])[0]]
+    if asked:
+        raise ValueError(
+            f"--splits {asked.pop()}: use some of "
+            f"{', '.join(dict.fromkeys(split for name in data for split in DATA[name]['splits']))}"
+        )
+    stages = dict(
+        methods=(*METHODS, CEILING), beyond=tuple(BEYOND), parts=tuple(PARTS), trained=tuple(TRAINED),
+        wide=tuple(WIDE))
+    jobs = [
+        Job(name, split, variant, seed)
+        for s in stages
+        if stage == s or stage == 'all' and s != 'wide'
+        for seed in range(FIRST_SEED, FIRST_SEED + seeds)
+        for name in data
+        for split in chosen[name]
+        for variant in stages[s]
+        if variant in METHODS or split == (DATA[name]['splits'] if variant == CEILING else chosen[name])[0]]
     known = [v for s in stages.values() for v in s]
     unknown = set(only) - {*known}
-    if unknown: raise ValueError(f"--only {unknown.pop()}: use some of {', '.join(known)}")
+    if unknown:
+        raise ValueError(f"--only {unknown.pop()}: use some of {', '.join(known)}")
     return [j for j in jobs if not only or j.variant in only]
 
 
@@ -146,11 +163,27 @@ def labels_alone(steps): return min(WARMUP, steps//2)
 def make_config(job, folder, weights, out, steps):
     "The record of a run."
     lists = {k: f'splits/{job.split}/{k}.txt' for k in ('labeled', 'unlabeled')}
-    if job.variant.endswith(CEILING): lists['labeled'] = 'train.txt'
-    papers = {} if 'threshold' in BUNDLES[job.method] else dict(threshold='dynamic')  # the presets of these folders have a threshold for each class
-    changes = SETTINGS | papers | dict(scale_max=DATA[job.data]['scale_max'], warmup=labels_alone(steps)) | CHANGES.get(job.variant, {})
-    return preset(job.data, job.method, data=str(folder), weights=str(weights), steps=steps, eval_every=-(-steps//VALIDATIONS), seed=job.seed,
-                  out=str(Path(out)/job.name), **lists, **changes)
+    if job.variant.endswith(CEILING):
+        lists['labeled'] = 'train.txt'
+    # the presets of these folders have a threshold for each class
+    papers = {} if 'threshold' in BUNDLES[job.method] else dict(threshold='dynamic')
+    changes = (
+        SETTINGS
+        | papers
+        | dict(scale_max=DATA[job.data]['scale_max'], warmup=labels_alone(steps))
+        | CHANGES.get(job.variant, {}))
+    return preset(
+        job.data,
+        job.method,
+        data=str(folder),
+        weights=str(weights),
+        steps=steps,
+        eval_every=-(-steps // VALIDATIONS),
+        seed=job.seed,
+        out=str(Path(out) / job.name),
+        **lists,
+        **changes,
+    )
 
 
 # ------------------------------------------------------------------ what the pseudo-labels are worth, before and after each propagation
@@ -161,17 +194,29 @@ def pseudo_label_counts(model, source, rows, tau, config, device='cpu', taus=Non
 
     Whole unlabeled pictures in evaluation mode, so that the numbers of different steps and runs are about the same pixels. `taus`: a
     threshold for each class. What the labeled pictures of a step would say is left out of the labels here."""
-    k, counts, regions = config.n_classes, defaultdict(lambda: torch.zeros(config.n_classes, dtype=torch.long)), np.zeros(5, np.int64)
-    was_training, correlated = model.training, isinstance(model, CorrMatchNet)
+    k = config.n_classes
+    counts = defaultdict(lambda: torch.zeros(config.n_classes, dtype=torch.long))
+    regions = np.zeros(5, np.int64)
+    was_training = model.training
+    correlated = isinstance(model, CorrMatchNet)
     model.eval()
 
     def add(name, classes, where): counts[name] += torch.bincount(classes[where], minlength=k)
     for image, mask in eval_pairs(source, device, rows):
         out = model(image) if correlated else None
-        logits = Variants(teacher_pixel=config.teacher_pixel).teacher(out, image[:0, 0]) if correlated else model.predict_logits(image)
-        label, judged, mask = pseudo_label(logits).cpu(), (mask != IGNORE_INDEX).cpu(), mask.cpu()
-        keep = (confidence(logits) >= threshold_of(torch.tensor(tau) if taus is None else taus.cpu(), label).to(logits.device)).cpu()
-        add('truth', mask, judged); add('right', mask, judged & (label == mask))
+        logits = (
+            Variants(teacher_pixel=config.teacher_pixel).teacher(out, image[:0, 0])
+            if correlated
+            else model.predict_logits(image))
+        label = pseudo_label(logits).cpu()
+        judged = (mask != IGNORE_INDEX).cpu()
+        mask = mask.cpu()
+        keep = (
+            confidence(logits)
+            >= threshold_of(torch.tensor(tau) if taus is None else taus.cpu(), label).to(logits.device)
+        ).cpu()
+        add('truth', mask, judged)
+        add('right', mask, judged & (label == mask))
         stages = [('kept', label, keep)]
         if correlated:
             label_pixel = pseudo_label(out.logits_corr).cpu()
@@ -179,8 +224,11 @@ def pseudo_label_counts(model, source, rows, tau, config, device='cpu', taus=Non
         if correlated and config.regions:
             n = out.f1.shape[-2]*out.f1.shape[-1]
             index = draw_positions(n, config.regions, torch.Generator().manual_seed(0)).to(image.device)
-            shapes = fast_region_maps(correlation_rows(out.f1, out.f2, index), out.f1.shape[-2:], image.shape[-2:], config.region_cut).cpu()
-            if config.region_votes == 'soft': label_out, keep_out = soft_votes(label, confidence(logits).cpu(), keep, shapes, tau**2, k)
+            shapes = fast_region_maps(
+                correlation_rows(out.f1, out.f2, index), out.f1.shape[-2:], image.shape[-2:],
+                config.region_cut).cpu()
+            if config.region_votes == 'soft':
+                label_out, keep_out = soft_votes(label, confidence(logits).cpu(), keep, shapes, tau**2, k)
             else:
                 label_out, keep_out, decided = propagate_regions(label, keep, shapes, tau)
                 regions += _judge_regions(shapes[0], decided[0], mask[0], k)
@@ -198,8 +246,10 @@ def _judge_regions(shapes, decided, mask, k):
     found = np.array([int(shapes.flatten(1).any(1).sum()), 0, 0, 0, 0])
     for shape, c in zip(shapes, decided.tolist()):
         inside = mask[shape & (mask != IGNORE_INDEX)]
-        if c < 0 or not len(inside): continue
-        found[1:] += (1, int(torch.bincount(inside, minlength=k).argmax() == c), len(inside), int((inside == c).sum()))
+        if c < 0 or not len(inside):
+            continue
+        found[1:] += (
+            1, int(torch.bincount(inside, minlength=k).argmax() == c), len(inside), int((inside == c).sum()))
     return found
 
 
@@ -209,17 +259,29 @@ class Watched(Trainer):
 
     def validate(self):
         "Score, then count."
-        confusion, source = super().validate(), self.sources.unlabeled
-        if confusion is None: return None  # cut short by a signal
-        if source is None: source = self.sources.val  # supervised opens no unlabeled list: its counts are of other pictures
-        if not self.watch or not source.has_mask(0): return confusion
+        confusion = super().validate()
+        source = self.sources.unlabeled
+        if confusion is None:
+            return None  # cut short by a signal
+        if source is None:
+            source = self.sources.val  # supervised opens no unlabeled list: its counts are of other pictures
+        if not self.watch or not source.has_mask(0):
+            return confusion
         rows = np.linspace(0, len(source)-1, min(self.watch, len(source))).round().astype(int).tolist()
         tau = float(self.threshold.tau)
-        counts, regions = pseudo_label_counts(self.model, source, rows, tau, self.config, self.device, getattr(self.threshold, 'taus', None))
-        if self.logs is None: self.logs = [CsvLog(self.out/name, self.step) for name in ('why.csv', 'regions.csv')]
+        counts, regions = pseudo_label_counts(
+            self.model, source, rows, tau, self.config, self.device, getattr(self.threshold, 'taus', None))
+        if self.logs is None:
+            self.logs = [CsvLog(self.out/name, self.step) for name in ('why.csv', 'regions.csv')]
         for c, name in enumerate(self.sources.class_names):
-            self.logs[0].add(step=self.step, tau=round(tau, 5), name=name, **{n: int(counts[n][c]) if n in counts else '' for n in WHY})
-        if regions['drawn']: self.logs[1].add(step=self.step, tau=round(tau, 5), **regions)
+            self.logs[0].add(
+                step=self.step,
+                tau=round(tau, 5),
+                name=name,
+                **{n: int(counts[n][c]) if n in counts else '' for n in WHY},
+            )
+        if regions['drawn']:
+            self.logs[1].add(step=self.step, tau=round(tau, 5), **regions)
         return confusion
 
 
@@ -232,25 +294,33 @@ class StopFlag:
     "Notices SIGINT and SIGTERM, also one that a trainer took note of in its last step and had no use for."
     def __enter__(self):
         self.read, self.write = os.pipe()
-        for fd in (self.read, self.write): os.set_blocking(fd, False)
-        self.old_fd, self.old = signal.set_wakeup_fd(self.write, warn_on_full_buffer=False), signal.signal(signal.SIGTERM, self._stop)
+        for fd in (self.read, self.write):
+            os.set_blocking(fd, False)
+        self.old_fd = signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
+        self.old = signal.signal(signal.SIGTERM, self._stop)
         return self
 
     def _stop(self, number, frame): raise Stopped(number, f'stopped by signal {number}')
 
     def check(self):
         "Raise if a signal has come since."
-        try: numbers = os.read(self.read, 64)
-        except BlockingIOError: return
+        try:
+            numbers = os.read(self.read, 64)
+        except BlockingIOError:
+            return
         for number in numbers:
-            if number in (signal.SIGTERM, signal.SIGINT): self._stop(number, None)
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._stop(number, None)
 
     def __exit__(self, *error):
-        signal.signal(signal.SIGTERM, self.old); signal.set_wakeup_fd(self.old_fd)
-        os.close(self.read); os.close(self.write)
+        signal.signal(signal.SIGTERM, self.old)
+        signal.set_wakeup_fd(self.old_fd)
+        os.close(self.read)
+        os.close(self.write)
 
 
-os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a loader process that is ended is no reason to stop
+# a loader process that is ended is no reason to stop
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 @contextmanager
@@ -258,18 +328,29 @@ def lock(path):
     "Yield whether this process alone holds a file; the system gives it back when the process dies, however it dies."
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: yield False
-        else: yield True
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def is_finished(config) -> bool:
     "Is the run of a record there and whole? Raise ValueError if another run is there."
     folder = Path(config.out)
-    if run_state(folder)['state'] != 'finished': return False
-    def plain(record): return {k: v for k, v in record.items() if k not in ('precision', 'weights')} | dict(weights=Path(record['weights']).name)
-    changed = config_changes(plain(asdict(Config()) | json.loads((folder/'config.json').read_text())), plain(asdict(config)))
-    if changed: raise ValueError(f'{folder}: finished with other settings ({"; ".join(changed)}); choose another --out or move it away')
+    if run_state(folder)['state'] != 'finished':
+        return False
+    def plain(record):
+        return {k: v for k, v in record.items() if k not in ('precision', 'weights')} | dict(
+            weights=Path(record['weights']).name)
+    changed = config_changes(
+        plain(asdict(Config()) | json.loads((folder / 'config.json').read_text())), plain(asdict(config)))
+    if changed:
+        raise ValueError(
+            f'{folder}: finished with other settings ({"; ".join(changed)}); choose another --out or move '
+            'it away'
+        )
     return True
 
 
@@ -284,7 +365,8 @@ def train(config, watch=16):
 def score_test(folder, data_folder, name, device='cpu'):
     "Score best.pt and last.pt of a run on a test list; keep the result in its folder."
     path = Path(folder)/'test.csv'
-    if path.exists(): return
+    if path.exists():
+        return
     rows, before = [], None
     for checkpoint in ('best', 'last'):
         model, config = load_run(folder, f'{checkpoint}.pt', device, data=str(data_folder), val=name)
@@ -294,10 +376,17 @@ def score_test(folder, data_folder, name, device='cpu'):
             break
         before = weights
         sources = make_datasets(config, only_val=True)
-        confusion = evaluate(model, eval_pairs(sources.val, device), config.n_classes, config.evaluation, config.crop)
+        confusion = evaluate(
+            model, eval_pairs(sources.val, device), config.n_classes, config.evaluation, config.crop)
         ious = (100*confusion.iou()).tolist()
-        rows.append(dict(checkpoint=checkpoint, miou=round(100*confusion.miou(), 3)) | {f'iou_{n}': round(v, 3) for n, v in zip(sources.class_names, ious)})
-    write_atomic(path, '\n'.join(','.join(map(str, line)) for line in [rows[0], *[r.values() for r in rows]]).encode() + b'\n')
+        rows.append(
+            dict(checkpoint=checkpoint, miou=round(100 * confusion.miou(), 3))
+            | {f'iou_{n}': round(v, 3) for n, v in zip(sources.class_names, ious)})
+    write_atomic(
+        path,
+        '\n'.join(','.join(map(str, line)) for line in [rows[0], *[r.values() for r in rows]]).encode()
+        + b'\n',
+    )
 
 
 @torch.no_grad()
@@ -305,18 +394,31 @@ def measure_norms(model, pictures):
     "Measure the batch norm statistics of the trained layers anew: the mean over some batches, all of which weigh alike."
     model.train()  # a frozen backbone stays as it is
     norms = [(m, m.momentum) for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
-    for m, _ in norms: m.reset_running_stats(); m.momentum = None
-    for image in pictures: model(image)
-    for m, momentum in norms: m.momentum = momentum
+    for m, _ in norms:
+        m.reset_running_stats()
+        m.momentum = None
+    for image in pictures:
+        model(image)
+    for m, momentum in norms:
+        m.momentum = momentum
     return model.eval()
 
 
 def renorm(folder, data_folder, steps=60) -> dict:
     "Validation scores of a finished run as it is, and with batch norm statistics of nothing but labeled crops."
     model, config = load_run(folder, 'last.pt', data=str(data_folder))
-    sources, device = make_datasets(config), torch.device('cpu')
-    def score(): return round(100*evaluate(model.eval(), eval_pairs(sources.val), config.n_classes, config.evaluation, config.crop).miou(), 3)
-    batches, as_trained = make_batches(config, sources), score()
+    sources = make_datasets(config)
+    device = torch.device('cpu')
+    def score():
+        return round(
+            100
+            * evaluate(
+                model.eval(), eval_pairs(sources.val), config.n_classes, config.evaluation, config.crop
+            ).miou(),
+            3,
+        )
+    batches = make_batches(config, sources)
+    as_trained = score()
     measure_norms(model, (to_device(batches[i], device)['image_x'] for i in range(steps)))
     return dict(as_trained=as_trained, labeled_crops=score())
 
@@ -328,16 +430,20 @@ def run_jobs(jobs, config_of, train=train, after=None, say=print) -> list:
         for i, job in enumerate(jobs, 1):
             config = config_of(job)
             with lock(Path(config.out).parent/'.locks'/job.name) as mine:
-                if not mine: continue
+                if not mine:
+                    continue
                 try:
                     if not is_finished(config):
                         refuse_if_running(config.out)
                         say(f'[{i}/{number}] {job.name}')
                         train(config)
-                    if after: after(job, config)
+                    if after:
+                        after(job, config)
                 except (ValueError, OSError, RuntimeError) as e:
-                    failed.append((job, str(e).splitlines()[0] if str(e) else type(e).__name__)); say(f'[{i}/{number}] {job.name} failed: {failed[-1][1]}')
-            gc.collect(); flag.check()
+                    failed.append((job, str(e).splitlines()[0] if str(e) else type(e).__name__))
+                    say(f'[{i}/{number}] {job.name} failed: {failed[-1][1]}')
+            gc.collect()
+            flag.check()
     return failed
 
 
@@ -348,41 +454,68 @@ def measured_seconds(jobs, config_of) -> dict:
     found = defaultdict(list)
     for job in jobs:
         folder = Path(config_of(job).out)
-        if run_state(folder)['state'] != 'finished' or not (folder/'metrics.csv').exists(): continue
+        if run_state(folder)['state'] != 'finished' or not (folder/'metrics.csv').exists():
+            continue
         rate = read_csv(folder/'metrics.csv').get('steps_per_s', np.zeros(0))
-        if len(rate) and rate[-1] > 0: found[job.data, job.variant].append(1/rate[-1])
+        if len(rate) and rate[-1] > 0:
+            found[job.data, job.variant].append(1/rate[-1])
     return {key: mean_sd(v)[0] for key, v in found.items()}
 
 
 def estimate(job, steps, known, seconds=SECONDS) -> float:
     "Seconds of a run: as finished runs of its kind, else by the measured step."
     test = 2*DATA[job.data]['pictures'][1]*seconds['picture']
-    if (job.data, job.variant) in known: return steps*known[job.data, job.variant] + test
-    factor = {'cutmix_same': 1.15, 'cutmix_other': 1.15, 'regions_512': 1.1}.get(job.variant, 1)  # the mix stream's forward pass; more regions
+    if (job.data, job.variant) in known:
+        return steps*known[job.data, job.variant] + test
+    # the mix stream's forward pass; more regions
+    factor = {'cutmix_same': 1.15, 'cutmix_other': 1.15, 'regions_512': 1.1}.get(job.variant, 1)
     warm = labels_alone(steps)
-    return warm*seconds['supervised'] + (steps - warm)*seconds[job.method]*factor + VALIDATIONS*(DATA[job.data]['pictures'][0] + 16*2)*seconds['picture'] + test
+    return (
+        warm * seconds['supervised']
+        + (steps - warm) * seconds[job.method] * factor
+        + VALIDATIONS * (DATA[job.data]['pictures'][0] + 16 * 2) * seconds['picture']
+        + test)
 
 
 def print_plan(jobs, config_of, steps, seconds) -> None:
     "One line a data set, split and variant, then the sums."
-    known, total, left = measured_seconds(jobs, config_of), 0., 0.
-    print('settings of all runs: ' + ', '.join(f'{k}={v}' for k, v in (SETTINGS | dict(steps=steps, warmup=labels_alone(steps), validations=VALIDATIONS)).items()))
+    known = measured_seconds(jobs, config_of)
+    total = 0.
+    left = 0.
+    print(
+        'settings of all runs: '
+        + ', '.join(
+            f'{k}={v}'
+            for k, v in (
+                SETTINGS | dict(steps=steps, warmup=labels_alone(steps), validations=VALIDATIONS)).items()
+        )
+    )
     print(f"{'data':12}{'split':7}{'variant':24}{'state of each seed':40}{'hours each':>11}  changes")
     for key in dict.fromkeys(j[:3] for j in jobs):
         runs = [j for j in jobs if j[:3] == key]
         states = [run_state(config_of(j).out)['state'].replace('unknown', '-') for j in runs]
         each = estimate(runs[0], steps, known, seconds)/3600
-        total += each*len(runs); left += each*sum(s != 'finished' for s in states)
-        print(f"{key[0]:12}{key[1]:7}{key[2]:24}{' '.join(states):40}{each:11.2f}  {' '.join(f'{k}={v}' for k, v in CHANGES.get(key[2], {}).items())}")
-    print(f'{len(jobs)} runs, about {total:.1f} core hours, {left:.1f} of them to do: {left/2:.1f} h for two runners on two free cores (one thread each)')
-    print('hours: by finished runs of the same kind where there are any, else by processor seconds ' + ', '.join(f'{k} {v}' for k, v in seconds.items()))
+        total += each*len(runs)
+        left += each*sum(s != 'finished' for s in states)
+        print(
+            f"{key[0]:12}{key[1]:7}{key[2]:24}{' '.join(states):40}{each:11.2f}  "
+            f"{' '.join(f'{k}={v}' for k, v in CHANGES.get(key[2], {}).items())}"
+        )
+    print(
+        f'{len(jobs)} runs, about {total:.1f} core hours, {left:.1f} of them to do: {left / 2:.1f} h for '
+        'two runners on two free cores (one thread each)'
+    )
+    print(
+        'hours: by finished runs of the same kind where there are any, else by processor seconds '
+        + ', '.join(f'{k} {v}' for k, v in seconds.items()))
 
 
 def time_steps(config_of, data, steps=3) -> dict:
     "Processor seconds a step of each method and of scoring a picture, on one data set."
     seconds = {}
     for method in METHODS:
-        trainer = Trainer(replace(config_of(Job(data, DATA[data]['splits'][0], method, 0)), warmup=0), quiet=True)
+        trainer = Trainer(
+            replace(config_of(Job(data, DATA[data]['splits'][0], method, 0)), warmup=0), quiet=True)
         trainer.model.train()
         took = []
         for i in range(steps + 1):
@@ -391,7 +524,9 @@ def time_steps(config_of, data, steps=3) -> dict:
             took.append(time.process_time() - before)
         seconds[method] = round(float(np.median(took[1:])), 2)
     before = time.process_time()
-    evaluate(trainer.model.eval(), eval_pairs(trainer.sources.val, 'cpu', range(4)), trainer.config.n_classes, trainer.config.evaluation, trainer.config.crop)
+    evaluate(
+        trainer.model.eval(), eval_pairs(trainer.sources.val, 'cpu', range(4)), trainer.config.n_classes,
+        trainer.config.evaluation, trainer.config.crop)
     return seconds | dict(picture=round((time.process_time() - before)/4, 3))
 
 
@@ -399,17 +534,21 @@ def time_steps(config_of, data, steps=3) -> dict:
 
 def thin(rows, n=60) -> list:
     "At most n rows, evenly spaced, the first and the last among them."
-    if len(rows) <= n: return rows
+    if len(rows) <= n:
+        return rows
     return [rows[i] for i in np.linspace(0, len(rows)-1, n).round().astype(int)]
 
 
 def _read_rows(path):
-    with open(path, newline='') as f: return list(csv.DictReader(f))
+    with open(path, newline='') as f:
+        return list(csv.DictReader(f))
 
 
 def _write_rows(path, rows):
     with open(path, 'w', newline='') as f:
-        writer = csv.DictWriter(f, list(rows[0]), lineterminator='\n'); writer.writeheader(); writer.writerows(rows)
+        writer = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def collect_run(folder, target):
@@ -419,9 +558,11 @@ def collect_run(folder, target):
     record = json.loads((folder/'config.json').read_text())
     record |= {k: Path(record[k]).name for k in ('data', 'weights', 'out')}
     (target/'config.json').write_text(json.dumps(record, indent=1) + '\n')
-    (target/'state.json').write_text(json.dumps({k: facts[k] for k in ('state', 'step', 'steps', 'best')}, indent=1) + '\n')
+    (target / 'state.json').write_text(
+        json.dumps({k: facts[k] for k in ('state', 'step', 'steps', 'best')}, indent=1) + '\n')
     for name in ('metrics.csv', 'val.csv', 'test.csv', 'why.csv', 'regions.csv'):
-        if not (folder/name).exists(): continue
+        if not (folder/name).exists():
+            continue
         rows = _read_rows(folder/name)
         _write_rows(target/name, thin(rows) if name == 'metrics.csv' else rows)
 
@@ -433,17 +574,26 @@ def summary(results) -> str:
         data, *split, variant_seed = folder.parent.name.split('_', 3)
         variant, _, _ = variant_seed.rpartition('_s')
         miou = read_csv(folder.parent/'val.csv')['miou']
-        test = {r['checkpoint']: float(r['miou']) for r in _read_rows(folder.parent/'test.csv')} if (folder.parent/'test.csv').exists() else {}
-        groups[data, '_'.join(split), variant].append((miou.max(), miou[-1], test.get('best', math.nan), test.get('last', math.nan)))
+        test = (
+            {r['checkpoint']: float(r['miou']) for r in _read_rows(folder.parent / 'test.csv')}
+            if (folder.parent / 'test.csv').exists()
+            else {})
+        groups[data, '_'.join(split), variant].append(
+            (miou.max(), miou[-1], test.get('best', math.nan), test.get('last', math.nan)))
 
     def text(values):
-        if any(math.isnan(v) for v in values): return ''
+        if any(math.isnan(v) for v in values):
+            return ''
         m, sd = mean_sd([float(v) for v in values])
         return f'{m:.2f}' + (f' ± {sd:.2f}' if not math.isnan(sd) else '')
     order = [*METHODS, CEILING, *CHANGES]
-    lines = [f"{'data':12}{'split':7}{'variant':24}{'n':>3}{'best':>15}{'last':>15}{'test best':>15}{'test last':>15}"]
+    lines = [
+        f"{'data':12}{'split':7}{'variant':24}{'n':>3}{'best':>15}{'last':>15}{'test best':>15}{'test last':>15}"
+    ]
     for key in sorted(groups, key=lambda k: (k[0], k[1], order.index(k[2]) if k[2] in order else len(order))):
-        lines.append(f'{key[0]:12}{key[1]:7}{key[2]:24}{len(groups[key]):3}' + ''.join(f'{text(column):>15}' for column in zip(*groups[key])))
+        lines.append(
+            f'{key[0]:12}{key[1]:7}{key[2]:24}{len(groups[key]):3}'
+            + ''.join(f'{text(column):>15}' for column in zip(*groups[key])))
     return '\n'.join(lines)
 
 
@@ -451,22 +601,34 @@ def summary(results) -> str:
 
 def paint_voc(folder, sizes=(4, 8, 2), h=375, w=500, seed=0):
     "A folder in VOC's layout: 21 classes, objects with a border of ignored pixels; the labeled pictures show every class."
-    folder, rng, colors = Path(folder), np.random.default_rng(seed), palette(256, 'pascal')
-    lists = dict(zip(('splits/pascal/92/labeled.txt', 'splits/pascal/92/unlabeled.txt', 'splits/pascal/val.txt'), sizes))
-    for sub in ('JPEGImages', 'SegmentationClass', 'splits/pascal/92'): (folder/sub).mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    rng = np.random.default_rng(seed)
+    colors = palette(256, 'pascal')
+    lists = dict(
+        zip(
+            ('splits/pascal/92/labeled.txt', 'splits/pascal/92/unlabeled.txt', 'splits/pascal/val.txt'), sizes
+        )
+    )
+    for sub in ('JPEGImages', 'SegmentationClass', 'splits/pascal/92'):
+        (folder/sub).mkdir(parents=True, exist_ok=True)
     y, x, number = *np.mgrid[:h, :w], 0
     for path, n in lists.items():
         lines = []
         for i in range(n):
-            mask, image = np.zeros((h, w), np.uint8), rng.normal(110, 12, (h, w, 1)) + rng.uniform(-30, 30, 3)
-            for j, c in enumerate((7*i + np.arange(8)) % 20 + 1):  # four pictures of eight objects show all of 1..20
-                cy, cx = (j//4 + .5 + rng.uniform(-.1, .1))*h/2, (j % 4 + .5 + rng.uniform(-.1, .1))*w/4
+            mask = np.zeros((h, w), np.uint8)
+            image = rng.normal(110, 12, (h, w, 1)) + rng.uniform(-30, 30, 3)
+            # four pictures of eight objects show all of 1..20
+            for j, c in enumerate((7 * i + np.arange(8)) % 20 + 1):
+                cy = (j//4 + .5 + rng.uniform(-.1, .1))*h/2
+                cx = (j % 4 + .5 + rng.uniform(-.1, .1))*w/4
                 distance = np.hypot((y-cy)/(h/4), (x-cx)/(w/8))/rng.uniform(.7, .95)
                 wave = np.sin((x*math.cos(c) + y*math.sin(c))/(2 + c % 5))[..., None]
-                image = np.where(distance[..., None] < 1, colors[c] + 40*wave + rng.normal(0, 8, (h, w, 1)), image)
+                image = np.where(
+                    distance[..., None] < 1, colors[c] + 40 * wave + rng.normal(0, 8, (h, w, 1)), image)
                 mask[distance < 1.08] = IGNORE_INDEX
                 mask[distance < 1] = c
-            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder/f'JPEGImages/{number:06d}.jpg', quality=90)
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(
+                folder / f'JPEGImages/{number:06d}.jpg', quality=90)
             drawn = Image.fromarray(mask)
             drawn.putpalette(colors.ravel().tolist())
             drawn.save(folder/f'SegmentationClass/{number:06d}.png')
@@ -479,7 +641,8 @@ class _StopsHalfway(Trainer):
     "Sends itself a signal, as a scheduler would, in the middle."
     def run_step(self, batch):
         result = super().run_step(batch)
-        if self.step == self.steps//2: os.kill(os.getpid(), signal.SIGTERM)
+        if self.step == self.steps//2:
+            os.kill(os.getpid(), signal.SIGTERM)
         return result
 
 
@@ -487,45 +650,92 @@ def smoke_faults(out, config, steps) -> list:
     "What is wrong with a finished smoke run."
     metrics, faults = read_csv(out/'metrics.csv'), []
     losses = {k: v for k, v in metrics.items() if k.startswith('loss_')}
-    faults += [f'{k} is not finite' for k, v in metrics.items() if k.startswith('loss') and not np.isfinite(v).all()]
-    faults += [f'{k} was never at work' for k, v in losses.items() if not (v != 0).any() and steps >= 100]  # from random weights nothing is confident at first
-    if metrics['skipped'][-1]: faults.append(f"{metrics['skipped'][-1]:.0f} steps were skipped")
-    if config.threshold == 'dynamic' and metrics['tau'][-1] == config.tau: faults.append('tau did not move')
-    if len(metrics['step']) != len(set(metrics['step'])): faults.append('steps were logged twice')
+    faults += [
+        f'{k} is not finite' for k, v in metrics.items() if k.startswith('loss') and not np.isfinite(v).all()]
+    # from random weights nothing is confident at first
+    faults += [f'{k} was never at work' for k, v in losses.items() if not (v != 0).any() and steps >= 100]
+    if metrics['skipped'][-1]:
+        faults.append(f"{metrics['skipped'][-1]:.0f} steps were skipped")
+    if config.threshold == 'dynamic' and metrics['tau'][-1] == config.tau:
+        faults.append('tau did not move')
+    if len(metrics['step']) != len(set(metrics['step'])):
+        faults.append('steps were logged twice')
     model, recorded = load_run(out, 'best.pt')
     sources = make_datasets(recorded, only_val=True)
-    again = 100*evaluate(model, eval_pairs(sources.val), recorded.n_classes, recorded.evaluation, recorded.crop).miou()
+    again = (
+        100
+        * evaluate(
+            model, eval_pairs(sources.val), recorded.n_classes, recorded.evaluation, recorded.crop).miou()
+    )
     stored = read_csv(out/'val.csv')['miou'].max()
-    if abs(again - stored) > .05: faults.append(f'best.pt scores {again:.2f} once more, the run noted {stored:.2f}')
+    if abs(again - stored) > .05:
+        faults.append(f'best.pt scores {again:.2f} once more, the run noted {stored:.2f}')
     return faults
 
 
 def pascal_smoke(steps, out, crop=321, batch=8, accumulate=1, json_path='', **changes) -> dict:
     "Train the Pascal preset on generated pictures, stop and resume it half-way, and look at everything it left."
     out, start = Path(out), time.monotonic()
-    if not (out/'data'/'splits'/'pascal'/'val.txt').exists(): paint_voc(out/'data')
-    config = preset('voc_92', data=str(out/'data'), crop=crop, batch_x=batch, batch_u=batch, accumulate=accumulate, steps=steps, eval_every=max(1, steps//2),
-                    log_every=max(1, steps//50), save_minutes=5., out=str(out/'run'), **changes)
+    if not (out/'data'/'splits'/'pascal'/'val.txt').exists():
+        paint_voc(out/'data')
+    config = preset(
+        'voc_92',
+        data=str(out / 'data'),
+        crop=crop,
+        batch_x=batch,
+        batch_u=batch,
+        accumulate=accumulate,
+        steps=steps,
+        eval_every=max(1, steps // 2),
+        log_every=max(1, steps // 50),
+        save_minutes=5.0,
+        out=str(out / 'run'),
+        **changes,
+    )
     run, stopped_at = out/'run', 0
     if not (run/'last.pt').exists() and steps > 1:
         trainer = _StopsHalfway(config)
         trainer.say(trainer.describe())
-        try: trainer.fit()
-        except Stopped: stopped_at = trainer.step
-        if stopped_at != steps//2: raise ValueError(f'stopped at step {stopped_at} by another signal; the same command goes on')
-        del trainer; gc.collect()
+        try:
+            trainer.fit()
+        except Stopped:
+            stopped_at = trainer.step
+        if stopped_at != steps//2:
+            raise ValueError(f'stopped at step {stopped_at} by another signal; the same command goes on')
+        del trainer
+        gc.collect()
     if run_state(run)['state'] != 'finished':
         trainer = Trainer(config)
         trainer.fit(resume=(run/'last.pt').exists())
-        del trainer; gc.collect()
+        del trainer
+        gc.collect()
     model, recorded = load_run(run, 'last.pt')
-    metrics, val = read_csv(run/'metrics.csv'), read_csv(run/'val.csv')
-    found = dict(steps=steps, crop=crop, batch=f'{batch}+{batch}', accumulate=accumulate, backbone=config.backbone, parameters=sum(p.numel() for p in model.parameters()),
-                 data='14 generated pictures of 375x500, 21 classes', precision=recorded.precision, device='cuda' if torch.cuda.is_available() else 'cpu', torch=torch.__version__,
-                 threads=torch.get_num_threads(), seconds_a_step_validations_included=round(float(1/metrics['steps_per_s'][-1]), 2), memory_gb=round(float(metrics['memory_gb'].max()), 2),
-                 stopped_and_resumed_at=stopped_at, losses_seen=[k.removeprefix('loss_') for k, v in metrics.items() if k.startswith('loss_') and (v != 0).any()],
-                 loss=[round(float(metrics['loss'][i]), 4) for i in (0, -1)], tau=[round(float(metrics['tau'][i]), 5) for i in (0, -1)],
-                 kept=[round(float(metrics['coverage_before'][i]), 4) for i in (0, -1)], miou=val['miou'].tolist(), minutes=round((time.monotonic() - start)/60, 1), faults=smoke_faults(run, recorded, steps))
+    metrics = read_csv(run/'metrics.csv')
+    val = read_csv(run/'val.csv')
+    found = dict(
+        steps=steps,
+        crop=crop,
+        batch=f'{batch}+{batch}',
+        accumulate=accumulate,
+        backbone=config.backbone,
+        parameters=sum(p.numel() for p in model.parameters()),
+        data='14 generated pictures of 375x500, 21 classes',
+        precision=recorded.precision,
+        device='cuda' if torch.cuda.is_available() else 'cpu',
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        seconds_a_step_validations_included=round(float(1 / metrics['steps_per_s'][-1]), 2),
+        memory_gb=round(float(metrics['memory_gb'].max()), 2),
+        stopped_and_resumed_at=stopped_at,
+        losses_seen=[
+            k.removeprefix('loss_') for k, v in metrics.items() if k.startswith('loss_') and (v != 0).any()],
+        loss=[round(float(metrics['loss'][i]), 4) for i in (0, -1)],
+        tau=[round(float(metrics['tau'][i]), 5) for i in (0, -1)],
+        kept=[round(float(metrics['coverage_before'][i]), 4) for i in (0, -1)],
+        miou=val['miou'].tolist(),
+        minutes=round((time.monotonic() - start) / 60, 1),
+        faults=smoke_faults(run, recorded, steps),
+    )
     if json_path:
         Path(json_path).parent.mkdir(parents=True, exist_ok=True)
         Path(json_path).write_text(json.dumps(found, indent=1) + '\n')
@@ -539,23 +749,43 @@ def parse(argv=None):
     commands = parser.add_subparsers(dest='command', required=True)
     for name in ('plan', 'time', 'run', 'collect', 'renorm'):
         sub = commands.add_parser(name)
-        for data in DATA: sub.add_argument(f'--{data}', type=Path, metavar='DIR', help='folder of the data set; without it its runs are left out')
-        sub.add_argument('--weights', default='', metavar='FILE', help='ImageNet weights of EfficientNet-lite0')
+        for data in DATA:
+            sub.add_argument(
+                f'--{data}', type=Path, metavar='DIR',
+                help='folder of the data set; without it its runs are left out')
+        sub.add_argument(
+            '--weights', default='', metavar='FILE', help='ImageNet weights of EfficientNet-lite0')
         sub.add_argument('--out', type=Path, default=Path('runs/evidence'))
         sub.add_argument('--steps', type=int, default=STEPS)
         sub.add_argument('--seeds', type=int, default=3)
-        sub.add_argument('--stage', default='all', choices=('methods', 'beyond', 'parts', 'trained', 'wide', 'all'))
-        sub.add_argument('--splits', type=lambda s: s.split(','), default=None, metavar='LIST', help='such as 1_16,1_32; changes of a method take the first one, all labels are for 1_16 alone [all]')
-        sub.add_argument('--only', type=lambda s: s.split(','), default=(), metavar='LIST', help='variants, such as corrmatch,no_region')
-        sub.add_argument('--watch', type=int, default=16, help='unlabeled pictures whose pseudo-labels are judged at each validation; 0: none')
-        if name in ('time', 'run', 'renorm'): sub.add_argument('--threads', type=int, default=1, help='of the processor, for each process [1]')
-        if name == 'collect': sub.add_argument('--results', type=Path, default=Path('nbs/results/evidence'))
-        if name == 'renorm': sub.add_argument('--json', type=Path, help='file for the scores')
+        sub.add_argument(
+            '--stage', default='all', choices=('methods', 'beyond', 'parts', 'trained', 'wide', 'all'))
+        sub.add_argument(
+            '--splits',
+            type=lambda s: s.split(','),
+            default=None,
+            metavar='LIST',
+            help='such as 1_16,1_32; changes of a method take the first one, all labels are for 1_16 '
+                 'alone [all]',
+        )
+        sub.add_argument(
+            '--only', type=lambda s: s.split(','), default=(), metavar='LIST',
+            help='variants, such as corrmatch,no_region')
+        sub.add_argument(
+            '--watch', type=int, default=16,
+            help='unlabeled pictures whose pseudo-labels are judged at each validation; 0: none')
+        if name in ('time', 'run', 'renorm'):
+            sub.add_argument('--threads', type=int, default=1, help='of the processor, for each process [1]')
+        if name == 'collect':
+            sub.add_argument('--results', type=Path, default=Path('nbs/results/evidence'))
+        if name == 'renorm':
+            sub.add_argument('--json', type=Path, help='file for the scores')
     sub = commands.add_parser('pascal-smoke')
     sub.add_argument('--steps', type=int, default=300)
     sub.add_argument('--crop', type=int, default=321)
     sub.add_argument('--batch', type=int, default=8, help='labeled, and as many unlabeled pictures a step')
-    sub.add_argument('--accumulate', type=int, default=1, help='micro-steps, where memory is short; changes batch norm')
+    sub.add_argument(
+        '--accumulate', type=int, default=1, help='micro-steps, where memory is short; changes batch norm')
     sub.add_argument('--out', type=Path, default=Path('runs/pascal_smoke'))
     sub.add_argument('--json', default='', help='file for the findings')
     return parser.parse_args(argv)
@@ -568,38 +798,48 @@ def main(argv=None) -> int:
         print(json.dumps(found, indent=1))
         return int(bool(found['faults']))
     folders = {name: getattr(args, name) for name in DATA if getattr(args, name)}
-    if not folders: raise ValueError(f"give a data set: {' or '.join(f'--{name} DIR' for name in DATA)}")
+    if not folders:
+        raise ValueError(f"give a data set: {' or '.join(f'--{name} DIR' for name in DATA)}")
     for name, folder in folders.items():
-        if args.command != 'plan' and not folder.is_dir(): raise ValueError(f'--{name} {folder}: no such folder')
+        if args.command != 'plan' and not folder.is_dir():
+            raise ValueError(f'--{name} {folder}: no such folder')
     jobs = make_plan(list(folders), args.seeds, args.stage, args.splits, args.only)
     def config_of(job): return make_config(job, folders[job.data], args.weights, args.out, args.steps)
-    if args.command in ('time', 'run', 'renorm'): torch.set_num_threads(args.threads)
+    if args.command in ('time', 'run', 'renorm'):
+        torch.set_num_threads(args.threads)
     timed = args.out/'seconds.json'
     seconds = SECONDS | (json.loads(timed.read_text()) if timed.exists() else {})
     if args.command == 'time':
         args.out.mkdir(parents=True, exist_ok=True)
         timed.write_text(json.dumps(time_steps(config_of, next(iter(folders)))))
         print(timed.read_text())
-    elif args.command == 'plan': print_plan(jobs, config_of, args.steps, seconds)
+    elif args.command == 'plan':
+        print_plan(jobs, config_of, args.steps, seconds)
     elif args.command == 'run':
         def after(job, config):
-            if DATA[job.data]['test']: score_test(config.out, folders[job.data], DATA[job.data]['test'])
+            if DATA[job.data]['test']:
+                score_test(config.out, folders[job.data], DATA[job.data]['test'])
         failed = run_jobs(jobs, config_of, lambda c: train(c, args.watch), after)
-        for job, reason in failed: print(f'failed: {job.name}: {reason}')
+        for job, reason in failed:
+            print(f'failed: {job.name}: {reason}')
         left = sum(run_state(config_of(j).out)['state'] != 'finished' for j in jobs)
         print(f'{len(jobs)-left} of {len(jobs)} runs finished')
         return int(bool(failed))
     else:
-        done = [j for j in jobs if (Path(config_of(j).out)/'config.json').exists() and is_finished(config_of(j))]
+        done = [
+            j for j in jobs if (Path(config_of(j).out) / 'config.json').exists() and is_finished(config_of(j))
+        ]
         if args.command == 'renorm':
             found = {}
             for job in done:
                 found[job.name] = renorm(config_of(job).out, folders[job.data])
                 print(job.name, found[job.name], flush=True)
-            if args.json: write_atomic(args.json, (json.dumps(found, indent=1) + '\n').encode())
+            if args.json:
+                write_atomic(args.json, (json.dumps(found, indent=1) + '\n').encode())
             return 0
         for job in done:
-            if DATA[job.data]['test']: score_test(config_of(job).out, folders[job.data], DATA[job.data]['test'])
+            if DATA[job.data]['test']:
+                score_test(config_of(job).out, folders[job.data], DATA[job.data]['test'])
             collect_run(config_of(job).out, args.results/job.name)
         print(summary(args.results) if done else 'no finished run yet')
         print(f'{len(done)} of {len(jobs)} runs are finished and stand in {args.results}')
@@ -608,8 +848,10 @@ def main(argv=None) -> int:
 
 if __name__ == '__main__':
     os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
-    try: sys.exit(main())
-    except ValueError as e: sys.exit(f'evidence: {e}')
+    try:
+        sys.exit(main())
+    except ValueError as e:
+        sys.exit(f'evidence: {e}')
     except KeyboardInterrupt as e:
         print(f"evidence: {e or 'interrupted'}; the same command goes on", file=sys.stderr)
         sys.exit(getattr(e, 'code', 130))

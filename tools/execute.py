@@ -39,7 +39,8 @@ def execute(path: Path, skip_flags: set) -> float:
             output.get('data', {}).pop(VOLATILE, None)
             output.get('metadata', {}).pop(VOLATILE, None)
         if 'outputs' in cell:
-            cell['outputs'] = [o for o in cell['outputs'] if o.get('output_type') != 'stream' or o.get('name') != 'stderr']
+            cell['outputs'] = [
+                o for o in cell['outputs'] if o.get('output_type') != 'stream' or o.get('name') != 'stderr']
     nb.metadata.pop('widgets', None)
     write_nb(nb, path)
     return time.time() - start
@@ -54,4 +55,5 @@ def main(paths: list):
         print(f'{Path(path).name}: {seconds:.1f} s, {Path(path).stat().st_size//1024} KB', flush=True)
 
 
-if __name__ == '__main__': main(sys.argv[1:])
+if __name__ == '__main__':
+    main(sys.argv[1:])

@@ -23,24 +23,28 @@ from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import FolderSource, read_split
 from corrmatch.data.views import normalize
 
-SIZE, BINS, APART = 257, 33, 6  # pixels of the cut; positions a side at which stages are compared (stride 8); positions
+# pixels of the cut; positions a side at which stages are compared (stride 8); positions
+SIZE, BINS, APART = 257, 33, 6
 
 
 def pictures(source, seed, n):
     "n normalised cuts (n,3,SIZE,SIZE) that show an object, and the class of each position (n,BINS*BINS)."
     images, labels = [], []
     for i in np.random.default_rng(seed).permutation(len(source)):
-        image, mask = source.read_image(int(i)), source.read_mask(int(i))
+        image = source.read_image(int(i))
+        mask = source.read_mask(int(i))
         scale = SIZE/min(image.size)
         size = [max(SIZE, round(side*scale)) for side in image.size]
         left, top = [(side-SIZE)//2 for side in size]
         box = left, top, left+SIZE, top+SIZE
         mask = np.asarray(mask.resize(size, Image.NEAREST).crop(box))
         label = mask[::8, ::8].ravel()
-        if ((label > 0) & (label != IGNORE_INDEX)).mean() < .05: continue
+        if ((label > 0) & (label != IGNORE_INDEX)).mean() < .05:
+            continue
         images.append(np.asarray(image.resize(size, Image.BILINEAR).crop(box).convert('RGB')))
         labels.append(label)
-        if len(images) == n: break
+        if len(images) == n:
+            break
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return normalize(x), torch.from_numpy(np.stack(labels)).long()
 
@@ -49,21 +53,30 @@ def stages(backbone, images, calibrate):
     "Maps of every stage at BINS x BINS positions, picture by picture."
     if calibrate:
         norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        for m in norms: m.momentum = None
+        for m in norms:
+            m.momentum = None
         backbone.train()
         with torch.no_grad():
-            for part in images.split(8): backbone(part)
+            for part in images.split(8):
+                backbone(part)
     backbone.eval()
     for image in images.split(1):
-        with torch.no_grad(): yield [F.interpolate(c, (BINS, BINS), mode='bilinear', align_corners=True) for c in backbone(image)]
+        with torch.no_grad():
+            yield [
+                F.interpolate(c, (BINS, BINS), mode='bilinear', align_corners=True) for c in backbone(image)]
 
 
 def score(corrs, labels):
     "Mean over pictures of the mean gain: over area, over rings, over rings at object positions."
     gains = []
     for corr, label in zip(corrs, labels):
-        area, rings = follow_gain(corr, label[None])[0], follow_gain(corr, label[None], (BINS, BINS), APART)[0]
-        gains.append((area.nanmean().item(), rings.nanmean().item(), rings[(label > 0) & (label != IGNORE_INDEX)].nanmean().item()))
+        area = follow_gain(corr, label[None])[0]
+        rings = follow_gain(corr, label[None], (BINS, BINS), APART)[0]
+        gains.append(
+            (
+                area.nanmean().item(), rings.nanmean().item(),
+                rings[(label > 0) & (label != IGNORE_INDEX)].nanmean().item())
+        )
     return np.mean(gains, 0)
 
 
@@ -74,7 +87,8 @@ def nearness(sigma):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('data', type=Path)
     parser.add_argument('--efficientnet', help='weights of timm:tf_efficientnet_lite0')
     parser.add_argument('--resnet18', help='weights of resnet18; the last stage may be missing')
@@ -84,7 +98,10 @@ def main():
     parser.add_argument('--out', type=Path)
     a = parser.parse_args()
     source = FolderSource(read_split(a.data/'val.txt', a.data, True))
-    nets = {name: weights for name, weights in (('timm:tf_efficientnet_lite0', a.efficientnet), ('resnet18', a.resnet18)) if weights}
+    nets = {
+        name: weights
+        for name, weights in (('timm:tf_efficientnet_lite0', a.efficientnet), ('resnet18', a.resnet18))
+        if weights}
     found = {}
     def note(key, values): found.setdefault(key, []).append([100*float(v) for v in values])
     for seed in range(a.seeds):
@@ -97,15 +114,35 @@ def main():
             for kind in ('random', 'pretrained'):
                 torch.manual_seed(seed)
                 net = build_backbone(name, 8)
-                if kind == 'pretrained': load_pretrained(net, name, weights)
+                if kind == 'pretrained':
+                    load_pretrained(net, name, weights)
                 by_stage = list(zip(*stages(net, images, kind == 'random')))
-                for i, maps in enumerate(by_stage[:3 if name == 'resnet18' else 4]): note(f'{name} {kind} c{i+1}', score(rows_of(maps), labels))
-                print(seed, name, kind, [round(found[f'{name} {kind} c{i+1}'][-1][1], 1) for i in range(len(by_stage)) if f'{name} {kind} c{i+1}' in found], flush=True)
-    rows = {k: {f'{name}_{kind}': round(float(x), 2) for kind, values in (('mean', np.mean(v, 0)), ('sd', np.std(v, 0, ddof=1)))
-                for name, x in zip(('area', 'rings', 'object'), values)} for k, v in found.items()}
-    result = dict(pictures=a.pictures, seeds=a.seeds, temperature=a.temperature, size=SIZE, positions=BINS, apart=APART, data=a.data.name, percent=rows)
+                for i, maps in enumerate(by_stage[:3 if name == 'resnet18' else 4]):
+                    note(f'{name} {kind} c{i+1}', score(rows_of(maps), labels))
+                print(
+                    seed,
+                    name,
+                    kind,
+                    [
+                        round(found[f'{name} {kind} c{i + 1}'][-1][1], 1)
+                        for i in range(len(by_stage))
+                        if f'{name} {kind} c{i + 1}' in found],
+                    flush=True,
+                )
+    rows = {
+        k: {
+            f'{name}_{kind}': round(float(x), 2)
+            for kind, values in (('mean', np.mean(v, 0)), ('sd', np.std(v, 0, ddof=1)))
+            for name, x in zip(('area', 'rings', 'object'), values)}
+        for k, v in found.items()
+    }
+    result = dict(
+        pictures=a.pictures, seeds=a.seeds, temperature=a.temperature, size=SIZE, positions=BINS, apart=APART,
+        data=a.data.name, percent=rows)
     print(json.dumps(result, indent=1))
-    if a.out: a.out.write_text(json.dumps(result, indent=1)+'\n')
+    if a.out:
+        a.out.write_text(json.dumps(result, indent=1)+'\n')
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -24,21 +24,27 @@ from corrmatch.data.batches import StepBatches, make_loader
 
 def source(first, n, size, n_classes):
     "Scenes of the other world."
-    images, masks = toy_arrays(range(first, first+n), size, n_classes=n_classes, textures=OTHER_TEXTURES, spread=.3)
+    images, masks = toy_arrays(
+        range(first, first + n), size, n_classes=n_classes, textures=OTHER_TEXTURES, spread=0.3)
     return ArraySource(images, masks)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='file to write')
     parser.add_argument('--steps', type=int, default=6500, help='training steps of 16 pictures [6500]')
     parser.add_argument('--pictures', type=int, default=3000, help='training scenes [3000]')
     parser.add_argument('--seed', type=int, default=0, help='of weights and draws [0]')
     args = parser.parse_args()
     n_classes = len(OTHER_TEXTURES)+1
-    config = preset('toy', 'supervised', n_classes=n_classes, stride=8, rate=1, weights='', lr=0.05, lr_multi=1., batch_x=16, seed=args.seed)
-    pictures, held_out = source(500_000, args.pictures, config.crop, n_classes), source(900_000, 100, config.crop, n_classes)
-    batches = StepBatches(pictures, None, config.crop, config.batch_x, 0, config.seed, (config.scale_min, config.scale_max))
+    config = preset(
+        'toy', 'supervised', n_classes=n_classes, stride=8, rate=1, weights='', lr=0.05, lr_multi=1.0,
+        batch_x=16, seed=args.seed)
+    pictures = source(500_000, args.pictures, config.crop, n_classes)
+    held_out = source(900_000, 100, config.crop, n_classes)
+    batches = StepBatches(
+        pictures, None, config.crop, config.batch_x, 0, config.seed, (config.scale_min, config.scale_max))
     model = make_model(config)[0].train()
     optimizer = make_optimizer(model, config)
     for step, batch in enumerate(tqdm(make_loader(batches, 0, args.steps), total=args.steps)):
@@ -53,7 +59,11 @@ def main():
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.backbone.state_dict().items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out, lambda p: torch.save(state, p))
-    print(f'{args.out}: {args.out.stat().st_size/1e6:.2f} MB; mIoU on held-out scenes of the other world {100*confusion.miou():.1f}')
+    print(
+        f'{args.out}: {args.out.stat().st_size / 1e6:.2f} MB; mIoU on held-out scenes of the other world '
+        f'{100 * confusion.miou():.1f}'
+    )
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

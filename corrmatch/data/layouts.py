@@ -19,25 +19,31 @@ from PIL import features
 from .coco import CocoAccount, Outlined, Unannotated, _coco_names, draw_objects, read_coco
 from ..config import IGNORE_INDEX
 from .folders import (
-    IMAGE_SUFFIXES, ESCAPES_ROOT, class_rows, derived_from, folder_homes, folder_role, escapes_root, line_fields,
-    list_lines, mask_of, own_outputs)
+    IMAGE_SUFFIXES, ESCAPES_ROOT, class_rows, derived_from, folder_homes, folder_role, escapes_root,
+    line_fields, list_lines, mask_of, own_outputs)
 from ..files import DataError
 from .masks import StoredMask, load_picture, read_mask
 
 # %% ../../nbs/data/21_layouts.ipynb #8e2b6ec5
 _AVIF = ('.avif',) if features.check('avif') else ()  # read where Pillow can
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, '.jfif', '.gif', '.ppm', '.pgm', '.jp2', '.tga', *_AVIF)
-MASK_TAILS = ('_gtFine_labelTrainIds', '_gtFine_labelIds', '_mask', '_masks', '_label', '_labels', '_gt', '_seg', '_segmentation',
-              '_annotation', '_manual1', '_1stHO', '-mask', '-label', '-gt', '-seg', '_L')
+MASK_TAILS = (
+    '_gtFine_labelTrainIds', '_gtFine_labelIds', '_mask', '_masks', '_label', '_labels', '_gt', '_seg',
+    '_segmentation', '_annotation', '_manual1', '_1stHO', '-mask', '-label', '-gt', '-seg', '_L')
 COLOR_TAILS = ('_color', '_colors', '_colored', '_colour', '_rgb', '-color', '-rgb')
 COLORED = 9900  # rank of masks in colours, which count where there are no others
 IMAGE_TAILS = ('_leftImg8bit', '_image', '_img', '_sat', '_rgb')
-SPLIT_NAMES = MappingProxyType(dict(train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test'))
+SPLIT_NAMES = MappingProxyType(
+    dict(
+        train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test'
+    )
+)
 SKIPPED = MappingProxyType({  # folders that hold neither images nor masks: use of their files, and why
     'prepared': ('own output', 'copies that were converted'), 'splits': ('list', 'lists'), 'downloads': ('own output', 'archives that `fetch` keeps'),
     'segmentationobject': ('other', 'instance masks'), 'instance_masks': ('other', 'instance masks'), 'instance': ('other', 'instance masks'), 'instances': ('other', 'instance masks'), 'gtcoarse': ('other', 'coarse annotations'),
     '__macosx': ('other', 'notes of a Mac')})
-OTHER_TAILS = ('_gtFine_color', '_gtFine_instanceIds', '_gtFine_instanceTrainIds', '_gtFine_polygons')  # files that are neither
+# files that are neither
+OTHER_TAILS = ('_gtFine_color', '_gtFine_instanceIds', '_gtFine_instanceTrainIds', '_gtFine_polygons')
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c20
 _PNG = 'convert to PNG or JPEG'
@@ -68,7 +74,8 @@ def _cut(stem, tails):
     "A stem without the first of these tails that it has, and the tail's number; -1 without."
     low = stem.lower()
     for i, tail in enumerate(tails):
-        if low.endswith(tail.lower()) and len(stem) > len(tail): return stem[:-len(tail)], i
+        if low.endswith(tail.lower()) and len(stem) > len(tail):
+            return stem[:-len(tail)], i
     return stem, -1
 
 def _stem(name):
@@ -79,7 +86,9 @@ def _stem(name):
 
 _PARTS = '(train|val|test|training|validation)', '(annot|masks?|labels?|images?|imgs?)'
 _JOINED = re.compile(rf'{_PARTS[0]}[_-]?{_PARTS[1]}|{_PARTS[1]}[_-]{_PARTS[0]}')  # trainannot, masks_train
-_NNUNET = {'imagestr': ('train', 'images'), 'labelstr': ('train', 'labels'), 'imagests': ('test', 'images'), 'labelsts': ('test', 'labels')}
+_NNUNET = {
+    'imagestr': ('train', 'images'), 'labelstr': ('train', 'labels'), 'imagests': ('test', 'images'),
+    'labelsts': ('test', 'labels')}
 _CHANNEL = re.compile(r'(.+)_(\d{4})')  # nnU-Net's: files of one channel each
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5d04
@@ -94,23 +103,40 @@ def parse_place(
     masks:str='', # the folder whose files are the masks, by its name or path; '': told by names
 )->Place:
     "Read role, split and key off a path."
-    before, chosen, after = f'/{unicodedata.normalize("NFC", path)}'.partition(f'/{masks.strip("/")}/' if masks else '//')
+    before, chosen, after = f'/{unicodedata.normalize("NFC", path)}'.partition(
+        f'/{masks.strip("/")}/' if masks else '//')
     *folders, name = (f'{before}/{after}' if chosen else before).split('/')
-    stem, role, split, rank, channels = _stem(name), '', '', 0, False
+    stem = _stem(name)
+    role = ''
+    split = ''
+    rank = 0
+    channels = False
     rest:list = []
     for folder in filter(None, folders):
         low = folder.lower()
-        if (joined := _JOINED.fullmatch(low)): split, low = SPLIT_NAMES[joined[1] or joined[4]], joined[2] or joined[3]
-        if (channels := low in _NNUNET): split, low = _NNUNET[low]
+        if (joined := _JOINED.fullmatch(low)):
+            split = SPLIT_NAMES[joined[1] or joined[4]]
+            low = joined[2] or joined[3]
+        if (channels := low in _NNUNET):
+            split, low = _NNUNET[low]
         kind, grade = folder_role(low)
-        if low in SPLIT_NAMES: split = SPLIT_NAMES[low]
-        elif kind in ('image', 'mask'): role, rank, rest = kind, 100*grade, rest + _number(low)
-        else: rest.append(folder)
-    if chosen: role, rank = 'mask', 0
-    elif masks and role == 'mask': role = 'other mask'
-    if channels and role == 'image' and (first := _CHANNEL.fullmatch(stem)) and int(first[2]) == 0: stem = first[1]
+        if low in SPLIT_NAMES:
+            split = SPLIT_NAMES[low]
+        elif kind in ('image', 'mask'):
+            role = kind
+            rank = 100*grade
+            rest = rest + _number(low)
+        else:
+            rest.append(folder)
+    if chosen:
+        role, rank = 'mask', 0
+    elif masks and role == 'mask':
+        role = 'other mask'
+    if channels and role == 'image' and (first := _CHANNEL.fullmatch(stem)) and int(first[2]) == 0:
+        stem = first[1]
     short, tail = _cut(stem, MASK_TAILS if role == 'mask' else IMAGE_TAILS)
-    if role == 'mask' and tail < 0 and (colored := _cut(stem, COLOR_TAILS))[1] >= 0: short, rank = colored[0], COLORED
+    if role == 'mask' and tail < 0 and (colored := _cut(stem, COLOR_TAILS))[1] >= 0:
+        short, rank = colored[0], COLORED
     return Place(role, split, (split, *rest, short), (split, *rest, stem), rank + tail % 100)
 
 # %% ../../nbs/data/21_layouts.ipynb #e40db889
@@ -155,42 +181,63 @@ def visible_files(
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):  # data often lives on another disk
         folders[:] = sorted(f for f in folders if not f.startswith('.') and f.lower() not in skipped)
-        if (real := os.path.realpath(folder)) in seen: folders[:] = []; continue
+        if (real := os.path.realpath(folder)) in seen:
+            folders[:] = []
+            continue
         seen.add(real)
-        own = own_outputs(Path(folder), {*folders, *names}, False) if folder != os.fspath(root) else {}  # the folder that is named counts
-        if own: logging.getLogger('corrmatch').warning(f'{folder}: written by this package ({next(iter(own.values()))}) and left out')
+        # the folder that is named counts
+        own = own_outputs(Path(folder), {*folders, *names}, False) if folder != os.fspath(root) else {}
+        if own:
+            logging.getLogger('corrmatch').warning(
+                f'{folder}: written by this package ({next(iter(own.values()))}) and left out')
         folders[:] = [f for f in folders if f not in own]
         yield from ((folder, name) for name in sorted(names) if not name.startswith('.') and name not in own)
 
 # %% ../../nbs/data/21_layouts.ipynb #730e3bae
 def _tree(root):
     "Every file of a tree, (path, use, why); use is '' where no folder speaks against it. Links are followed where training follows them."
-    homes, seen, todo = folder_homes(root), set(), [('', '', '')]
+    homes = folder_homes(root)
+    seen = set()
+    todo = [('', '', '')]
     while todo:
         folder, use, why = todo.pop()
         here = os.path.join(root, folder)
-        if (real := os.path.realpath(here)) in seen: continue
+        if (real := os.path.realpath(here)) in seen:
+            continue
         seen.add(real)
         try:
-            with os.scandir(here) as found: entries = list(found)
-        except OSError as error: yield folder, 'closed folder', f'cannot be read ({error.strerror}); change its permissions'; continue
+            with os.scandir(here) as found:
+                entries = list(found)
+        except OSError as error:
+            yield folder, 'closed folder', f'cannot be read ({error.strerror}); change its permissions'
+            continue
         own = {} if use else own_outputs(Path(here), {e.name for e in entries}, not folder)
         for e in entries:
             path = os.path.join(folder, e.name).replace(os.sep, '/')
             said = (use, why) if use else _entry(e, own.get(e.name), homes)
-            if said[0] != 'link' and (os.path.isdir(e.path) if e.is_symlink() else e.is_dir()): todo.append((path, *said))
-            else: yield path, *said
+            if said[0] != 'link' and (os.path.isdir(e.path) if e.is_symlink() else e.is_dir()):
+                todo.append((path, *said))
+            else:
+                yield path, *said
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c21
 def _entry(entry, own, homes):
     "Use of a file or folder, and why, as far as its own name and links say."
-    name, low, links = entry.name, entry.name.lower(), entry.is_symlink()
-    if shown(name) != name: return 'name', 'a name that is not in UTF-8: rename it'
-    if name.startswith('.'): return 'hidden', 'a name that begins with a dot'
-    if own: return 'own output', own
-    if links and os.path.exists(entry.path) and escapes_root(entry.path, homes): return 'link', ESCAPES_ROOT  # one to nothing is unreadable
-    if not os.path.isdir(entry.path): return '', ''
-    if low in SKIPPED: return SKIPPED[low]
+    name = entry.name
+    low = entry.name.lower()
+    links = entry.is_symlink()
+    if shown(name) != name:
+        return 'name', 'a name that is not in UTF-8: rename it'
+    if name.startswith('.'):
+        return 'hidden', 'a name that begins with a dot'
+    if own:
+        return 'own output', own
+    if links and os.path.exists(entry.path) and escapes_root(entry.path, homes):
+        return 'link', ESCAPES_ROOT  # one to nothing is unreadable
+    if not os.path.isdir(entry.path):
+        return '', ''
+    if low in SKIPPED:
+        return SKIPPED[low]
     return ('visualisation', f'folder {low}') if folder_role(low)[0] == 'visual' else ('', '')
 
 def shown(
@@ -202,22 +249,29 @@ def shown(
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c01
 def _walk(root, include=()):
     "Relative paths, sorted: images, text lists, JSON, CSV and XML files; and for all others {path: (use, why)}."
-    found, aside = {'picture': [], '.txt': [], '.json': [], '.csv': [], '.xml': []}, {}
+    found = {'picture': [], '.txt': [], '.json': [], '.csv': [], '.xml': []}
+    aside = {}
     for path, use, why in sorted(_tree(root)):
         stem, suffix = os.path.splitext(path)
         kind = 'picture' if suffix.lower() in PICTURE_SUFFIXES else suffix.lower()
-        wanted = kind == 'picture' and use not in ('link', 'name', 'closed folder') and _matches(path, include)
-        if kind in found and (wanted or not use and not stem.endswith(OTHER_TAILS)): found[kind].append(path)
-        else: aside[path] = (use, why) if use else _by_ending(path, stem)
+        wanted = (
+            kind == 'picture' and use not in ('link', 'name', 'closed folder') and _matches(path, include))
+        if kind in found and (wanted or not use and not stem.endswith(OTHER_TAILS)):
+            found[kind].append(path)
+        else:
+            aside[path] = (use, why) if use else _by_ending(path, stem)
     return found | {'aside': aside}
 
 def _by_ending(path, stem):
     "Use of a file that is neither image nor text, and why."
     low = path.lower()
     ending = '.nii.gz' if low.endswith('.nii.gz') else os.path.splitext(low)[1]
-    if stem.endswith(OTHER_TAILS): return 'other', 'of Cityscapes: colours, instances, polygons'
-    if ending in UNREAD: return 'unsupported', UNREAD[ending]
-    if ending in ARRAYS: return 'array', f'{ending}: save masks as PNG of class ids, images as PNG'
+    if stem.endswith(OTHER_TAILS):
+        return 'other', 'of Cityscapes: colours, instances, polygons'
+    if ending in UNREAD:
+        return 'unsupported', UNREAD[ending]
+    if ending in ARRAYS:
+        return 'array', f'{ending}: save masks as PNG of class ids, images as PNG'
     return 'other', ''
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c22
@@ -232,29 +286,40 @@ _FORMATS = (  # ending, what the first bytes hold, name of the format
 def _annotation(root, path):
     "Name of the annotation format of a text file; '' for something else."
     try:
-        with open(root/path, 'rb') as file: start = file.read(8192).decode('latin-1')
-    except OSError: return ''
+        with open(root/path, 'rb') as file:
+            start = file.read(8192).decode('latin-1')
+    except OSError:
+        return ''
     ending = os.path.splitext(path)[1].lower()
-    return next((name for suffix, pattern, name in _FORMATS if suffix == ending and re.search(pattern, start)), '')
+    return next(
+        (name for suffix, pattern, name in _FORMATS if suffix == ending and re.search(pattern, start)), '')
 
 # %% ../../nbs/data/21_layouts.ipynb #7d29b03c
 _FRONT = re.compile(r'(?:masks?|labels?|gt|seg)[_-](.+)', re.I)
 
 def _beside(images, places):
     "Take the masks out of images that stand in folders without a telling name: {path: (key of its image, rank)}."
-    masks, named = {}, {places[files[0]].key: full for full, files in images.items()}
+    masks = {}
+    named = {places[files[0]].key: full for full, files in images.items()}
     shown = {key for p in places.values() if p.role == 'mask' for key in (p.key, p.full)}
     for full, files in images.items():
         role = places[files[0]].role
-        if role not in ('', 'image') or role == 'image' and full in shown: continue  # masks/a_gt.png makes images/a_gt.png an image
-        (stem, tail), front, color = _cut(full[-1], MASK_TAILS), _FRONT.fullmatch(full[-1]), _cut(full[-1], COLOR_TAILS)
-        if tail < 0 and front and role == '': stem, tail = front[1], 98
-        elif tail < 0 and color[1] >= 0 and role == '': stem, tail = color[0], COLORED
+        if role not in ('', 'image') or role == 'image' and full in shown:
+            continue  # masks/a_gt.png makes images/a_gt.png an image
+        (stem, tail), front, color = (
+            _cut(full[-1], MASK_TAILS), _FRONT.fullmatch(full[-1]), _cut(full[-1], COLOR_TAILS))
+        if tail < 0 and front and role == '':
+            stem, tail = front[1], 98
+        elif tail < 0 and color[1] >= 0 and role == '':
+            stem, tail = color[0], COLORED
         twin = named.get((*full[:-1], stem)) if tail >= 0 else None
         photos = [f for f in files if f.lower().endswith(('.jpg', '.jpeg', '.jfif'))]
-        if twin and role == 'image' and twin in shown: twin = None
-        if twin: masks |= {f: (twin, tail) for f in files}
-        elif role == '' and 0 < len(photos) < len(files): masks |= {f: (full, 0) for f in files if f not in photos}
+        if twin and role == 'image' and twin in shown:
+            twin = None
+        if twin:
+            masks |= {f: (twin, tail) for f in files}
+        elif role == '' and 0 < len(photos) < len(files):
+            masks |= {f: (full, 0) for f in files if f not in photos}
     return masks
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c23
@@ -262,12 +327,17 @@ def _roles(places):
     "Sort {path: place} into images {full key: paths} and masks {full key of the image, or own key: (rank, path), best first}."
     images, masks = {}, {}
     for path, place in places.items():
-        if place.role != 'mask': images.setdefault(place.full, []).append(path)
-    beside, short = _beside(images, places), {places[files[0]].key: full for full, files in images.items()}
+        if place.role != 'mask':
+            images.setdefault(place.full, []).append(path)
+    beside = _beside(images, places)
+    short = {places[files[0]].key: full for full, files in images.items()}
     for path, place in places.items():
-        if place.role == 'mask': target = place.full if place.full in images else short.get(place.key, place.key)
-        elif path in beside: target = beside[path][0]
-        else: continue
+        if place.role == 'mask':
+            target = place.full if place.full in images else short.get(place.key, place.key)
+        elif path in beside:
+            target = beside[path][0]
+        else:
+            continue
         masks.setdefault(target, []).append((beside.get(path, (0, place.rank))[1], path))
     images = {full: kept for full, files in images.items() if (kept := [f for f in files if f not in beside])}
     return images, {k: sorted(v) for k, v in masks.items()}
@@ -290,23 +360,37 @@ def _set_aside(places, include):
     manual = any({'1st_manual', 'manual1'} & {*path.lower().split('/')} for path in places)
     out = {}
     for path, place in places.items():
-        folders, stem = {*path.lower().split('/')[:-1]}, place.full[-1]
+        folders = {*path.lower().split('/')[:-1]}
+        stem = place.full[-1]
         colored = place.role != 'image' and _cut(stem, COLOR_TAILS)[1] >= 0
         channel, of = _CHANNEL.fullmatch(stem), mask_of(stem)
-        if _matches(path, include): continue
-        if place.role == 'other mask': out[path] = 'other mask', 'not in the folder that --masks names'
-        elif {'2nd_manual', 'manual2'} & folders: out[path] = 'other mask', 'second annotator'
-        elif manual and {'mask', 'masks'} & folders: out[path] = 'visualisation', 'field of view'
-        elif channel and channel[1] in stems and place.role == 'image' and _NNUNET.keys() & folders: out[path] = 'channel', 'one of several channels of an image'
-        elif stem in (stems if place.role == 'mask' else shown): continue
-        elif not colored and derived_from(stem) in named or place.role == 'image' and of in named & shown: out[path] = 'visualisation', 'named after an image'
-        elif of in named and stem[-1:].isdecimal(): out[path] = 'further mask', 'numbered'
+        if _matches(path, include):
+            continue
+        if place.role == 'other mask':
+            out[path] = 'other mask', 'not in the folder that --masks names'
+        elif {'2nd_manual', 'manual2'} & folders:
+            out[path] = 'other mask', 'second annotator'
+        elif manual and {'mask', 'masks'} & folders:
+            out[path] = 'visualisation', 'field of view'
+        elif channel and channel[1] in stems and place.role == 'image' and _NNUNET.keys() & folders:
+            out[path] = 'channel', 'one of several channels of an image'
+        elif stem in (stems if place.role == 'mask' else shown):
+            continue
+        elif not colored and derived_from(stem) in named or place.role == 'image' and of in named & shown:
+            out[path] = 'visualisation', 'named after an image'
+        elif of in named and stem[-1:].isdecimal():
+            out[path] = 'further mask', 'numbered'
     return out
 
 # %% ../../nbs/data/21_layouts.ipynb #a264e9ce
 _SIDES = frozenset('train training val valid validation test testing'.split())
-_WORDS = frozenset(('image images img imgs im photo picture mask masks label labels lbl gt groundtruth ground truth seg segmentation '
-                    'semantic annotation annotations annot target').split())
+_WORDS = frozenset(
+    (
+        'image images img imgs im photo picture mask masks label labels lbl gt groundtruth ground truth '
+        'seg segmentation '
+        'semantic annotation annotations annot target'
+    ).split()
+)
 
 def _core(stem, words):
     "What is left of a name without these words, capitals and leading zeros."
@@ -316,15 +400,18 @@ def _core(stem, words):
 def _by_core(images, masks):
     "Pair keys of images and of masks by the cores of their names, where one of each has it: {image key: mask key}."
     cores, pairs = {}, {}
-    for key in masks: cores.setdefault((key[0], _core(key[-1], _WORDS)), []).append(key)
+    for key in masks:
+        cores.setdefault((key[0], _core(key[-1], _WORDS)), []).append(key)
     for words in (_WORDS, _WORDS | _SIDES):
         mine = {}
         for key in images:
-            if key not in pairs: mine.setdefault((key[0], _core(key[-1], words)), []).append(key)
+            if key not in pairs:
+                mine.setdefault((key[0], _core(key[-1], words)), []).append(key)
         taken = {*pairs.values()}
         for core, keys in mine.items():
             fits = [k for k in cores.get(core, ()) if k not in taken] if core[1] else ()
-            if len(keys) == len(fits) == 1: pairs[keys[0]] = fits[0]
+            if len(keys) == len(fits) == 1:
+                pairs[keys[0]] = fits[0]
     return pairs
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c24
@@ -338,17 +425,22 @@ class Matched(NamedTuple):
 
 def _plain_masks(images, masks):
     "Images, masks, and the masks in colours that do not count because there are others."
-    if not any(rank < COLORED for found in masks.values() for rank, _ in found): return images, masks, []
+    if not any(rank < COLORED for found in masks.values() for rank, _ in found):
+        return images, masks, []
     plain = {key: kept for key, found in masks.items() if (kept := [m for m in found if m[0] < COLORED])}
     return images, plain, [path for found in masks.values() for rank, path in found if rank >= COLORED]
 
 def _twins(images, masks, names):
     "Which masks belong to which images, {image key: mask key}, and which of these pairs rest on the cores of names."
-    stems, free = Counter(k[-1] for k in names.values()), [key for key in masks if key not in images]
+    stems = Counter(k[-1] for k in names.values())
+    free = [key for key in masks if key not in images]
     lone = Counter(key[-1] for key in free)
     by_stem = {key[-1]: key for key in free if lone[key[-1]] == 1}
     twins = {full: full for full in images if full in masks}
-    twins |= {f: by_stem[s] for f, name in names.items() if f not in twins and stems[s := name[-1]] == 1 and s in by_stem}
+    twins |= {
+        f: by_stem[s]
+        for f, name in names.items()
+        if f not in twins and stems[s := name[-1]] == 1 and s in by_stem}
     taken = {*twins.values()}
     loose = _by_core([k for k in images if k not in twins], [k for k in free if k not in taken])
     return twins | loose, loose
@@ -359,9 +451,12 @@ def _match(root, places):
     images, masks, colored = _plain_masks(*_roles(places))
     names = {full: places[files[0]].key for full, files in images.items()}
     stems, (twins, loose) = Counter(k[-1] for k in names.values()), _twins(images, masks, names)
-    items, duplicates, extras = [], [], [(root/path, None, COLORED) for path in colored]
+    items = []
+    duplicates = []
+    extras = [(root/path, None, COLORED) for path in colored]
     for full, files in images.items():
-        key, found = names[full], [(rank, root/path) for rank, path in masks.get(twins.get(full), ())]
+        key = names[full]
+        found = [(rank, root/path) for rank, path in masks.get(twins.get(full), ())]
         order = sorted(files, key=lambda f: (PICTURE_SUFFIXES.index(os.path.splitext(f)[1].lower()), f))
         duplicates += [(root/f, root/order[0]) for f in order[1:]]
         name = key[-1] if stems[key[-1]] == 1 else '/'.join(k for k in full if k)
@@ -386,46 +481,71 @@ def _index(root, items):
     for n, item in enumerate(items):
         files = [str(p).removeprefix(f'{root}{os.sep}') for p in (item.image, item.mask) if p]
         keys = {_key(f.replace(os.sep, '/')) for f in files} | {item.name}
-        for key in keys: whole[key] = n if whole.get(key, n) == n else -1
-        for end in {e for key in keys for e in _tails(key)}: ends[end] = n if ends.get(end, n) == n else -1
+        for key in keys:
+            whole[key] = n if whole.get(key, n) == n else -1
+        for end in {e for key in keys for e in _tails(key)}:
+            ends[end] = n if ends.get(end, n) == n else -1
     return ends | whole
 
 def _row(index, entry):
     "Number of the item that an entry of a list names: its longest end that is known decides; -1 where it fits several, None without one."
     for end in _tails(entry):
         for key in (unicodedata.normalize('NFC', end), _key(end)):
-            if key in index: return index[key]
+            if key in index:
+                return index[key]
 
 # %% ../../nbs/data/21_layouts.ipynb #799eca23
 def _listed(root, texts, items):
     "Give items the split that lists name; the lists that were used, and {list: why it cannot be read}."
-    index, split, used, faults = None, {}, [], {}
-    for text in sorted(texts, key=lambda t: ('imagesets/' in t.lower() and 'segmentation' not in t.lower(), t.count('/'), t)):
+    index = None
+    split = {}
+    used = []
+    faults = {}
+    for text in sorted(
+        texts, key=lambda t: ('imagesets/' in t.lower() and 'segmentation' not in t.lower(), t.count('/'), t)
+    ):
         kind = {**SPLIT_NAMES, 'train_aug': 'train'}.get(os.path.splitext(os.path.basename(text))[0].lower())
-        if kind is None or kind in split: continue
-        try: fields = [(n, line_fields(l)[0]) for n, l in list_lines(root/text)]
-        except DataError as e: faults[text] = str(e).partition(': ')[2]; continue
+        if kind is None or kind in split:
+            continue
+        try:
+            fields = [(n, line_fields(l)[0]) for n, l in list_lines(root/text)]
+        except DataError as e:
+            faults[text] = str(e).partition(': ')[2]
+            continue
         index = index or _index(root, items)
         rows = [_row(index, f'{os.path.dirname(text)}/{f}') for _, f in fields]
         lost = [f for (_, f), r in zip(fields, rows) if r is None]
         if lost and (2*len(lost) < len(rows) or '/' not in text):
-            faults[text] = f'{len(lost)} of {len(rows)} lines name no image of this folder, such as `{lost[0][:60]}`'
-        if 2*len(lost) >= len(rows): continue
+            faults[text] = (
+                f'{len(lost)} of {len(rows)} lines name no image of this folder, such as `{lost[0][:60]}`')
+        if 2*len(lost) >= len(rows):
+            continue
         if -1 in rows:
             n, field = fields[rows.index(-1)]
-            raise DataError(f'{root/text} line {n}: `{field}` fits several images; write its path below the data folder')
+            raise DataError(
+                f'{root / text} line {n}: `{field}` fits several images; write its path below the data folder'
+            )
         split[kind] = [r for r in rows if r is not None]
         used.append(text)
-    for kind in ('train', 'test', 'val'):  # val last: a picture in train and val is scored, so it must not train
-        for row in split.get(kind, ()): items[row] = items[row]._replace(split=kind)
+    # val last: a picture in train and val is scored, so it must not train
+    for kind in ('train', 'test', 'val'):
+        for row in split.get(kind, ()):
+            items[row] = items[row]._replace(split=kind)
     return used, faults
 
 # %% ../../nbs/data/21_layouts.ipynb #5c1e0c01
 def _use_lists(layout, found):
     "Give items the splits that lists name; the lists that were used."
     used, faults = _listed(layout.root, found['.txt'] + found['.csv'], layout.items)
-    levels = {text: 'warning' if 'is empty' in why or 'name no image' in why else 'error' for text, why in faults.items()}
-    layout.remarks += tuple((levels[text], 'list', text, f'{why}; {"these lines are" if text in used else "the list is"} not used') for text, why in faults.items())
+    levels = {
+        text: 'warning' if 'is empty' in why or 'name no image' in why else 'error'
+        for text, why in faults.items()}
+    layout.remarks += tuple(
+        (
+            levels[text], 'list', text,
+            f'{why}; {"these lines are" if text in used else "the list is"} not used')
+        for text, why in faults.items()
+    )
     return used
 
 # %% ../../nbs/data/21_layouts.ipynb #62af0d3a
@@ -435,31 +555,44 @@ def _class_fields(path):
         with open(path, newline='', encoding='utf-8-sig') as f:
             reader = csv.reader(f)
             table = [(reader.line_num, [c.strip() for c in row]) for row in reader if any(row)]
-        if table and not (len(table[0][1]) > 3 and all(c.isdecimal() for c in table[0][1][1:4])): table = table[1:]  # the header
+        if table and not (len(table[0][1]) > 3 and all(c.isdecimal() for c in table[0][1][1:4])):
+            table = table[1:]  # the header
         return [(n, ','.join(row), row[0], row[1:4] if any(row[1:4]) else []) for n, row in table]
     lines = [(n, l) for n, l in list_lines(path) if not l.startswith('#')]
     if path.name == 'labelmap.txt':
         parts = [(n, l, *f'{l}:'.split(':')[:2]) for n, l in lines]
-        return [(n, l, name.strip(), [c.strip() for c in rgb.split(',')] if rgb.strip() else []) for n, l, name, rgb in parts]
-    if path.name == 'label_colors.txt': return [(n, l, ''.join(l.split(None, 3)[3:]), l.split(None, 3)[:3]) for n, l in lines]
+        return [
+            (n, l, name.strip(), [c.strip() for c in rgb.split(',')] if rgb.strip() else [])
+            for n, l, name, rgb in parts]
+    if path.name == 'label_colors.txt':
+        return [(n, l, ''.join(l.split(None, 3)[3:]), l.split(None, 3)[:3]) for n, l in lines]
     return [(0, name, name, [str(v) for v in rgb]) for name, rgb in class_rows(path)]
 
 # %% ../../nbs/data/21_layouts.ipynb #a4ee65ba
-CLASS_FORMS = MappingProxyType({'classes.txt': 'name R G B', 'label_colors.txt': 'R G B name', 'class_dict.csv': 'name,r,g,b',
-                                'labelmap.txt': 'name:R,G,B::', 'class_names.txt': 'name'})  # the last is labelme's
+# the last is labelme's
+CLASS_FORMS = MappingProxyType(
+    {
+        'classes.txt': 'name R G B', 'label_colors.txt': 'R G B name', 'class_dict.csv': 'name,r,g,b',
+        'labelmap.txt': 'name:R,G,B::', 'class_names.txt': 'name'}
+)
 
 def _class_rows(path):
     "Names, and colours as numbers or [], of a class file."
     form = CLASS_FORMS.get('class_dict.csv' if path.suffix.lower() == '.csv' else path.name, 'name R G B')
-    try: fields = _class_fields(path)
-    except DataError: raise
+    try:
+        fields = _class_fields(path)
+    except DataError:
+        raise
     except (ValueError, OSError, csv.Error):
-        raise DataError(f'{path}: cannot be read as a list of classes; save it as UTF-8 with lines `{form}`') from None
-    if not fields: raise DataError(f'{path}: names no class; write lines `{form}`')
+        raise DataError(
+            f'{path}: cannot be read as a list of classes; save it as UTF-8 with lines `{form}`') from None
+    if not fields:
+        raise DataError(f'{path}: names no class; write lines `{form}`')
     for n, line, name, rgb in fields:
         if not name or rgb and not (len(rgb) == 3 and all(c.isdecimal() and int(c) < 256 for c in rgb)):
             raise DataError(f'{path} line {n}: `{line}` is not `{form}` with numbers 0..255; correct it')
-        if bool(rgb) != bool(fields[0][3]): raise DataError(f'{path} line {n}: `{line}`: give all classes a colour, or none')
+        if bool(rgb) != bool(fields[0][3]):
+            raise DataError(f'{path} line {n}: `{line}`: give all classes a colour, or none')
     return [(name, [int(c) for c in rgb]) for _, _, name, rgb in fields]
 
 # %% ../../nbs/data/21_layouts.ipynb #bbd8f7a5
@@ -469,22 +602,32 @@ def find_classes(
     root:Path,    # data folder, or such a file itself
 )->tuple|None:    # names, (k,3) uint8 colours or None, name of the file; None without such a file
     "Read the file that names the classes, in any of its usual forms."
-    path = Path(root) if Path(root).is_file() else next((p for n in CLASS_FILES if (p := Path(root)/n).is_file()), None)
-    if path is None: return None
+    path = (
+        Path(root)
+        if Path(root).is_file()
+        else next((p for n in CLASS_FILES if (p := Path(root) / n).is_file()), None))
+    if path is None:
+        return None
     rows = _class_rows(path)
-    return [name for name, _ in rows], np.array([rgb for _, rgb in rows], np.uint8) if rows[0][1] else None, path.name
+    return (
+        [name for name, _ in rows], np.array([rgb for _, rgb in rows], np.uint8) if rows[0][1] else None,
+        path.name)
 
 # %% ../../nbs/data/21_layouts.ipynb #931a2a14
 def _read_coco(root, found, classes, unannotated, include, masks_folder):
     "The COCO files of a tree, with their classes in the order of a class file where there is one; None where a folder of masks is named."
-    if masks_folder: return None, classes
+    if masks_folder:
+        return None, classes
     named = classes and not classes[2].startswith('classes=')
     masks = {p for files in _roles(_places(found['picture'], '', include))[1].values() for _, p in files}
     names = classes[0] if named else None
     coco = read_coco(root, found['.json'], found['picture'], unannotated, names, masks)
-    if not coco.images: return coco, classes
-    if classes is None: return coco, (coco.classes, None, 'the COCO file')
-    if len(classes[0]) == len(coco.classes): return coco, (coco.classes, *classes[1:])
+    if not coco.images:
+        return coco, classes
+    if classes is None:
+        return coco, (coco.classes, None, 'the COCO file')
+    if len(classes[0]) == len(coco.classes):
+        return coco, (coco.classes, *classes[1:])
     raise DataError(f'{classes[2]}: the COCO files name {len(coco.classes)} classes, background included; '
                     'correct it or leave it out')
 
@@ -492,21 +635,27 @@ def _read_coco(root, found, classes, unannotated, include, masks_folder):
 def _coco_layout(root, found, coco, classes, include):
     "The layout of a folder with COCO files, and the lists that were used."
     places = _places(found['picture'], '', include)
-    found['aside'] |= (left := {p: why for p, why in _set_aside(places, include).items() if p not in coco.images})
+    found['aside'] |= (
+        left := {p: why for p, why in _set_aside(places, include).items() if p not in coco.images})
     images, masks = _roles({p: place for p, place in places.items() if p not in left})
     beside = sorted(p for files in masks.values() for _, p in files if p not in coco.images)
     known = [p for p in beside if re.search(r'(^|/)(panoptic|stuff)', p)]  # part of COCO's own download
     if len(beside) > len(known):
         mask = next(p for p in beside if p not in known)
-        source, n = next(iter(coco.images.values())).source, len(beside) - len(known)
-        raise DataError(f'{root}: holds COCO annotations ({source}) and {n} masks ({mask}); '
-                        'only one of the two can count: name the folder of masks with --masks FOLDER, or take the masks out of the data folder')
+        source = next(iter(coco.images.values())).source
+        n = len(beside) - len(known)
+        raise DataError(
+            f'{root}: holds COCO annotations ({source}) and {n} masks ({mask}); '
+            'only one of the two can count: name the folder of masks with --masks FOLDER, or take the '
+            'masks out of the data folder'
+        )
     others = [p for files in images.values() for p in files if p not in coco.images]
     entries = coco.images | {p: Outlined('', os.path.basename(p), parse_place(p).split, None) for p in others}
     named = zip(_coco_names(entries), entries.items())
     items = [Item(name, root/p, None, o.split, o.objects) for name, (p, o) in named]
     items.sort(key=lambda i: i.name)
-    passed = [('warning', 'files', p, f'passed over, as are all of its kind: {len(known)}') for p in known[:1]]
+    passed = [
+        ('warning', 'files', p, f'passed over, as are all of its kind: {len(known)}') for p in known[:1]]
     account = coco.account._replace(unlisted=len(others))
     found['aside'] |= {p: ('other mask', 'COCO annotations count') for p in known}
     layout = Layout(root, 'COCO', items, [], classes, remarks=(*coco.remarks, *passed), account=account)
@@ -515,47 +664,73 @@ def _coco_layout(root, found, coco, classes, include):
 # %% ../../nbs/data/21_layouts.ipynb #6eb0e84c
 def _kind(folders, has_tails):
     "Name of a layout from the lower-case folder names that occur in it."
-    if 'leftimg8bit' in folders and 'gtfine' in folders: return 'Cityscapes'
-    if 'jpegimages' in folders and any(f.startswith('segmentationclass') for f in folders): return 'VOC'
-    if any(re.fullmatch(r'(train|val|test)annot', f) for f in folders): return 'CamVid/SegNet'
+    if 'leftimg8bit' in folders and 'gtfine' in folders:
+        return 'Cityscapes'
+    if 'jpegimages' in folders and any(f.startswith('segmentationclass') for f in folders):
+        return 'VOC'
+    if any(re.fullmatch(r'(train|val|test)annot', f) for f in folders):
+        return 'CamVid/SegNet'
     return 'folders' if any(folder_role(f)[0] == 'mask' for f in folders) or not has_tails else 'side by side'
 
 # %% ../../nbs/data/21_layouts.ipynb #4d627c57
 def _given(classes):
     "Classes that the user names: a file, or their number."
-    if classes is None: return None
-    if str(classes).isdigit() and not 2 <= int(classes) <= IGNORE_INDEX: raise DataError(f"classes={classes}: give 2 to {IGNORE_INDEX}; a mask of 8 bits holds no more, and {IGNORE_INDEX} means ignored")
-    if str(classes).isdigit(): return [f'class {c}' for c in range(int(classes))], None, f'classes={classes}'
-    if not Path(classes).is_file(): raise DataError(f"classes='{classes}': no such file; give a file with lines `name R G B`, or a number")
+    if classes is None:
+        return None
+    if str(classes).isdigit() and not 2 <= int(classes) <= IGNORE_INDEX:
+        raise DataError(
+            f"classes={classes}: give 2 to {IGNORE_INDEX}; a mask of 8 bits holds no more, and "
+            f"{IGNORE_INDEX} means ignored"
+        )
+    if str(classes).isdigit():
+        return [f'class {c}' for c in range(int(classes))], None, f'classes={classes}'
+    if not Path(classes).is_file():
+        raise DataError(
+            f"classes='{classes}': no such file; give a file with lines `name R G B`, or a number")
     return find_classes(classes)
 
 # %% ../../nbs/data/21_layouts.ipynb #82fb9ce7
 def _one_numbering(items):
     "Cityscapes with train ids for some pictures only: take the label ids of all."
-    if all('TrainIds' in i.mask.name for i in items if i.mask): return items
+    if all('TrainIds' in i.mask.name for i in items if i.mask):
+        return items
     label = {i: i.mask.with_name(i.mask.name.replace('_labelTrainIds', '_labelIds')) for i in items if i.mask}
     return [i._replace(mask=label[i]) if i in label and label[i].is_file() else i for i in items]
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c10
 def _arrange(root, found, classes, include, masks, remarks=()):
     "The layout of a tree of images and masks, and the lists that were used; found['aside'] gets the images that are none."
-    places, aside = _places(found['picture'], masks, include), found['aside']
+    places = _places(found['picture'], masks, include)
+    aside = found['aside']
     if masks and not any(p.role == 'mask' for p in places.values()):
-        raise DataError(f"{root}: masks='{masks}': no file lies in a folder of that name; give the name or path of the folder of masks")
+        raise DataError(
+            f"{root}: masks='{masks}': no file lies in a folder of that name; give the name or path of "
+            "the folder of masks"
+        )
     aside |= (left := _set_aside(places, include))
     matched = _match(root, {p: place for p, place in places.items() if p not in left})
     items, derived = _not_derived(root, _sole_masks(matched.items, left), places)
     aside |= derived
     for path, _, rank in matched.extras:
-        aside[_below(root, path)] = ('visualisation', 'masks in colours') if rank >= COLORED else ('other mask', 'another one counts')
+        aside[_below(root, path)] = (
+            ('visualisation', 'masks in colours') if rank >= COLORED else ('other mask', 'another one counts')
+        )
     folders = {part.lower() for path in places for part in path.split('/')[:-1]}
     kind = _kind(folders, any(i.mask for i in items))
-    layout = Layout(root, kind, items, matched.orphan_masks, classes, duplicates=tuple(matched.duplicates), remarks=remarks)
+    layout = Layout(
+        root, kind, items, matched.orphan_masks, classes, duplicates=tuple(matched.duplicates),
+        remarks=remarks)
     _need_masks(root, layout, found, matched)
-    layout.remarks += (*_two_masks(root, matched, kind), *_loose_pairs(root, matched), *_named_after(root, items))
-    if kind == 'Cityscapes': layout.items = items = _one_numbering(items)
+    layout.remarks += (
+        *_two_masks(root, matched, kind),
+        *_loose_pairs(root, matched),
+        *_named_after(root, items),
+    )
+    if kind == 'Cityscapes':
+        layout.items = items = _one_numbering(items)
     used = _use_lists(layout, found)
-    if used and kind == 'VOC': layout.items = [i for i in items if i.split]
+    if used and kind == 'VOC':
+        layout.items = [i for i in items if i.split]
     layout.n_ignored = len(items) - len(layout.items)
     return layout, used
 
@@ -564,23 +739,35 @@ def _below(root, path): return os.path.relpath(path, root).replace(os.sep, '/')
 
 def _sole_masks(items, left):
     "Items; an image with further masks counts as unlabeled: each of its masks calls background what the others show."
-    several = {mask_of(_stem(os.path.basename(path))) for path, (use, _) in left.items() if use == 'further mask'}
+    several = {
+        mask_of(_stem(os.path.basename(path))) for path, (use, _) in left.items() if use == 'further mask'}
     return [i._replace(mask=None) if several & {_stem(i.image.name), i.name} else i for i in items]
 
-_PLAIN = re.compile(r'unlabell?ed|extra|raw|frames?|originals?|left|right', re.I)  # images, though they share names with others
+# images, though they share names with others
+_PLAIN = re.compile(r'unlabell?ed|extra|raw|frames?|originals?|left|right', re.I)
 
 def _not_derived(root, items, places):
     "Items, without images that share the name of an image with a mask and lie in a folder that no rule calls one of images."
     homes = {}
     for i in items:
-        if i.mask: homes.setdefault(_stem(i.image.name), []).append(_below(root, i.image))
-    kept, derived, stems = [], {}, Counter(_stem(i.image.name) for i in items)
+        if i.mask:
+            homes.setdefault(_stem(i.image.name), []).append(_below(root, i.image))
+    kept = []
+    derived = {}
+    stems = Counter(_stem(i.image.name) for i in items)
     for i in items:
-        path, same = _below(root, i.image), homes.get(_stem(i.image.name), ())
-        if i.mask or len(same) != 1 or not _is_derived(path, same[0], places): kept.append(i)
-        else: derived[path] = _DRAWN
+        path = _below(root, i.image)
+        same = homes.get(_stem(i.image.name), ())
+        if i.mask or len(same) != 1 or not _is_derived(path, same[0], places):
+            kept.append(i)
+        else:
+            derived[path] = _DRAWN
     folders = {os.path.dirname(path) for path in derived}
-    others = [i for i in kept if not i.mask and stems[_stem(i.image.name)] > 1 and os.path.dirname(_below(root, i.image)) in folders]
+    others = [
+        i
+        for i in kept
+        if not i.mask and stems[_stem(i.image.name)] > 1 and os.path.dirname(_below(root, i.image)) in folders
+    ]
     return [i for i in kept if i not in others], derived | {_below(root, i.image): _DRAWN for i in others}
 
 _DRAWN = 'visualisation', 'of the name of an image with a mask'
@@ -588,80 +775,131 @@ _DRAWN = 'visualisation', 'of the name of an image with a mask'
 # %% ../../nbs/data/21_layouts.ipynb #b41f5d01
 def _is_derived(path, home, places):
     "Does an image without a mask show another one, of the same name and with a mask? Frames of several scenes share names, too."
-    folder, folders = os.path.dirname(path), path.split('/')[:-1]
-    told = places[path].role == 'image' or places[path].split != places[home].split or any(_PLAIN.fullmatch(f) for f in folders)
-    if told or not folder or folder == os.path.dirname(home) or folders[-1].lower() in SPLIT_NAMES: return False
-    if re.sub(r'\d+', '0', folder) == re.sub(r'\d+', '0', os.path.dirname(home)): return False
+    folder = os.path.dirname(path)
+    folders = path.split('/')[:-1]
+    told = (
+        places[path].role == 'image'
+        or places[path].split != places[home].split
+        or any(_PLAIN.fullmatch(f) for f in folders))
+    if told or not folder or folder == os.path.dirname(home) or folders[-1].lower() in SPLIT_NAMES:
+        return False
+    if re.sub(r'\d+', '0', folder) == re.sub(r'\d+', '0', os.path.dirname(home)):
+        return False
     return places[home].role == 'image' or not _stem(os.path.basename(path)).isdecimal()
 
 def _named_after(root, items):
     "Warn where unlabeled images are called as images with masks and a word more, as drawings and changed copies are."
-    stems, found = {_stem(i.image.name) for i in items if i.mask}, {}
+    stems = {_stem(i.image.name) for i in items if i.mask}
+    found = {}
     for i in (i for i in items if not i.mask):
         stem = _stem(i.image.name)
         for m in re.finditer('[ ._-]', stem):
             for word, known in ((stem[m.end():], stem[:m.start()]), (stem[:m.start()], stem[m.end():])):
-                if known in stems and word[:1].isalpha(): found.setdefault(word, []).append(_below(root, i.image))
-    text = 'is named after an image with a mask, with `{}` added, and serves as unlabeled, like all such images, {} in number; if they are changed copies or show ground truth, take them out'
-    return [('warning', 'names', paths[0], text.format(word, len(paths))) for word, paths in found.items() if len(paths) > 1][:3]
+                if known in stems and word[:1].isalpha():
+                    found.setdefault(word, []).append(_below(root, i.image))
+    text = (
+        'is named after an image with a mask, with `{}` added, and serves as unlabeled, like all such '
+        'images, {} in number; if they are changed copies or show ground truth, take them out'
+    )
+    return [
+        ('warning', 'names', paths[0], text.format(word, len(paths)))
+        for word, paths in found.items()
+        if len(paths) > 1][:3]
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c11
 def _two_masks(root, matched, kind):
     "Refuse masks in two folders for the same images; say which of two masks in one folder counts."
-    pairs = [(_below(root, used), _below(root, other)) for other, used, rank in matched.extras if rank < COLORED]
+    pairs = [
+        (_below(root, used), _below(root, other)) for other, used, rank in matched.extras if rank < COLORED]
     for used, other in pairs:
-        a, b = (next((f for f in reversed(p.split('/')[:-1]) if folder_role(f)[0] == 'mask'), '') for p in (used, other))
-        if a == b or a.lower().startswith('segmentationclass') and b.lower().startswith('segmentationclass'): continue
-        raise DataError(f'{root}: {used} and {other} are both masks of one image; say which folder counts, --masks {a} or --masks {b}')
-    if not pairs or kind in ('VOC', 'Cityscapes'): return []
-    text = f'not used: {pairs[0][0]} counts as the mask of the same image; such cases: {len(pairs)}; take the others out of the folder'
+        a, b = (
+            next((f for f in reversed(p.split('/')[:-1]) if folder_role(f)[0] == 'mask'), '')
+            for p in (used, other))
+        if a == b or a.lower().startswith('segmentationclass') and b.lower().startswith('segmentationclass'):
+            continue
+        raise DataError(
+            f'{root}: {used} and {other} are both masks of one image; say which folder counts, --masks '
+            f'{a} or --masks {b}'
+        )
+    if not pairs or kind in ('VOC', 'Cityscapes'):
+        return []
+    text = (
+        f'not used: {pairs[0][0]} counts as the mask of the same image; such cases: {len(pairs)}; take '
+        'the others out of the folder'
+    )
     return [('warning', 'other mask', pairs[0][1], text)]
 
 def _loose_pairs(root, matched):
     "Say what was paired by less than the name, and which folders below the masks have names that are not read."
     out, below = [], {}
     for image, mask in matched.loose[:1]:
-        text = f'paired with {_below(root, mask)} by what their names share; images paired so: {len(matched.loose)}; look whether they belong together'
+        text = (
+            f'paired with {_below(root, mask)} by what their names share; images paired so: '
+            f'{len(matched.loose)}; look whether they belong together'
+        )
         out.append(('warning', 'names', _below(root, image), text))
     for i in matched.items:
-        if i.mask and i.mask.parent.name != i.image.parent.name: below.setdefault(_below(root, i.mask.parent), i)
+        if i.mask and i.mask.parent.name != i.image.parent.name:
+            below.setdefault(_below(root, i.mask.parent), i)
     groups = [f for f in sorted(below) if '/' in f and folder_role(f.split('/')[0])[0] == 'mask']
-    groups = [f for f in groups if not folder_role(os.path.basename(f))[0] and os.path.basename(f).lower() not in SPLIT_NAMES]
+    groups = [
+        f
+        for f in groups
+        if not folder_role(os.path.basename(f))[0] and os.path.basename(f).lower() not in SPLIT_NAMES]
     if len(groups) > 1:
-        text = f'the masks lie in folders such as {groups[0]} and {groups[1]}, whose names are not read as classes: the values in the masks count'
+        text = (
+            f'the masks lie in folders such as {groups[0]} and {groups[1]}, whose names are not read '
+            'as classes: the values in the masks count'
+        )
         out.append(('warning', 'classes', groups[0], text))
     return out
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5d03
 def _several(matched):
     "An image and two masks without an image that belong to it, as one mask a class or object would; None without any."
-    stems, of = {_stem(i.image.name): i.image for i in matched.items}, {}
+    stems = {_stem(i.image.name): i.image for i in matched.items}
+    of = {}
     for path in matched.orphan_masks:
         stem = _stem(path.name)
         starts = [stem, *(stem[:m.start()] for m in re.finditer(r'[ _.-]', stem))]
         found = [stems[s] for s in sorted(starts, key=len, reverse=True) if s in stems]
         own_folder = stems.get(path.parent.parent.name)  # ID/images/ID.png with ID/masks/*.png
-        if found or own_folder: of.setdefault(found[0] if found else own_folder, []).append(path)
+        if found or own_folder:
+            of.setdefault(found[0] if found else own_folder, []).append(path)
     return next(((image, *paths[:2]) for image, paths in of.items() if len(paths) > 1), None)
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c12
 def _need_masks(root, layout, found, matched):
     "Refuse a folder in which no image has a mask, if something else is there, and say what."
-    if any(i.mask for i in layout.items): return
+    if any(i.mask for i in layout.items):
+        return
     merge = 'merge them into one mask an image, whose values are class ids'
     if (several := _several(matched)):
         image, a, b = (_below(root, p) for p in several)
         raise DataError(f'{root}: {a} and {b} both belong to {image}: one mask a class or object; {merge}')
     further = [p for p, (use, _) in found['aside'].items() if use == 'further mask']
-    if further: raise DataError(f'{root}: {further[0]} is one of several masks of an image; {merge}')
+    if further:
+        raise DataError(f'{root}: {further[0]} is one of several masks of an image; {merge}')
     _refuse_annotations(root, layout, found)
     if layout.orphan_masks:
-        image, mask = _below(root, layout.items[0].image), _below(root, layout.orphan_masks[0])
-        raise DataError(f'{root}: no image has a mask: no name pairs, such as {image} and {mask}; give both the same name')
+        image = _below(root, layout.items[0].image)
+        mask = _below(root, layout.orphan_masks[0])
+        raise DataError(
+            f'{root}: no image has a mask: no name pairs, such as {image} and {mask}; give both the same name'
+        )
     folders = dict.fromkeys(_below(root, i.image.parent) for i in layout.items)
-    told = next((f for f in folders if re.search(r'(?<![a-z])(gts?|ground_?truth|masks?|labels?|annot|seg)', f.lower())), None)
+    told = next(
+        (
+            f
+            for f in folders
+            if re.search(r'(?<![a-z])(gts?|ground_?truth|masks?|labels?|annot|seg)', f.lower())),
+        None,
+    )
     if told and len(folders) > 1:
-        raise DataError(f'{root}: no image has a mask; if the files of {told} are the masks, say --masks {told}, and give each the name of its image')
+        raise DataError(
+            f'{root}: no image has a mask; if the files of {told} are the masks, say --masks {told}, and '
+            'give each the name of its image'
+        )
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c26
 def _refuse_annotations(root, layout, found):
@@ -671,29 +909,44 @@ def _refuse_annotations(root, layout, found):
     if notes:
         what = ' and '.join(f'{name}, {n} of them' for name, n in notes.most_common(3))
         told = ''.join(f'; {file}: {text}' for _, _, file, text in layout.remarks[:1])
-        raise DataError(f'{root}: no readable mask, but annotations ({what}){told}; draw them into masks first: one PNG of class ids an image, in masks/')
+        raise DataError(
+            f'{root}: no readable mask, but annotations ({what}){told}; draw them into masks first: one '
+            'PNG of class ids an image, in masks/'
+        )
     arrays = [p for p, (use, _) in found['aside'].items() if use == 'array']
     if arrays and not layout.orphan_masks:
-        raise DataError(f"{root}: no masks as images, but arrays: {arrays[0]}, like {len(arrays)} files; save masks as PNG of class ids, "
-                        "Image.fromarray(mask.astype('uint8')).save(...)")
+        raise DataError(
+            f"{root}: no masks as images, but arrays: {arrays[0]}, like {len(arrays)} files; save masks "
+            "as PNG of class ids, "
+            "Image.fromarray(mask.astype('uint8')).save(...)"
+        )
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c14
 def _account(layout, found, used):
     "One FileUse for each file of the folder, sorted by path."
-    root, out, own = layout.root, {}, layout.classes[2] if layout.classes else ''
+    root = layout.root
+    out = {}
+    own = layout.classes[2] if layout.classes else ''
     for path in (p for kind in ('.txt', '.csv', '.json', '.xml') for p in found[kind]):
-        if path in used: out[path] = 'list', 'names the split'
-        elif path in CLASS_FILES: out[path] = 'classes', 'names the classes' if path == own else 'not used'
-        elif (note := _annotation(root, path)): out[path] = 'annotations', note
-        else: out[path] = 'other', 'text'
-    out |= dict.fromkeys(found['picture'], ('image', 'no list or annotation names it: not used')) | found['aside']
+        if path in used:
+            out[path] = 'list', 'names the split'
+        elif path in CLASS_FILES:
+            out[path] = 'classes', 'names the classes' if path == own else 'not used'
+        elif (note := _annotation(root, path)):
+            out[path] = 'annotations', note
+        else:
+            out[path] = 'other', 'text'
+    out |= (
+        dict.fromkeys(found['picture'], ('image', 'no list or annotation names it: not used'))
+        | found['aside'])
     out |= {_below(root, p): ('mask', 'without an image: not used') for p in layout.orphan_masks}
     out |= {_below(root, p): ('image', 'another file has its name: not used') for p, _ in layout.duplicates}
     for i in layout.items:
         ending = i.image.suffix.lower()
         note = '' if ending in IMAGE_SUFFIXES else f' ({ending[1:].upper()}: read through copies)'
         out[_below(root, i.image)] = 'image', ('labeled' if i.has_mask else 'unlabeled') + note
-        if i.mask: out[_below(root, i.mask)] = 'mask', ''
+        if i.mask:
+            out[_below(root, i.mask)] = 'mask', ''
     return [FileUse(path, *said) for path, said in sorted(out.items())]
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c27
@@ -709,10 +962,17 @@ _SAY = MappingProxyType({  # use -> level, what is said of it
 def _remarks_on(layout):
     "What is to be said about files that are not used: a remark for each reason, with an example and their number."
     groups, out = {}, []
-    for f in layout.files: groups.setdefault((f.use, f.why), []).append(f.path)
+    for f in layout.files:
+        groups.setdefault((f.use, f.why), []).append(f.path)
     for (use, why), paths in groups.items():
         boxes = use == 'annotations' and (layout.kind == 'COCO' or 'boxes' in why or why == 'COCO JSON')
-        if use not in _SAY or (use, why) in SKIPPED.values() or boxes or use == 'array' and layout.kind == 'VOC': continue
+        if (
+            use not in _SAY
+            or (use, why) in SKIPPED.values()
+            or boxes
+            or use == 'array'
+            and layout.kind == 'VOC'):
+            continue
         level, text = _SAY[use]
         number = f'; {len(paths)} such files' if len(paths) > 1 else ''
         out.append((level, use, shown(paths[0]), text.format(why=why, root=layout.root) + number))
@@ -722,12 +982,19 @@ def _remarks_on(layout):
 def _no_images(root, aside):
     "Why a folder holds no image, and what to do."
     first = {}
-    for path, (use, why) in aside.items(): first.setdefault(use, (shown(path), why))
+    for path, (use, why) in aside.items():
+        first.setdefault(use, (shown(path), why))
     use = next((u for u in ('unsupported', 'link', 'visualisation', 'own output', 'name') if u in first), '')
-    if not use: return f'holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...); give the folder that holds images and masks'
+    if not use:
+        return (
+            f'holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...); give the folder that holds '
+            'images and masks'
+        )
     (path, why), n = first[use], sum(u == use for u, _ in aside.values())
-    if use == 'link': return f'holds no images but links: {path} {ESCAPES_ROOT} {root}'
-    if use == 'visualisation': why += '; --include PATTERN takes such files as images'
+    if use == 'link':
+        return f'holds no images but links: {path} {ESCAPES_ROOT} {root}'
+    if use == 'visualisation':
+        why += '; --include PATTERN takes such files as images'
     return f'holds no images that are read; {path} is passed over, like {n} files: {use}, {why}'
 
 # %% ../../nbs/data/21_layouts.ipynb #bd9426a3
@@ -740,14 +1007,20 @@ def find_layout(
 )->Layout:
     "Recognise how a data set is arranged, and what every file of it is used for."
     root = Path(folder)
-    if not root.is_dir(): raise DataError(f'{root}: no such data folder; check the path')
-    found, classes = _walk(root, include), _given(classes) or find_classes(root)
-    if not found['picture']: raise DataError(f'{root}: {_no_images(root, found["aside"])}')
+    if not root.is_dir():
+        raise DataError(f'{root}: no such data folder; check the path')
+    found = _walk(root, include)
+    classes = _given(classes) or find_classes(root)
+    if not found['picture']:
+        raise DataError(f'{root}: {_no_images(root, found["aside"])}')
     coco, classes = _read_coco(root, found, classes, unannotated, include, masks)
-    if coco and coco.images: layout, used = _coco_layout(root, found, coco, classes, include)
+    if coco and coco.images:
+        layout, used = _coco_layout(root, found, coco, classes, include)
     elif unannotated != 'unlabeled':
-        raise DataError(f'{root}: unannotated={unannotated} is for COCO files, and none is here; leave it out')
-    else: layout, used = _arrange(root, found, classes, include, masks, coco.remarks if coco else ())
+        raise DataError(
+            f'{root}: unannotated={unannotated} is for COCO files, and none is here; leave it out')
+    else:
+        layout, used = _arrange(root, found, classes, include, masks, coco.remarks if coco else ())
     layout.files = _account(layout, found, used)
     layout.remarks += tuple(_remarks_on(layout))
     return layout
@@ -759,7 +1032,8 @@ def file_table(
     "Count what the files of a data folder are used for."
     groups:dict = {}
     used = ('image', 'mask', 'list', 'classes', 'annotations')
-    for f in layout.files: groups.setdefault((f.use, f.why), []).append(f.path)
+    for f in layout.files:
+        groups.setdefault((f.use, f.why), []).append(f.path)
     def place(group): return used.index(group[0][0]) if group[0][0] in used else len(used)
     order = sorted(groups.items(), key=lambda group: (place(group), -len(group[1]), group[0]))
     return [(use, len(paths), shown(paths[0]), why) for (use, why), paths in order]
@@ -769,15 +1043,30 @@ def describe_layout(
     layout:Layout, # from find_layout
 )->str:            # 'found: VOC layout, 2913 masks ...'
     "Say what a folder was taken for."
-    items, n_masks = layout.items, sum(i.has_mask for i in layout.items)
+    items = layout.items
+    n_masks = sum(i.has_mask for i in layout.items)
     splits = Counter(i.split for i in items if i.split)
-    parts = [f'found: {layout.kind} layout' if layout.kind != 'folders' else 'found: folders of pictures and masks', f'{len(items)} pictures', f'{n_masks} masks']
-    if splits: parts.append('lists or folders say ' + ', '.join(f'{splits[s]} {s}' for s in ('train', 'val', 'test') if splits[s]))
-    if len(items) > n_masks: parts.append(f'without a mask: {len(items)-n_masks}')
-    if layout.account: parts.append(str(layout.account))
-    if layout.orphan_masks: parts.append(f'masks without a picture: {len(layout.orphan_masks)}')
-    if layout.n_ignored: parts.append(f'left out because no list names them: {layout.n_ignored}')
-    if layout.classes: parts.append(f'{len(layout.classes[0])} classes named by {layout.classes[2]}')
+    parts = [
+        f'found: {layout.kind} layout'
+        if layout.kind != 'folders'
+        else 'found: folders of pictures and masks',
+        f'{len(items)} pictures',
+        f'{n_masks} masks',
+    ]
+    if splits:
+        parts.append(
+            'lists or folders say '
+            + ', '.join(f'{splits[s]} {s}' for s in ('train', 'val', 'test') if splits[s]))
+    if len(items) > n_masks:
+        parts.append(f'without a mask: {len(items)-n_masks}')
+    if layout.account:
+        parts.append(str(layout.account))
+    if layout.orphan_masks:
+        parts.append(f'masks without a picture: {len(layout.orphan_masks)}')
+    if layout.n_ignored:
+        parts.append(f'left out because no list names them: {layout.n_ignored}')
+    if layout.classes:
+        parts.append(f'{len(layout.classes[0])} classes named by {layout.classes[2]}')
     return ', '.join(parts)
 
 # %% ../../nbs/data/21_layouts.ipynb #0032b8ca
@@ -790,5 +1079,6 @@ def read_stored(
     if item.objects is not None:
         drawn = draw_objects(item.objects, size or load_picture(item.image).size)
         return StoredMask(drawn.astype(np.int32), 'objects', None, False)
-    if item.mask is None: raise DataError(f'{item.image}: has no mask; add one or leave it unlabeled')
+    if item.mask is None:
+        raise DataError(f'{item.image}: has no mask; add one or leave it unlabeled')
     return read_mask(item.mask, by_color)

@@ -23,22 +23,35 @@ from ..viz import palette
 # %% ../../nbs/data/19_masks.ipynb #9a8268f2
 def _fault(path, error):
     "Say why a file is no image, and what to do."
-    if isinstance(error, FileNotFoundError): return 'no such file; add it or take it out of the annotations'
-    if isinstance(error, PermissionError): return 'may not be read; change its permissions'
-    if not os.path.isfile(path): return 'is no file; replace it or remove it'
-    if not os.path.getsize(path): return 'is empty (0 bytes); replace the file or remove it'
-    if isinstance(error, UnidentifiedImageError): return _unknown(path)
-    if isinstance(error, Image.DecompressionBombError): return too_large(error)
+    if isinstance(error, FileNotFoundError):
+        return 'no such file; add it or take it out of the annotations'
+    if isinstance(error, PermissionError):
+        return 'may not be read; change its permissions'
+    if not os.path.isfile(path):
+        return 'is no file; replace it or remove it'
+    if not os.path.getsize(path):
+        return 'is empty (0 bytes); replace the file or remove it'
+    if isinstance(error, UnidentifiedImageError):
+        return _unknown(path)
+    if isinstance(error, Image.DecompressionBombError):
+        return too_large(error)
     reason = str(error).partition('\n')[0].replace(str(path), os.path.basename(path)) or type(error).__name__
     return f'unreadable or cut short ({reason}); replace the file or remove it'
 
 def _unknown(path):
     "Say what a file is whose format Pillow does not know; a TIFF of many bands is recognised."
-    with open(path, 'rb') as file: start = file.read(8)
+    with open(path, 'rb') as file:
+        start = file.read(8)
     if start[:4] in (b'II*\0', b'MM\0*'):
-        return 'a TIFF of a kind that is not read (two bands, more than four, or deep colours?); export three bands as PNG or 8-bit TIFF'
+        return (
+            'a TIFF of a kind that is not read (two bands, more than four, or deep colours?); export '
+            'three bands as PNG or 8-bit TIFF'
+        )
     text = ascii(start.decode('latin-1'))
-    return f'not an image, its content is of no known format (it starts with {text}); replace the file or remove it'
+    return (
+        f'not an image, its content is of no known format (it starts with {text}); replace the file or '
+        'remove it'
+    )
 
 # %% ../../nbs/data/19_masks.ipynb #25441153
 def load_picture(
@@ -51,7 +64,8 @@ def load_picture(
             bands = getattr(image, 'tag_v2', {}).get(277, 1) if image.format == 'TIFF' else 0
             deep_color = ';16' in str(image.tile) and len(image.getbands()) > 2
             image.load()
-    except Exception as e: raise DataError(f'{path}: {_fault(path, e)}') from None  # decoders raise whatever they like
+    except Exception as e:
+        raise DataError(f'{path}: {_fault(path, e)}') from None  # decoders raise whatever they like
     image.info.update(pages=1 if image.format == 'MPO' else pages, deep_color=deep_color,
                       bands=bands if bands > 4 or (bands == 4 and image.mode in ('RGB', 'RGBX')) else 0)
     return image
@@ -68,10 +82,14 @@ def parse_depth(
     text:str, # LOW:HIGH, or '' for none
 )->Depth|None:
     "Read a depth as the command line and a run's record write it."
-    if not text: return None
-    try: low, high = map(float, text.split(':'))
-    except ValueError: low = high = 0.
-    if not -1e30 < low < high < 1e30: raise ValueError(f"depth='{text}': write LOW:HIGH with LOW below HIGH, such as 0:4095")
+    if not text:
+        return None
+    try:
+        low, high = map(float, text.split(':'))
+    except ValueError:
+        low = high = 0.
+    if not -1e30 < low < high < 1e30:
+        raise ValueError(f"depth='{text}': write LOW:HIGH with LOW below HIGH, such as 0:4095")
     return Depth(low, high)
 
 # %% ../../nbs/data/19_masks.ipynb #df926d86
@@ -86,10 +104,14 @@ def find_depth(
 )->Depth:
     "The range that all deep images of a data set are scaled by."
     spans = list(spans)
-    if not spans: return Depth()
-    low, high = min(s[0] for s in spans), max(s[1] for s in spans)
-    if any(s[2] for s in spans): return Depth(0., 1.) if 0 <= low and high <= 1 else Depth(low, max(high, low+1e-6))
-    if low < 0 or high >= 2**16: return Depth(float(low), float(max(high, low+1)))
+    if not spans:
+        return Depth()
+    low = min(s[0] for s in spans)
+    high = max(s[1] for s in spans)
+    if any(s[2] for s in spans):
+        return Depth(0., 1.) if 0 <= low and high <= 1 else Depth(low, max(high, low+1e-6))
+    if low < 0 or high >= 2**16:
+        return Depth(float(low), float(max(high, low+1)))
     return Depth(0., float(next(2**bits-1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)))
 
 # %% ../../nbs/data/19_masks.ipynb #a70aa0a2
@@ -99,9 +121,11 @@ def rgb_bytes(
 )->np.ndarray:             # (h,w,3) uint8
     "Turn an image of any depth into RGB bytes."
     values = deep_values(image)
-    if values is None: return np.asarray(image.convert('RGB'))
+    if values is None:
+        return np.asarray(image.convert('RGB'))
     values = values.astype(np.float64)
-    if not np.isfinite(values).all(): raise DataError('NaN or infinite values, which have no brightness; replace them by a number')
+    if not np.isfinite(values).all():
+        raise DataError('NaN or infinite values, which have no brightness; replace them by a number')
     low, high = depth or find_depth([(values.min(), values.max(), image.mode.startswith('F'))])
     scaled = np.floor((values-low)*(256/(high-low+(high > 1 and high % 1 == 0))))
     return scaled.clip(0, 255).astype(np.uint8)[..., None].repeat(3, -1)
@@ -114,9 +138,12 @@ def read_photo(
 )->np.ndarray:             # (h,w,3) uint8
     "Read an image of any depth as RGB bytes."
     image = load_picture(path)
-    if turn: ImageOps.exif_transpose(image, in_place=True)
-    try: return rgb_bytes(image, depth)
-    except DataError as e: raise DataError(f'{path}: {e}') from None
+    if turn:
+        ImageOps.exif_transpose(image, in_place=True)
+    try:
+        return rgb_bytes(image, depth)
+    except DataError as e:
+        raise DataError(f'{path}: {e}') from None
 
 # %% ../../nbs/data/19_masks.ipynb #6c0ad668
 class StoredMask(NamedTuple):
@@ -134,19 +161,30 @@ def _pack(rgb):
 # %% ../../nbs/data/19_masks.ipynb #061742bc
 def _whole_numbers(values, path):
     "Floats as integers, if that is what they are."
-    if not np.isfinite(values).all(): raise DataError(f'{path}: NaN or infinite values in a mask; save whole numbers')
+    if not np.isfinite(values).all():
+        raise DataError(f'{path}: NaN or infinite values in a mask; save whole numbers')
     if (odd := values[values != np.round(values)]).size:
-        raise DataError(f'{path}: values such as {odd[0]:.4g} (probabilities?); a mask holds whole numbers: save the class of each pixel')
-    if np.abs(values).max(initial=0) > 2**31-1: raise DataError(f'{path}: values up to {np.abs(values).max():.3g} are no class ids; save ids 0..254')
+        raise DataError(
+            f'{path}: values such as {odd[0]:.4g} (probabilities?); a mask holds whole numbers: save the '
+            'class of each pixel'
+        )
+    if np.abs(values).max(initial=0) > 2**31-1:
+        raise DataError(f'{path}: values up to {np.abs(values).max():.3g} are no class ids; save ids 0..254')
     return values.astype(np.int32)
 
 def _check_alpha(values, alpha, path):
     "Refuse a mask whose transparency says more than its colours."
-    if alpha.min() == alpha.max(): return
+    if alpha.min() == alpha.max():
+        return
     remedy = 'save the mask without alpha channel, each class in a value or colour of its own'
-    if ((alpha > 0) & (alpha < 255)).any(): raise DataError(f'{path}: the alpha channel has soft edges (values between 0 and 255); {remedy}')
+    if ((alpha > 0) & (alpha < 255)).any():
+        raise DataError(f'{path}: the alpha channel has soft edges (values between 0 and 255); {remedy}')
     both = np.intersect1d(values[alpha == 0], values[alpha > 0])
-    if both.size: raise DataError(f'{path}: the shape lies in the alpha channel: pixels of one colour are transparent here and opaque there; {remedy}')
+    if both.size:
+        raise DataError(
+            f'{path}: the shape lies in the alpha channel: pixels of one colour are transparent here and '
+            f'opaque there; {remedy}'
+        )
 
 # %% ../../nbs/data/19_masks.ipynb #b54e7767
 def read_mask(
@@ -155,17 +193,31 @@ def read_mask(
 )->StoredMask:
     "Read the values of a mask as they are stored; refuse a file whose labels would be lost."
     image = load_picture(path)
-    mode, jpeg = image.mode, image.format in ('JPEG', 'MPO', 'JPEG2000')
-    if image.info['pages'] > 1: raise DataError(f"{path}: {image.info['pages']} pages; a mask has one: save the class of each pixel in a single page")
-    if image.info['deep_color']: raise DataError(f'{path}: a mask in colours of 16 bits a channel; save it with 8 bits a channel, or as class ids')
-    if mode in ('LAB', 'HSV'): raise DataError(f'{path}: a mask in {mode} colours; save it in RGB or as class ids')
+    mode = image.mode
+    jpeg = image.format in ('JPEG', 'MPO', 'JPEG2000')
+    if image.info['pages'] > 1:
+        raise DataError(
+            f"{path}: {image.info['pages']} pages; a mask has one: save the class of each pixel in a "
+            "single page"
+        )
+    if image.info['deep_color']:
+        raise DataError(
+            f'{path}: a mask in colours of 16 bits a channel; save it with 8 bits a channel, or as class ids')
+    if mode in ('LAB', 'HSV'):
+        raise DataError(f'{path}: a mask in {mode} colours; save it in RGB or as class ids')
     if mode == 'P' and not by_color:
         values = np.asarray(image).astype(np.int32)
         return StoredMask(values, mode, _used_palette(image, values), jpeg)
-    if mode.startswith('F'): return StoredMask(_whole_numbers(np.asarray(image), path), mode, None, jpeg)
-    if mode in ('L', '1') or mode.startswith('I'): return StoredMask(np.asarray(image).astype(np.int32), mode, None, jpeg)
-    values = np.asarray(image.getchannel(0)).astype(np.int32) if mode in ('LA', 'PA') else _pack(np.asarray(image.convert('RGB')))
-    if mode[-1] in 'Aa': _check_alpha(values, np.asarray(image.getchannel('A')), path)
+    if mode.startswith('F'):
+        return StoredMask(_whole_numbers(np.asarray(image), path), mode, None, jpeg)
+    if mode in ('L', '1') or mode.startswith('I'):
+        return StoredMask(np.asarray(image).astype(np.int32), mode, None, jpeg)
+    values = (
+        np.asarray(image.getchannel(0)).astype(np.int32)
+        if mode in ('LA', 'PA')
+        else _pack(np.asarray(image.convert('RGB'))))
+    if mode[-1] in 'Aa':
+        _check_alpha(values, np.asarray(image.getchannel('A')), path)
     return StoredMask(values, 'P colours' if mode == 'P' else mode, None, jpeg)
 
 def _used_palette(image, values):
@@ -183,7 +235,8 @@ class MaskFacts(NamedTuple):
     palette:dict|None=None # as in StoredMask
     jpeg:bool=False    # as in StoredMask
     ramp:float=0.      # of unequal neighbours, the share whose values follow one another; 0 below 32 values
-    between:dict={}    # value -> pixels that lie between a lower and a higher neighbour, where 3 to 31 values occur
+    # value -> pixels that lie between a lower and a higher neighbour, where 3 to 31 values occur
+    between: dict = {}
     jumps:int=0        # neighbours that are further apart than two values that follow one another, likewise
 
     @property
@@ -193,19 +246,28 @@ class MaskFacts(NamedTuple):
     @property
     def fault(self):
         "Why the values cannot be trusted; '' if they can."
-        if self.jpeg and not set(self.counts) <= {0, 255, 0xffffff}: return 'a JPEG mask: its compression changes values near borders; export masks as PNG'
-        if len(self.thin) < 6 and self.ramp < .5: return ''
-        return f"soft edges: most of its {len(self.counts)} values are lines or ramps along borders (blur, smoothing or JPEG?); export masks without smoothing"
+        if self.jpeg and not set(self.counts) <= {0, 255, 0xffffff}:
+            return 'a JPEG mask: its compression changes values near borders; export masks as PNG'
+        if len(self.thin) < 6 and self.ramp < .5:
+            return ''
+        return (
+            f"soft edges: most of its {len(self.counts)} values are lines or ramps along borders "
+            "(blur, smoothing or JPEG?); export masks without smoothing"
+        )
 
 # %% ../../nbs/data/19_masks.ipynb #b2ce699d
 def solid_pixels(
     values:np.ndarray, # (h,w)
 )->np.ndarray:         # (h,w) bool
     "Mark pixels that lie in a 2x2 block of one value."
-    block = (values[1:, 1:] == values[:-1, 1:]) & (values[1:, 1:] == values[1:, :-1]) & (values[1:, 1:] == values[:-1, :-1])
+    block = (
+        (values[1:, 1:] == values[:-1, 1:])
+        & (values[1:, 1:] == values[1:, :-1])
+        & (values[1:, 1:] == values[:-1, :-1]))
     out = np.zeros(values.shape, bool)
     for rows in (slice(None, -1), slice(1, None)):
-        for columns in (slice(None, -1), slice(1, None)): out[rows, columns] |= block
+        for columns in (slice(None, -1), slice(1, None)):
+            out[rows, columns] |= block
     return out
 
 # %% ../../nbs/data/19_masks.ipynb #4c1d7e06
@@ -218,7 +280,9 @@ def _bands(values, pixels=2**20):
 
 def _ramp(values, found):
     "Share of unequal horizontal and vertical neighbours whose ranks in `found` differ by at most 2."
-    near, unequal, n = 0, 0, max(1, 2**20//values.shape[1])
+    near = 0
+    unequal = 0
+    n = max(1, 2**20//values.shape[1])
     for y in range(0, len(values), n):
         ranks = np.searchsorted(found, values[y:y+n+1])
         for steps in (np.abs(np.diff(ranks[:n], axis=1)), np.abs(np.diff(ranks, axis=0))):
@@ -244,14 +308,19 @@ def mask_facts(
     ramp = _ramp(stored.values, found) if len(found) >= 32 else 0.
     few = 3 <= len(found) < 32 and found[-1] < 2**16  # not colours
     between, jumps = _crossings(stored.values, found) if few else ({}, 0)
-    return MaskFacts(name, stored.mode, {v: n for v, n, _ in rows}, {v: n for v, _, n in rows if n}, stored.palette,
-                     stored.jpeg, ramp, between, jumps)
+    return MaskFacts(
+        name, stored.mode, {v: n for v, n, _ in rows}, {v: n for v, _, n in rows if n}, stored.palette,
+        stored.jpeg, ramp, between, jumps)
 
 # %% ../../nbs/data/19_masks.ipynb #4c1d7a81
 def _crossings(values, found):
     "{value: pixels between a lower and a higher neighbour}, and how often two neighbours pass over a value."
     counts, jumps = np.zeros(len(found), int), 0
-    ranks = np.concatenate([np.searchsorted(found, part).astype(np.int8) for part in np.array_split(values, values.size//2**20+1)])
+    ranks = np.concatenate(
+        [
+            np.searchsorted(found, part).astype(np.int8)
+            for part in np.array_split(values, values.size // 2**20 + 1)]
+    )
     for r in (ranks, ranks.T):
         steps = np.diff(r.astype(np.int16), axis=1)
         jumps += int((np.abs(steps) > 1).sum())
@@ -276,22 +345,34 @@ class MaskMap(NamedTuple):
 class Meaning(NamedTuple):
     "What the user says about the files of a data folder."
     ignore:tuple=()     # stored values that are ignored, such as (0,) where 0 is `unlabeled`
-    map:str=''          # a file with lines `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`; or `order`: number what occurs
+    # a file with lines `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`; or `order`: number what occurs
+    map: str = ''
     background:str=''   # name of the class that gets id 0
-    unannotated:Literal['unlabeled', 'background']='unlabeled' # images of a COCO file without annotations: unlabeled, or background
+    # images of a COCO file without annotations: unlabeled, or background
+    unannotated: Literal['unlabeled', 'background'] = 'unlabeled'
     include:tuple=()    # patterns of files that are images whatever their name or folder says
     masks:str=''        # folder whose files are the masks, where several could be
 
 # %% ../../nbs/data/19_masks.ipynb #2b49c33d
-CITYSCAPES_IDS = MappingProxyType({7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
-                                   27: 14, 28: 15, 31: 16, 32: 17, 33: 18})  # label id -> train id; all others are ignored
-CITYSCAPES_NAMES = ('road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic light', 'traffic sign', 'vegetation', 'terrain', 'sky',
-                    'person', 'rider', 'car', 'truck', 'bus', 'train', 'motorcycle', 'bicycle')
-VOC_NAMES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable', 'dog', 'horse',
-             'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
-CAMVID_NAMES = ('Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car', 'Pedestrian', 'Bicyclist')
-CAMVID_COLORS = ((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0), (192, 128, 128), (64, 64, 128),
-                 (64, 0, 128), (64, 64, 0), (0, 128, 192))
+# label id -> train id; all others are ignored
+CITYSCAPES_IDS = MappingProxyType(
+    {
+        7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
+        27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+)
+CITYSCAPES_NAMES = (
+    'road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic light', 'traffic sign', 'vegetation',
+    'terrain', 'sky', 'person', 'rider', 'car', 'truck', 'bus', 'train', 'motorcycle', 'bicycle')
+VOC_NAMES = (
+    'background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
+    'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train',
+    'tvmonitor')
+CAMVID_NAMES = (
+    'Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car', 'Pedestrian',
+    'Bicyclist')
+CAMVID_COLORS = (
+    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0),
+    (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192))
 VOID_COLORS = (0x000000, 0xffffff, 0xe0e0c0)  # black, white, VOC's cream: ignored where no class has them
 
 # %% ../../nbs/data/19_masks.ipynb #89d9ebe2
@@ -311,7 +392,8 @@ def _look(facts):
     "Sum up masks. In a handful of masks nothing is a stray; of five and more, what one of them (or 1 %) shows in specks alone."
     files = Counter(v for f in facts for v in f.counts)
     most = max(1, .01*len(facts))
-    def is_speck(v, f): return v in f.counts and (f.counts[v] <= max(3, .001*sum(f.counts.values())) or v in f.thin)
+    def is_speck(v, f):
+        return v in f.counts and (f.counts[v] <= max(3, .001*sum(f.counts.values())) or v in f.thin)
     rare = {v for v, n in files.items() if n <= most} if len(facts) >= 5 else ()
     out_of_range = {v for v in rare if all(is_speck(v, f) for f in facts if v in f.counts)}
     return _Seen(files, sorted(set(files) - out_of_range), sorted(out_of_range))
@@ -319,26 +401,39 @@ def _look(facts):
 # %% ../../nbs/data/19_masks.ipynb #3f0c1628
 def _named(k, classes, colors=None):
     "k names and colours, from a class file where there is one."
-    names, own = (classes[0], classes[1]) if classes and len(classes[0]) == k else ([f'class {c}' for c in range(k)], None)
-    if colors is None: colors = palette(k, 'pascal') if own is None else own
+    names, own = (
+        (classes[0], classes[1])
+        if classes and len(classes[0]) == k
+        else ([f'class {c}' for c in range(k)], None))
+    if colors is None:
+        colors = palette(k, 'pascal') if own is None else own
     return list(names), np.asarray(colors, np.uint8).reshape(-1, 3)
 
 def _ids(k, classes, text, kind='ids'):
     "The mapping of masks that hold ids 0..k-1."
-    return MaskMap(kind, {c: c for c in range(k)} | {IGNORE_INDEX: IGNORE_INDEX}, False, *_named(k, classes), text)
+    return MaskMap(
+        kind, {c: c for c in range(k)} | {IGNORE_INDEX: IGNORE_INDEX}, False, *_named(k, classes), text)
 
 def _special(layout, facts, classes):
     "The mapping of a data set with its own numbering, or None."
     values = {v for f in facts for v in f.counts}
-    if layout == 'COCO': return _ids(len(classes[0]), classes, 'outlines of COCO: drawn into masks, 0 is background, crowds are ignored', 'objects')
+    if layout == 'COCO':
+        return _ids(
+            len(classes[0]), classes,
+            'outlines of COCO: drawn into masks, 0 is background, crowds are ignored', 'objects')
     if layout == 'Cityscapes' and not all('TrainIds' in f.name for f in facts):
         table = {v: CITYSCAPES_IDS.get(v, IGNORE_INDEX) for v in range(256)}
-        return MaskMap('Cityscapes ids', table, False, list(CITYSCAPES_NAMES), palette(19, 'cityscapes'), 'label ids of Cityscapes: mapped to its 19 train ids')
+        return MaskMap(
+            'Cityscapes ids', table, False, list(CITYSCAPES_NAMES), palette(19, 'cityscapes'),
+            'label ids of Cityscapes: mapped to its 19 train ids')
     if layout == 'Cityscapes' and values <= {*range(19), IGNORE_INDEX}:
-        return _ids(19, (CITYSCAPES_NAMES, palette(19, 'cityscapes')), 'train ids of Cityscapes 0..18, 255 ignored')
+        return _ids(
+            19, (CITYSCAPES_NAMES, palette(19, 'cityscapes')), 'train ids of Cityscapes 0..18, 255 ignored')
     if layout == 'CamVid/SegNet' and len(classes[0] if classes else CAMVID_NAMES) == 11 and max(values) == 11:
         table = {**{c: c for c in range(11)}, 11: IGNORE_INDEX}
-        return MaskMap('SegNet ids', table, False, list(CAMVID_NAMES), np.array(CAMVID_COLORS, np.uint8), "ids of SegNet's CamVid: 11 is void and ignored")
+        return MaskMap(
+            'SegNet ids', table, False, list(CAMVID_NAMES), np.array(CAMVID_COLORS, np.uint8),
+            "ids of SegNet's CamVid: 11 is void and ignored")
     if layout == 'VOC' and classes is None and values <= {*range(21), IGNORE_INDEX}:
         return _ids(21, (VOC_NAMES, palette(21, 'pascal')), 'class ids of VOC 0..20, 255 ignored')
     return None
@@ -355,11 +450,22 @@ def _levels(levels, classes, void=()):
     "The mapping of values that are numbered in order."
     binary = len(levels) == 2 and levels[0] == 0
     names, colors = _named(len(levels), classes, ((0, 0, 0), (255, 255, 255)) if binary else None)
-    if binary and not (classes and len(classes[0]) == 2): names = ['background', 'foreground']
+    if binary and not (classes and len(classes[0]) == 2):
+        names = ['background', 'foreground']
     shown = ', '.join(map(str, levels[:6])) + (', ...' if len(levels) > 6 else '')
-    text = f'binary, 0 and {levels[1]}: {levels[1]} is class 1' if binary else f'{len(levels)} grey levels {shown}: numbered in order; write classes.txt to fix names'
+    text = (
+        f'binary, 0 and {levels[1]}: {levels[1]} is class 1'
+        if binary
+        else f'{len(levels)} grey levels {shown}: numbered in order; write classes.txt to fix names')
     table = dict(zip(levels, range(len(levels)))) | dict.fromkeys(void, IGNORE_INDEX)
-    remarks = () if binary and levels[1] in (255, 65535) else (f'values {shown} are taken for {len(levels)} classes in this order; if one of them is to be ignored, say --ignore VALUE',)
+    remarks = (
+        ()
+        if binary and levels[1] in (255, 65535)
+        else (
+            f'values {shown} are taken for {len(levels)} classes in this order; if one of them is to be '
+            'ignored, say --ignore VALUE',
+        )
+    )
     return MaskMap('binary' if binary else 'levels', table, False, names, colors, text, remarks)
 
 # %% ../../nbs/data/19_masks.ipynb #31842363
@@ -367,23 +473,29 @@ def _two_conventions(facts, ids, tops, where):
     "Refuse a folder in which two of 1, 255 and 65535 look like the foreground of binary masks."
     files = {v: [f.name for f in facts if v in f.counts] for v in (1, *tops) if v in (*ids, *tops)}
     names = [{*of} for of in files.values()]
-    if len(files) < 2: return
+    if len(files) < 2:
+        return
     first, *others = [f'{len(of)} {{}}hold 0 and {v} ({of[0]})' for v, of in files.items()]
     if sum(map(len, names)) == len(set().union(*names)):
-        raise DataError(f'{where}: {", ".join([first.format("masks "), *(o.format("") for o in others)])}, none both: '
-                        f'save all alike, or say --ignore {tops[-1]} if {tops[-1]} is ignored')
-    if 1 not in files: raise _ambiguous_top([0, tops[0]], tops[1], where, 'save all alike')
+        raise DataError(
+            f'{where}: {", ".join([first.format("masks "), *(o.format("") for o in others)])}, none both: '
+            f'save all alike, or say --ignore {tops[-1]} if {tops[-1]} is ignored'
+        )
+    if 1 not in files:
+        raise _ambiguous_top([0, tops[0]], tops[1], where, 'save all alike')
 
 def _ambiguous_top(ids, top, where, else_=''):
     shown = ', '.join(map(str, ids[:5]))
     else_ = else_ or f'--classes {len(ids)+1} if it is a class'
-    return DataError(f'{where}: masks hold {shown} and {top}: is {top} a class or ignored? Say --ignore {top}, or {else_}')
+    return DataError(
+        f'{where}: masks hold {shown} and {top}: is {top} a class or ignored? Say --ignore {top}, or {else_}')
 
 def _n_ids(ids, files, n_masks):
     "Classes of masks that hold ids: the run from the smallest up to a gap that only rare values cross."
     rare = {v for v in ids if n_masks >= 5 and files[v] <= max(1, .01*n_masks)}
     for a, b in zip(ids, ids[1:]):
-        if b - a > 8 and rare.issuperset(v for v in ids if v >= b): return a + 1
+        if b - a > 8 and rare.issuperset(v for v in ids if v >= b):
+            return a + 1
     return ids[-1] + 1
 
 # %% ../../nbs/data/19_masks.ipynb #4c1d7a2e
@@ -391,48 +503,75 @@ def _mere_specks(facts, ids, top, where):
     "Refuse masks whose ids are slips of a brush beside large areas of the value that usually means `ignored`."
     def is_tiny(v, f): return f.counts.get(v, 0) <= max(3, .001*sum(f.counts.values()))
     pixels = sum(f.counts.get(v, 0) for f in facts for v in ids if v)
-    if not pixels*10 < sum(f.counts.get(top, 0) for f in facts): return
-    if not all(is_tiny(v, f) for f in facts for v in ids if v): return
-    raise DataError(f'{where}: masks hold {top} in large areas and {", ".join(str(v) for v in ids[:5] if v)} in specks of '
-                    f'{pixels} pixels in all: is {top} a class or ignored? Say --ignore {top}, or --map FILE if it is a class')
+    if not pixels*10 < sum(f.counts.get(top, 0) for f in facts):
+        return
+    if not all(is_tiny(v, f) for f in facts for v in ids if v):
+        return
+    raise DataError(
+        f'{where}: masks hold {top} in large areas and {", ".join(str(v) for v in ids[:5] if v)} in '
+        'specks of '
+        f'{pixels} pixels in all: is {top} a class or ignored? Say --ignore {top}, or --map FILE if it is '
+        'a class'
+    )
 
 
 def _one_more(known, ids, n_files, n_masks, where):
     "Refuse ids up to k where k classes are named, if that is no fault of a few masks."
-    if n_files*5 < n_masks: return
+    if n_files*5 < n_masks:
+        return
     remedy = 'name class 0 as well, in the first line, or say --ignore 0 if it is none'
-    if 0 not in ids: remedy = 'ids that count from 1 are read with --ignore 0'
+    if 0 not in ids:
+        remedy = 'ids that count from 1 are read with --ignore 0'
     raise DataError(f'{where}: masks hold ids up to {known}, and {known} classes are named: {remedy}')
 
 def _far_ids(ids, where):
     shown = ', '.join(map(str, ids[:6])) + (', ...' if len(ids) > 6 else '')
-    return DataError(f'{where}: masks hold the values {shown}, and ids beyond 253 do not fit: at most {IGNORE_INDEX-1} classes; if each is a '
-                     'class, number them with --map order; of instances, say which class each is with --map FILE')
+    return DataError(
+        f'{where}: masks hold the values {shown}, and ids beyond 253 do not fit: at most '
+        f'{IGNORE_INDEX - 1} classes; if each is a '
+        'class, number them with --map order; of instances, say which class each is with --map FILE'
+    )
 
 
 # %% ../../nbs/data/19_masks.ipynb #fa992131
 def _value_map(facts, classes, meaning, where):
     "The mapping of single-channel masks."
-    seen, known = _look(facts), len(classes[0]) if classes else 0
+    seen = _look(facts)
+    known = len(classes[0]) if classes else 0
     kept = [v for v in seen.common if v not in meaning.ignore]
-    ids, tops = [v for v in kept if v not in _VOIDS], [v for v in kept if v in _VOIDS[1:]]
+    ids = [v for v in kept if v not in _VOIDS]
+    tops = [v for v in kept if v in _VOIDS[1:]]
     void = {*meaning.ignore, *_VOIDS}
-    if not ids: raise DataError(f'{where}: {"every pixel of every mask is ignored" if not tops else f"all masks hold {tops[0]} alone"}; nothing can be learned from them')
-    if {*ids} <= {0, 1}: _two_conventions(facts, ids, tops, where)
-    if ids == [0] and tops: return _levels([0, tops[0]], classes, void - {tops[0]})
-    if meaning.map == 'order': return _levels(ids, classes, void)
-    if tops and ids[-1] and not known: _mere_specks(facts, ids, tops[0], where)
+    if not ids:
+        raise DataError(
+            f'{where}: {"every pixel of every mask is ignored" if not tops else f"all masks hold {tops[0]} alone"}; nothing can be learned from them'
+        )
+    if {*ids} <= {0, 1}:
+        _two_conventions(facts, ids, tops, where)
+    if ids == [0] and tops:
+        return _levels([0, tops[0]], classes, void - {tops[0]})
+    if meaning.map == 'order':
+        return _levels(ids, classes, void)
+    if tops and ids[-1] and not known:
+        _mere_specks(facts, ids, tops[0], where)
     n = _n_ids(ids, seen.files, len(facts))
     run = [v for v in ids if v < n]
     spaced = len(run) > 1 and min(b-a for a, b in zip(run, run[1:])) > 4 and not run[-1] < known
     if not spaced:
-        if 0 < known == n-1 and 0 not in meaning.ignore: _one_more(known, ids, seen.files[known], len(facts), where)
-        if n > IGNORE_INDEX-1 and len(run) <= 64 and not meaning.ignore: raise _far_ids(run, where)
+        if 0 < known == n-1 and 0 not in meaning.ignore:
+            _one_more(known, ids, seen.files[known], len(facts), where)
+        if n > IGNORE_INDEX-1 and len(run) <= 64 and not meaning.ignore:
+            raise _far_ids(run, where)
         return _id_map(n, known, classes, meaning, void, where)
     if tops and known != len(run):
-        if known != len(run)+1 and not _is_even([*run, tops[0]]): raise _ambiguous_top(run, tops[0], where)
+        if known != len(run)+1 and not _is_even([*run, tops[0]]):
+            raise _ambiguous_top(run, tops[0], where)
         run = [*run, tops[0]]
-    if len(run) > 64: raise DataError(f'{where}: masks hold {len(run)} values up to {run[-1]} (instance ids?); say which class each is with --map FILE')
+    if len(run) > 64:
+        raise DataError(
+            f'{where}: masks hold {len(run)} values up to {run[-1]} (instance ids?); say which class each '
+            'is with --map FILE'
+        )
     return _levels(run, classes, void - {*run})
 
 # %% ../../nbs/data/19_masks.ipynb #60e9924e
@@ -441,9 +580,15 @@ def _id_map(n, known, classes, meaning, void, where):
     skipped = [v for v in meaning.ignore if 0 <= v < max(n, known)]
     k = max(n, known + len(skipped)*(known < n)) if skipped else known or n
     if known > max(n, IGNORE_INDEX-1):
-        raise DataError(f'{where}: {known} classes are named, at most {IGNORE_INDEX-1} fit beside the ignored value; take out some')
+        raise DataError(
+            f'{where}: {known} classes are named, at most {IGNORE_INDEX - 1} fit beside the ignored '
+            'value; take out some'
+        )
     if k - len(skipped) > IGNORE_INDEX-1:
-        raise DataError(f'{where}: values up to {n-1}, at most {IGNORE_INDEX-1} classes fit beside the ignored value (instance ids?); say which class each is with --map FILE')
+        raise DataError(
+            f'{where}: values up to {n - 1}, at most {IGNORE_INDEX - 1} classes fit beside the ignored '
+            'value (instance ids?); say which class each is with --map FILE'
+        )
     ids = [v for v in range(k) if v not in skipped]
     if not skipped:
         found = _ids(k, classes, f'class ids 0..{k-1}, {IGNORE_INDEX} ignored')
@@ -451,43 +596,81 @@ def _id_map(n, known, classes, meaning, void, where):
     names, colors = _named(len(ids), classes)
     if classes and len(classes[0]) == k:
         names = [classes[0][v] for v in ids]
-        if classes[1] is not None: colors = np.asarray(classes[1], np.uint8)[ids]
-    elif not (classes and len(classes[0]) == len(ids)): names = [f'class {v}' for v in ids]
+        if classes[1] is not None:
+            colors = np.asarray(classes[1], np.uint8)[ids]
+    elif not (classes and len(classes[0]) == len(ids)):
+        names = [f'class {v}' for v in ids]
     table = dict.fromkeys(void, IGNORE_INDEX) | dict(zip(ids, range(len(ids))))
-    return MaskMap('shifted ids', table, False, names, colors, f'ids without {", ".join(map(str, skipped))}, which is ignored: numbered 0..{len(ids)-1} in order')
+    return MaskMap(
+        'shifted ids', table, False, names, colors,
+        f'ids without {", ".join(map(str, skipped))}, which is ignored: numbered 0..{len(ids) - 1} in order')
 
 # %% ../../nbs/data/19_masks.ipynb #3344d40a
 def _color_map(facts, classes, meaning, where):
     "The mapping of masks in colours."
-    seen, void = _look(facts), dict.fromkeys(meaning.ignore, IGNORE_INDEX)
+    seen = _look(facts)
+    void = dict.fromkeys(meaning.ignore, IGNORE_INDEX)
     if all(v >> 16 == (v >> 8) & 255 == v & 255 for v in seen.files):
-        grey = [f._replace(counts={v & 255: n for v, n in f.counts.items()}, solid={v & 255: n for v, n in f.solid.items()}) for f in facts]
+        grey = [
+            f._replace(
+                counts={v & 255: n for v, n in f.counts.items()},
+                solid={v & 255: n for v, n in f.solid.items()})
+            for f in facts
+        ]
         inner = _value_map(grey, classes, meaning, where)
-        return inner._replace(kind='grey colours', packed=True, table={v*0x10101: c for v, c in inner.table.items() if 0 <= v < 256}, text=f'grey stored as RGB: {inner.text}')
-    known = [('Pascal VOC', VOC_NAMES, palette(21, 'pascal')), ('Cityscapes', CITYSCAPES_NAMES, palette(19, 'cityscapes')), ('CamVid', CAMVID_NAMES, CAMVID_COLORS)]
+        return inner._replace(
+            kind='grey colours', packed=True,
+            table={v * 0x10101: c for v, c in inner.table.items() if 0 <= v < 256},
+            text=f'grey stored as RGB: {inner.text}')
+    known = [
+        ('Pascal VOC', VOC_NAMES, palette(21, 'pascal')),
+        ('Cityscapes', CITYSCAPES_NAMES, palette(19, 'cityscapes')), ('CamVid', CAMVID_NAMES, CAMVID_COLORS)]
     own = classes and classes[1] is not None
-    for source, names, colors in [(classes[2], *classes[:2])] if own else known if not classes and meaning.map != 'order' else []:
+    for source, names, colors in (
+        [(classes[2], *classes[:2])] if own else known if not classes and meaning.map != 'order' else []):
         table = dict(zip(_pack(colors).tolist(), range(len(names))))
         rest = void | {v: IGNORE_INDEX for v in seen.common if v in VOID_COLORS and v not in table}
         if own or set(seen.common) <= {*table, *rest}:
-            return MaskMap('colours', table | rest, True, list(names), np.array(colors, np.uint8), f'RGB colours: mapped through the colours of {source}' + (f', {len(rest)} ignored' if rest else ''))
+            return MaskMap(
+                'colours',
+                table | rest,
+                True,
+                list(names),
+                np.array(colors, np.uint8),
+                f'RGB colours: mapped through the colours of {source}'
+                + (f', {len(rest)} ignored' if rest else ''),
+            )
     found = [v for v in seen.common if v not in void]
-    if len(found) > 64: raise DataError(f'{where}: RGB masks with {len(found)} colours, which cannot be classes (photographs? JPEG?); give the colours of the classes in classes.txt')
+    if len(found) > 64:
+        raise DataError(
+            f'{where}: RGB masks with {len(found)} colours, which cannot be classes (photographs? JPEG?); '
+            'give the colours of the classes in classes.txt'
+        )
     names, colors = _named(len(found), classes, [(v >> 16, (v >> 8) & 255, v & 255) for v in found])
     names = names if classes and len(classes[0]) == len(found) else [f'color_{v:06x}' for v in found]
-    return MaskMap('colours', dict(zip(found, range(len(found)))) | void, True, names, colors, f'RGB colours: {len(found)} found and numbered in order; write classes.txt (`name R G B`) to fix names and order')
+    return MaskMap(
+        'colours',
+        dict(zip(found, range(len(found)))) | void,
+        True,
+        names,
+        colors,
+        f'RGB colours: {len(found)} found and numbered in order; write classes.txt (`name R G B`) to fix '
+        'names and order',
+    )
 
 # %% ../../nbs/data/19_masks.ipynb #4c1d7a32
 def _value_texts(values, packed):
     "Values, or colours, for a message."
     some = values[:3]
-    if packed: some = [f'{v >> 16} {(v >> 8) & 255} {v & 255}' for v in some]
+    if packed:
+        some = [f'{v >> 16} {(v >> 8) & 255} {v & 255}' for v in some]
     return ', '.join(map(str, some)) + ', ...'*(len(values) > 3)
 
 def _specks(facts, found):
     "Values with a class that are specks and lines in every mask that shows them; and those that are more somewhere."
     solid = set()
-    for f in facts: solid |= {v for v, n in f.counts.items() if n > 3} - {*f.thin}
+    for f in facts:
+        solid |= {v for v, n in f.counts.items() if n > 3} - {*f.thin}
     classes = {v for v, c in found.table.items() if c != IGNORE_INDEX}
     return sorted({v for f in facts for v in f.counts} & classes - solid), solid
 
@@ -495,30 +678,41 @@ def _specks(facts, found):
 def _doubts(facts, found, is_named):
     "Sentences about classes that may be none."
     lone, solid = _specks(facts, found)
-    n, total = (sum(f.counts.get(v, 0) for f in facts for v in lone), sum(sum(f.counts.values()) for f in facts))
+    n = sum(f.counts.get(v, 0) for f in facts for v in lone)
+    total = sum(sum(f.counts.values()) for f in facts)
     out = []
     if lone and solid and not is_named and n < (.02 if len(lone) > 2 else .001)*total:
         of = [f.name for f in facts if any(v in f.counts for v in lone)]
-        out.append(f'{"colour" if found.packed else "value"} {_value_texts(lone, found.packed)}: specks and lines alone, {n} pixels '
-                   f'in {len(of)} masks, such as {of[0]}, and a class; if slips of a brush or smoothing made it, correct the '
-                   'masks or say what it is with --map FILE')
+        out.append(
+            f'{"colour" if found.packed else "value"} {_value_texts(lone, found.packed)}: specks and '
+            f'lines alone, {n} pixels '
+            f'in {len(of)} masks, such as {of[0]}, and a class; if slips of a brush or smoothing made it, '
+            'correct the '
+            'masks or say what it is with --map FILE'
+        )
     soft = [f for f in facts if sum(n for v, n in f.between.items() if v in solid) >= max(16, 3*f.jumps)]
     if len(soft)*2 >= len(facts):
-        out.append(f'in {len(soft)} of {len(facts)} masks, such as {soft[0].name}, ids lie as lines of one pixel between lower '
-                   'and higher ones: if masks were resized with interpolation, their borders show classes that are not '
-                   'there; resize with nearest neighbour')
+        out.append(
+            f'in {len(soft)} of {len(facts)} masks, such as {soft[0].name}, ids lie as lines of one pixel '
+            'between lower '
+            'and higher ones: if masks were resized with interpolation, their borders show classes that '
+            'are not '
+            'there; resize with nearest neighbour'
+        )
     return out + _alike_colors(found, lone)*(not is_named)
 
 # %% ../../nbs/data/19_masks.ipynb #4c1d7a33
 def _alike_colors(found, lone=()):
     "A sentence about colours that are nearly the same, where colours were found and not named."
-    if found.kind != 'colours' or not all(name.startswith('color_') for name in found.names): return []
+    if found.kind != 'colours' or not all(name.startswith('color_') for name in found.names):
+        return []
     colors = np.asarray(found.colors, int)
     near = np.abs(colors[:, None] - colors).max(-1) <= 8
     said = np.isin(_pack(colors), list(lone))
     near[said] = near[:, said] = False
     pairs = np.argwhere(np.triu(near, 1)).tolist()
-    if not pairs: return []
+    if not pairs:
+        return []
     a, b = (_value_texts([int(_pack(colors[c]))], True) for c in pairs[0])
     return [f'colours {a} and {b} are nearly alike, and two classes; if they are one, say so with --map FILE '
             '(lines `R G B NAME` with one name)']
@@ -529,15 +723,43 @@ def _palettes(facts, where):
     tables = [f for f in facts if f.palette is not None]
     first = {}
     for f in tables:
-        for index, color in f.palette.items(): first.setdefault(('color', color), (f.name, index)); first.setdefault(('index', index), (f.name, color))
+        for index, color in f.palette.items():
+            first.setdefault(('color', color), (f.name, index))
+            first.setdefault(('index', index), (f.name, color))
     unique = all(len(set(f.palette.values())) == len(f.palette) for f in tables)
-    moved = next(((f.name, i, *first['color', c]) for f in tables for i, c in f.palette.items() if first['color', c][1] != i), None) if unique else None
+    moved = (
+        next(
+            (
+                (f.name, i, *first['color', c])
+                for f in tables
+                for i, c in f.palette.items()
+                if first['color', c][1] != i),
+            None,
+        )
+        if unique
+        else None
+    )
     if moved:
         name, index, other, before = moved
-        return [color_facts(f) for f in facts], f'palettes differ from file to file: one colour has index {before} in {other} and {index} in {name}; masks are compared by their colours'
-    drawn = next(((f.name, i, *first['index', i]) for f in tables for i, c in f.palette.items() if first['index', i][1] != c), None)
-    if drawn: raise DataError(f'{where}: the palettes differ: index {drawn[1]} has one colour in {drawn[2]} and another in {drawn[0]}. Save all masks with one palette, '
-                              'or say what counts with --map FILE: lines `VALUE NAME` (indices) or `R G B NAME` (colours)')
+        return (
+            [color_facts(f) for f in facts],
+            f'palettes differ from file to file: one colour has index {before} in {other} and {index} in '
+            f'{name}; masks are compared by their colours',
+        )
+    drawn = next(
+        (
+            (f.name, i, *first['index', i])
+            for f in tables
+            for i, c in f.palette.items()
+            if first['index', i][1] != c),
+        None,
+    )
+    if drawn:
+        raise DataError(
+            f'{where}: the palettes differ: index {drawn[1]} has one colour in {drawn[2]} and another in '
+            f'{drawn[0]}. Save all masks with one palette, '
+            'or say what counts with --map FILE: lines `VALUE NAME` (indices) or `R G B NAME` (colours)'
+        )
     return facts, ''
 
 # %% ../../nbs/data/19_masks.ipynb #4c1d7a83
@@ -545,7 +767,8 @@ def color_facts(
     f:MaskFacts, # of any mask
 )->MaskFacts:    # of a palette mask by its colours, of others as it is
     "Look up the palette of a mask's facts."
-    if f.palette is None: return f
+    if f.palette is None:
+        return f
     counts, solid = Counter[int](), Counter[int]()
     for index, color in f.palette.items():
         counts[color] += f.counts.get(index, 0)
@@ -557,48 +780,80 @@ def read_map(
     path:Path, # lines `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`; the name `ignore` means ignored
 )->tuple[dict, list, bool]: # stored value -> class id or IGNORE_INDEX, names in order of appearance, are they colours?
     "Read what the values of masks mean."
-    table, names, kinds = dict[int, int](), list[str](), set[bool]()
+    table = dict[int, int]()
+    names = list[str]()
+    kinds = set[bool]()
     for number, line in list_lines(path):
-        if line.startswith('#'): continue
+        if line.startswith('#'):
+            continue
         found = re.fullmatch(r'(?:(\d+)\s+(\d+)\s+(\d+)|(-?\d+)(?:\.\.(\d+))?)\s+(\S.*)', line)
-        if not found: raise DataError(f'{path} line {number}: `{line}` is not `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`; correct it')
+        if not found:
+            raise DataError(
+                f'{path} line {number}: `{line}` is not `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`; '
+                'correct it'
+            )
         *rgb, low, high, name = found.groups()
-        if rgb[0] and max(map(int, rgb)) > 255: raise DataError(f'{path} line {number}: `{line}`: colours have values 0..255; correct it')
+        if rgb[0] and max(map(int, rgb)) > 255:
+            raise DataError(f'{path} line {number}: `{line}`: colours have values 0..255; correct it')
         kinds.add(bool(rgb[0]))
         values = [int(_pack([int(v) for v in rgb]))] if rgb[0] else range(int(low), int(high or low)+1)
-        if name != 'ignore' and name not in names: names.append(name)
-        if twice := [v for v in values if v in table]: raise DataError(f'{path} line {number}: `{line}`: value {twice[0]} has a class already; correct it')
-        if len(table) + len(values) > 2**16: raise DataError(f'{path} line {number}: `{line}`: more than 65536 values; correct it')
+        if name != 'ignore' and name not in names:
+            names.append(name)
+        if twice := [v for v in values if v in table]:
+            raise DataError(
+                f'{path} line {number}: `{line}`: value {twice[0]} has a class already; correct it')
+        if len(table) + len(values) > 2**16:
+            raise DataError(f'{path} line {number}: `{line}`: more than 65536 values; correct it')
         table |= dict.fromkeys(values, IGNORE_INDEX if name == 'ignore' else names.index(name))
-    if len(kinds) != 1 or not 2 <= len(names) < IGNORE_INDEX: raise DataError(f'{path}: {len(names)} classes; name 2 to {IGNORE_INDEX-1}, all by values or all by colours')
+    if len(kinds) != 1 or not 2 <= len(names) < IGNORE_INDEX:
+        raise DataError(
+            f'{path}: {len(names)} classes; name 2 to {IGNORE_INDEX - 1}, all by values or all by colours')
     return table, names, kinds.pop()
 
 # %% ../../nbs/data/19_masks.ipynb #e25772a2
 def _to_front(mapping, name, where):
     "The mapping with one class moved to id 0."
-    if not name or name == mapping.names[0]: return mapping
+    if not name or name == mapping.names[0]:
+        return mapping
     if name not in mapping.names:
         known = ', '.join(mapping.names[:8]) + (', ...' if len(mapping.names) > 8 else '')
         raise DataError(f"{where}: --background {name}: no class has this name; there are {known}")
-    if mapping.kind == 'objects': raise DataError(f'{where}: --background {name}: in outlines the background is what none of them covers; name classes in the order wanted with --classes FILE, background first')
-    if mapping.kind != 'colours': raise DataError(f'{where}: --background {name}: the values of these masks say the order of classes; use --map FILE with {name} first')
+    if mapping.kind == 'objects':
+        raise DataError(
+            f'{where}: --background {name}: in outlines the background is what none of them covers; name '
+            'classes in the order wanted with --classes FILE, background first'
+        )
+    if mapping.kind != 'colours':
+        raise DataError(
+            f'{where}: --background {name}: the values of these masks say the order of classes; use --map '
+            f'FILE with {name} first'
+        )
     order = sorted(range(len(mapping.names)), key=lambda c: (mapping.names[c] != name, c))
     place = {c: i for i, c in enumerate(order)} | {IGNORE_INDEX: IGNORE_INDEX}
-    return mapping._replace(kind=mapping.kind, table={v: place[c] for v, c in mapping.table.items()},
-                            names=[mapping.names[c] for c in order], colors=mapping.colors[order], text=f'{mapping.text}; {name} is class 0')
+    return mapping._replace(
+        kind=mapping.kind, table={v: place[c] for v, c in mapping.table.items()},
+        names=[mapping.names[c] for c in order], colors=mapping.colors[order],
+        text=f'{mapping.text}; {name} is class 0')
 
 def _from_file(path, classes):
     "The mapping that a file of `--map` states."
     table, names, packed = read_map(path)
     by_value = {c: v for v, c in reversed(table.items())}
-    shown = [(by_value[c] >> 16, (by_value[c] >> 8) & 255, by_value[c] & 255) for c in range(len(names))] if packed else palette(len(names), 'pascal')
-    return MaskMap('given', table, packed, names, np.array(shown, np.uint8), f'{"colours" if packed else "values"} as {Path(path).name} says', by_color=packed)
+    shown = (
+        [(by_value[c] >> 16, (by_value[c] >> 8) & 255, by_value[c] & 255) for c in range(len(names))]
+        if packed
+        else palette(len(names), 'pascal'))
+    return MaskMap(
+        'given', table, packed, names, np.array(shown, np.uint8),
+        f'{"colours" if packed else "values"} as {Path(path).name} says', by_color=packed)
 
 # %% ../../nbs/data/19_masks.ipynb #4c1d7a61
 def _without(found, facts, meaning):
     "The mapping without the values that the user ignores; a remark on those that no mask holds."
-    table = found.table | {v: IGNORE_INDEX for v in meaning.ignore if found.table.get(v, IGNORE_INDEX) != IGNORE_INDEX}
-    kind = 'shifted ids' if found.as_is and table != found.table else found.kind  # masks have to be converted then
+    table = found.table | {
+        v: IGNORE_INDEX for v in meaning.ignore if found.table.get(v, IGNORE_INDEX) != IGNORE_INDEX}
+    # masks have to be converted then
+    kind = 'shifted ids' if found.as_is and table != found.table else found.kind
     factor = 0x10101 if found.kind == 'grey colours' else 1
     shifts = found.kind == 'shifted ids'  # ids that count from 1, for instance
     lost = [v for v in meaning.ignore if not shifts and not any(v*factor in f.counts for f in facts)]
@@ -614,18 +869,26 @@ def find_mapping(
     where:str='masks',      # named in errors
 )->MaskMap:
     "Find out what the stored values mean, from all masks together; raise DataError where nobody can know."
-    if not facts: raise DataError(f'{where}: no readable mask; add masks of at least a few images')
+    if not facts:
+        raise DataError(f'{where}: no readable mask; add masks of at least a few images')
     if meaning.map and meaning.map != 'order':
-        return _to_front(_without(_from_file(meaning.map, classes), facts, meaning), meaning.background, where)
+        return _to_front(
+            _without(_from_file(meaning.map, classes), facts, meaning), meaning.background, where)
     facts, remark = _palettes(facts, where)
     colored = sum(is_color(f.mode) for f in facts)*2 > len(facts)
     main = [f for f in facts if is_color(f.mode) == colored]
     sound = [f for f in main if not f.fault]
     if len(sound)*2 <= len(main):
         bad = next(f for f in main if f.fault)
-        raise DataError(f'{where}: {len(main)-len(sound)} of {len(main)} masks cannot be trusted, the first is {bad.name}, {bad.fault}; or say which values belong together with --map FILE (`0..127 background`)')
-    found = _special(layout, sound, classes) or (_color_map if colored else _value_map)(sound, classes, meaning, where)
-    if found.kind == 'ids' and {f.mode for f in main} == {'1'}: found = found._replace(kind='binary', text='binary, 1 bit: set pixels are class 1')
+        raise DataError(
+            f'{where}: {len(main) - len(sound)} of {len(main)} masks cannot be trusted, the first is '
+            f'{bad.name}, {bad.fault}; or say which values belong together with --map FILE (`0..127 '
+            'background`)'
+        )
+    found = _special(layout, sound, classes) or (_color_map if colored else _value_map)(
+        sound, classes, meaning, where)
+    if found.kind == 'ids' and {f.mode for f in main} == {'1'}:
+        found = found._replace(kind='binary', text='binary, 1 bit: set pixels are class 1')
     doubts = _doubts(sound, found, bool(classes)) if found.kind not in ('objects', 'Cityscapes ids') else []
     found = found._replace(remarks=(*found.remarks, *doubts, *[remark]*bool(remark)), by_color=bool(remark))
     return _to_front(_without(found, facts, meaning), meaning.background, where)
@@ -638,8 +901,10 @@ def map_ids(
     "Turn stored values into class ids."
     if stored.size and 0 <= stored.min() and stored.max() < 256:
         return np.array([table.get(v, IGNORE_INDEX) for v in range(256)], np.uint8)[stored]
-    flat, ids = stored.ravel(), np.empty(stored.size, np.uint8)
-    for part in (slice(start, start+2**20) for start in range(0, flat.size, 2**20)):  # a large mask is never sorted whole
+    flat = stored.ravel()
+    ids = np.empty(stored.size, np.uint8)
+    # a large mask is never sorted whole
+    for part in (slice(start, start + 2**20) for start in range(0, flat.size, 2**20)):
         values, where = np.unique(flat[part], return_inverse=True)
         ids[part] = np.array([table.get(int(v), IGNORE_INDEX) for v in values], np.uint8)[where.ravel()]
     return ids.reshape(stored.shape)

@@ -15,10 +15,10 @@ from typing import Any, cast
 from zipfile import BadZipFile
 import numpy as np
 from braceexpand import braceexpand
-from corrmatch.data.folders import (
-    IMAGE_SUFFIXES, ESCAPES_ROOT, FolderSource, Pair, Source, _find, is_path_traversal, derived_from, folder_homes,
-    folder_role, iter_lines, escapes_root, mask_of, open_image, open_mask, own_outputs, parse_line,
-    read_split)
+from .folders import (
+    IMAGE_SUFFIXES, ESCAPES_ROOT, FolderSource, Pair, Source, _find, is_path_traversal, derived_from,
+    folder_homes, folder_role, iter_lines, escapes_root, mask_of, open_image, open_mask, own_outputs,
+    parse_line, read_split)
 from ..files import DataError
 
 # %% ../../nbs/data/18_shards.ipynb #bbe951b4
@@ -31,7 +31,8 @@ class NameStore(Sequence):
         for name in names:
             blob += name.encode('utf-8', 'surrogateescape')
             ends.append(len(blob))
-        self.blob, self.ends = np.frombuffer(blob, np.uint8), np.frombuffer(ends, np.int64)
+        self.blob = np.frombuffer(blob, np.uint8)
+        self.ends = np.frombuffer(ends, np.int64)
     @classmethod
     def of(cls,
         blob:np.ndarray, # uint8, all texts
@@ -43,7 +44,8 @@ class NameStore(Sequence):
         return store
     def __len__(self): return len(self.ends) - 1
     def __getitem__(self, i):
-        if isinstance(i, slice): return [self[j] for j in range(len(self))[i]]
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
         i = range(len(self))[i]  # negative and too large indices behave as in a list
         return self.blob[self.ends[i]:self.ends[i+1]].tobytes().decode('utf-8', 'surrogateescape')
     @property
@@ -58,7 +60,10 @@ class Mapped(Sequence):
     ): self.items, self.function = items, function
     def __len__(self): return len(self.items)
     def __getitem__(self, i):
-        return [self.function(x) for x in self.items[i]] if isinstance(i, slice) else self.function(self.items[i])
+        return (
+            [self.function(x) for x in self.items[i]]
+            if isinstance(i, slice)
+            else self.function(self.items[i]))
 
 # %% ../../nbs/data/18_shards.ipynb #9498d0b7
 class ListSource:
@@ -68,23 +73,31 @@ class ListSource:
         root:Path,           # data folder
         parse=None,          # line -> name, image path, mask path or None; None: parse_line
     ):
-        self.lines, self.root, self.homes, self.listings = lines, os.fspath(root), folder_homes(root), dict[str, tuple]()
+        self.lines = lines
+        self.root = os.fspath(root)
+        self.homes = folder_homes(root)
+        self.listings = dict[str, tuple]()
         self.parse = parse or partial(parse_line, root=Path(self.root))
         self.names = Mapped(lines, self._name)
     def _name(self, line): return self.parse(line)[0]
     def __len__(self): return len(self.lines)
-    def where(self, i): return tuple(str(p and os.path.join(self.root, p)) for p in self.parse(self.lines[i])[1:])
+    def where(self, i):
+        return tuple(str(p and os.path.join(self.root, p)) for p in self.parse(self.lines[i])[1:])
     def _file(self, i, which):
         path = self.parse(self.lines[i])[which]
-        if path is None: return None
+        if path is None:
+            return None
         complete = path.lower().endswith(IMAGE_SUFFIXES)
         endings = ('',) if complete else ('', *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))
-        found = next((p for p in (os.path.join(self.root, path + e) for e in endings) if os.path.isfile(p)), None)
-        if found and escapes_root(found, self.homes): raise DataError(f'{found}: {ESCAPES_ROOT} {self.root}')
+        found = next(
+            (p for p in (os.path.join(self.root, path + e) for e in endings) if os.path.isfile(p)), None)
+        if found and escapes_root(found, self.homes):
+            raise DataError(f'{found}: {ESCAPES_ROOT} {self.root}')
         return found or _find(self.root, path, self.listings, self.homes, self.where(i)[which-1])
     def _image(self, i, decode):
         found = self._file(i, 1)
-        if found is None: raise DataError(f'{self.where(i)[0]}: no such picture; add it or take it out of the list')
+        if found is None:
+            raise DataError(f'{self.where(i)[0]}: no such picture; add it or take it out of the list')
         return open_image(found, decode)
     def image_size(self, i): return self._image(i, decode=False).size
     def read_image(self, i):
@@ -93,7 +106,8 @@ class ListSource:
     def has_mask(self, i): return self._file(i, 2) is not None
     def read_mask(self, i):
         found = self._file(i, 2)
-        if found is None: raise DataError(f'{self.where(i)[0]}: has no mask; list it as `IMAGE MASK`')
+        if found is None:
+            raise DataError(f'{self.where(i)[0]}: has no mask; list it as `IMAGE MASK`')
         return open_mask(found)
 
 # %% ../../nbs/data/18_shards.ipynb #656b3838
@@ -105,14 +119,16 @@ def open_list(
     large:int=LARGE, # a list up to this length becomes a FolderSource
 )->Source:
     "Open an unlabeled list of any length."
-    if not Path(root).is_dir(): raise DataError(f'{root}: no such data folder; check the path')
+    if not Path(root).is_dir():
+        raise DataError(f'{root}: no such data folder; check the path')
     hashes = array('q')
     def lines():
         for number, line in iter_lines(path):
             hashes.append(hash(parse_line(line, f'{path} line {number}', root)[1]))
             yield line
     store = NameStore(lines())
-    if len(store) <= large: return FolderSource(read_split(path, root, masks=False))
+    if len(store) <= large:
+        return FolderSource(read_split(path, root, masks=False))
     if twice := _twice(np.frombuffer(hashes, np.int64)):
         first, second = [number for place, (number, _) in enumerate(iter_lines(path)) if place in twice]
         image = parse_line(store[twice[1]], root=root)[1]
@@ -132,7 +148,8 @@ def spot_check(
     large:int=LARGE,       # from more pictures than this
 )->Sequence[int]:          # all of a short list, a sample of a long one; the same each time
     "Choose the pictures to look at before a run."
-    if len(indices) <= large: return indices
+    if len(indices) <= large:
+        return indices
     places = (np.arange(n) + np.random.default_rng(0).random(n))*len(indices)/n
     return [indices[int(p)] for p in places]
 
@@ -144,16 +161,24 @@ def cached(
 )->dict:
     "Load arrays from a file while they are fresh; else make them and keep them there."
     try:
-        with np.load(path, allow_pickle=False) as found: arrays = dict(found)
-        if fresh(arrays): return arrays
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile): pass
-    arrays, draft = make(), Path(f'{path}.{os.getpid()}.{os.urandom(4).hex()}.part')
+        with np.load(path, allow_pickle=False) as found:
+            arrays = dict(found)
+        if fresh(arrays):
+            return arrays
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        pass
+    arrays = make()
+    draft = Path(f'{path}.{os.getpid()}.{os.urandom(4).hex()}.part')
     try:
         draft.parent.mkdir(parents=True, exist_ok=True)
-        with open(draft, 'wb') as file: np.savez(file, **arrays); file.flush(); os.fsync(file.fileno())
+        with open(draft, 'wb') as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError:
-        if draft.is_file(): draft.unlink()
+        if draft.is_file():
+            draft.unlink()
     return arrays
 
 # %% ../../nbs/data/18_shards.ipynb #a047243f
@@ -165,25 +190,37 @@ def cache_file(
     "Name the cache file of a folder or of a list of shards."
     folder = folder or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'corrmatch'
     text = '\0'.join(os.path.realpath(p) for p in what)
-    return Path(folder)/f'{kind}_{hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]}.npz'
+    return (
+        Path(folder)
+        / f'{kind}_{hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]}.npz')
 
 # %% ../../nbs/data/18_shards.ipynb #9c1edc2d
 _ENDINGS = tuple(s.encode() for s in IMAGE_SUFFIXES)
 
 def _scan(folder, homes, top):
     "Names in one folder: sub-folders (sorted list), images (sorted array), and files and folders that are no images, as bytes."
-    folders, chunks, names, known = [], [], [], set()
+    folders = []
+    chunks = []
+    names = []
+    known = set()
     with os.scandir(os.fsencode(folder)) as entries:
         for e in entries:
-            if len(e.name) < 16: known.add(os.fsdecode(e.name))  # the names that tell an output are short
-            if e.name.startswith(b'.'): continue
+            if len(e.name) < 16:
+                known.add(os.fsdecode(e.name))  # the names that tell an output are short
+            if e.name.startswith(b'.'):
+                continue
             if os.path.isdir(e.path) if top and e.is_symlink() else e.is_dir(follow_symlinks=False):
-                if not (e.is_symlink() and escapes_root(os.fsdecode(e.path), homes)): folders.append(e.name)
-            elif e.name.lower().endswith(_ENDINGS): names.append(e.name)
-            if len(names) == 1 << 16: chunks.append(np.array(names)); names = []
+                if not (e.is_symlink() and escapes_root(os.fsdecode(e.path), homes)):
+                    folders.append(e.name)
+            elif e.name.lower().endswith(_ENDINGS):
+                names.append(e.name)
+            if len(names) == 1 << 16:
+                chunks.append(np.array(names))
+                names = []
     names = np.sort(np.concatenate([*chunks, np.array(names, 'S')]))
     own = {os.fsencode(n) for n in own_outputs(folder, known, top)}
-    aside = own | {f for f in folders if f == b'prepared' or folder_role(os.fsdecode(f))[0] in ('mask', 'visual')}
+    aside = own | {
+        f for f in folders if f == b'prepared' or folder_role(os.fsdecode(f))[0] in ('mask', 'visual')}
     made = [n for n in names if n in own] if own else []
     made += _derived(names)
     images = np.setdiff1d(names, np.array(made, names.dtype)) if made else names
@@ -195,11 +232,15 @@ def _stem(name): return os.path.splitext(os.fsdecode(name))[0]
 def _derived(names):
     "Names of the files that are masks or visualisations of others in the same folder: a_mask.png and a_overlay.png of a, a.png of a.jpg."
     found = {n: of for n in names if (of := derived_from(stem := _stem(n)) or mask_of(stem))}
-    is_photo = np.char.endswith(np.char.lower(names), b'.jpg') | np.char.endswith(np.char.lower(names), b'.jpeg')
+    is_photo = np.char.endswith(np.char.lower(names), b'.jpg') | np.char.endswith(
+        np.char.lower(names), b'.jpeg')
     mixed = 0 < is_photo.sum() < len(names)
-    if not found and not mixed: return []
-    stems, photos = {_stem(n) for n in names}, {_stem(n) for n in names[is_photo]} if mixed else ()
-    return [n for n, photo in zip(names, is_photo) if found.get(n) in stems or not photo and _stem(n) in photos]
+    if not found and not mixed:
+        return []
+    stems = {_stem(n) for n in names}
+    photos = {_stem(n) for n in names[is_photo]} if mixed else ()
+    return [
+        n for n, photo in zip(names, is_photo) if found.get(n) in stems or not photo and _stem(n) in photos]
 
 # %% ../../nbs/data/18_shards.ipynb #a31f5b01
 def _walk(top, seen, aside):
@@ -211,7 +252,8 @@ def _walk(top, seen, aside):
         folders, images, others = _scan(os.path.join(top, folder), homes, not folder)
         todo += [os.path.join(folder, os.fsdecode(f)) for f in reversed(folders)]
         aside += [os.path.join(folder, os.fsdecode(f)) for f in others]
-        for name in images: yield os.path.join(folder, os.fsdecode(name))
+        for name in images:
+            yield os.path.join(folder, os.fsdecode(name))
 
 # %% ../../nbs/data/18_shards.ipynb #4e9dadf7
 def list_folder(
@@ -221,31 +263,46 @@ def list_folder(
     "List the pictures in a folder; the second time from the cache."
     def fresh(found):
         folders = NameStore.of(found['folders'], found['folder_ends'])
-        return all(os.stat(os.path.join(folder, f)).st_mtime_ns == t for f, t in zip(folders, found['stamps'], strict=True))
+        return all(
+            os.stat(os.path.join(folder, f)).st_mtime_ns == t
+            for f, t in zip(folders, found['stamps'], strict=True))
     def make():
         seen, aside = {}, []
         names = NameStore(_walk(folder, seen, aside))
         folders, left = NameStore(seen), NameStore(aside)
-        kept = dict(blob=names.blob, ends=names.ends, folders=folders.blob, folder_ends=folders.ends, left=left.blob, left_ends=left.ends)
+        kept = dict(
+            blob=names.blob, ends=names.ends, folders=folders.blob, folder_ends=folders.ends, left=left.blob,
+            left_ends=left.ends)
         return kept | dict(stamps=np.array(list(seen.values()), np.int64))
-    try: found = cached(cache_file('images', [folder], cache), fresh, make)
-    except OSError as e: raise DataError(f'{folder}: cannot list this folder ({e.strerror}); check the path') from None
-    if len(found['ends']) < 2: raise DataError(f'{folder}: no picture in this folder (looked for {" ".join(IMAGE_SUFFIXES)}); check the path')
+    try:
+        found = cached(cache_file('images', [folder], cache), fresh, make)
+    except OSError as e:
+        raise DataError(f'{folder}: cannot list this folder ({e.strerror}); check the path') from None
+    if len(found['ends']) < 2:
+        raise DataError(
+            f'{folder}: no picture in this folder (looked for {" ".join(IMAGE_SUFFIXES)}); check the path')
     if len(left := NameStore.of(found['left'], found['left_ends'])):
-        logging.getLogger('corrmatch').warning(f'{folder}: masks, visualisations or outputs are no images and left out, {len(left)} files and '
-                                               f'folders such as {left[0]}; name a folder itself to take what is in it')
+        logging.getLogger('corrmatch').warning(
+            f'{folder}: masks, visualisations or outputs are no images and left out, {len(left)} files and '
+            f'folders such as {left[0]}; name a folder itself to take what is in it'
+        )
     return NameStore.of(found['blob'], found['ends'])
 
 # %% ../../nbs/data/18_shards.ipynb #7c1e5a06
 def _members(pair, keys):
     "Name in the shard and path of the files of one picture; in the key a line stands for what could not be read back."
-    key, suffix = ''.join(c if c.isprintable() and c != '.' else '_' for c in pair.name), pair.image.suffix[1:].lower()
-    if key.startswith('__'): key = '_' + key.lstrip('_')
-    if is_path_traversal(key): raise DataError(f'{pair.image}: its name {key} leaves the shard; give a relative name')
-    if key in keys: raise DataError(f'{pair.image}: the key {key} is taken already; rename one of the two files')
+    key = ''.join(c if c.isprintable() and c != '.' else '_' for c in pair.name)
+    suffix = pair.image.suffix[1:].lower()
+    if key.startswith('__'):
+        key = '_' + key.lstrip('_')
+    if is_path_traversal(key):
+        raise DataError(f'{pair.image}: its name {key} leaves the shard; give a relative name')
+    if key in keys:
+        raise DataError(f'{pair.image}: the key {key} is taken already; rename one of the two files')
     keys.add(key)
     files = [(f'{key}.{suffix}', pair.image)]
-    if pair.mask is not None: files.append((f'{key}.mask.png' if suffix == 'png' else f'{key}.png', pair.mask))
+    if pair.mask is not None:
+        files.append((f'{key}.mask.png' if suffix == 'png' else f'{key}.png', pair.mask))
     return sorted(files)
 
 def _add(tar, name, path):
@@ -268,7 +325,8 @@ def write_shards(
         draft = shards[-1].with_suffix('.tar.part')
         with tarfile.open(draft, 'w') as tar:
             for pair in pairs[start:start+per_shard]:
-                for name, path in _members(pair, keys): _add(tar, name, path)
+                for name, path in _members(pair, keys):
+                    _add(tar, name, path)
         os.replace(draft, shards[-1])
     return shards
 
@@ -281,19 +339,26 @@ def tar_members(
         with tarfile.open(path, 'r:') as tar:
             while (member := tar.next()) is not None:
                 cast(Any, tar).members.clear()  # the archive would remember them all
-                if member.size < 0: raise tarfile.ReadError('a negative length')  # would walk in circles
-                if not member.isdir(): yield _plain(member, path)
+                if member.size < 0:
+                    raise tarfile.ReadError('a negative length')  # would walk in circles
+                if not member.isdir():
+                    yield _plain(member, path)
             tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(512) != bytes(512): raise tarfile.ReadError(f'it breaks off at byte {tar.offset}')
-    except (tarfile.TarError, EOFError) as e: raise DataError(f'{path}: not a whole, uncompressed tar file ({e}); fetch or pack it again') from None
-    except OSError as e: raise DataError(f'{path}: cannot read this shard ({e.strerror}); check the path') from None
+            if tar.fileobj.read(512) != bytes(512):
+                raise tarfile.ReadError(f'it breaks off at byte {tar.offset}')
+    except (tarfile.TarError, EOFError) as e:
+        raise DataError(f'{path}: not a whole, uncompressed tar file ({e}); fetch or pack it again') from None
+    except OSError as e:
+        raise DataError(f'{path}: cannot read this shard ({e.strerror}); check the path') from None
 
 def _plain(member, path):
     "Name, offset and length of a member that is a file and has a harmless name."
     name = member.name.removeprefix('./')
     where = f'{path}:{name if name.isprintable() else ascii(name)}'
-    if is_path_traversal(name) or not name.isprintable(): raise DataError(f'{where}: a shard must not hold such a name; pack it again with relative names')
-    if not member.isreg() or member.issparse(): raise DataError(f'{where}: a link or special file, not a picture; pack the files themselves (tar -h)')
+    if is_path_traversal(name) or not name.isprintable():
+        raise DataError(f'{where}: a shard must not hold such a name; pack it again with relative names')
+    if not member.isreg() or member.issparse():
+        raise DataError(f'{where}: a link or special file, not a picture; pack the files themselves (tar -h)')
     return name, member.offset_data, member.size
 
 # %% ../../nbs/data/18_shards.ipynb #134c5cc6
@@ -304,19 +369,30 @@ def shard_samples(
     found, samples = dict[str, dict](), {}
     for name, offset, length in tar_members(path):
         stem, dot, suffix = name.rpartition('/')[2].partition('.')
-        if not stem or not dot or name.startswith('__'): continue  # hidden files and the notes of packing tools
+        if not stem or not dot or name.startswith('__'):
+            continue  # hidden files and the notes of packing tools
         files = found.setdefault(name[:len(name)-len(suffix)-1], {})
-        if suffix.lower() in files: raise DataError(f'{path}:{name}: stands twice in this shard; pack it again')
+        if suffix.lower() in files:
+            raise DataError(f'{path}:{name}: stands twice in this shard; pack it again')
         files[suffix.lower()] = (suffix, offset, length)
     for key, files in found.items():
         image = next((s[1:] for s in IMAGE_SUFFIXES if s[1:] in files), None)
         mask = next((s for s in ('mask.png', 'seg.png', 'png') if s in files and s != image), None)
-        if image: samples[key] = files[image] + files.get(mask, ('', 0, 0))
-    if not samples: raise DataError(f'{path}: no picture in this shard (looked for {" ".join(IMAGE_SUFFIXES)}); check how it was packed')
+        if image:
+            samples[key] = files[image] + files.get(mask, ('', 0, 0))
+    if not samples:
+        raise DataError(
+            f'{path}: no picture in this shard (looked for {" ".join(IMAGE_SUFFIXES)}); check how it was '
+            'packed'
+        )
     return samples
 
 # %% ../../nbs/data/18_shards.ipynb #43023a54
-ROW = np.dtype([('shard', 'i4'), ('image', 'i8'), ('image_length', 'i8'), ('mask', 'i8'), ('mask_length', 'i8'), ('image_suffix', 'u2'), ('mask_suffix', 'u2')])
+ROW = np.dtype(
+    [
+        ('shard', 'i4'), ('image', 'i8'), ('image_length', 'i8'), ('mask', 'i8'), ('mask_length', 'i8'),
+        ('image_suffix', 'u2'), ('mask_suffix', 'u2')]
+)
 
 def index_shards(
     shards:Sequence[str|Path], # in the order that counts the pictures
@@ -327,21 +403,27 @@ def index_shards(
         for number, path in enumerate(shards):
             samples = shard_samples(path)
             def code(suffix): return suffixes.setdefault(suffix, len(suffixes))
-            chunks.append(np.array([(number, *s[1:3], *s[4:6], code(s[0]), code(s[3])) for s in samples.values()], ROW))
+            chunks.append(
+                np.array([(number, *s[1:3], *s[4:6], code(s[0]), code(s[3])) for s in samples.values()], ROW))
             yield from samples
     store = NameStore(keys())
-    return dict(rows=np.concatenate(chunks), blob=store.blob, ends=store.ends, suffixes=np.array(list(suffixes)))
+    return dict(
+        rows=np.concatenate(chunks), blob=store.blob, ends=store.ends, suffixes=np.array(list(suffixes)))
 
 # %% ../../nbs/data/18_shards.ipynb #a208bfd4
 class _Member(io.BytesIO):
     "Bytes that know what they are called."
-    def __init__(self, data, name): super().__init__(data); self.name = name
+    def __init__(self, data, name):
+        super().__init__(data)
+        self.name = name
     def __repr__(self): return self.name
 
 def _stamp(path):
     "What changes when a file does: its size and its time."
-    try: found = os.stat(path)
-    except OSError as e: raise DataError(f'{path}: cannot read this shard ({e.strerror}); check the path') from None
+    try:
+        found = os.stat(path)
+    except OSError as e:
+        raise DataError(f'{path}: cannot read this shard ({e.strerror}); check the path') from None
     return found.st_size, found.st_mtime_ns
 
 # %% ../../nbs/data/18_shards.ipynb #a374a04e
@@ -353,20 +435,27 @@ class ShardSource:
     ):
         self.shards = [os.fspath(p) for p in shards]
         stamps = np.array([_stamp(p) for p in self.shards], np.int64)
-        index = cached(cache_file('shards', self.shards, cache), lambda found: np.array_equal(found['stamps'], stamps),
-                       lambda: index_shards(self.shards) | dict(stamps=stamps))
-        self.rows, self.suffixes = index['rows'], index['suffixes'].tolist()
+        index = cached(
+            cache_file('shards', self.shards, cache), lambda found: np.array_equal(found['stamps'], stamps),
+            lambda: index_shards(self.shards) | dict(stamps=stamps))
+        self.rows = index['rows']
+        self.suffixes = index['suffixes'].tolist()
         self.names = NameStore.of(index['blob'], index['ends'])
     def __len__(self): return len(self.rows)
-    def where(self, i): return tuple(f"{self.shards[self.rows[i]['shard']]}:{self.names[i]}.{self.suffixes[self.rows[i][f'{kind}_suffix']]}" for kind in ('image', 'mask'))
+    def where(self, i):
+        return tuple(
+            f"{self.shards[self.rows[i]['shard']]}:{self.names[i]}.{self.suffixes[self.rows[i][f'{kind}_suffix']]}"
+            for kind in ('image', 'mask'))
     def _read(self, i, kind):
         row, name = self.rows[i], self.where(i)[kind == 'mask']
         try:
             with open(self.shards[row['shard']], 'rb') as file:
                 file.seek(row[kind])
                 data = file.read(row[f'{kind}_length'])
-        except OSError as e: raise DataError(f'{name}: cannot read the shard ({e.strerror}); restore it') from None
-        if len(data) < row[f'{kind}_length']: raise DataError(f'{name}: the shard has become shorter since it was opened; restore it')
+        except OSError as e:
+            raise DataError(f'{name}: cannot read the shard ({e.strerror}); restore it') from None
+        if len(data) < row[f'{kind}_length']:
+            raise DataError(f'{name}: the shard has become shorter since it was opened; restore it')
         return _Member(data, name)
     def image_size(self, i): return open_image(self._read(i, 'image'), decode=False).size
     def read_image(self, i):
@@ -374,7 +463,8 @@ class ShardSource:
         return picture if picture.mode == 'RGB' else picture.convert('RGB')
     def has_mask(self, i): return bool(self.rows[i]['mask_suffix'])
     def read_mask(self, i):
-        if not self.has_mask(i): raise DataError(f'{self.where(i)[0]}: has no mask; pack it as KEY.mask.png')
+        if not self.has_mask(i):
+            raise DataError(f'{self.where(i)[0]}: has no mask; pack it as KEY.mask.png')
         return open_mask(self._read(i, 'mask'))
 
 # %% ../../nbs/data/18_shards.ipynb #baf5eff6
@@ -384,11 +474,23 @@ def find_shards(
 )->list[Path]:
     "Find the shards that a pattern means, in order."
     if '://' in pattern or pattern.startswith('pipe:'):
-        raise DataError(f"unlabeled='{pattern}': shards are read from a file system; copy or mount them and give their path")
-    if not pattern.endswith('.tar'): return _listed_shards(_below(pattern, root), root)
+        raise DataError(
+            f"unlabeled='{pattern}': shards are read from a file system; copy or mount them and give "
+            "their path"
+        )
+    if not pattern.endswith('.tar'):
+        return _listed_shards(_below(pattern, root), root)
     names = list(braceexpand(pattern)) if '{' in pattern else [pattern]
-    found = [p for name in names for p in (_matching(name, root) if glob.has_magic(name) and not _below(name, root).exists() else [_below(name, root)])]
-    if not found: raise DataError(f"unlabeled='{pattern}': no shard has such a name in {root}; check the path")
+    found = [
+        p
+        for name in names
+        for p in (
+            _matching(name, root)
+            if glob.has_magic(name) and not _below(name, root).exists()
+            else [_below(name, root)])
+    ]
+    if not found:
+        raise DataError(f"unlabeled='{pattern}': no shard has such a name in {root}; check the path")
     return found
 
 # %% ../../nbs/data/18_shards.ipynb #543c6bdf
@@ -399,7 +501,9 @@ def _below(name, root):
 
 def _matching(pattern, root):
     "The paths that match a pattern below the data folder, whose own name is no pattern, else where the command runs."
-    return [Path(p) for p in sorted(glob.glob(os.path.join(glob.escape(os.fspath(root)), pattern)) or glob.glob(pattern))]
+    return [
+        Path(p)
+        for p in sorted(glob.glob(os.path.join(glob.escape(os.fspath(root)), pattern)) or glob.glob(pattern))]
 
 def _listed_shards(path, root):
     "The shards of a text list, which may not leave the data folder."
@@ -407,7 +511,10 @@ def _listed_shards(path, root):
     for number, line in iter_lines(path):
         shards.append(Path(root)/line)
         if is_path_traversal(line) or escapes_root(shards[-1], homes):
-            raise DataError(f'{path} line {number}: {line} leaves the data folder; write it relative to the folder, or link its folder directly inside')
+            raise DataError(
+                f'{path} line {number}: {line} leaves the data folder; write it relative to the folder, '
+                'or link its folder directly inside'
+            )
     return shards
 
 # %% ../../nbs/data/18_shards.ipynb #56b8a5c6
@@ -419,9 +526,12 @@ def open_unlabeled(
 )->Source:
     "Open the unlabeled set that a run names."
     path = _below(name, root)
-    if name.endswith('.tar') or '://' in name: return ShardSource(find_shards(name, root), cache)
-    if path.is_dir(): return ListSource(list_folder(path, cache), path, _picture)
-    if next(iter_lines(path))[1].endswith('.tar'): return ShardSource(find_shards(name, root), cache)
+    if name.endswith('.tar') or '://' in name:
+        return ShardSource(find_shards(name, root), cache)
+    if path.is_dir():
+        return ListSource(list_folder(path, cache), path, _picture)
+    if next(iter_lines(path))[1].endswith('.tar'):
+        return ShardSource(find_shards(name, root), cache)
     return open_list(path, root, large)
 
 def _picture(path):

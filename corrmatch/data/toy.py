@@ -60,8 +60,10 @@ def _clouds(
 def _blob(rng, size, share):
     "A wobbly, squeezed, turned disc as (size,size) bool; `share` is its radius over the side."
     y, x = np.mgrid[:size, :size] - rng.uniform(.1, .9, (2, 1, 1))*size
-    turn, squeeze = rng.uniform(0, 2*np.pi), rng.uniform(.6, 1)
-    u, v = np.cos(turn)*x + np.sin(turn)*y, (np.cos(turn)*y - np.sin(turn)*x)/squeeze
+    turn = rng.uniform(0, 2*np.pi)
+    squeeze = rng.uniform(.6, 1)
+    u = np.cos(turn)*x + np.sin(turn)*y
+    v = (np.cos(turn)*y - np.sin(turn)*x)/squeeze
     angle, radius = np.arctan2(v, u), np.hypot(u, v)
     wobble = sum(rng.uniform(-.13, .13)*np.cos(k*angle + rng.uniform(0, 2*np.pi)) for k in (2, 3, 4))
     return radius < share*size*(1+wobble)
@@ -73,7 +75,8 @@ def _hue(hue, saturation, value):
 # %% ../../nbs/data/14_toy.ipynb #d027e90b
 def _paint(rng, size, pattern, hue, spread, period):
     "A textured patch (size,size,3) in two random colours around `hue` (turns)."
-    turn, period = rng.uniform(0, 2*np.pi), rng.uniform(*period)
+    turn = rng.uniform(0, 2*np.pi)
+    period = rng.uniform(*period)
     y, x = (np.mgrid[:size, :size] - rng.uniform(0, size, (2, 1, 1)))*2*np.pi/period
     ink = pattern(np.cos(turn)*x + np.sin(turn)*y, np.cos(turn)*y - np.sin(turn)*x)
     ink = np.clip(.5 + rng.uniform(.6, 1.4)*ink, 0, 1)[..., None]
@@ -86,7 +89,9 @@ def _paint(rng, size, pattern, hue, spread, period):
 def _light(rng, scene):
     "Contrast, cast, uneven brightness, blur and noise over a (size,size,3) scene."
     size = len(scene)
-    cast, gain, contrast = rng.uniform(.75, 1.1, 3), rng.uniform(.5, 1.2), rng.uniform(.5, 1)
+    cast = rng.uniform(.75, 1.1, 3)
+    gain = rng.uniform(.5, 1.2)
+    contrast = rng.uniform(.5, 1)
     scene = scene.mean() + contrast*(scene - scene.mean())
     shade = 1 + rng.uniform(0, .35)*_clouds(rng, size, 1)[..., None]
     scene = _soften(scene, rng.uniform(0, 1)) if rng.random() < .4 else scene
@@ -101,10 +106,14 @@ def _soften(scene, strength):
 def _clutter(rng, size):
     "A ground of two-coloured clouds with a few thin lines."
     ground = (_clouds(rng, size, int(rng.integers(2, 7))) > rng.normal(0, .5))[..., None]
-    scene = np.where(ground, _hue(rng.random(), rng.uniform(0, .6), rng.uniform(.1, .9)), _hue(rng.random(), rng.uniform(0, .6), rng.uniform(.1, .9)))
+    scene = np.where(
+        ground, _hue(rng.random(), rng.uniform(0, 0.6), rng.uniform(0.1, 0.9)),
+        _hue(rng.random(), rng.uniform(0, 0.6), rng.uniform(0.1, 0.9)))
     for _ in range(rng.integers(2, 8)):
-        y, x = np.mgrid[:size, :size] - rng.uniform(0, size, (2, 1, 1)); turn = rng.uniform(0, np.pi)
-        line = (abs(np.cos(turn)*x + np.sin(turn)*y) < rng.uniform(.5, 2)) & (np.hypot(x, y) < rng.uniform(.1, .5)*size)
+        y, x = np.mgrid[:size, :size] - rng.uniform(0, size, (2, 1, 1))
+        turn = rng.uniform(0, np.pi)
+        line = (abs(np.cos(turn) * x + np.sin(turn) * y) < rng.uniform(0.5, 2)) & (
+            np.hypot(x, y) < rng.uniform(0.1, 0.5) * size)
         scene[line] = _hue(rng.random(), rng.uniform(0, .9), rng.uniform(.1, 1))
     return scene
 
@@ -117,12 +126,15 @@ def toy_scene(
     spread:float=1.,       # turns of hue, standard deviation of a class's colour; 1: any colour
 )->tuple:                  # image (3,h,w) float32 0..1 and mask (h,w) int64
     "Draw a scene of overlapping textured objects over clutter, with its mask."
-    rng, patterns = np.random.default_rng([seed, len(textures)]), list(textures.values())[:n_classes-1]
-    scene, mask = _clutter(rng, size), np.zeros((size, size), np.int64)
+    rng = np.random.default_rng([seed, len(textures)])
+    patterns = list(textures.values())[:n_classes-1]
+    scene = _clutter(rng, size)
+    mask = np.zeros((size, size), np.int64)
     for _ in range(rng.integers(3, 7)):
         c = int(rng.integers(len(patterns)))
         inside = _blob(rng, size, rng.uniform(.14, .32))
-        scene = np.where(inside[..., None], _paint(rng, size, patterns[c], c/len(patterns), spread, (6., 11.)), scene)
+        scene = np.where(
+            inside[..., None], _paint(rng, size, patterns[c], c / len(patterns), spread, (6.0, 11.0)), scene)
         mask[inside] = c+1
     image = _light(rng, scene).transpose(2, 0, 1).astype(np.float32)
     return torch.from_numpy(image), torch.from_numpy(mask)
@@ -151,7 +163,8 @@ def toy_features(
     mask = mask if mask.ndim == 3 else mask[None]
     generator = torch.Generator().manual_seed(seed)
     prototypes = torch.linalg.qr(torch.randn(dim, dim, generator=generator))[0]
-    if int(mask.max()) >= dim: raise ValueError(f'dim={dim} has no room for class {int(mask.max())}: choose dim > {int(mask.max())}')
+    if int(mask.max()) >= dim:
+        raise ValueError(f'dim={dim} has no room for class {int(mask.max())}: choose dim > {int(mask.max())}')
     feats = prototypes[mask[:, ::stride, ::stride]].permute(0, 3, 1, 2)
     return gain*(feats + noise*torch.randn(feats.shape, generator=generator)/dim**.5)
 

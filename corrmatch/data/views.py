@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
-from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
+from torchvision.transforms.v2.functional import (
+    adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation)
 from ..config import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../../nbs/data/16_views.ipynb #81112bb6
@@ -20,7 +21,8 @@ def resized(
 )->tuple[int, int]:       # (w, h)
     "Scale a size so that its longer side is `long_side`; round the other to the nearest pixel."
     w, h = size
-    if h > w: return max(int(w*long_side/h + 0.5), 1), long_side
+    if h > w:
+        return max(int(w*long_side/h + 0.5), 1), long_side
     return long_side, max(int(h*long_side/w + 0.5), 1)
 
 # %% ../../nbs/data/16_views.ipynb #4f3abef9
@@ -53,13 +55,18 @@ def apply_view(
 )->tuple[Image.Image, Image.Image|None]: # both crop x crop
     "Resize, pad, crop and flip a picture and its mask."
     w, h = resized(image.size, draw.long_side)
-    x, y, box = draw.x, draw.y, (draw.x, draw.y, draw.x+crop, draw.y+crop)
+    x = draw.x
+    y = draw.y
+    box = (draw.x, draw.y, draw.x+crop, draw.y+crop)
     image = image.resize((w, h), Image.Resampling.BILINEAR).crop(box)
     if mask is not None:
         mask = mask.resize((w, h), Image.Resampling.NEAREST).crop(box)
-        if w-x < crop: mask.paste(pad_value, (w-x, 0, crop, crop))
-        if h-y < crop: mask.paste(pad_value, (0, h-y, crop, crop))
-    if not draw.flip: return image, mask
+        if w-x < crop:
+            mask.paste(pad_value, (w-x, 0, crop, crop))
+        if h-y < crop:
+            mask.paste(pad_value, (0, h-y, crop, crop))
+    if not draw.flip:
+        return image, mask
     flip = Image.Transpose.FLIP_LEFT_RIGHT
     return image.transpose(flip), None if mask is None else mask.transpose(flip)
 
@@ -101,14 +108,18 @@ def draw_strong(
         factors = [float(rng.uniform(max(1-s, 0), 1+s)) for s in (brightness, contrast, saturation)]
         jitter = order, *factors, float(rng.uniform(-hue, hue))
     gray = bool(rng.random() < p_gray)
-    return StrongDraw(jitter, gray, float(rng.uniform(0.1, sigma_max)) if rng.random() < p_blur and sigma_max > 0.1 else None)
+    return StrongDraw(
+        jitter, gray,
+        float(rng.uniform(0.1, sigma_max)) if rng.random() < p_blur and sigma_max > 0.1 else None)
 
 # %% ../../nbs/data/16_views.ipynb #3996e052
 def jitter_options(
     strength:float=1.0, # 1: brightness, contrast, saturation 0.5 and hue 0.25
 )->dict:                # keyword arguments of draw_strong
     "Scale all four colour jitters together."
-    return dict(brightness=0.5*strength, contrast=0.5*strength, saturation=0.5*strength, hue=min(0.25*strength, 0.5))
+    return dict(
+        brightness=0.5 * strength, contrast=0.5 * strength, saturation=0.5 * strength,
+        hue=min(0.25 * strength, 0.5))
 
 # %% ../../nbs/data/16_views.ipynb #0c0d204d
 def apply_strong(
@@ -119,8 +130,10 @@ def apply_strong(
     changes = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     if draw.jitter is not None:
         order, *factors = draw.jitter
-        for i in order: image = changes[i](image, factors[i])
-    if draw.gray: image = image.convert('L').convert('RGB')
+        for i in order:
+            image = changes[i](image, factors[i])
+    if draw.gray:
+        image = image.convert('L').convert('RGB')
     return image if draw.sigma is None else image.filter(ImageFilter.GaussianBlur(draw.sigma))
 
 # %% ../../nbs/data/16_views.ipynb #0a269912
@@ -131,15 +144,20 @@ def cutmix_box(
 )->np.ndarray:                # (h, w) bool, True inside the box
     "Draw a box of 2 to 40 % of the area, at any place where it fits."
     h, w = (size, size) if isinstance(size, int) else size
-    if max(h, w) > 8*min(h, w): raise ValueError(f'cutmix_box: a box may never fit into {h}x{w}; use sides that differ at most eightfold')
+    if max(h, w) > 8*min(h, w):
+        raise ValueError(
+            f'cutmix_box: a box may never fit into {h}x{w}; use sides that differ at most eightfold')
     box = np.zeros((h, w), bool)
-    if rng.random() > p: return box
+    if rng.random() > p:
+        return box
     area = rng.uniform(0.02, 0.4)*h*w
     while True:
         ratio = rng.uniform(0.3, 1/0.3)
-        box_w, box_h = int(np.sqrt(area/ratio)), int(np.sqrt(area*ratio))
+        box_w = int(np.sqrt(area/ratio))
+        box_h = int(np.sqrt(area*ratio))
         x, y = rng.integers(0, w), rng.integers(0, h)
-        if x+box_w <= w and y+box_h <= h: break
+        if x+box_w <= w and y+box_h <= h:
+            break
     box[y:y+box_h, x:x+box_w] = True
     return box
 
@@ -148,8 +166,13 @@ def normalize(
     image:Tensor, # (...,3,h,w) uint8, or floats 0..255
 )->Tensor:        # same shape, channels last in memory, torch's default dtype, about -2..2.6
     "Subtract ImageNet's mean and divide by its standard deviation, per channel."
-    image = image.reshape(-1, *image.shape[-3:]).to(torch.get_default_dtype(), memory_format=torch.channels_last, copy=True).view(image.shape)
-    for channel, mean, std in zip(image.unbind(-3), IMAGENET_MEAN, IMAGENET_STD): channel.sub_(255*mean).div_(255*std)
+    image = (
+        image.reshape(-1, *image.shape[-3:])
+        .to(torch.get_default_dtype(), memory_format=torch.channels_last, copy=True)
+        .view(image.shape)
+    )
+    for channel, mean, std in zip(image.unbind(-3), IMAGENET_MEAN, IMAGENET_STD):
+        channel.sub_(255*mean).div_(255*std)
     return image
 
 def denormalize(

@@ -18,14 +18,17 @@ def _spread(
     rows:int,        # rows of the map held at once
 )->tuple:            # spread values, like `values`; log-sum-exp of each row (b,p,1)
     "Propagate with only a few rows of the map in memory."
-    result, total = torch.zeros_like(values), f1.new_empty(*f1.shape[::2], 1)
+    result = torch.zeros_like(values)
+    total = f1.new_empty(*f1.shape[::2], 1)
     for i in range(0, f1.shape[2], rows):
         part = slice(i, i+rows)
         corr = (f1[..., part].mT*f1.shape[1]**-.5) @ f2
         total[:, part] = corr.logsumexp(2, keepdim=True)
         corr.sub_(total[:, part]).exp_()
-        if transposed: result[..., part] = values @ corr.mT
-        else: result += values[..., part] @ corr
+        if transposed:
+            result[..., part] = values @ corr.mT
+        else:
+            result += values[..., part] @ corr
     return result, total
 
 # %% ../../nbs/engine/45_pixels.ipynb #9d5ce747
@@ -38,7 +41,9 @@ def _spread_grads(
     rows:int,        # rows of the map rebuilt at once
 )->tuple:            # gradients of f1 and f2
     "Rebuild the same rows and take the gradient of the two features."
-    scale, grad1, grad2 = f1.shape[1]**-.5, torch.empty_like(f1), torch.zeros_like(f2)
+    scale = f1.shape[1]**-.5
+    grad1 = torch.empty_like(f1)
+    grad2 = torch.zeros_like(f2)
     for i in range(0, f1.shape[2], rows):
         part = slice(i, i+rows)
         corr = ((f1[..., part].mT*scale) @ f2).sub_(total[:, part]).exp_()

@@ -19,7 +19,8 @@ try:
     import triton
     from triton import language as tl
     from triton.language import constexpr
-except ImportError: triton = constexpr = None
+except ImportError:
+    triton = constexpr = None
 
 # %% ../../nbs/engine/46_regions.ipynb #06b8d526
 def _taps(
@@ -41,12 +42,15 @@ def _cut_any(
 ):
     "Upsample one map at a time in cache: along w for all, then along h, range and cut."
     left, right, w_left, w_right = _taps(maps.shape[2], regions.shape[2], maps.dtype)
-    up, down, w_up, w_down = (t if t.dtype == torch.int64 else t[:, None] for t in _taps(maps.shape[1], regions.shape[1], maps.dtype))
+    up, down, w_up, w_down = (
+        t if t.dtype == torch.int64 else t[:, None]
+        for t in _taps(maps.shape[1], regions.shape[1], maps.dtype))
     cols = rearrange(maps, 'c h w -> w (c h)').contiguous()
     wide = torch.addcmul(cols[right]*w_right[:, None], cols[left], w_left[:, None])
     wide = rearrange(wide, 'w (c h) -> c h w', c=len(maps)).contiguous()
     values, above = (torch.empty(regions.shape[1:], dtype=maps.dtype) for _ in range(2))
-    fine, constant = values.numpy(), maps.amin((1, 2)) == maps.amax((1, 2))
+    fine = values.numpy()
+    constant = maps.amin((1, 2)) == maps.amax((1, 2))
     for coarse, region, empty in zip(wide, regions.numpy(), constant.numpy()):
         torch.index_select(coarse, 0, up, out=above)
         torch.index_select(coarse, 0, down, out=values).mul_(w_down).addcmul_(above, w_up)
@@ -60,8 +64,10 @@ def _one_thread():
     "Keep many small operations on one thread: waking another takes longer than they do."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../../nbs/engine/46_regions.ipynb #f2e41d2d
 @_one_thread()
@@ -71,7 +77,8 @@ def _block_side(
 )->int:          # pixels between two positions, or 0
     "Say how large the blocks are, or 0 where the shortcut does not apply."
     (h, w), side = maps.shape[1:], (size[0]-1)//max(maps.shape[1]-1, 1)
-    if side not in (4, 8, 16) or tuple(size) != (side*(h-1)+1, side*(w-1)+1) or not len(maps): return 0
+    if side not in (4, 8, 16) or tuple(size) != (side*(h-1)+1, side*(w-1)+1) or not len(maps):
+        return 0
     high = maps.amax((1, 2))
     return side if maps.min() >= 0 and high.min() > 1e-30 and high.max() < 1e30 else 0
 
@@ -85,7 +92,8 @@ def _block_values(
     w_far = torch.arange(side, dtype=maps.dtype)[:, None]/side
     w_near, wide = 1-w_far, maps.shape[2]
     a, b, c, d = (maps.flatten()[corner+step] for step in (0, 1, wide, wide+1))
-    top, bottom = torch.addcmul(b*w_far, a, w_near), torch.addcmul(d*w_far, c, w_near)
+    top = torch.addcmul(b*w_far, a, w_near)
+    bottom = torch.addcmul(d*w_far, c, w_near)
     return torch.addcmul(bottom*w_far[..., None], top, w_near[..., None])
 
 # %% ../../nbs/engine/46_regions.ipynb #097e600a
@@ -114,7 +122,9 @@ def pack_classes(
 )->np.ndarray:          # (k,words) uint64: which pixels have which class
     "Pack the places of several classes; the pixels are put into blocks once."
     blocks = label.astype(np.uint8) if classes.max(initial=0) < 256 else label
-    if side: blocks = rearrange(np.pad(blocks, [(0, -n % side) for n in label.shape]), '(i r) (j c) -> (i j r c)', r=side, c=side)
+    if side:
+        blocks = rearrange(
+            np.pad(blocks, [(0, -n % side) for n in label.shape]), '(i r) (j c) -> (i j r c)', r=side, c=side)
     planes = np.stack([_words(np.packbits(blocks.ravel() == c, bitorder='little')) for c in classes])
     return planes & pack_bits(np.ones(label.shape, bool), side)  # nothing outside the picture
 
@@ -126,8 +136,11 @@ def unpack_bits(
 )->np.ndarray:        # (...,h,w) bool
     "Turn words back into a boolean array."
     (h, w), flat = size, np.unpackbits(words.view(np.uint8), axis=-1, bitorder='little')
-    if not side: return flat[..., :h*w].reshape(*words.shape[:-1], h, w).view(bool)
-    rows, cols, unit = -(-h//side), -(-w//side), min(side, 8)
+    if not side:
+        return flat[..., :h*w].reshape(*words.shape[:-1], h, w).view(bool)
+    rows = -(-h//side)
+    cols = -(-w//side)
+    unit = min(side, 8)
     flat = flat[..., :rows*cols*side*side].view(f'u{unit}')            # move 8 pixels at a time
     image = rearrange(flat, '... (i j r c) -> ... (i r) (j c)', i=rows, j=cols, c=side//unit)
     return np.ascontiguousarray(image).view(bool)[..., :h, :w]
@@ -149,7 +162,9 @@ def _cut_blocks(
     unit = np.dtype(f'u{min(side*side//8, 8)}')
     bits = inside.numpy().reshape(-1, 1)*np.full(side*side//8//unit.itemsize, np.iinfo(unit).max, unit)
     for some in unsure.flatten().nonzero().flatten().split(chunk):
-        r, i, j = some//(h*w), some//w % h, some % w
+        r = some//(h*w)
+        i = some//w % h
+        j = some % w
         values = _block_values(maps, (r*(h+1)+i)*(w+1)+j, side)
         pixels = (values.sub_(low[r]) > limit[r]).flatten(0, 1).T.contiguous().numpy()
         bits[some.numpy()] = np.packbits(pixels, axis=1, bitorder='little').view(unit)
@@ -160,7 +175,8 @@ def _sure_blocks(maps, low, limit, margin=2e-6):
     "Say which blocks (m,h',w') lie inside as a whole and which must be computed."
     least = torch.minimum(maps[:, :-1], maps[:, 1:])
     most = torch.maximum(maps[:, :-1], maps[:, 1:])
-    least, most = torch.minimum(least[..., :-1], least[..., 1:]), torch.maximum(most[..., :-1], most[..., 1:])
+    least = torch.minimum(least[..., :-1], least[..., 1:])
+    most = torch.maximum(most[..., :-1], most[..., 1:])
     low, limit = low[:, None, None], limit[:, None, None]
     inside = least.mul_(1-margin).sub_(low) > limit
     return inside, inside ^ (most.mul_(1+margin).sub_(low) > limit)
@@ -169,7 +185,9 @@ def _sure_blocks(maps, low, limit, margin=2e-6):
 def _grid(rows, feat_size):
     "Rows (b,m,p) as maps (b,m,h',w')."
     p = rows.shape[2]
-    if feat_size[0]*feat_size[1] != p: raise ValueError(f'feat_size={tuple(feat_size)} has not {p} positions: pass the size the rows came from')
+    if feat_size[0]*feat_size[1] != p:
+        raise ValueError(
+            f'feat_size={tuple(feat_size)} has not {p} positions: pass the size the rows came from')
     return rearrange(at_least_float32(rows.detach()), 'b m (h w) -> b m h w', h=feat_size[0])
 
 # %% ../../nbs/engine/46_regions.ipynb #00b302de
@@ -181,7 +199,8 @@ def cut_packed(
 )->tuple:            # packed regions (m,words) uint64, the side of their blocks or 0
     "Cut regions and keep them as bits; those outside the picture, in the last blocks, hold anything."
     maps = _grid(rows[None], feat_size)[0]
-    if side := _block_side(maps, size): return _cut_blocks(maps, side, cut), side
+    if side := _block_side(maps, size):
+        return _cut_blocks(maps, side, cut), side
     regions = torch.empty(len(maps), *size, dtype=torch.bool)
     _cut_any(maps, regions, cut)
     return pack_bits(regions.numpy()), 0
@@ -193,8 +212,10 @@ def _cut_on_cpu(
     cut:float,      # share of the range
 ):
     "Cut regions as bytes, a few maps at a time."
-    if not (side := _block_side(maps, regions.shape[1:])): return _cut_any(maps, regions, cut)
-    for some, out in zip(maps.split(16), regions.split(16)): out.numpy()[...] = unpack_bits(_cut_blocks(some, side, cut), out.shape[1:], side)
+    if not (side := _block_side(maps, regions.shape[1:])):
+        return _cut_any(maps, regions, cut)
+    for some, out in zip(maps.split(16), regions.split(16)):
+        out.numpy()[...] = unpack_bits(_cut_blocks(some, side, cut), out.shape[1:], side)
 
 # %% ../../nbs/engine/46_regions.ipynb #426dc89a
 def _cut_on_device(
@@ -206,8 +227,10 @@ def _cut_on_device(
     chunk = max(1, 2**24//regions[0].numel()) if len(regions) else 1
     for some, out in zip(maps.split(chunk), regions.split(chunk)):
         values = F.interpolate(some[None], out.shape[1:], mode='bilinear', align_corners=True)[0]
-        low, high = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
-        limit = (cut*(high-low)).masked_fill_((some.amin((1, 2)) == some.amax((1, 2)))[:, None, None], float('inf'))
+        low = values.amin((1, 2), keepdim=True)
+        high = values.amax((1, 2), keepdim=True)
+        limit = (cut * (high - low)).masked_fill_(
+            (some.amin((1, 2)) == some.amax((1, 2)))[:, None, None], float('inf'))
         torch.gt(values.sub_(low), limit, out=out)
 
 # %% ../../nbs/engine/46_regions.ipynb #9b0f1035
@@ -221,7 +244,8 @@ def fast_region_maps(
     maps = _grid(rows, feat_size)
     regions = torch.empty((*maps.shape[:2], *size), dtype=torch.bool, device=rows.device)
     run = _cut_on_cpu if rows.device.type == 'cpu' else _cut_on_device
-    for image_maps, image_regions in zip(maps, regions): run(image_maps, image_regions, cut)
+    for image_maps, image_regions in zip(maps, regions):
+        run(image_maps, image_regions, cut)
     return regions
 
 # %% ../../nbs/engine/46_regions.ipynb #3413668f
@@ -234,8 +258,11 @@ def _rewrite(
 ):
     "Let packed regions vote in turn on one image."
     classes = np.flatnonzero(np.bincount(y.ravel()))
-    planes, trusted = pack_classes(y, classes, side), pack_bits(kept, side)
-    voters, grown, won = words & trusted, trusted.copy(), set()
+    planes = pack_classes(y, classes, side)
+    trusted = pack_bits(kept, side)
+    voters = words & trusted
+    grown = trusted.copy()
+    won = set()
     n, size = (np.bitwise_count(w).sum(1, dtype=np.int64).astype(tau.dtype) for w in (voters, words))
     rejected = np.divide(n, size, out=np.zeros_like(n), where=n > 0) < tau
     for r in np.flatnonzero((n > 0) & ~rejected):
@@ -244,8 +271,13 @@ def _rewrite(
         votes = np.bitwise_count(mine & voters[r, at]).sum(1, dtype=np.int64)
         c = int(votes.argmax())
         if tau.dtype.type(votes[c])/n[r] > tau:
-            mine &= ~region; mine[c] |= region; planes[:, at] = mine; grown[at] |= region; won.add(c)
-    for c in won: np.copyto(y, classes[c], where=unpack_bits(planes[c], y.shape, side))
+            mine &= ~region
+            mine[c] |= region
+            planes[:, at] = mine
+            grown[at] |= region
+            won.add(c)
+    for c in won:
+        np.copyto(y, classes[c], where=unpack_bits(planes[c], y.shape, side))
     kept[...] = unpack_bits(grown, y.shape, side)
 
 # %% ../../nbs/engine/46_regions.ipynb #0d47558f
@@ -257,7 +289,8 @@ def _propagate_on_cpu(
 )->tuple:           # label, keep as new tensors
     "Pack the regions of one image after the other and let them vote."
     label, keep = label.clone(), keep.clone()
-    for y, kept, shapes in zip(label.numpy(), keep.numpy(), regions.numpy()): _rewrite(y, kept, pack_bits(shapes), tau.numpy(), 0)
+    for y, kept, shapes in zip(label.numpy(), keep.numpy(), regions.numpy()):
+        _rewrite(y, kept, pack_bits(shapes), tau.numpy(), 0)
     return label, keep
 
 # %% ../../nbs/engine/46_regions.ipynb #14c53773
@@ -269,16 +302,23 @@ def _propagate_on_device(
     n_classes:int=256, # more than the largest label
 )->tuple:              # label, keep as new tensors
     "Run the same loop as masked tensor operations, all images at once, never waiting for a result."
-    y, trusted, shapes = label.flatten(1), keep.flatten(1), regions.flatten(2)
-    grown, rank = trusted, torch.arange(n_classes-1, -1, -1, device=y.device)
+    y = label.flatten(1)
+    trusted = keep.flatten(1)
+    shapes = regions.flatten(2)
+    grown = trusted
+    rank = torch.arange(n_classes-1, -1, -1, device=y.device)
     for region in shapes.unbind(1):
         confident = region & trusted
         votes = y.new_zeros(len(y), n_classes).scatter_add_(1, y, confident.long())
-        n, size, best = confident.sum(1), region.sum(1), (votes*n_classes+rank).amax(1)
-        winner, majority = n_classes-1-best%n_classes, best//n_classes
+        n = confident.sum(1)
+        size = region.sum(1)
+        best = (votes*n_classes+rank).amax(1)
+        winner = n_classes-1-best%n_classes
+        majority = best//n_classes
         accept = (n > 0) & (n.to(tau.dtype)/size >= tau) & (majority.to(tau.dtype)/n > tau)
         written = region & accept[:, None]
-        y, grown = torch.where(written, winner[:, None], y), grown | written
+        y = torch.where(written, winner[:, None], y)
+        grown = grown | written
     return y.view_as(label), grown.view_as(keep)
 
 # %% ../../nbs/engine/46_regions.ipynb #f3ec0448
@@ -310,7 +350,8 @@ def _packed(pointer, word, n, bit):
 @_jit
 def _pack_labels(label, keep, planes, trusted, grown, n, n_words, BITS:constexpr, BLOCK:constexpr):
     "Pack label (b,n) into planes (b,BITS,words) and keep into two copies (b,words)."
-    image, word = tl.program_id(0).to(tl.int64), tl.program_id(1)*BLOCK + tl.arange(0, BLOCK)
+    image = tl.program_id(0).to(tl.int64)
+    word = tl.program_id(1)*BLOCK + tl.arange(0, BLOCK)
     kept = _packed(keep + image*n, word, n, 0)
     tl.store(trusted + image*n_words + word, kept, mask=word < n_words)
     tl.store(grown + image*n_words + word, kept, mask=word < n_words)
@@ -321,11 +362,13 @@ def _pack_labels(label, keep, planes, trusted, grown, n, n_words, BITS:constexpr
 @_jit
 def _pack_regions(regions, trusted, words, size, overlap, m, n, n_words, BLOCK:constexpr):
     "Pack regions (b*m,n) into words and count their pixels and their confident pixels."
-    region, word = tl.program_id(0).to(tl.int64), tl.program_id(1)*BLOCK + tl.arange(0, BLOCK)
+    region = tl.program_id(0).to(tl.int64)
+    word = tl.program_id(1)*BLOCK + tl.arange(0, BLOCK)
     packed = _packed(regions + region*n, word, n, 0)
     tl.store(words + region*n_words + word, packed, mask=word < n_words)
     tl.atomic_add(size + region, tl.sum(_popcount(packed)))
-    tl.atomic_add(overlap + region, tl.sum(_popcount(packed & _word(trusted + region//m*n_words, word, n_words))))
+    tl.atomic_add(
+        overlap + region, tl.sum(_popcount(packed & _word(trusted + region // m * n_words, word, n_words))))
 
 # %% ../../nbs/engine/46_regions.ipynb #4ac7a7d6
 @_jit
@@ -334,7 +377,8 @@ def _ones(region, trusted, plane, n_words, BLOCK:constexpr):
     ones = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, n_words, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        ones += _popcount(_word(region, at, n_words) & _word(trusted, at, n_words) & _word(plane, at, n_words))
+        ones += _popcount(
+            _word(region, at, n_words) & _word(trusted, at, n_words) & _word(plane, at, n_words))
     return tl.sum(ones)
 
 @_jit
@@ -344,7 +388,8 @@ def _votes(region, trusted, planes, c, n_words, BITS:constexpr, BLOCK:constexpr)
     for start in range(0, n_words, BLOCK):
         at = start + tl.arange(0, BLOCK)
         same = _word(region, at, n_words) & _word(trusted, at, n_words)
-        for bit in tl.static_range(BITS): same &= _word(planes + bit*n_words, at, n_words) ^ (((c >> bit) & 1) - 1)
+        for bit in tl.static_range(BITS):
+            same &= _word(planes + bit*n_words, at, n_words) ^ (((c >> bit) & 1) - 1)
         votes += _popcount(same)
     return tl.sum(votes)
 
@@ -363,31 +408,44 @@ def _write(region, planes, grown, c, n_words, BITS:constexpr, BLOCK:constexpr):
 @_jit
 def _unpack(planes, grown, label, keep, n, n_words, BITS:constexpr, BLOCK:constexpr):
     "Turn planes and grown back into label (b,n) and keep (b,n)."
-    image, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1)*BLOCK + tl.arange(0, BLOCK)
-    word, place, value = tl.where(pixel < n, pixel//32, n_words), pixel % 32, tl.zeros((BLOCK,), tl.int64)
+    image = tl.program_id(0).to(tl.int64)
+    pixel = tl.program_id(1)*BLOCK + tl.arange(0, BLOCK)
+    word = tl.where(pixel < n, pixel//32, n_words)
+    place = pixel % 32
+    value = tl.zeros((BLOCK,), tl.int64)
     for bit in tl.static_range(BITS):
-        value |= ((_word(planes + (image*BITS + bit)*n_words, word, n_words) >> place) & 1).to(tl.int64) << bit
+        value |= ((_word(planes + (image * BITS + bit) * n_words, word, n_words) >> place) & 1).to(
+            tl.int64) << bit
     tl.store(label + image*n + pixel, value, mask=pixel < n)
-    tl.store(keep + image*n + pixel, ((_word(grown + image*n_words, word, n_words) >> place) & 1).to(tl.uint8), mask=pixel < n)
+    tl.store(
+        keep + image * n + pixel, ((_word(grown + image * n_words, word, n_words) >> place) & 1).to(tl.uint8),
+        mask=pixel < n)
 
 # %% ../../nbs/engine/46_regions.ipynb #408199f0
 @_jit
 def _vote_in_turn(words, trusted, planes, grown, size, overlap, tau, m, n_words, n_classes, BITS:constexpr, BLOCK:constexpr):
     "Let the m regions of one image vote in order on its planes."
-    image, gate = tl.program_id(0).to(tl.int64), tl.load(tau)
-    trusted, grown, planes = trusted + image*n_words, grown + image*n_words, planes + image*BITS*n_words
+    image = tl.program_id(0).to(tl.int64)
+    gate = tl.load(tau)
+    trusted = trusted + image*n_words
+    grown = grown + image*n_words
+    planes = planes + image*BITS*n_words
     for r in range(m):
-        region, n, pixels = words + (image*m + r)*n_words, tl.load(overlap + image*m + r), tl.load(size + image*m + r)
+        region = words + (image*m + r)*n_words
+        n = tl.load(overlap + image*m + r)
+        pixels = tl.load(size + image*m + r)
         if (n > 0) & (tl.div_rn(n.to(tl.float32), pixels.to(tl.float32)) >= gate):
             first, last = n*0, n*0 + n_classes
             if gate >= 0.5:
                 for bit in tl.static_range(BITS):
-                    first += (2*_ones(region, trusted, planes + bit*n_words, n_words, BLOCK) > n).to(tl.int32) << bit
+                    first += (2 * _ones(region, trusted, planes + bit * n_words, n_words, BLOCK) > n).to(
+                        tl.int32) << bit
                 last = first + 1
             winner, most = first, n*0
             for c in range(first, last):
                 count = _votes(region, trusted, planes, c, n_words, BITS, BLOCK)
-                winner, most = tl.where(count > most, c, winner), tl.maximum(count, most)
+                winner = tl.where(count > most, c, winner)
+                most = tl.maximum(count, most)
             tl.debug_barrier()
             if tl.div_rn(most.to(tl.float32), n.to(tl.float32)) > gate:
                 _write(region, planes, grown, winner, n_words, BITS, BLOCK)
@@ -403,15 +461,26 @@ def _propagate_by_kernel(
 )->tuple:              # label, keep as new tensors
     "Pack, vote with one program an image, unpack."
     (b, m), n, bits = regions.shape[:2], label[0].numel(), max(1, (n_classes-1).bit_length())
-    n_words, make = -(-n//32), partial(torch.empty, dtype=torch.int32, device=label.device)
-    words, planes, trusted, grown = make(b*m, n_words), make(b, bits, n_words), make(b, n_words), make(b, n_words)
+    n_words = -(-n//32)
+    make = partial(torch.empty, dtype=torch.int32, device=label.device)
+    words = make(b*m, n_words)
+    planes = make(b, bits, n_words)
+    trusted = make(b, n_words)
+    grown = make(b, n_words)
     size, overlap = torch.zeros(2, b*m, dtype=torch.int32, device=label.device)
-    y, kept = torch.empty(label.shape, dtype=torch.int64, device=label.device), torch.empty(keep.shape, dtype=torch.bool, device=label.device)
+    y = torch.empty(label.shape, dtype=torch.int64, device=label.device)
+    kept = torch.empty(keep.shape, dtype=torch.bool, device=label.device)
     blocks = -(-n_words//64)
     with torch.cuda.device_of(label):                      # Triton launches on the current GPU
-        _pack_labels[b, blocks](label.contiguous(), keep.contiguous().view(torch.uint8), planes, trusted, grown, n, n_words, bits, 64)
-        if m: _pack_regions[b*m, blocks](regions.contiguous().view(torch.uint8), trusted, words, size, overlap, m, n, n_words, 64)
-        _vote_in_turn[b,](words, trusted, planes, grown, size, overlap, tau, m, n_words, n_classes, bits, 1024, num_warps=16, num_stages=1)
+        _pack_labels[b, blocks](
+            label.contiguous(), keep.contiguous().view(torch.uint8), planes, trusted, grown, n, n_words, bits,
+            64)
+        if m:
+            _pack_regions[b * m, blocks](
+                regions.contiguous().view(torch.uint8), trusted, words, size, overlap, m, n, n_words, 64)
+        _vote_in_turn[b,](
+            words, trusted, planes, grown, size, overlap, tau, m, n_words, n_classes, bits, 1024,
+            num_warps=16, num_stages=1)
         _unpack[b, -(-n//1024)](planes, grown, y, kept.view(torch.uint8), n, n_words, bits, 1024)
     return y, kept
 
@@ -423,17 +492,26 @@ def _has_kernel(device, n_classes):
 @cache
 def _kernel_runs(device):
     "Build the kernels and run them on a small case, once a device; where they cannot be built, say so and do without."
-    label, keep, tau = (torch.zeros(1, 8, 8, dtype=dtype, device=device) for dtype in (torch.int64, torch.bool, torch.float32))
-    try: _propagate_by_kernel(label, keep, keep[:, None], tau[0, 0, 0], 2)
+    label, keep, tau = (
+        torch.zeros(1, 8, 8, dtype=dtype, device=device) for dtype in (torch.int64, torch.bool, torch.float32)
+    )
+    try:
+        _propagate_by_kernel(label, keep, keep[:, None], tau[0, 0, 0], 2)
     except Exception as e:  # no compiler, no Python headers, a GPU that Triton does not know: many libraries, many types of error
-        warnings.warn(f'regions vote without the fast kernel on {device}, which cannot be built ({" ".join(str(e).split())[:120]}); it needs a C compiler and the headers of Python')
+        warnings.warn(
+            f'regions vote without the fast kernel on {device}, which cannot be built '
+            f'({" ".join(str(e).split())[:120]}); it needs a C compiler and the headers of Python'
+        )
         return False
     return True
 
 # %% ../../nbs/engine/46_regions.ipynb #ab8c8984
 def _gate(tau, device):
     "The threshold as a () tensor, float32 or float64."
-    return at_least_float32(tau.to(device)) if isinstance(tau, Tensor) else torch.full((), float(tau), device=device)
+    return (
+        at_least_float32(tau.to(device))
+        if isinstance(tau, Tensor)
+        else torch.full((), float(tau), device=device))
 
 def fast_propagate_regions(
     label:Tensor,   # (b,h,w) int64 pseudo-labels
@@ -444,9 +522,14 @@ def fast_propagate_regions(
 )->tuple:           # (label, keep) as new tensors: rewritten labels, grown mask
     "Let each region, in turn, vote on its label and write the winner on all of itself."
     tau = _gate(tau, label.device)
-    if not regions.shape[1]: return label.clone(), keep.clone()
-    if label.device.type == 'cpu': return _propagate_on_cpu(label, keep, regions, tau)
-    run = _propagate_by_kernel if tau.dtype == torch.float32 and _has_kernel(label.device, n_classes) else _propagate_on_device
+    if not regions.shape[1]:
+        return label.clone(), keep.clone()
+    if label.device.type == 'cpu':
+        return _propagate_on_cpu(label, keep, regions, tau)
+    run = (
+        _propagate_by_kernel
+        if tau.dtype == torch.float32 and _has_kernel(label.device, n_classes)
+        else _propagate_on_device)
     return run(label, keep, regions, tau, n_classes)
 
 # %% ../../nbs/engine/46_regions.ipynb #7952bb60
@@ -464,7 +547,9 @@ def fast_region_targets(
     if rows.device.type != 'cpu':
         regions = fast_region_maps(rows, feat_size, label.shape[1:], cut).logical_and_(within[:, None])
         return fast_propagate_regions(label, keep, regions, tau, n_classes)
-    label, keep, tau = label.clone(), keep.clone(), _gate(tau, 'cpu').numpy()
+    label = label.clone()
+    keep = keep.clone()
+    tau = _gate(tau, 'cpu').numpy()
     for image_rows, y, kept, inside in zip(rows, label.numpy(), keep.numpy(), within.numpy()):
         words, side = cut_packed(image_rows, feat_size, y.shape, cut)
         words &= pack_bits(inside, side)

@@ -51,7 +51,8 @@ def _place(part, draw, crop, value):
 def _resampled(image, draw, crop):
     "The crop's part of a resized picture, (3,h,w)."
     w, h = resized(image.size, draw.long_side)
-    (x0, x1, left, right), (y0, y1, upper, lower) = (whole_span(*a) for a in ((draw.x, crop, w, image.width), (draw.y, crop, h, image.height)))
+    (x0, x1, left, right), (y0, y1, upper, lower) = (
+        whole_span(*a) for a in ((draw.x, crop, w, image.width), (draw.y, crop, h, image.height)))
     source = torch.from_numpy(np.array(image.crop((left, upper, right, lower)))).permute(2, 0, 1)
     out = F.interpolate(source[None], (y1-y0, x1-x0), mode='bilinear', antialias=True)[0].numpy()
     return out[:, draw.y-y0:, draw.x-x0:][:, :crop, :crop]
@@ -66,9 +67,11 @@ def fast_view(
 )->tuple:                       # image (3,crop,crop) and mask (crop,crop), uint8 arrays; None for no mask
     "Resize, pad, crop and flip, touching only the part of the picture that is seen."
     view = _place(_resampled(image, draw, crop), draw, crop, 0)
-    if mask is None: return view, None
+    if mask is None:
+        return view, None
     w, h = resized(image.size, draw.long_side)
-    rows, columns = nearest_index(image.height, h)[draw.y:draw.y+crop], nearest_index(image.width, w)[draw.x:draw.x+crop]
+    rows = nearest_index(image.height, h)[draw.y:draw.y+crop]
+    columns = nearest_index(image.width, w)[draw.x:draw.x+crop]
     return view, _place(np.asarray(mask)[rows][:, columns], draw, crop, pad_value)
 
 # %% ../../nbs/engine/47_views.ipynb #dbff27d5
@@ -79,7 +82,8 @@ def blend(
 )->np.ndarray:       # (3,h,w) int16, 0..255
     "Move pixels towards a reference or away from it, rounded down."
     bits = 8
-    while abs(factor-1)*2**bits > 128: bits -= 1
+    while abs(factor-1)*2**bits > 128:
+        bits -= 1
     d = x - ref
     d *= np.int16(round((factor-1)*2**bits))
     d >>= bits
@@ -106,8 +110,10 @@ def turn_hue(
     turn:float,   # -0.5..0.5 of the colour circle
 )->np.ndarray:    # (3,h,w) int16, 0..255
     "Turn the colours around the circle without leaving red, green and blue."
-    t = (int(turn*255) - 0.5)*6/255       # PIL turns by whole bytes and rounds hues down, half a byte on average
-    whole, part = round(t), np.int16(round((t-round(t))*256))
+    # PIL turns by whole bytes and rounds hues down, half a byte on average
+    t = (int(turn * 255) - 0.5) * 6 / 255
+    whole = round(t)
+    part = np.int16(round((t-round(t))*256))
     (r, g, b), top, low = x, x.max(0), x.min(0)
     c = top - low
     p = _choose(top == r, g-b, _choose(top == g, 2*c+b-r, r-g-2*c)) + (c*part >> 8) + c*np.int16(whole)
@@ -135,7 +141,8 @@ def _filter(x, taps, axis):
     pad = [(0, 0)]*3
     pad[axis] = r, r
     padded = np.pad(x, pad, 'edge')
-    flat, step = padded.ravel(), 1 if axis == -1 else w           # a neighbour along the axis is `step` places away
+    # a neighbour along the axis is `step` places away
+    flat, step = padded.ravel(), 1 if axis == -1 else w
     n = flat.size - 2*r*step
     made = np.empty_like(flat)
     total = np.multiply(flat[r*step:][:n], np.uint16(taps[0]), out=made[:n])
@@ -167,12 +174,18 @@ def fast_strong(
     if draw.jitter is not None:
         order, *factors, turn = draw.jitter
         for i in order:
-            if i == 3: x = turn_hue(x, turn); continue
-            if i == 0: x = blend(x, 0, factors[0]); continue
+            if i == 3:
+                x = turn_hue(x, turn)
+                continue
+            if i == 0:
+                x = blend(x, 0, factors[0])
+                continue
             gray = gray_of(x)
             x = blend(x, int(gray.mean(dtype=np.float32) + 0.5) if i == 1 else gray, factors[i])
-    if draw.gray: x = np.repeat(gray_of(x)[None], 3, 0)
-    if draw.sigma is not None: x = blur(x, draw.sigma)
+    if draw.gray:
+        x = np.repeat(gray_of(x)[None], 3, 0)
+    if draw.sigma is not None:
+        x = blur(x, draw.sigma)
     return x.astype(np.uint8)
 
 # %% ../../nbs/engine/47_views.ipynb #25635e76
@@ -199,7 +212,8 @@ def _turn(x, turn):
     "`turn_hue` of (b,3,h,w) by (b,1,1,1)."
     (r, g, b), top, low = x.split(1, 1), x.amax(1, True), x.amin(1, True)
     c = top - low
-    p = torch.where(top == r, g-b, torch.where(top == g, 2*c+b-r, r-g-2*c)) + c*(((turn*255).trunc() - 0.5)*(6/255))
+    p = torch.where(top == r, g - b, torch.where(top == g, 2 * c + b - r, r - g - 2 * c)) + c * (
+        ((turn * 255).trunc() - 0.5) * (6 / 255))
     d = torch.cat([p, p-2*c, p+2*c], 1).abs()
     return (low + torch.minimum(2*c - torch.minimum(d, (6*c-d).abs()), c).clamp_min(0)).floor()
 
@@ -208,7 +222,8 @@ def _blur(x, taps, axis):
     r, n = taps.shape[-1]-1, x.shape[axis]
     padded = F.pad(x, (r, r, 0, 0) if axis == -1 else (0, 0, r, r), mode='replicate')
     total = x*taps[..., 0] + 0.5
-    for i in range(1, r+1): total += (padded.narrow(axis, r-i, n) + padded.narrow(axis, r+i, n))*taps[..., i]
+    for i in range(1, r+1):
+        total += (padded.narrow(axis, r-i, n) + padded.narrow(axis, r+i, n))*taps[..., i]
     return total.floor()
 
 # %% ../../nbs/engine/47_views.ipynb #fbf004e0
@@ -218,11 +233,15 @@ def strong_on_device(
 )->Tensor:          # (b,3,h,w) uint8
     "Change the colours of a batch and blur it, without waiting for the device."
     x, rows = images.float(), numbers[..., None, None, None]
-    order, factors, drawn_gray, taps = rows[:, :4], rows[:, 4:8], rows[:, 8], numbers[:, None, None, None, 9:]
+    order = rows[:, :4]
+    factors = rows[:, 4:8]
+    drawn_gray = rows[:, 8]
+    taps = numbers[:, None, None, None, 9:]
     for place in range(4):
         which, gray = order[:, place], _gray(x)
         factor = factors.gather(1, which.long().clamp_min(0)[:, None])[:, 0]
-        ref = torch.where(which == 2, gray, torch.where(which == 1, (gray.mean((2, 3), True) + 0.5).floor(), 0))
+        ref = torch.where(
+            which == 2, gray, torch.where(which == 1, (gray.mean((2, 3), True) + 0.5).floor(), 0))
         blended = (x + (factor-1)*(x-ref)).floor().clamp(0, 255)
         x = torch.where(which == 3, _turn(x, factor), torch.where(which < 0, x, blended))
     x = torch.where(drawn_gray > 0, _gray(x), x)

@@ -14,7 +14,8 @@ def correlation_map(
     f2:Tensor, # (b,k,h,w) or (b,k,q) key side: what a position shows
 )->Tensor:     # (b,p,q) at least float32; row p is a distribution over q, columns are not
     "Share each position's attention among all positions, softmax over the last axis."
-    f1, f2 = at_least_float32(f1.flatten(2)), at_least_float32(f2.flatten(2))
+    f1 = at_least_float32(f1.flatten(2))
+    f2 = at_least_float32(f2.flatten(2))
     with torch.autocast(f1.device.type, enabled=False):
         scores = einsum('b k p, b k q -> b p q', f1, f2)
         return (scores/f1.shape[1]**.5).softmax(-1)
@@ -27,5 +28,6 @@ def correlation_rows(
 )->Tensor:        # (b,m,q) these rows of the map
     "Compute some rows of the correlation map and none of the others."
     f1 = f1.flatten(2)
-    if index.ndim == 1: return correlation_map(f1[..., index], f2)
+    if index.ndim == 1:
+        return correlation_map(f1[..., index], f2)
     return correlation_map(f1.gather(2, index[:, None].expand(-1, f1.shape[1], -1)), f2)

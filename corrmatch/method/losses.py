@@ -33,7 +33,8 @@ def hard_pixels(
 )->Tensor:                         # (b,h,w) bool, False where ignored
     "Choose the labeled pixels the network is still bad at."
     valid = mask != ignore_index
-    if min_kept <= 0: return valid
+    if min_kept <= 0:
+        return valid
     probs = at_least_float32(logits.detach()).softmax(1)
     p = probs.gather(1, mask.masked_fill(~valid, 0)[:, None])[:, 0].masked_fill(~valid, 1)
     smallest = p.flatten().topk(min(min_kept, p.numel()), largest=False, sorted=False).values
@@ -51,10 +52,12 @@ def ohem_ce(
     n_valid=None,                  # labeled pixels of the whole batch when this is a part of it; None: this is all
 )->Tensor:                         # scalar; 0 when every pixel is ignored
     "Average the cross-entropy over hard pixels."
-    if reduction not in ('mean', 'sum'): raise ValueError(f"reduction='{reduction}': choose mean or sum")
+    if reduction not in ('mean', 'sum'):
+        raise ValueError(f"reduction='{reduction}': choose mean or sum")
     keep = hard_pixels(logits, mask, thresh, min_kept, ignore_index)
     hard = mask.masked_fill(~keep, ignore_index)
-    total = F.cross_entropy(at_least_float32(logits), hard, weight, ignore_index=ignore_index, reduction='none').sum()
+    total = F.cross_entropy(
+        at_least_float32(logits), hard, weight, ignore_index=ignore_index, reduction='none').sum()
     amount = keep.to(total.dtype) if weight is None else weight[mask.masked_fill(~keep, 0)]*keep
     count = amount.sum() if reduction == 'mean' else torch.ones_like(total)
     mean = total / torch.where(count > 0, count, 1)
@@ -84,7 +87,8 @@ def total_loss(
     weights:LossTerms, # floats; 0 leaves a term out
 )->Tensor:             # scalar
     "Add up the terms that have a weight."
-    if not any(weights): raise ValueError('all loss weights are 0: give at least one term a weight')
+    if not any(weights):
+        raise ValueError('all loss weights are 0: give at least one term a weight')
     return cast(Tensor, sum(w*term for term, w in zip(terms, weights) if w))
 
 # %% ../../nbs/method/07_losses.ipynb #27f081ce
@@ -110,7 +114,8 @@ class StepTargets(NamedTuple):
     keep_out:Tensor|list|None = None # bool, the same after region propagation
     valid_u:Tensor|list|None = None # bool, mixed: not padding
     tau:Tensor|float|None = None    # confidence threshold of this step
-    counts:tuple = (None, None, None) # pixels to divide by (labeled, weak, strong) when this is a part of a batch
+    # pixels to divide by (labeled, weak, strong) when this is a part of a batch
+    counts: tuple = (None, None, None)
 
     @property
     def keep_w(self):
@@ -122,7 +127,8 @@ def _views(
     x:Tensor|list, # scores (b,k,h,w), map (b,h,w), with one more axis in front for views, or a list of views
 )->list:           # of single views
     "Split stacked views; one view becomes a list of one."
-    if not isinstance(x, Tensor): return list(x)
+    if not isinstance(x, Tensor):
+        return list(x)
     return list(x) if x.ndim > (4 if x.is_floating_point() else 3) else [x]
 
 def _term(
@@ -132,7 +138,9 @@ def _term(
     count=None, # () or (v,) pixels of the whole batch to divide by; None: the loss counts its own
 )->Tensor:    # scalar
     "Average a loss over views; what has no views is shared by all."
-    if any(x is None for x in inputs): raise ValueError(f"loss term '{name}' has a weight but an input of it is None: pass it, or set the weight to 0")
+    if any(x is None for x in inputs):
+        raise ValueError(
+            f"loss term '{name}' has a weight but an input of it is None: pass it, or set the weight to 0")
     views = [_views(x) for x in inputs]
     n = max(map(len, views))
     options = [{}] if count is None else [dict(n_valid=c) for c in count.reshape(-1)]
@@ -148,7 +156,8 @@ def corrmatch_loss(
 )->LossTerms:                 # unweighted scalars; 0 where not computed
     "Compute the loss terms of one training step."
     z, t = logits, targets
-    strong, weak = (t.label_u, t.keep_out, t.valid_u), (t.label_w, t.keep_w, t.valid)
+    strong = (t.label_u, t.keep_out, t.valid_u)
+    weak = (t.label_w, t.keep_w, t.valid)
     n_x, n_w, n_u = t.counts
     recipe:dict[str, tuple] = dict(
         x=(supervised, z.x, t.mask_x),
@@ -160,4 +169,8 @@ def corrmatch_loss(
         fp=(masked_ce, z.fp_w, *weak))
     zero = torch.zeros((), device=z.x.device)
     counts = LossTerms(n_x, n_x, n_u, n_u, n_w, n_u, n_w)
-    return LossTerms(*(_term(name, *recipe[name], count=n) if w else zero for name, n, w in zip(LossTerms._fields, counts, weights)))
+    return LossTerms(
+        *(
+            _term(name, *recipe[name], count=n) if w else zero
+            for name, n, w in zip(LossTerms._fields, counts, weights))
+    )

@@ -39,6 +39,8 @@ def propagate_logits(
 )->Tensor:           # (b,k,h,w) at the wanted size
     "Bring the scores to feature size, spread them along the map, bring them back."
     small = resize(at_least_float32(logits.detach()), f1.shape[2:])
-    if spread is None: sent = propagate_pixels(correlation_map(f1, f2), small, transposed)
-    else: sent = spread(f1, f2, small, transposed)
+    if spread is None:
+        sent = propagate_pixels(correlation_map(f1, f2), small, transposed)
+    else:
+        sent = spread(f1, f2, small, transposed)
     return resize(sent, size or logits.shape[2:])

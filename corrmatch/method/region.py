@@ -22,7 +22,8 @@ def region_maps(
     "Upsample each row, stretch it to its own range, cut."
     grid = rearrange(at_least_float32(rows), 'b m (h w) -> b m h w', h=feat_size[0])
     values = F.interpolate(grid, size, mode='bilinear', align_corners=True)
-    low, high = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
+    low = values.amin((2, 3), keepdim=True)
+    high = values.amax((2, 3), keepdim=True)
     varies = (rows.amax(2) > rows.amin(2))[..., None, None]
     return ((values-low)/(high-low) > cut) & varies
 
@@ -33,7 +34,8 @@ def draw_positions(
     generator:torch.Generator|None=None, # CPU generator; None uses torch's own
 )->Tensor:           # (m,) int64 in [0, n_positions-1): the last position is never drawn
     "Draw the positions whose correlation rows become regions."
-    if n_positions < 2: raise ValueError(f'n_positions={n_positions}: a region needs at least 2 positions to choose from')
+    if n_positions < 2:
+        raise ValueError(f'n_positions={n_positions}: a region needs at least 2 positions to choose from')
     return torch.randint(n_positions-1, (m,), generator=generator)
 
 # %% ../../nbs/method/06_region.ipynb #5ea8f455
@@ -47,8 +49,10 @@ def sample_regions(
 )->Tensor:                     # (b,m,h,w) bool
     "Draw positions and cut a region out of each one's correlation row."
     n = corr.shape[1]
-    if feat_size is None: feat_size = (round(n**0.5),)*2
-    if feat_size[0]*feat_size[1] != n: raise ValueError(f'{n} positions are not {feat_size[0]}x{feat_size[1]}: pass feat_size=(h,w)')
+    if feat_size is None:
+        feat_size = (round(n**0.5),)*2
+    if feat_size[0]*feat_size[1] != n:
+        raise ValueError(f'{n} positions are not {feat_size[0]}x{feat_size[1]}: pass feat_size=(h,w)')
     index = draw_positions(n, m, torch.Generator().manual_seed(seed)).to(corr.device, non_blocking=True)
     return region_maps(corr[:, index], feat_size, size or tuple(8*(s-1)+1 for s in feat_size), cut)
 
@@ -76,12 +80,15 @@ def propagate_regions(
     tau:float|Tensor, # gates the confident share (>=) and the majority share (>)
 )->RegionVotes:     # rewritten labels, grown mask, decision of each region
     "Let each region, in turn, vote on its label and write the winner on all of itself."
-    label, keep_out, tau = label.clone(), keep.clone(), torch.as_tensor(tau)
+    label = label.clone()
+    keep_out = keep.clone()
+    tau = torch.as_tensor(tau)
     decisions = torch.full(regions.shape[:2], -1)
     for n in range(len(label)):
         for r, S in enumerate(regions[n]):
             K = S & keep[n]
-            if K.sum() == 0 or K.sum()/S.sum() < tau: continue
+            if K.sum() == 0 or K.sum()/S.sum() < tau:
+                continue
             classes, votes = label[n][K].unique(return_counts=True)    # sorted: a tie goes to the lowest id
             if votes.max()/K.sum() > tau:
                 decisions[n, r] = classes[votes.argmax()]

@@ -11,7 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from .correlation import correlation_rows
-from .losses import LossTerms, StepLogits, StepTargets, corrmatch_loss, supervised_ce, total_loss
+from .losses import (
+    LossTerms, StepLogits, StepTargets, corrmatch_loss, supervised_ce, total_loss)
 from .pseudo_labels import confidence, cutmix, mix_maps, pseudo_label
 from .region import RegionOps, draw_positions
 from .threshold import DynamicThreshold, FixedThreshold, threshold_of
@@ -50,7 +51,8 @@ def mix_logits(
     batch:dict,          # on the device
 )->Tensor|None:          # (b,k,h,w) scores of the mix stream's weak views; None when the partner is in the batch
     "Predict the second stream in evaluation mode."
-    if 'image_mix_w' not in batch: return None
+    if 'image_mix_w' not in batch:
+        return None
     model.eval()
     logits = model.predict_logits(batch['image_mix_w'])
     model.train()
@@ -71,8 +73,12 @@ def forward_views(
 )->ForwardOutputs:
     "Run the mix stream, then [x; w], then s."
     logits_mix = mix_logits(model, batch)
-    torch.clear_autocast_cache()  # some versions of torch keep weights that were cast without a graph, and nothing would learn
-    keys_xw, keys_s = (torch.cat([batch['keys_x'], batch['keys_u_w']]), batch['keys_u_s'].flatten()) if 'keys_x' in batch else (None, None)
+    # some versions of torch keep weights that were cast without a graph, and nothing would learn
+    torch.clear_autocast_cache()
+    keys_xw, keys_s = (
+        (torch.cat([batch['keys_x'], batch['keys_u_w']]), batch['keys_u_s'].flatten())
+        if 'keys_x' in batch
+        else (None, None))
     labeled_weak = model(torch.cat([batch['image_x'], batch['image_u_w']]), perturb=perturb, keys=keys_xw)
     return ForwardOutputs(labeled_weak, model(paste_partner(batch).flatten(0, 1), keys=keys_s), logits_mix)
 
@@ -94,8 +100,10 @@ def make_targets(
 )->PseudoTargets:
     "Take confidence and label of the weak view and put the partner's inside the boxes."
     own = pseudo_label(logits_w), confidence(logits_w), batch['valid_u']
-    if logits_mix is None: partner = swap_pairs(own[0]), swap_pairs(own[1])
-    else: partner = pseudo_label(logits_mix), confidence(logits_mix)
+    if logits_mix is None:
+        partner = swap_pairs(own[0]), swap_pairs(own[1])
+    else:
+        partner = pseudo_label(logits_mix), confidence(logits_mix)
     box = batch['box_u']
     label_u, conf_u = (mix_maps(box, p.expand_as(box), m.expand_as(box)) for p, m in zip(partner, own))
     return PseudoTargets(*own, label_u, conf_u, mixed_valid(batch))
@@ -116,14 +124,23 @@ def propagate_targets(
     ops:RegionOps=RegionOps(), # the readable operations, or engine.regions.FAST_REGIONS
 )->tuple:            # label (v,b,h,w) and keep (v,b,h,w) after region propagation
     "Cut regions out of the weak view's correlation rows and let them rewrite the targets of every strong view."
-    size, k, inside = f1.shape[-2:], f1.shape[1], targets.valid_u & ~box
-    if beyond.seeds == 'unsure': index = draw_uncertain(targets.conf_w, size, m, generator)
-    else: index = draw_positions(size[0]*size[1], m, generator).to(f1.device, non_blocking=True)
+    size = f1.shape[-2:]
+    k = f1.shape[1]
+    inside = targets.valid_u & ~box
+    if beyond.seeds == 'unsure':
+        index = draw_uncertain(targets.conf_w, size, m, generator)
+    else:
+        index = draw_positions(size[0]*size[1], m, generator).to(f1.device, non_blocking=True)
     rows = correlation_rows(f1, f2, index)
     if beyond.votes == 'soft':
         shapes = ops.region_maps(rows, size, box.shape[-2:], cut)
-        out = [soft_votes(label, conf, kept, shapes & within[:, None], tau**2, k) for label, conf, kept, within in zip(targets.label_u, targets.conf_u, keep, inside)]
-    else: out = [ops.region_targets(rows, size, label, kept, within, tau, cut, k) for label, kept, within in zip(targets.label_u, keep, inside)]
+        out = [
+            soft_votes(label, conf, kept, shapes & within[:, None], tau**2, k)
+            for label, conf, kept, within in zip(targets.label_u, targets.conf_u, keep, inside)]
+    else:
+        out = [
+            ops.region_targets(rows, size, label, kept, within, tau, cut, k)
+            for label, kept, within in zip(targets.label_u, keep, inside)]
     return tuple(torch.stack(maps) for maps in zip(*out))
 
 # %% ../../nbs/method/09_step.ipynb #e5adad7a
@@ -152,7 +169,9 @@ def labeled_step(
     "One step on labeled pictures alone: supervised training, and the warm-up of the others."
     out = model(batch['image_x'], keys=batch.get('keys_x'))
     weights = labeled_weights(weights)
-    terms = corrmatch_loss(StepLogits(out.logits, out.logits_corr), StepTargets(batch['mask_x'], counts=counts), weights, supervised)
+    terms = corrmatch_loss(
+        StepLogits(out.logits, out.logits_corr), StepTargets(batch['mask_x'], counts=counts), weights,
+        supervised)
     return StepResult(total_loss(terms, weights), terms, {})
 
 # %% ../../nbs/method/09_step.ipynb #ab5d6c52
@@ -165,23 +184,33 @@ def target_metrics(
 )->dict:             # scalars
     "Shares of kept pixels, and how many of the kept ones are right outside the boxes, where masks are known."
     def share(part, whole): return part.sum()/whole.sum().clamp(min=1)
-    metrics = dict(tau=tau.detach().clone(), coverage_before=share(before[1], targets.valid_u), coverage_after=share(after[1], targets.valid_u))
-    if 'mask_u' not in batch: return metrics
+    metrics = dict(
+        tau=tau.detach().clone(), coverage_before=share(before[1], targets.valid_u),
+        coverage_after=share(after[1], targets.valid_u))
+    if 'mask_u' not in batch:
+        return metrics
     truth = batch['mask_u']
     judged = ~batch['box_u'] & (truth != 255)
-    for name, (label, keep) in (('accuracy_before', before), ('accuracy_after', after)): metrics[name] = share((label == truth) & keep & judged, keep & judged)
+    for name, (label, keep) in (('accuracy_before', before), ('accuracy_after', after)):
+        metrics[name] = share((label == truth) & keep & judged, keep & judged)
     return metrics
 
 # %% ../../nbs/method/09_step.ipynb #2d3e26a5
 def _step_pair(passes, targets, keep_kl, after, mask_x, tau, counts):
     "What the network said and what it shall learn, in the form the losses take."
-    weak, strong, n, v = passes.labeled_weak, passes.strong, len(mask_x), len(targets.label_u)
+    weak = passes.labeled_weak
+    strong = passes.strong
+    n = len(mask_x)
+    v = len(targets.label_u)
     def tail(x): return None if x is None else x[n:]
     def views(x): return None if x is None else rearrange(x, '(v b) k h w -> v b k h w', v=v)
     corr_x = None if weak.logits_corr is None else weak.logits_corr[:n]
-    logits = StepLogits(weak.logits[:n], corr_x, tail(weak.logits), tail(weak.logits_fp), tail(weak.logits_corr),
-                        views(strong.logits), views(strong.logits_corr))
-    target = StepTargets(mask_x, targets.label_w, targets.conf_w, targets.valid, after[0], keep_kl, after[1], targets.valid_u, tau, counts)
+    logits = StepLogits(
+        weak.logits[:n], corr_x, tail(weak.logits), tail(weak.logits_fp), tail(weak.logits_corr),
+        views(strong.logits), views(strong.logits_corr))
+    target = StepTargets(
+        mask_x, targets.label_w, targets.conf_w, targets.valid, after[0], keep_kl, after[1], targets.valid_u,
+        tau, counts)
     return logits, target
 
 # %% ../../nbs/method/09_step.ipynb #8d9a3c15
@@ -206,8 +235,13 @@ def train_step(
     targets = make_targets(beyond.teacher(out, batch['mask_x']), passes.logits_mix, batch)
     tau = threshold.update(targets.conf_w, targets.label_w, targets.valid_u[0])
     before = after = targets.label_u, (targets.conf_u >= threshold_of(tau, targets.label_u)) & targets.valid_u
-    if regions: after = propagate_targets(targets, before[1], out.f1[n:], out.f2[n:], batch['box_u'], tau.amax(), regions, cut, generator, beyond, ops)
+    if regions:
+        after = propagate_targets(
+            targets, before[1], out.f1[n:], out.f2[n:], batch['box_u'], tau.amax(), regions, cut, generator,
+            beyond, ops)
     keep_kl = before[1] if kl_inside else before[1] & ~batch['box_u']
-    logits, target = _step_pair(passes, targets, keep_kl, after, batch['mask_x'], threshold_of(tau, targets.label_w), counts)
+    logits, target = _step_pair(
+        passes, targets, keep_kl, after, batch['mask_x'], threshold_of(tau, targets.label_w), counts)
     terms = corrmatch_loss(logits, target, weights, supervised)
-    return StepResult(total_loss(terms, weights), terms, target_metrics(before, after, targets, batch, tau.amax()))
+    return StepResult(
+        total_loss(terms, weights), terms, target_metrics(before, after, targets, batch, tau.amax()))

@@ -31,9 +31,11 @@ class DynamicThreshold(nn.Module):
         n_classes:int|None=None, # number of classes that can be predicted; must be given
     ):
         super().__init__()
-        if n_classes is None: raise ValueError('n_classes is missing: pass the number of classes')
+        if n_classes is None:
+            raise ValueError('n_classes is missing: pass the number of classes')
         for name, value in (('tau', tau), ('momentum', momentum)):
-            if not 0 <= value <= 1: raise ValueError(f'{name}={value} must lie between 0 and 1')
+            if not 0 <= value <= 1:
+                raise ValueError(f'{name}={value} must lie between 0 and 1')
         self.momentum, self.n_classes = momentum, n_classes
         self.register_buffer('tau', torch.tensor(float(tau)))
 
@@ -45,7 +47,8 @@ class DynamicThreshold(nn.Module):
     )->Tensor:             # scalar, the new tau
         "Move tau towards the mean top confidence of the classes present in any process."
         top, _ = class_confidence(confidence, label, valid, self.n_classes)
-        if dist.is_available() and dist.is_initialized(): dist.all_reduce(top, dist.ReduceOp.MAX)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(top, dist.ReduceOp.MAX)
         n_present = (top > 0).sum()
         moved = self.momentum*self.tau + (1-self.momentum)*top.sum()/n_present.clamp(min=1)
         self.tau.copy_(torch.where(n_present > 0, moved, self.tau))
@@ -59,7 +62,8 @@ class FixedThreshold(nn.Module):
         tau:float, # 0..1; 0 keeps every valid pixel
     ):
         super().__init__()
-        if not 0 <= tau <= 1: raise ValueError(f'tau={tau} must lie between 0 and 1')
+        if not 0 <= tau <= 1:
+            raise ValueError(f'tau={tau} must lie between 0 and 1')
         self.register_buffer('tau', torch.tensor(float(tau)))
 
     def update(self,

@@ -25,8 +25,10 @@ def soft_votes(
     n_classes:int,  # k
 )->tuple:           # (label, keep) as new tensors: filled labels, grown mask
     "Let all regions vote at once, every pixel with its confidence as weight."
-    with torch.autocast(conf.device.type, enabled=False):  # shares are held against a bar: bfloat16 would round across it
-        support = torch.stack([_support(*image, gate, n_classes) for image in zip(label, at_least_float32(conf), regions)])
+    # shares are held against a bar: bfloat16 would round across it
+    with torch.autocast(conf.device.type, enabled=False):
+        support = torch.stack(
+            [_support(*image, gate, n_classes) for image in zip(label, at_least_float32(conf), regions)])
     filled = ~keep & (support.amax(1) > 0)
     return torch.where(filled, support.argmax(1), label), keep | filled
 
@@ -63,7 +65,8 @@ class ClassThresholds(DynamicThreshold):
         n_classes:int|None=None, # number of classes that can be predicted; must be given
     ):
         super().__init__(tau, momentum, n_classes)
-        for name in ('total', 'weight'): self.register_buffer(name, torch.zeros(self.n_classes))
+        for name in ('total', 'weight'):
+            self.register_buffer(name, torch.zeros(self.n_classes))
 
     @torch.no_grad()
     def update(self,
@@ -73,10 +76,12 @@ class ClassThresholds(DynamicThreshold):
     )->Tensor:             # (k,) thresholds; a class never seen gets the largest
         "Move tau and every class's mean confidence."
         super().update(confidence, label, valid)
-        seen = torch.stack([confidence.double().where(valid, 0), valid.double()])  # a sum of millions drifts in 32 bits
+        # a sum of millions drifts in 32 bits
+        seen = torch.stack([confidence.double().where(valid, 0), valid.double()])
         index = label.masked_fill(~valid, 0).flatten()
         sums, counts = total = seen.new_zeros(2, self.n_classes).index_add_(1, index, seen.flatten(1))
-        if dist.is_available() and dist.is_initialized(): dist.all_reduce(total)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
         present = (counts > 0).to(self.weight.dtype)
         self.total.mul_(self.momentum).add_((1-self.momentum)*(sums/counts.clamp(min=1)).to(self.total.dtype))
         self.weight.mul_(self.momentum).add_((1-self.momentum)*present)
@@ -96,9 +101,14 @@ def blend_logits(
 )->Tensor:            # (b,k,h,w) logarithm of the mixed probabilities
     "Mix other opinions into a prediction."
     rest = 1-sum(share for _, share in opinions)
-    if rest <= 0: raise ValueError(f'shares {[share for _, share in opinions]} leave nothing for the prediction itself: their sum must be below 1')
+    if rest <= 0:
+        raise ValueError(
+            f'shares {[share for _, share in opinions]} leave nothing for the prediction itself: their '
+            'sum must be below 1'
+        )
     mixed = rest*at_least_float32(logits).softmax(1)
-    for probs, share in opinions: mixed = mixed + share*probs
+    for probs, share in opinions:
+        mixed = mixed + share*probs
     return mixed.clamp(min=1e-12).log()
 
 # %% ../../nbs/method/08_variants.ipynb #f65f3910
@@ -112,10 +122,15 @@ def labels_from_labeled(
     "Let every position take the labels of the labeled positions that look like it."
     known = (mask_x != ignore_index)[..., None]
     one_hot = F.one_hot(mask_x.masked_fill(~known[..., 0], 0), f1.shape[1])*known
-    cells = F.adaptive_avg_pool2d(rearrange(one_hot, 'n h w k -> n k h w').to(at_least_float32(f1).dtype), (f2_x.shape[2], f2_x.shape[3]))
-    keys, values = rearrange(f2_x, 'n k h w -> 1 k (n h w)'), rearrange(cells, 'n k h w -> k (n h w)')
-    with torch.autocast(f1.device.type, enabled=False):  # a picture at a time: its map alone has h'w' x n h'w' entries
-        answers = [einsum('b p q, k q -> b k p', correlation_map(query, keys), values) for query in f1.split(1)]
+    cells = F.adaptive_avg_pool2d(
+        rearrange(one_hot, 'n h w k -> n k h w').to(at_least_float32(f1).dtype),
+        (f2_x.shape[2], f2_x.shape[3]))
+    keys = rearrange(f2_x, 'n k h w -> 1 k (n h w)')
+    values = rearrange(cells, 'n k h w -> k (n h w)')
+    # a picture at a time: its map alone has h'w' x n h'w' entries
+    with torch.autocast(f1.device.type, enabled=False):
+        answers = [
+            einsum('b p q, k q -> b k p', correlation_map(query, keys), values) for query in f1.split(1)]
     return resize(rearrange(torch.cat(answers), 'b k (h w) -> b k h w', h=f1.shape[2]), size)
 
 # %% ../../nbs/method/08_variants.ipynb #b4a642e2
@@ -133,8 +148,15 @@ class Variants(NamedTuple):
     def teacher(self, out, mask_x):
         "The scores (b,k,h,w) that make the pseudo-labels, from the pass over [x; w] and the masks of x."
         n, logits = len(mask_x), out.logits.detach()
-        if not self.blends: return logits[n:]
+        if not self.blends:
+            return logits[n:]
         opinions = []
-        if self.teacher_pixel: opinions.append((out.logits_corr[n:].detach().softmax(1), self.teacher_pixel))
-        if self.teacher_cross: opinions.append((labels_from_labeled(out.f1[n:].detach(), out.f2[:n].detach(), mask_x, mask_x.shape[1:]), self.teacher_cross))
+        if self.teacher_pixel:
+            opinions.append((out.logits_corr[n:].detach().softmax(1), self.teacher_pixel))
+        if self.teacher_cross:
+            opinions.append(
+                (
+                    labels_from_labeled(out.f1[n:].detach(), out.f2[:n].detach(), mask_x, mask_x.shape[1:]),
+                    self.teacher_cross)
+            )
         return blend_logits(logits[n:], *opinions)

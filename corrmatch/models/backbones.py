@@ -26,15 +26,20 @@ def timm_name(
 )->str:       # NAME or NAME.TAG
     "Check the name of a timm network; a ValueError suggests the nearest."
     timm, short = _timm(), name.removeprefix('timm:')
-    if timm.is_model(short.split('.')[0]): return short
+    if timm.is_model(short.split('.')[0]):
+        return short
     known = timm.list_models()
     close = difflib.get_close_matches(short, known, 1, 0.5) or [n for n in known if n.startswith(short)][:1]
-    raise ValueError(f"backbone '{name}': timm has no such network" + (f"; did you mean 'timm:{close[0]}'?" if close else '; timm.list_models() names them'))
+    raise ValueError(
+        f"backbone '{name}': timm has no such network"
+        + (f"; did you mean 'timm:{close[0]}'?" if close else '; timm.list_models() names them'))
 
 def _timm():
     "The timm library, if it is there."
-    try: import timm
-    except ImportError: raise ImportError('backbones called timm:NAME need timm: pip install corrmatch-seg[timm]') from None
+    try:
+        import timm
+    except ImportError:
+        raise ImportError('backbones called timm:NAME need timm: pip install corrmatch-seg[timm]') from None
     return timm
 
 # %% ../../nbs/models/25_backbones.ipynb #54afba25
@@ -51,7 +56,8 @@ class FitPicture(nn.Module):
         self.multiple = multiple
     def forward(self, image):
         size = [-(-side//self.multiple)*self.multiple for side in image.shape[-2:]]
-        if list(image.shape[-2:]) != size: image = resize(image, size)
+        if list(image.shape[-2:]) != size:
+            image = resize(image, size)
         return image*self.scale + self.shift
 
 # %% ../../nbs/models/25_backbones.ipynb #c5f9088d
@@ -62,14 +68,19 @@ class StageBackbone(nn.Module):
         mean=IMAGENET_MEAN, # that its weights expect
         std=IMAGENET_STD):  # that its weights expect
         super().__init__()
-        strides, channels = net.feature_info.reduction(), net.feature_info.channels()
+        strides = net.feature_info.reduction()
+        channels = net.feature_info.channels()
         self.first = min(range(len(strides)), key=lambda i: (abs(strides[i]-4), i))
-        self.net, self.channels, self.stride = net, channels[self.first:], strides[-1]
+        self.net = net
+        self.channels = channels[self.first:]
+        self.stride = strides[-1]
         self.last_axis = str(getattr(net, 'output_fmt', 'NCHW')).endswith('NHWC')
         self.fit = FitPicture(mean, std, 1)
-        if not self._fills(97, 129): self.fit.multiple = max(strides)
+        if not self._fills(97, 129):
+            self.fit.multiple = max(strides)
         m = self.fit.multiple
-        if not self._fills(-(-97//m)*m, -(-129//m)*m): raise ValueError('works on pictures of one size only')
+        if not self._fills(-(-97//m)*m, -(-129//m)*m):
+            raise ValueError('works on pictures of one size only')
     def forward(self, image):
         maps = self.net(self.fit(image))[self.first:]
         return [c.permute(0, 3, 1, 2).contiguous() for c in maps] if self.last_axis else maps
@@ -77,9 +88,12 @@ class StageBackbone(nn.Module):
     def _fills(self, *size):
         "Does the last map have a position for every `stride` pixels?"
         training = self.training
-        try: shape = self.eval()(torch.zeros(1, 3, *size))[-1].shape
-        except (AssertionError, RuntimeError, ValueError, IndexError): return False
-        finally: self.train(training)
+        try:
+            shape = self.eval()(torch.zeros(1, 3, *size))[-1].shape
+        except (AssertionError, RuntimeError, ValueError, IndexError):
+            return False
+        finally:
+            self.train(training)
         return list(shape[1:]) == [self.channels[-1], *[math.ceil(side/self.stride) for side in size]]
 
 # %% ../../nbs/models/25_backbones.ipynb #7342e92a
@@ -90,16 +104,22 @@ class PatchBackbone(nn.Module):
         mean=IMAGENET_MEAN, # that its weights expect
         std=IMAGENET_STD):  # that its weights expect
         super().__init__()
-        depth, patch = len(net.feature_info), net.feature_info[-1]['reduction']
+        depth = len(net.feature_info)
+        patch = net.feature_info[-1]['reduction']
         self.levels = [math.ceil(depth*quarter/4)-1 for quarter in (1, 2, 3, 4)]
-        self.net, self.channels, self.stride = net, [net.feature_info[i]['num_chs'] for i in self.levels], patch
+        self.net = net
+        self.channels = [net.feature_info[i]['num_chs'] for i in self.levels]
+        self.stride = patch
         self.fit = FitPicture(mean, std, patch)
         with torch.no_grad():
-            try: self.eval()(torch.zeros(1, 3, 7*patch, 9*patch))
-            except (AssertionError, RuntimeError): raise ValueError('works on pictures of one size only') from None
+            try:
+                self.eval()(torch.zeros(1, 3, 7*patch, 9*patch))
+            except (AssertionError, RuntimeError):
+                raise ValueError('works on pictures of one size only') from None
         self.train()
     def forward(self, image):
-        maps = self.net.forward_intermediates(self.fit(image), indices=self.levels, norm=True, output_fmt='NCHW', intermediates_only=True)
+        maps = self.net.forward_intermediates(
+            self.fit(image), indices=self.levels, norm=True, output_fmt='NCHW', intermediates_only=True)
         size = [math.ceil(side/4) for side in image.shape[-2:]]
         return [F.interpolate(maps[0], size, mode='bilinear', align_corners=False), *maps[1:]]
 
@@ -107,14 +127,18 @@ class PatchBackbone(nn.Module):
 def _create(short, **options):
     "A timm network with random weights that takes pictures of any size, if it can."
     for free in (dict(dynamic_img_size=True), dict(strict_img_size=False), {}):
-        try: return _timm().create_model(short, pretrained=False, **free, **options)
-        except TypeError as e: error = e
+        try:
+            return _timm().create_model(short, pretrained=False, **free, **options)
+        except TypeError as e:
+            error = e
     raise error
 
 def _features(short, **options):
     "The same as a list of stages; None if the network cannot be built so."
-    try: return _create(short, features_only=True, **options)
-    except (TypeError, AttributeError, RuntimeError, NotImplementedError, AssertionError, KeyError, ValueError): return None
+    try:
+        return _create(short, features_only=True, **options)
+    except (TypeError, AttributeError, RuntimeError, NotImplementedError, AssertionError, KeyError, ValueError):
+        return None
 
 # %% ../../nbs/models/25_backbones.ipynb #6664b896
 def timm_backbone(
@@ -123,17 +147,28 @@ def timm_backbone(
 )->nn.Module:     # with `.channels` and `.stride`, random weights
     "Build a timm network as a backbone."
     short = timm_name(name)
-    net, cfg = _features(short), _timm().get_pretrained_cfg(short)
-    if net is None: raise ValueError(f"backbone '{name}': timm gives no feature maps of it; choose another")
-    own, look = net.feature_info.reduction(), dict(mean=cfg.mean, std=cfg.std) if cfg else {}
+    net = _features(short)
+    cfg = _timm().get_pretrained_cfg(short)
+    if net is None:
+        raise ValueError(f"backbone '{name}': timm gives no feature maps of it; choose another")
+    own = net.feature_info.reduction()
+    look = dict(mean=cfg.mean, std=cfg.std) if cfg else {}
     try:
         kind = StageBackbone if len(set(own)) > 1 else PatchBackbone
-        if kind is PatchBackbone: net = _create(short, num_classes=0) if stride == own[-1] else None
-        elif stride != own[-1]: net = _features(short, output_stride=stride)
-        if net is not None and (kind is PatchBackbone or net.feature_info.reduction()[-1] == stride): return kind(net, **look)
-    except ValueError as e: raise ValueError(f"backbone '{name}': {e}; choose another") from None
-    possible = [s for s in (8, 16) if len(set(own)) > 1 and s != own[-1] and _features(short, output_stride=s) is not None] + [own[-1]]
-    raise ValueError(f"stride is {stride}: '{name}' has {' or '.join(map(str, possible))}; set stride={possible[0]}")
+        if kind is PatchBackbone:
+            net = _create(short, num_classes=0) if stride == own[-1] else None
+        elif stride != own[-1]:
+            net = _features(short, output_stride=stride)
+        if net is not None and (kind is PatchBackbone or net.feature_info.reduction()[-1] == stride):
+            return kind(net, **look)
+    except ValueError as e:
+        raise ValueError(f"backbone '{name}': {e}; choose another") from None
+    possible = [
+        s
+        for s in (8, 16)
+        if len(set(own)) > 1 and s != own[-1] and _features(short, output_stride=s) is not None] + [own[-1]]
+    raise ValueError(
+        f"stride is {stride}: '{name}' has {' or '.join(map(str, possible))}; set stride={possible[0]}")
 
 # %% ../../nbs/models/25_backbones.ipynb #98f01483
 def build_backbone(
@@ -168,14 +203,19 @@ def param_groups(
     layer_decay:float=1.,     # each layer towards the input learns this much slower, in (0,1]
 )->list[dict]:                # groups for torch.optim, with 'lr', 'base' and 'name'
     "Give each layer of the backbone, and the rest, its learning rate."
-    if not 0 < layer_decay <= 1: raise ValueError(f'layer_decay={layer_decay} must lie in (0, 1]')
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f'layer_decay={layer_decay} must lie in (0, 1]')
     everything = list(model.backbone.parameters())
     layers = backbone_layers(model.backbone) if layer_decay < 1 else [everything]
-    if layer_decay < 1 and len(layers) == 1: raise ValueError(f'layer_decay={layer_decay}: the layers of this backbone are not known; set layer_decay=1')
+    if layer_decay < 1 and len(layers) == 1:
+        raise ValueError(
+            f'layer_decay={layer_decay}: the layers of this backbone are not known; set layer_decay=1')
     known = {id(p) for p in everything}
     parts = {f'backbone.{i}': (layer, lr*layer_decay**(len(layers)-1-i)) for i, layer in enumerate(layers)}
     parts['rest'] = [p for p in model.parameters() if id(p) not in known], lr*lr_multi
-    groups = [dict(params=[p for p in params if p.requires_grad], lr=rate, base=rate, name=name) for name, (params, rate) in parts.items()]
+    groups = [
+        dict(params=[p for p in params if p.requires_grad], lr=rate, base=rate, name=name)
+        for name, (params, rate) in parts.items()]
     return [group for group in groups if group['params']]
 
 # %% ../../nbs/models/25_backbones.ipynb #8c695301
@@ -185,11 +225,16 @@ def _flat(key):
 
 def _match(own, state):
     "What of `state` fits `own`: tensors under own's names, and the report."
-    theirs, names = {_flat(k): k for k in state}, {_flat(k): k for k in own}
-    fits = {k: state[theirs[f]] for f, k in names.items() if f in theirs and state[theirs[f]].shape == own[k].shape}
+    theirs = {_flat(k): k for k in state}
+    names = {_flat(k): k for k in own}
+    fits = {
+        k: state[theirs[f]]
+        for f, k in names.items()
+        if f in theirs and state[theirs[f]].shape == own[k].shape}
     missing = tuple(k for f, k in names.items() if f not in theirs and not k.endswith('num_batches_tracked'))
     mismatched = tuple(k for f, k in names.items() if f in theirs and k not in fits)
-    return fits, WeightReport(tuple(fits), missing, tuple(k for f, k in theirs.items() if f not in names), mismatched, ())
+    return fits, WeightReport(
+        tuple(fits), missing, tuple(k for f, k in theirs.items() if f not in names), mismatched, ())
 
 # %% ../../nbs/models/25_backbones.ipynb #09d56672
 def efficientnet_keys(
@@ -198,16 +243,25 @@ def efficientnet_keys(
 )->dict:        # the same tensors under timm's names
     "Rename the weights of an EfficientNet from the layout that counts blocks through."
     places = list(dict.fromkeys(m[1] for k in own if (m := re.search(r'(blocks\.\d+\.\d+)\.', k))))
-    tail = {'_conv_stem': 'conv_stem', '_bn0': 'bn1', '_conv_head': 'conv_head', '_bn1': 'bn2', '_fc': 'classifier'}
+    tail = {
+        '_conv_stem': 'conv_stem', '_bn0': 'bn1', '_conv_head': 'conv_head', '_bn1': 'bn2',
+        '_fc': 'classifier'}
     inner = {'_depthwise_conv': 'conv_dw', '_se_reduce': 'se.conv_reduce', '_se_expand': 'se.conv_expand'}
-    wide = inner | {'_expand_conv': 'conv_pw', '_bn0': 'bn1', '_bn1': 'bn2', '_project_conv': 'conv_pwl', '_bn2': 'bn3'}
+    wide = inner | {
+        '_expand_conv': 'conv_pw', '_bn0': 'bn1', '_bn1': 'bn2', '_project_conv': 'conv_pwl', '_bn2': 'bn3'}
     slim = inner | {'_bn1': 'bn1', '_project_conv': 'conv_pw', '_bn2': 'bn2'}
     def rename(key):
         head, *rest = key.split('.')
-        if head != '_blocks': return '.'.join([tail.get(head, head), *rest])
+        if head != '_blocks':
+            return '.'.join([tail.get(head, head), *rest])
         number, part, value = rest
-        if int(number) >= len(places): return key
-        return '.'.join([places[int(number)], (wide if f'_blocks.{number}._expand_conv.weight' in state else slim).get(part, part), value])
+        if int(number) >= len(places):
+            return key
+        return '.'.join(
+            [
+                places[int(number)],
+                (wide if f'_blocks.{number}._expand_conv.weight' in state else slim).get(part, part), value]
+        )
     return {rename(k): v for k, v in state.items()}
 
 # %% ../../nbs/models/25_backbones.ipynb #eba3aad8
@@ -218,15 +272,24 @@ def load_timm(
     "Load what fits of a timm network's weights."
     source = 'given as a dict' if isinstance(weights, dict) else weights
     state = weights if isinstance(weights, dict) else read_tensors(weights)
-    state = next((state[n] for n in ('state_dict', 'model') if isinstance(state.get(n), dict)), state) if isinstance(state, dict) else {}
-    state, own = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if isinstance(v, Tensor)}, backbone.net.state_dict()
-    if any(k.startswith('_blocks.') for k in state): state = efficientnet_keys(state, own)
+    state = (
+        next((state[n] for n in ('state_dict', 'model') if isinstance(state.get(n), dict)), state)
+        if isinstance(state, dict)
+        else {})
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if isinstance(v, Tensor)}
+    own = backbone.net.state_dict()
+    if any(k.startswith('_blocks.') for k in state):
+        state = efficientnet_keys(state, own)
     convert = getattr(sys.modules[type(backbone.net).__module__], 'checkpoint_filter_fn', None)
-    if isinstance(backbone, PatchBackbone) and convert and 'pos_embed' in state: state = convert(state, backbone.net)
+    if isinstance(backbone, PatchBackbone) and convert and 'pos_embed' in state:
+        state = convert(state, backbone.net)
     fits, report = _match(own, state)
     report = report._replace(share=loaded_share(backbone.net, fits))
     if 2*len(fits) < len([k for k in own if not k.endswith('num_batches_tracked')]):
-        raise ValueError(f'weights {source}: only {len(fits)} of {len(own)} tensors fit this backbone ({lacking_text(report)}); give weights of the same network')
+        raise ValueError(
+            f'weights {source}: only {len(fits)} of {len(own)} tensors fit this backbone '
+            f'({lacking_text(report)}); give weights of the same network'
+        )
     backbone.net.load_state_dict(fits, strict=False)
     return report
 
@@ -237,14 +300,22 @@ def timm_weights(
     "Download the published weights of a timm network (kept in its own cache)."
     short = timm_name(name)
     if not _timm().list_pretrained(short) and not _timm().list_pretrained(f'{short}.*'):
-        raise ValueError(f"weights 'timm': none are published for '{name}'; give a file with weights=PATH, or choose another")
+        raise ValueError(
+            f"weights 'timm': none are published for '{name}'; give a file with weights=PATH, or choose "
+            "another"
+        )
     log = logging.getLogger('huggingface_hub')
     level = log.level
     log.setLevel(logging.CRITICAL)  # it would tell of every attempt
-    try: return _timm().create_model(short, pretrained=True).state_dict()
+    try:
+        return _timm().create_model(short, pretrained=True).state_dict()
     except Exception as e:
-        raise ValueError(f'cannot download the weights of {name} ({type(e).__name__}): offline? give a file with weights=PATH') from None
-    finally: log.setLevel(level)
+        raise ValueError(
+            f'cannot download the weights of {name} ({type(e).__name__}): offline? give a file with '
+            'weights=PATH'
+        ) from None
+    finally:
+        log.setLevel(level)
 
 # %% ../../nbs/models/25_backbones.ipynb #c3d4e5a1
 def refuse_partial(
@@ -257,7 +328,8 @@ def refuse_partial(
     lacking = {*report.missing, *report.mismatched}
     first = next((k for k, p in net.named_parameters() if p.ndim == 4), None)
     share = min(report.share or 0., len(report.loaded)/max(len(report.loaded) + len(lacking), 1))
-    if share >= least and first not in lacking: return
+    if share >= least and first not in lacking:
+        return
     blind = f'; the first convolution ({first}) is open' if first in lacking else ''
     raise ValueError(f'weights {source}: {lacking_text(report)}{blind}; give weights of the same network, '
                      'or set allow_partial=True to start the rest at random')
@@ -272,12 +344,18 @@ def load_pretrained(
     "Load the weights that a run names into its backbone."
     is_timm = not isinstance(backbone, ResNet)
     if weights == ('torchvision' if is_timm else 'timm'):
-        raise ValueError(f"weights='{weights}' are not made for {name}: use weights='{'timm' if is_timm else 'torchvision'}' or weights=PATH")
+        raise ValueError(
+            f"weights='{weights}' are not made for {name}: use "
+            f"weights='{'timm' if is_timm else 'torchvision'}' or weights=PATH"
+        )
     source = 'given as a dict' if isinstance(weights, dict) else weights
-    if weights == 'torchvision': weights = torchvision_weights(name)
-    if weights == 'timm': weights = timm_weights(name)
+    if weights == 'torchvision':
+        weights = torchvision_weights(name)
+    if weights == 'timm':
+        weights = timm_weights(name)
     report = (load_timm if is_timm else load_backbone)(backbone, weights)
-    if not partial: refuse_partial(backbone.net if is_timm else backbone, report, source)
+    if not partial:
+        refuse_partial(backbone.net if is_timm else backbone, report, source)
     return report
 
 # %% ../../nbs/models/25_backbones.ipynb #bb97633b

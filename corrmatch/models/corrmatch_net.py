@@ -18,7 +18,8 @@ class CorrelationHead(nn.Module):
         dim:int,        # channels of the features
         n_classes:int): # k, length of query and key
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(dim, n_classes, 1), nn.Conv2d(dim, n_classes, 1)
+        self.conv1 = nn.Conv2d(dim, n_classes, 1)
+        self.conv2 = nn.Conv2d(dim, n_classes, 1)
     def forward(self, feats):
         "Return f1 and f2, both (b,k,h,w), of feats (b,dim,h,w)."
         return self.conv1(feats), self.conv2(feats)
@@ -35,16 +36,24 @@ class CorrMatchNet(DeepLabV3Plus):
         norm:str='batch',      # 'batch' or 'group'
         transposed:bool=False):# see spread_pixels
         super().__init__(backbone, n_classes, dim, low_dim, rates, norm)
-        self.corr, self.transposed = CorrelationHead(dim, n_classes), transposed
+        self.corr = CorrelationHead(dim, n_classes)
+        self.transposed = transposed
         project = nn.Conv2d(backbone.channels[-1], dim, 3, padding=1)
         self.proj = nn.Sequential(project, make_norm(norm, dim), nn.ReLU(), nn.Dropout2d(0.1))
     def forward(self, image, perturb=False, part=slice(None), generator=None, keys=None, correlate=True):
         "Return a SegOutput at the size of image (b,3,h,w); correlate=True adds `logits_corr`, `f1` and `f2`."
         seg = super().forward(image, perturb, part, generator, keys)
-        if not correlate: return seg
+        if not correlate:
+            return seg
         *projection, dropout = self.proj
         feats = nn.Sequential(*projection)(seg.feats)
         keyed = keys is not None and self.training  # channels chosen by the picture's key, see drop_channels
         kept = drop_channels(feats, dropout.p, keys=keys, stream=2) if keyed else dropout(feats)
-        with torch.autocast(image.device.type, enabled=False): f1, f2 = self.corr(at_least_float32(kept))
-        return seg._replace(logits_corr=propagate_logits(f1, f2, seg.logits, transposed=self.transposed, spread=spread_pixels), f1=f1, f2=f2)
+        with torch.autocast(image.device.type, enabled=False):
+            f1, f2 = self.corr(at_least_float32(kept))
+        return seg._replace(
+            logits_corr=propagate_logits(
+                f1, f2, seg.logits, transposed=self.transposed, spread=spread_pixels),
+            f1=f1,
+            f2=f2,
+        )

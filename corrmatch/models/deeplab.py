@@ -34,8 +34,13 @@ def stage_plan(
 )->list[tuple]:      # for each of the 4 stages (stride, dilation of the layer that had it, of all layers after it)
     "Trade the strides that would exceed the output stride for dilation."
     if stride not in (4, 8, 16, 32) or not stem_stride <= stride <= stem_stride*8:
-        raise ValueError(f'output stride is {stride}: with this stem it must be one of {[s for s in (4, 8, 16, 32) if stem_stride <= s <= stem_stride*8]}')
-    plan, now, dilation = [(1, 1, 1)], stem_stride, 1
+        raise ValueError(
+            f'output stride is {stride}: with this stem it must be one of '
+            f'{[s for s in (4, 8, 16, 32) if stem_stride <= s <= stem_stride * 8]}'
+        )
+    plan = [(1, 1, 1)]
+    now = stem_stride
+    dilation = 1
     for _ in range(3):
         before, step = dilation, 2 if now < stride else 1
         now, dilation = now*step, dilation*2//step
@@ -48,8 +53,10 @@ def make_norm(
     channels:int, # how many channels it normalises
 )->nn.Module:     # BatchNorm2d, or GroupNorm with at most 8 groups of at least 2 channels
     "Make a normalisation layer."
-    if kind == 'batch': return nn.BatchNorm2d(channels)
-    if kind == 'group': return nn.GroupNorm(math.gcd(16, channels)//2 or 1, channels)
+    if kind == 'batch':
+        return nn.BatchNorm2d(channels)
+    if kind == 'group':
+        return nn.GroupNorm(math.gcd(16, channels)//2 or 1, channels)
     raise ValueError(f"norm is {kind!r}: use 'batch' or 'group'")
 
 # %% ../../nbs/models/24_deeplab.ipynb #f661dffb
@@ -63,10 +70,13 @@ class BasicBlock(nn.Module):
     expansion = 1
     def __init__(self, d_in, d, stride=1, dilation=1, after=1, norm='batch'):
         super().__init__()
-        self.conv1, self.bn1 = _conv(d_in, d, 3, stride, dilation), make_norm(norm, d)
-        self.conv2, self.bn2 = _conv(d, d, 3, 1, after), make_norm(norm, d)
+        self.conv1 = _conv(d_in, d, 3, stride, dilation)
+        self.bn1 = make_norm(norm, d)
+        self.conv2 = _conv(d, d, 3, 1, after)
+        self.bn2 = make_norm(norm, d)
         self.relu, self.downsample = nn.ReLU(inplace=True), None
-        if stride != 1 or d_in != d: self.downsample = nn.Sequential(_conv(d_in, d, 1, stride), make_norm(norm, d))
+        if stride != 1 or d_in != d:
+            self.downsample = nn.Sequential(_conv(d_in, d, 1, stride), make_norm(norm, d))
     def forward(self, x):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
@@ -79,11 +89,15 @@ class Bottleneck(nn.Module):
     def __init__(self, d_in, d, stride=1, dilation=1, after=1, norm='batch'):
         super().__init__()
         d_out = d*self.expansion
-        self.conv1, self.bn1 = _conv(d_in, d, 1), make_norm(norm, d)
-        self.conv2, self.bn2 = _conv(d, d, 3, stride, dilation), make_norm(norm, d)
-        self.conv3, self.bn3 = _conv(d, d_out, 1), make_norm(norm, d_out)
+        self.conv1 = _conv(d_in, d, 1)
+        self.bn1 = make_norm(norm, d)
+        self.conv2 = _conv(d, d, 3, stride, dilation)
+        self.bn2 = make_norm(norm, d)
+        self.conv3 = _conv(d, d_out, 1)
+        self.bn3 = make_norm(norm, d_out)
         self.relu, self.downsample = nn.ReLU(inplace=True), None
-        if stride != 1 or d_in != d_out: self.downsample = nn.Sequential(_conv(d_in, d_out, 1, stride), make_norm(norm, d_out))
+        if stride != 1 or d_in != d_out:
+            self.downsample = nn.Sequential(_conv(d_in, d_out, 1, stride), make_norm(norm, d_out))
     def forward(self, x):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
@@ -93,15 +107,20 @@ class Bottleneck(nn.Module):
 # %% ../../nbs/models/24_deeplab.ipynb #49f0b086
 def _stem(kind, width, norm):
     "First convolution(s) and their output channels."
-    if kind == 'torchvision': return nn.Conv2d(3, width, 7, 2, 3, bias=False), width
-    if kind == 'small': return _conv(3, width, 3, 2), width
-    if kind != 'deep': raise ValueError(f"stem is {kind!r}: use 'torchvision', 'deep' or 'small'")
-    return nn.Sequential(_conv(3, width, 3, 2), make_norm(norm, width), nn.ReLU(inplace=True),
-                         _conv(width, width), make_norm(norm, width), nn.ReLU(inplace=True), _conv(width, 2*width)), 2*width
+    if kind == 'torchvision':
+        return nn.Conv2d(3, width, 7, 2, 3, bias=False), width
+    if kind == 'small':
+        return _conv(3, width, 3, 2), width
+    if kind != 'deep':
+        raise ValueError(f"stem is {kind!r}: use 'torchvision', 'deep' or 'small'")
+    return nn.Sequential(
+        _conv(3, width, 3, 2), make_norm(norm, width), nn.ReLU(inplace=True), _conv(width, width),
+        make_norm(norm, width), nn.ReLU(inplace=True), _conv(width, 2 * width)), 2 * width
 
 def _init_weights(module):
     "Normal weights with variance 2/(output channels * kernel area)."
-    if isinstance(module, nn.Conv2d): nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
 # %% ../../nbs/models/24_deeplab.ipynb #d9c699e8
 class ResNet(nn.Module):
@@ -114,7 +133,8 @@ class ResNet(nn.Module):
         stride:int=8,              # output stride: 4, 8, 16 or 32
         norm:str='batch'):         # 'batch' or 'group'
         super().__init__()
-        if block not in ('basic', 'bottleneck'): raise ValueError(f"block is {block!r}: use 'basic' or 'bottleneck'")
+        if block not in ('basic', 'bottleneck'):
+            raise ValueError(f"block is {block!r}: use 'basic' or 'bottleneck'")
         kind = BasicBlock if block == 'basic' else Bottleneck
         self.stride, self.relu = stride, nn.ReLU(inplace=True)
         self.conv1, d = _stem(stem, width, norm)
@@ -122,7 +142,8 @@ class ResNet(nn.Module):
         self.maxpool = nn.Identity() if stem == 'small' else nn.MaxPool2d(3, 2, 1)
         self.channels = [width*2**i*kind.expansion for i in range(len(layers))]
         plan = stage_plan(2 if stem == 'small' else 4, stride)[:len(layers)]
-        if (reached := math.prod([4 if stem != 'small' else 2, *[step for step, *_ in plan]])) != stride: raise ValueError(f'output stride is {stride}: these stages end at {reached}')
+        if (reached := math.prod([4 if stem != 'small' else 2, *[step for step, *_ in plan]])) != stride:
+            raise ValueError(f'output stride is {stride}: these stages end at {reached}')
         for i,(step,first,rest) in enumerate(plan):
             opening = kind(d, width*2**i, step, first, rest, norm)
             others = [kind(self.channels[i], width*2**i, 1, rest, rest, norm) for _ in range(layers[i]-1)]
@@ -131,7 +152,8 @@ class ResNet(nn.Module):
         self.apply(_init_weights)
     def forward(self, image):
         maps = [self.maxpool(self.relu(self.bn1(self.conv1(image))))]
-        for i in range(len(self.channels)): maps.append(getattr(self, f'layer{i+1}')(maps[-1]))
+        for i in range(len(self.channels)):
+            maps.append(getattr(self, f'layer{i+1}')(maps[-1]))
         return maps[1:]
 
 # %% ../../nbs/models/24_deeplab.ipynb #33b23bf2
@@ -141,15 +163,23 @@ def make_backbone(
     norm:str='batch',         # 'batch' or 'group'
 )->ResNet:                    # with `.channels` and `.stride`
     "Build a ResNet by name."
-    shapes:dict[str, tuple] = dict(resnet18=('basic', (2, 2, 2, 2)), resnet34=('basic', (3, 4, 6, 3)), resnet50=('bottleneck', (3, 4, 6, 3)),
-                  resnet101=('bottleneck', (3, 4, 23, 3)), toynet=('basic', (1, 1, 1, 1)))
+    shapes: dict[str, tuple] = dict(
+        resnet18=('basic', (2, 2, 2, 2)), resnet34=('basic', (3, 4, 6, 3)),
+        resnet50=('bottleneck', (3, 4, 6, 3)), resnet101=('bottleneck', (3, 4, 23, 3)),
+        toynet=('basic', (1, 1, 1, 1)))
     whole = name.removesuffix('_c3')
-    depth, deep = whole.removesuffix('_deep'), whole in ('resnet50_deep', 'resnet101_deep')
+    depth = whole.removesuffix('_deep')
+    deep = whole in ('resnet50_deep', 'resnet101_deep')
     if depth not in shapes or deep != whole.endswith('_deep'):
-        raise ValueError(f'backbone is {name!r}: use one of {", ".join([*shapes, "resnet50_deep", "resnet101_deep"])}, with _c3 behind it to leave the last stage out')
+        raise ValueError(
+            f'backbone is {name!r}: use one of {", ".join([*shapes, "resnet50_deep", "resnet101_deep"])}, '
+            'with _c3 behind it to leave the last stage out'
+        )
     block, layers = shapes[depth]
-    if whole != name: layers = layers[:3]
-    if whole == 'toynet': return ResNet(block, layers, width=16, stem='small', stride=stride, norm=norm)
+    if whole != name:
+        layers = layers[:3]
+    if whole == 'toynet':
+        return ResNet(block, layers, width=16, stem='small', stride=stride, norm=norm)
     return ResNet(block, layers, stem='deep' if deep else 'torchvision', stride=stride, norm=norm)
 
 # %% ../../nbs/models/24_deeplab.ipynb #6cb80f64
@@ -163,8 +193,15 @@ class PooledBranch(nn.Module):
         super().__init__()
         self.gap = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_norm_relu(d_in, d_out, 1, 1, norm))
     def forward(self, x):
-        if len(x) == 1 and self.gap[2].training and isinstance(self.gap[2], nn.BatchNorm2d) and not getattr(self.gap[2], 'shared', False):
-            raise ValueError("training on a batch of one: batch norm has one value per channel after pooling; use norm='group' or a batch of 2 or more")
+        if (
+            len(x) == 1
+            and self.gap[2].training
+            and isinstance(self.gap[2], nn.BatchNorm2d)
+            and not getattr(self.gap[2], 'shared', False)):
+            raise ValueError(
+                "training on a batch of one: batch norm has one value per channel after pooling; use "
+                "norm='group' or a batch of 2 or more"
+            )
         return self.gap(x).expand(-1, -1, *x.shape[-2:])
 
 # %% ../../nbs/models/24_deeplab.ipynb #1f018fcf
@@ -177,7 +214,8 @@ class ASPP(nn.Module):
         norm:str='batch'):   # 'batch' or 'group'
         super().__init__()
         self.b0 = nn.Sequential(*_conv_norm_relu(d_in, dim, 1, 1, norm))
-        self.b1, self.b2, self.b3 = [nn.Sequential(*_conv_norm_relu(d_in, dim, 3, rate, norm)) for rate in rates]
+        self.b1, self.b2, self.b3 = [
+            nn.Sequential(*_conv_norm_relu(d_in, dim, 3, rate, norm)) for rate in rates]
         self.b4 = PooledBranch(d_in, dim, norm)
         self.project = nn.Sequential(*_conv_norm_relu(5*dim, dim, 1, 1, norm))
     def forward(self, c4):
@@ -193,7 +231,8 @@ def keep_channels(
     "Choose channels by a hash of key, stream and channel."
     x = keys[:, None] + (torch.arange(n, device=keys.device) + 2**20*stream + 1)*-7046029254386353131
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
-        x = (x ^ ((x >> shift) & (2**(64-shift)-1)))*factor  # >> copies the sign, so the copies are masked out
+        # >> copies the sign, so the copies are masked out
+        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
     return (x & (2**53-1)) >= int(p*2**53)
 
 # %% ../../nbs/models/24_deeplab.ipynb #4dd7c3b0
@@ -205,9 +244,12 @@ def drop_channels(
     stream:int=0,                        # of the keys
 )->Tensor:                               # (b,d,h,w) whole channels dropped, the rest times 1/(1-p)
     "Drop whole feature channels at random, each image on its own, in training and evaluation alike."
-    if not 0 <= p < 1: raise ValueError(f'p is {p}: must be in [0, 1)')
-    if keys is not None: keep = keep_channels(keys, feats.shape[1], p, stream)
-    else: keep = torch.rand(feats.shape[:2], generator=generator, device=feats.device) >= p
+    if not 0 <= p < 1:
+        raise ValueError(f'p is {p}: must be in [0, 1)')
+    if keys is not None:
+        keep = keep_channels(keys, feats.shape[1], p, stream)
+    else:
+        keep = torch.rand(feats.shape[:2], generator=generator, device=feats.device) >= p
     return feats*(keep.to(feats.dtype)/(1-p))[..., None, None]
 
 # %% ../../nbs/models/24_deeplab.ipynb #06d7baaa
@@ -225,14 +267,20 @@ class DeepLabV3Plus(nn.Module):
         self.backbone, self.n_classes = backbone, n_classes
         self.head = ASPP(c4, dim, rates or [n*96//backbone.stride for n in (1, 2, 3)], norm)
         self.reduce = nn.Sequential(*_conv_norm_relu(c1, low_dim, 1, 1, norm))
-        self.fuse = nn.Sequential(*_conv_norm_relu(dim+low_dim, dim, 3, 1, norm), *_conv_norm_relu(dim, dim, 3, 1, norm))
+        self.fuse = nn.Sequential(
+            *_conv_norm_relu(dim + low_dim, dim, 3, 1, norm), *_conv_norm_relu(dim, dim, 3, 1, norm))
         self.classifier = nn.Conv2d(dim, n_classes, 1)
     def train(self, mode=True):
         "Switch to training or evaluation; a backbone, or a batch norm of it, with nothing to train stays in evaluation."
         super().train(mode)
-        if not any(p.requires_grad for p in self.backbone.parameters()): self.backbone.eval()
+        if not any(p.requires_grad for p in self.backbone.parameters()):
+            self.backbone.eval()
         for layer in self.backbone.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.affine and not layer.weight.requires_grad: layer.eval()
+            if (
+                isinstance(layer, nn.modules.batchnorm._BatchNorm)
+                and layer.affine
+                and not layer.weight.requires_grad):
+                layer.eval()
         return self
     def features(self, image):
         "Return c1 (b,d,h/4,w/4) and c4 (b,d',h',w') of image (b,3,h,w)."
@@ -245,15 +293,20 @@ class DeepLabV3Plus(nn.Module):
     def decode_perturbed(self, c1, c4, part=slice(None), generator=None, keys=None):
         "Return the logits of the features and those of channel-dropped copies of `part`, decoded as one batch."
         keys = None if keys is None else keys[part]
-        both = [torch.cat([c, drop_channels(c[part], .5, generator, keys, stream)]) for stream, c in enumerate((c1, c4))]
+        both = [
+            torch.cat([c, drop_channels(c[part], 0.5, generator, keys, stream)])
+            for stream, c in enumerate((c1, c4))]
         low = self.decode(*both)
         return low[:len(c1)], low[len(c1):]
     def forward(self, image, perturb=False, part=slice(None), generator=None, keys=None):
         "Return a SegOutput at the size of image (b,3,h,w); perturb=True adds `logits_fp`, of the images in `part`."
         c1, c4 = self.features(image)
-        low, low_fp = self.decode_perturbed(c1, c4, part, generator, keys) if perturb else (self.decode(c1, c4), None)
+        low, low_fp = (
+            self.decode_perturbed(c1, c4, part, generator, keys) if perturb else (self.decode(c1, c4), None))
         size = image.shape[-2:]
-        return SegOutput(resize(at_least_float32(low), size), None if low_fp is None else resize(at_least_float32(low_fp), size), c4)
+        return SegOutput(
+            resize(at_least_float32(low), size),
+            None if low_fp is None else resize(at_least_float32(low_fp), size), c4)
     def predict_logits(self, image):
         "Return logits (b,k,h,w) of image (b,3,h,w) and nothing that only training reads."
         return resize(at_least_float32(self.decode(*self.features(image))), image.shape[-2:])
@@ -269,18 +322,28 @@ class WeightReport(NamedTuple):
     share: float|None = None # of the backbone's parameters that were loaded, 0..1; None: not counted
     def headline(self):
         "Say how much was loaded; a share below 100 % is never rounded up to it."
-        n, lacking = len(self.loaded), len(self.missing) + len(self.mismatched)
-        if self.share is None: return f'loaded {n} tensors'
-        if not lacking: return f'loaded {n} tensors (100 % of the backbone)'
+        n = len(self.loaded)
+        lacking = len(self.missing) + len(self.mismatched)
+        if self.share is None:
+            return f'loaded {n} tensors'
+        if not lacking:
+            return f'loaded {n} tensors (100 % of the backbone)'
         percent = math.floor(1000*self.share)/10
         return f"loaded {n} of {n+lacking} tensors, {percent} % of the backbone's parameters"
     def __repr__(self):
         "Say it in at most three lines."
         def some(keys): return f'{len(keys)} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
         lines = [self.headline()]
-        left = [f'{name} {some(keys)}' for name,keys in zip(('missing', 'mismatched', 'ignored'), (self.missing, self.mismatched, self.unexpected)) if keys]
-        if left: lines.append('; '.join(left))
-        if self.zeroed: lines.append(f'start as their pretrained shortcut: {", ".join(self.zeroed)}')
+        left = [
+            f'{name} {some(keys)}'
+            for name, keys in zip(
+                ('missing', 'mismatched', 'ignored'), (self.missing, self.mismatched, self.unexpected))
+            if keys
+        ]
+        if left:
+            lines.append('; '.join(left))
+        if self.zeroed:
+            lines.append(f'start as their pretrained shortcut: {", ".join(self.zeroed)}')
         return '\n'.join(lines)
 
 # %% ../../nbs/models/24_deeplab.ipynb #18dcbfc9
@@ -288,33 +351,59 @@ def read_tensors(
     path, # of a .safetensors file, or of one written by torch.save
 )->dict:  # whatever torch.save was given; of safetensors the tensors by name
     "Open a file of weights without running anything in it; a ValueError names file and remedy."
-    if not Path(path).is_file(): raise ValueError(f'weights {path}: no such file; give the path of a state dict (.pth or .safetensors)')
+    if not Path(path).is_file():
+        raise ValueError(
+            f'weights {path}: no such file; give the path of a state dict (.pth or .safetensors)')
     try:
-        if Path(path).suffix == '.safetensors': return _safetensors().load_file(path)
-        with torch.serialization.safe_globals(_numpy_numbers()): return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError: raise ValueError(f'weights {path}: not a file of plain tensors, so not opened; save model.state_dict() with torch.save') from None
-    except ImportError: raise
-    except Exception as e: raise ValueError(f'weights {path}: cannot be read ({(str(e) or type(e).__name__).splitlines()[0]}); copy or download it again') from None
+        if Path(path).suffix == '.safetensors':
+            return _safetensors().load_file(path)
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f'weights {path}: not a file of plain tensors, so not opened; save model.state_dict() with '
+            'torch.save'
+        ) from None
+    except ImportError:
+        raise
+    except Exception as e:
+        raise ValueError(
+            f'weights {path}: cannot be read ({(str(e) or type(e).__name__).splitlines()[0]}); copy or '
+            'download it again'
+        ) from None
 
 def _safetensors():
     "The part of safetensors that speaks torch."
-    try: import safetensors.torch as module
-    except ImportError: raise ImportError('safetensors is not installed: pip install corrmatch-seg[safetensors], or use a .pth file') from None
+    try:
+        import safetensors.torch as module
+    except ImportError:
+        raise ImportError(
+            'safetensors is not installed: pip install corrmatch-seg[safetensors], or use a .pth file'
+        ) from None
     return module
 
 def _numpy_numbers():
     "What a pickled NumPy number consists of, under its old and its new name."
     scalar = np._core.multiarray.scalar
-    return [(scalar, 'numpy.core.multiarray.scalar'), (scalar, 'numpy._core.multiarray.scalar'), np.dtype, *{type(np.dtype(t)) for t in 'fdilq'}]
+    return [
+        (scalar, 'numpy.core.multiarray.scalar'),
+        (scalar, 'numpy._core.multiarray.scalar'),
+        np.dtype,
+        *{type(np.dtype(t)) for t in 'fdilq'},
+    ]
 
 # %% ../../nbs/models/24_deeplab.ipynb #40e09c38
 def _backbone_keys(state, source, own):
     "Unwrap a checkpoint and strip from its keys what stands before the backbone's own names, such as `module.` or `backbone.body.`."
-    if isinstance(state, dict): state = next((state[n] for n in ('state_dict', 'model') if isinstance(state.get(n), dict)), state)
-    if not isinstance(state, dict): raise ValueError(f'weights {source}: holds no state dict; save model.state_dict() with torch.save')
-    state = {str(k): v.float() if v.is_floating_point() else v for k, v in state.items() if isinstance(v, Tensor)}
+    if isinstance(state, dict):
+        state = next((state[n] for n in ('state_dict', 'model') if isinstance(state.get(n), dict)), state)
+    if not isinstance(state, dict):
+        raise ValueError(f'weights {source}: holds no state dict; save model.state_dict() with torch.save')
+    state = {
+        str(k): v.float() if v.is_floating_point() else v for k, v in state.items() if isinstance(v, Tensor)}
     convolutions = [k for k, v in own.items() if v.ndim == 4]
-    starts = dict.fromkeys(k.removesuffix(name) for name in convolutions for k in state if k == name or k.endswith(f'.{name}'))
+    starts = dict.fromkeys(
+        k.removesuffix(name) for name in convolutions for k in state if k == name or k.endswith(f'.{name}'))
     start = max(starts, key=lambda start: sum(start + name in state for name in convolutions), default='')
     below = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
     return below | {k: v for k, v in state.items() if not k.startswith(start) and k not in own}
@@ -324,7 +413,10 @@ def _backbone_keys(state, source, own):
 def _zero_open_blocks(backbone, missing):
     "Zero the last norm of blocks whose convolutions are missing but whose shortcut is not; return their names."
     blocks = {name: m for name,m in backbone.named_modules() if isinstance(m, (BasicBlock, Bottleneck))}
-    zeroed = [name for name in blocks if f'{name}.conv2.weight' in missing and f'{name}.downsample.0.weight' not in missing]
+    zeroed = [
+        name
+        for name in blocks
+        if f'{name}.conv2.weight' in missing and f'{name}.downsample.0.weight' not in missing]
     for name in zeroed:
         block = blocks[name]
         nn.init.zeros_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)
@@ -342,7 +434,8 @@ def lacking_text(
     report:WeightReport, # of a file that lacks something
 )->str:
     "Say what was loaded, and name a tensor that was not."
-    example = f'{report.missing[0]} is missing' if report.missing else f'{report.mismatched[0]} has another shape'
+    example = (
+        f'{report.missing[0]} is missing' if report.missing else f'{report.mismatched[0]} has another shape')
     return f'{report.headline()}; {example}' if report.missing or report.mismatched else report.headline()
 
 # %% ../../nbs/models/24_deeplab.ipynb #5a495879
@@ -358,9 +451,14 @@ def load_backbone(
     n_fit, n_own = [sum(v.ndim == 4 for v in tensors.values()) for tensors in (fits, own)]
     missing = tuple(k for k in own if k not in state and not k.endswith('num_batches_tracked'))
     mismatched = tuple(k for k in state if k in own and k not in fits)
-    report = WeightReport(tuple(fits), missing, tuple(k for k in state if k not in own), mismatched, (), loaded_share(backbone, fits))
+    report = WeightReport(
+        tuple(fits), missing, tuple(k for k in state if k not in own), mismatched, (),
+        loaded_share(backbone, fits))
     if 2*n_fit < n_own:
-        raise ValueError(f'weights {source}: only {n_fit} of {n_own} convolutions fit this backbone ({lacking_text(report)}); give weights of the same ResNet')
+        raise ValueError(
+            f'weights {source}: only {n_fit} of {n_own} convolutions fit this backbone '
+            f'({lacking_text(report)}); give weights of the same ResNet'
+        )
     backbone.load_state_dict(fits, strict=False)
     return report._replace(zeroed=_zero_open_blocks(backbone, missing + mismatched))
 
@@ -372,9 +470,16 @@ def torchvision_weights(
     "Download torchvision's published ImageNet weights (kept in torch's own cache)."
     name = name.removesuffix('_c3')
     if name not in ('resnet18', 'resnet34', 'resnet50', 'resnet101'):
-        raise ValueError(f'no torchvision weights for {name!r}: use resnet18, resnet34, resnet50 or resnet101, or weights=PATH')
+        raise ValueError(
+            f'no torchvision weights for {name!r}: use resnet18, resnet34, resnet50 or resnet101, or '
+            'weights=PATH'
+        )
     from torchvision.models import get_weight
     prefix = name.replace('resnet', 'ResNet')
-    try: return get_weight(f'{prefix}_Weights.{version}').get_state_dict(progress=False, check_hash=True)
+    try:
+        return get_weight(f'{prefix}_Weights.{version}').get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as e:
-        raise ValueError(f'cannot download the weights of {name} ({type(e).__name__}): offline? give a file with weights=PATH') from None
+        raise ValueError(
+            f'cannot download the weights of {name} ({type(e).__name__}): offline? give a file with '
+            'weights=PATH'
+        ) from None

@@ -69,7 +69,9 @@ class Datasets:
 
 def _toy_sources(config):
     "Scenes of the generated world; each seed of a run has its own training scenes, all share the validation scenes."
-    first, n_x, n_u = 10_000*(config.seed+1), config.toy_labeled, config.toy_unlabeled
+    first = 10_000*(config.seed+1)
+    n_x = config.toy_labeled
+    n_u = config.toy_unlabeled
     def scenes(start, n):
         images, masks = toy_arrays(range(start, start+n), config.crop, n_classes=config.n_classes)
         return ArraySource(images, masks, [f'scene_{i}' for i in range(start, start+n)])
@@ -82,18 +84,36 @@ def make_datasets(
     only_val=False, # leave the training sets closed, as scoring does
 )->Datasets:
     "Open the data of a run; raise DataError when a folder, a list or a file is missing."
-    if only_val: config = replace(config, labeled=config.val, unlabeled='', toy_unlabeled=0, w_s=0., w_s_corr=0., w_w_corr=0., w_kl=0., w_fp=0.)
+    if only_val:
+        config = replace(
+            config, labeled=config.val, unlabeled='', toy_unlabeled=0, w_s=0.0, w_s_corr=0.0, w_w_corr=0.0,
+            w_kl=0.0, w_fp=0.0)
     if uses_unlabeled(config) and not (config.unlabeled if config.data else config.toy_unlabeled):
-        raise DataError(f"method='{config.method}' learns from unlabeled pictures and has none: set {'unlabeled=LIST' if config.data else 'toy_unlabeled=N'}, or method=supervised")
-    if not config.data: return _toy_sources(config)
+        raise DataError(
+            f"method='{config.method}' learns from unlabeled pictures and has none: set "
+            f"{'unlabeled=LIST' if config.data else 'toy_unlabeled=N'}, or method=supervised"
+        )
+    if not config.data:
+        return _toy_sources(config)
     root = Path(config.data)
-    if not root.is_dir(): raise DataError(f"data='{root}': no such folder{'' if root.is_absolute() else f' in {Path.cwd()}'}; give the one that holds the images (--data)")
+    if not root.is_dir():
+        raise DataError(
+            f"data='{root}': no such folder{'' if root.is_absolute() else f' in {Path.cwd()}'}; give the "
+            "one that holds the images (--data)"
+        )
     def pairs(name, masks): return FolderSource(read_split(_list_path(root, name), root, masks))
-    names, colors = read_classes(root) or ([f'class {c}' for c in range(config.n_classes)], palette(config.n_classes, 'pascal'))
+    names, colors = read_classes(root) or (
+        [f'class {c}' for c in range(config.n_classes)], palette(config.n_classes, 'pascal'))
     if len(names) != config.n_classes:
-        raise DataError(f'{root/"classes.txt"}: names {len(names)} classes, but n_classes={config.n_classes}; make them equal')
-    if not config.labeled: raise DataError(f"data='{root}': no labeled list given; set labeled=LIST (one id or IMAGE MASK a line)")
-    unlabeled = open_unlabeled(config.unlabeled, root) if config.unlabeled and uses_unlabeled(config) else None
+        raise DataError(
+            f'{root / "classes.txt"}: names {len(names)} classes, but n_classes={config.n_classes}; make '
+            'them equal'
+        )
+    if not config.labeled:
+        raise DataError(
+            f"data='{root}': no labeled list given; set labeled=LIST (one id or IMAGE MASK a line)")
+    unlabeled = (
+        open_unlabeled(config.unlabeled, root) if config.unlabeled and uses_unlabeled(config) else None)
     return Datasets(pairs(config.labeled, True), unlabeled, pairs(config.val, True), names, colors)
 
 # %% ../../nbs/training/30_builders.ipynb #0ee16e97
@@ -120,11 +140,15 @@ def freeze_backbone(
     norm:bool=False,    # the batch norm layers; ValueError if there are none
 ):
     "Take a backbone, or the batch norm of it, out of training."
-    if whole: backbone.requires_grad_(False)
-    if not norm: return
+    if whole:
+        backbone.requires_grad_(False)
+    if not norm:
+        return
     layers = list(batch_norms(backbone))
-    if not layers: raise ValueError('freeze_norm: the backbone has no batch norm layers; leave it out')
-    for layer in layers: layer.requires_grad_(False)
+    if not layers:
+        raise ValueError('freeze_norm: the backbone has no batch norm layers; leave it out')
+    for layer in layers:
+        layer.requires_grad_(False)
 
 # %% ../../nbs/training/30_builders.ipynb #ca3528da
 def make_model(
@@ -138,9 +162,17 @@ def make_model(
     options = dict(transposed=config.transposed) if kind is CorrMatchNet else {}
     model = kind(backbone, config.n_classes, config.dim, config.low_dim, rates, norm=config.norm, **options)
     freeze_backbone(model.backbone, config.freeze, config.freeze_norm)
-    if not config.weights: return model, 'backbone: random weights' + (', while published scores start from ImageNet weights: give weights=FILE' if config.backbone != 'toynet' else '')
+    if not config.weights:
+        return model, 'backbone: random weights' + (
+            ', while published scores start from ImageNet weights: give weights=FILE'
+            if config.backbone != 'toynet'
+            else '')
     weights = toy_weights() if config.weights == 'toy' else config.weights
-    return model, f'backbone weights {config.weights}: {load_pretrained(backbone, config.backbone, weights, config.allow_partial)}'
+    return (
+        model,
+        f'backbone weights {config.weights}: '
+        f'{load_pretrained(backbone, config.backbone, weights, config.allow_partial)}',
+    )
 
 def toy_weights():
     "Path of the small backbone that comes with the package."
@@ -150,7 +182,13 @@ def uses_correlation(
     config:Config, # its w_*, regions and teacher_* fields
 )->bool:
     "Does any term or the regions need a correlation map?"
-    return bool(config.regions or config.w_x_corr or config.w_s_corr or config.w_w_corr or config.teacher_pixel or config.teacher_cross)
+    return bool(
+        config.regions
+        or config.w_x_corr
+        or config.w_s_corr
+        or config.w_w_corr
+        or config.teacher_pixel
+        or config.teacher_cross)
 
 # %% ../../nbs/training/30_builders.ipynb #e895b1cd
 def make_optimizer(
@@ -167,7 +205,8 @@ def set_lr(
     total_steps:int,                 # of the run
 ):
     "Put the rate of a step in force."
-    for group in optimizer.param_groups: group['lr'] = lr_in_force(group['base'], step, total_steps)
+    for group in optimizer.param_groups:
+        group['lr'] = lr_in_force(group['base'], step, total_steps)
 
 # %% ../../nbs/training/30_builders.ipynb #d7421fb7
 def make_variants(
@@ -181,7 +220,8 @@ def make_threshold(
     config:Config,    # threshold, tau, momentum_tau, n_classes
 )->DynamicThreshold|FixedThreshold: # has .tau and .update(confidence, label, valid)
     "The confidence threshold of a run."
-    if config.threshold == 'fixed': return FixedThreshold(config.tau)
+    if config.threshold == 'fixed':
+        return FixedThreshold(config.tau)
     kind = ClassThresholds if config.threshold == 'per_class' else DynamicThreshold
     return kind(config.tau, config.momentum_tau, config.n_classes)
 
@@ -192,23 +232,30 @@ def make_batches(
 )->StepBatches:       # item `step` is that step's batch
     "The batches of a run; hidden masks come along where there are some, for measuring only."
     unlabeled = sources.unlabeled if uses_unlabeled(config) else None
-    labeled = CachedSource(sources.labeled, config.cache) if config.data and config.cache else sources.labeled  # few, and read again and again
-    return StepBatches(labeled, unlabeled, config.crop, config.batch_x, config.batch_u, config.seed,
-                       (config.scale_min, config.scale_max), config.strong_views, config.cutmix, dict(jitter_options(config.jitter), sigma_max=config.blur),
-                       with_hidden=unlabeled is not None and unlabeled.has_mask(0), fast=config.fast_views,
-                       device_strong=config.strong_on_device)
+    # few, and read again and again
+    labeled = CachedSource(sources.labeled, config.cache) if config.data and config.cache else sources.labeled
+    return StepBatches(
+        labeled, unlabeled, config.crop, config.batch_x, config.batch_u, config.seed,
+        (config.scale_min, config.scale_max), config.strong_views, config.cutmix,
+        dict(jitter_options(config.jitter), sigma_max=config.blur),
+        with_hidden=unlabeled is not None and unlabeled.has_mask(0), fast=config.fast_views,
+        device_strong=config.strong_on_device)
 
 def total_steps(
     config:Config,    # steps or epochs, batch_u
     sources:Datasets,  # from make_sources
 )->int:
     "Steps of a run: given, or epochs over the unlabeled list, which counts for supervised training too; without one over the labeled."
-    if config.steps: return config.steps
+    if config.steps:
+        return config.steps
     unlabeled = sources.unlabeled
     if unlabeled is None and config.data and config.unlabeled:
-        try: unlabeled = open_unlabeled(config.unlabeled, Path(config.data))
-        except DataError: pass  # a list that only counts may be missing
-    n, batch = (len(unlabeled), config.batch_u) if unlabeled is not None else (len(sources.labeled), config.batch_x)
+        try:
+            unlabeled = open_unlabeled(config.unlabeled, Path(config.data))
+        except DataError:
+            pass  # a list that only counts may be missing
+    n, batch = (
+        (len(unlabeled), config.batch_u) if unlabeled is not None else (len(sources.labeled), config.batch_x))
     return max(1, config.epochs*n//batch)
 
 # %% ../../nbs/training/30_builders.ipynb #75c9594b
@@ -217,7 +264,8 @@ def to_device(
     device:torch.device, # where the network lives
 )->dict:                 # the same keys; pictures normalised, lists untouched
     "Move a batch and normalise its pictures there."
-    moved = add_strong({k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()})
+    moved = add_strong(
+        {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()})
     return {k: normalize(v) if k.startswith('image_') else v for k, v in moved.items()}
 
 # %% ../../nbs/training/30_builders.ipynb #6020ce51
@@ -243,11 +291,18 @@ def pick_precision(
 )->torch.dtype|None:            # for autocast
     "Choose the type of the convolutions."
     device = torch.device(device)
-    if precision not in ('auto', 'fp32', 'bf16'): raise ValueError(f"precision='{precision}': use auto, fp32 or bf16")
-    if precision != 'auto': return torch.bfloat16 if precision == 'bf16' else None
-    if device.type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    if device.type != 'cpu' or model is None or sum(p.numel() for p in model.parameters()) < 5_000_000: return None
-    return torch.bfloat16 if any(getattr(torch.cpu, f'_is_{name}_supported', bool)() for name in ('avx512_bf16', 'amx_tile')) else None
+    if precision not in ('auto', 'fp32', 'bf16'):
+        raise ValueError(f"precision='{precision}': use auto, fp32 or bf16")
+    if precision != 'auto':
+        return torch.bfloat16 if precision == 'bf16' else None
+    if device.type == 'cuda':
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device.type != 'cpu' or model is None or sum(p.numel() for p in model.parameters()) < 5_000_000:
+        return None
+    return (
+        torch.bfloat16
+        if any(getattr(torch.cpu, f'_is_{name}_supported', bool)() for name in ('avx512_bf16', 'amx_tile'))
+        else None)
 
 # %% ../../nbs/training/30_builders.ipynb #ef88dc2a
 def prepare_model(
@@ -259,9 +314,18 @@ def prepare_model(
     model.to(device).to(memory_format=torch.channels_last)
     if config.compile:
         name = os.environ.get('CXX') or ('clang++' if sys.platform == 'darwin' else 'g++')
-        if not shutil.which(name): raise ValueError(f"compile=True needs a C++ compiler and '{name}' is not installed: install one, or set compile=False")
-        if not Path(sysconfig.get_path('include'), 'Python.h').exists(): raise ValueError('compile=True needs the header files of Python (Debian, Ubuntu: the package python3-dev): install them, or set compile=False')
-        for part in (model.backbone, model.head, model.fuse): part.compile()
+        if not shutil.which(name):
+            raise ValueError(
+                f"compile=True needs a C++ compiler and '{name}' is not installed: install one, or set "
+                "compile=False"
+            )
+        if not Path(sysconfig.get_path('include'), 'Python.h').exists():
+            raise ValueError(
+                'compile=True needs the header files of Python (Debian, Ubuntu: the package python3-dev): '
+                'install them, or set compile=False'
+            )
+        for part in (model.backbone, model.head, model.fuse):
+            part.compile()
     return model
 
 # %% ../../nbs/training/30_builders.ipynb #13ce68a3
@@ -288,9 +352,12 @@ def propagate_image(
     was_training = model.training
     out = model.eval()(image[None])
     model.train(was_training)
-    label, keep = pseudo_label(out.logits), confidence(out.logits) >= tau
-    index = draw_positions(out.f1.shape[-2]*out.f1.shape[-1], m, torch.Generator().manual_seed(seed)).to(image.device)
-    shapes = fast_region_maps(correlation_rows(out.f1, out.f2, index), out.f1.shape[-2:], image.shape[-2:], cut)
+    label = pseudo_label(out.logits)
+    keep = confidence(out.logits) >= tau
+    index = draw_positions(out.f1.shape[-2] * out.f1.shape[-1], m, torch.Generator().manual_seed(seed)).to(
+        image.device)
+    shapes = fast_region_maps(
+        correlation_rows(out.f1, out.f2, index), out.f1.shape[-2:], image.shape[-2:], cut)
     label_region, keep_region = fast_propagate_regions(label, keep, shapes, tau)
     maps = (label, keep, pseudo_label(out.logits_corr), label_region, keep_region)
     return Propagated(out.logits, *[m[0].cpu() for m in maps])
@@ -308,18 +375,24 @@ def show_prediction(
 ):                       # Figure
     "Draw image, mask, prediction, and what pixel and region propagation make of it."
     correlated = isinstance(model, CorrMatchNet)
-    titles = ['image', 'mask', 'weak prediction', 'after pixel propagation', 'after region propagation'][:(4 + bool(m)) if correlated else 3]
-    fig, axes = plt.subplots(len(rows), len(titles), figsize=(2*len(titles), 2*len(rows)+.2), squeeze=False, layout='constrained')
+    titles = ['image', 'mask', 'weak prediction', 'after pixel propagation', 'after region propagation'][
+        : (4 + bool(m)) if correlated else 3]
+    fig, axes = plt.subplots(
+        len(rows), len(titles), figsize=(2 * len(titles), 2 * len(rows) + 0.2), squeeze=False,
+        layout='constrained')
     for row, (image, mask) in zip(axes, eval_pairs(source, device, rows)):
         labels = _predicted(model, image, tau, m, cut)
-        show_image(denormalize(image[0]).cpu(), titles[0], row[0]); show_mask(mask[0].cpu(), titles[1], row[1], colors)
-        for ax, title, label in zip(row[2:], titles[2:], labels): show_mask(label, title, ax, colors)
+        show_image(denormalize(image[0]).cpu(), titles[0], row[0])
+        show_mask(mask[0].cpu(), titles[1], row[1], colors)
+        for ax, title, label in zip(row[2:], titles[2:], labels):
+            show_mask(label, title, ax, colors)
     plt.close(fig)
     return fig
 
 def _predicted(model, image, tau, m, cut):
     "Label maps (h,w) to draw beside the mask."
-    if not isinstance(model, CorrMatchNet): return [whole_predict(model.eval(), image)[0].cpu()]
+    if not isinstance(model, CorrMatchNet):
+        return [whole_predict(model.eval(), image)[0].cpu()]
     p = propagate_image(model, image[0], tau, m or 1, cut)
     return [p.label, p.label_pixel, p.label_region]
 
@@ -334,9 +407,12 @@ def eval_pairs(
     group = list[tuple]()
     for i in range(len(source)) if rows is None else rows:
         pair = np.asarray(source.read_image(i)), np.asarray(source.read_mask(i))
-        if group and (len(group) == batch or group[0][1].shape != pair[1].shape): yield _stack(group, device); group = []
+        if group and (len(group) == batch or group[0][1].shape != pair[1].shape):
+            yield _stack(group, device)
+            group = []
         group.append(pair)
-    if group: yield _stack(group, device)
+    if group:
+        yield _stack(group, device)
 
 def _stack(pairs, device):
     "Bytes of several pictures as one normalised batch on the device."

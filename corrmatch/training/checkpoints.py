@@ -32,9 +32,11 @@ def clean_state(
 )->dict:          # name -> tensor, without wrappers and prefixes
     "Find the table of weights in a checkpoint."
     state = saved
-    if isinstance(state, dict): state = next((state[n] for n in ('model', 'state_dict') if isinstance(state.get(n), dict)), state)
+    if isinstance(state, dict):
+        state = next((state[n] for n in ('model', 'state_dict') if isinstance(state.get(n), dict)), state)
     state = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
-    if not state: raise DataError(f'{source}: holds no table of weights; save model.state_dict() with torch.save')
+    if not state:
+        raise DataError(f'{source}: holds no table of weights; save model.state_dict() with torch.save')
     return {re.sub(r'^((module|_orig_mod)\.)+', '', k): v for k, v in state.items()}
 
 # %% ../../nbs/training/31_checkpoints.ipynb #3d5c6dfa
@@ -48,9 +50,17 @@ class StateDiff(NamedTuple):
         return any((self.missing, self.unexpected, self.mismatched))
     def __repr__(self):
         "Say it in one line, at most six names of each kind."
-        shapes = [f'{k}: file {"x".join(map(str, a))}, network {"x".join(map(str, b))}' for k, a, b in self.mismatched]
+        shapes = [
+            f'{k}: file {"x".join(map(str, a))}, network {"x".join(map(str, b))}'
+            for k, a, b in self.mismatched]
         parts = zip(('missing', 'unexpected', 'of another shape'), (self.missing, self.unexpected, shapes))
-        return '; '.join(f'{len(v)} {what} ({", ".join(v[:6])}{", ..." if len(v) > 6 else ""})' for what, v in parts if v) or 'no difference'
+        return (
+            '; '.join(
+                f'{len(v)} {what} ({", ".join(v[:6])}{", ..." if len(v) > 6 else ""})'
+                for what, v in parts
+                if v)
+            or 'no difference'
+        )
 
 # %% ../../nbs/training/31_checkpoints.ipynb #58c12bd6
 def compare_state(
@@ -59,7 +69,10 @@ def compare_state(
 )->StateDiff:
     "List every difference between a table of weights and a network."
     own = clean_state(model.state_dict())
-    shapes = [(k, tuple(state[k].shape), tuple(v.shape)) for k, v in own.items() if k in state and state[k].shape != v.shape]
+    shapes = [
+        (k, tuple(state[k].shape), tuple(v.shape))
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape]
     return StateDiff([k for k in own if k not in state], [k for k in state if k not in own], shapes)
 
 # %% ../../nbs/training/31_checkpoints.ipynb #3186e2d3
@@ -78,13 +91,22 @@ def network_facts(
 )->NetworkFacts:
     "Read off which of the reference's networks a table belongs to."
     if 'classifier.weight' not in state or 'reduce.0.weight' not in state:
-        raise DataError(f'{source}: not a network of the reference or of UniMatch: it has no classifier.weight and reduce.0.weight')
+        raise DataError(
+            f'{source}: not a network of the reference or of UniMatch: it has no classifier.weight and '
+            'reduce.0.weight'
+        )
     blocks = {k.split('.')[2] for k in state if k.startswith('backbone.layer3.')}
     shape = 'backbone.layer1.0.conv3.weight' in state, len(blocks)
     depth = {(False, 2): 18, (False, 6): 34, (True, 6): 50, (True, 23): 101}.get(shape)
-    if depth is None: raise DataError(f'{source}: its backbone is not a known ResNet ({len(blocks)} blocks in stage 3); build the network yourself and pass it')
+    if depth is None:
+        raise DataError(
+            f'{source}: its backbone is not a known ResNet ({len(blocks)} blocks in stage 3); build the '
+            'network yourself and pass it'
+        )
     deep, (n_classes, dim) = 'backbone.conv1.3.weight' in state, state['classifier.weight'].shape[:2]
-    return NetworkFacts(f'resnet{depth}{"_deep" if deep else ""}', n_classes, dim, len(state['reduce.0.weight']), 'corr.conv1.weight' in state)
+    return NetworkFacts(
+        f'resnet{depth}{"_deep" if deep else ""}', n_classes, dim, len(state['reduce.0.weight']),
+        'corr.conv1.weight' in state)
 
 # %% ../../nbs/training/31_checkpoints.ipynb #8fe40814
 def load_reference_checkpoint(
@@ -93,15 +115,20 @@ def load_reference_checkpoint(
     stride:int|None=None,      # output stride of a network built here; None: 8 with a correlation head, 16 without
 )->nn.Module:             # the network, in evaluation mode if it was built here
     "Load published weights by name; any difference is an error that lists it."
-    try: state = clean_state(read_tensors(path), path)
-    except ValueError as e: raise DataError(str(e).removeprefix('weights ')) from None
+    try:
+        state = clean_state(read_tensors(path), path)
+    except ValueError as e:
+        raise DataError(str(e).removeprefix('weights ')) from None
     built = model is None
     if built:
         facts = network_facts(state, path)
         kind = CorrMatchNet if facts.corr else DeepLabV3Plus
-        model = kind(build_backbone(facts.backbone, stride or (8 if facts.corr else 16)), facts.n_classes, facts.dim, facts.low_dim)
+        model = kind(
+            build_backbone(facts.backbone, stride or (8 if facts.corr else 16)), facts.n_classes, facts.dim,
+            facts.low_dim)
     diff = compare_state(state, model)
-    if diff: raise DataError(f'{path}: does not fit this network: {diff}')
+    if diff:
+        raise DataError(f'{path}: does not fit this network: {diff}')
     model.load_state_dict(dict(zip(model.state_dict(), (state[k] for k in clean_state(model.state_dict())))))
     return model.eval() if built else model
 
@@ -112,17 +139,26 @@ def export_reference_state(
 )->dict:             # name -> tensor on the CPU, under the reference's names and in its order
     "Give the weights of a network as the reference would save them."
     state = clean_state(model.state_dict())
-    known = ['backbone.conv1.6.weight', 'backbone.bn1.running_mean', 'head.b0.1.running_mean', 'classifier.weight']
+    known = [
+        'backbone.conv1.6.weight', 'backbone.bn1.running_mean', 'head.b0.1.running_mean', 'classifier.weight']
     lacking = [k for k in known if k not in state]
-    if lacking: raise ValueError(f'the reference has no such network ({lacking[0]} is missing): only resnet50_deep and resnet101_deep with batch norm have a counterpart')
+    if lacking:
+        raise ValueError(
+            f'the reference has no such network ({lacking[0]} is missing): only resnet50_deep and '
+            'resnet101_deep with batch norm have a counterpart'
+        )
     return {prefix + k: v.detach().cpu().clone() for k, v in state.items()}
 
 # %% ../../nbs/training/31_checkpoints.ipynb #86f9a731
 def versions()->dict: # name -> version
     "Which software made a file."
-    found = dict(corrmatch=corrmatch.__version__, python=platform.python_version(), torch=str(torch.__version__), torchvision=str(torchvision.__version__))
-    try: import timm
-    except ImportError: return found
+    found = dict(
+        corrmatch=corrmatch.__version__, python=platform.python_version(), torch=str(torch.__version__),
+        torchvision=str(torchvision.__version__))
+    try:
+        import timm
+    except ImportError:
+        return found
     return found | dict(timm=timm.__version__)
 
 def make_card(
@@ -135,18 +171,26 @@ def make_card(
 )->dict:              # plain values only
     "Collect what a model's user must know."
     today = date or datetime.date.today().isoformat()
-    public = replace(config, data=Path(config.data).name, weights=Path(config.weights).name, out='')  # where files lay is nobody's business
-    return dict(config=asdict(public), scores=scores or {}, data=data or {}, step=step, date=today, versions=versions(), note=note)
+    # where files lay is nobody's business
+    public = replace(config, data=Path(config.data).name, weights=Path(config.weights).name, out='')
+    return dict(
+        config=asdict(public), scores=scores or {}, data=data or {}, step=step, date=today,
+        versions=versions(), note=note)
 
 # %% ../../nbs/training/31_checkpoints.ipynb #43b9805b
 def _changed(config):
     "Settings of a run that are not the defaults, as (name, value, default)."
     default = asdict(Config())
-    return [(k, v, default[k]) for k, v in config.items() if k in default and v != default[k] and k not in ('out', 'device', 'workers')]
+    return [
+        (k, v, default[k])
+        for k, v in config.items()
+        if k in default and v != default[k] and k not in ('out', 'device', 'workers')]
 
 def _table(head, rows):
     "A table in markdown."
-    return '\n'.join('| ' + ' | '.join(str(c).replace('|', '\\|') for c in row) + ' |' for row in (head, ['---']*len(head), *rows))
+    return '\n'.join(
+        '| ' + ' | '.join(str(c).replace('|', '\\|') for c in row) + ' |'
+        for row in (head, ['---'] * len(head), *rows))
 
 # %% ../../nbs/training/31_checkpoints.ipynb #765dde17
 def model_card(
@@ -155,14 +199,32 @@ def model_card(
 )->str:                     # markdown
     "Write a model card."
     c = card['config']
-    what = f"{c['backbone']} with DeepLabV3+, output stride {c['stride']}, {c['n_classes']} classes, trained by {c['method']}"
+    what = (
+        f"{c['backbone']} with DeepLabV3+, output stride {c['stride']}, {c['n_classes']} classes, "
+        f"trained by {c['method']}"
+    )
     what += f" for {card['step']} steps." if card['step'] else '.'
-    facts = [(k, v) for k, v in card['data'].items()] + [(k, f'{v:.2f}' if isinstance(v, float) else v) for k, v in card['scores'].items()]
+    facts = [(k, v) for k, v in card['data'].items()] + [
+        (k, f'{v:.2f}' if isinstance(v, float) else v) for k, v in card['scores'].items()]
     known = _table(('data and scores', ''), facts) if facts else 'No scores were recorded.'
-    use = f"```python\nfrom corrmatch.training.checkpoints import open_weights\nmodel, config = open_weights('{name}')\n```"
-    parts = [f'# {name}', what, card['note'], '## Data and scores', known, '## Use', use + '\n\nPictures are RGB, normalised with the mean and deviation of ImageNet.',
-             '## Settings', 'Those that differ from the defaults; the file holds all.', _table(('setting', 'value', 'default'), _changed(c)),
-             '## Made', f"{card['date']} with " + ', '.join(f'{k} {v}' for k, v in card['versions'].items()) + '.']
+    use = (
+        "```python\nfrom corrmatch.training.checkpoints import open_weights\nmodel, config = "
+        f"open_weights('{name}')\n```"
+    )
+    parts = [
+        f'# {name}',
+        what,
+        card['note'],
+        '## Data and scores',
+        known,
+        '## Use',
+        use + '\n\nPictures are RGB, normalised with the mean and deviation of ImageNet.',
+        '## Settings',
+        'Those that differ from the defaults; the file holds all.',
+        _table(('setting', 'value', 'default'), _changed(c)),
+        '## Made',
+        f"{card['date']} with " + ', '.join(f'{k} {v}' for k, v in card['versions'].items()) + '.',
+    ]
     return '\n\n'.join(p for p in parts if p) + '\n'
 
 # %% ../../nbs/training/31_checkpoints.ipynb #b7666221
@@ -174,9 +236,12 @@ def save_weights(
     "Save weights and their card."
     path = Path(path)
     state = {k: v.detach().cpu().contiguous() for k, v in clean_state(model.state_dict()).items()}
-    if path.suffix == '.safetensors': write_atomic(path, _safetensors().save(state, {'corrmatch': json.dumps(card)}))
-    elif path.suffix == '.pth': write_atomic(path, lambda p: torch.save(dict(model=state, card=card), p))
-    else: raise ValueError(f"weights '{path.name}': the name must end in .safetensors or .pth")
+    if path.suffix == '.safetensors':
+        write_atomic(path, _safetensors().save(state, {'corrmatch': json.dumps(card)}))
+    elif path.suffix == '.pth':
+        write_atomic(path, lambda p: torch.save(dict(model=state, card=card), p))
+    else:
+        raise ValueError(f"weights '{path.name}': the name must end in .safetensors or .pth")
     write_atomic(path.with_suffix('.md'), model_card(card, path.name).encode())
     return path.with_suffix('.md')
 
@@ -185,13 +250,19 @@ def load_weights(
     path,     # from save_weights
 )->tuple:     # state dict, card
     "Read weights and their card; nothing in the file is run."
-    try: saved = read_tensors(path)
-    except ValueError as e: raise DataError(str(e).removeprefix('weights ')) from None
-    if Path(path).suffix != '.safetensors': card = saved.get('card') if isinstance(saved, dict) else None
+    try:
+        saved = read_tensors(path)
+    except ValueError as e:
+        raise DataError(str(e).removeprefix('weights ')) from None
+    if Path(path).suffix != '.safetensors':
+        card = saved.get('card') if isinstance(saved, dict) else None
     else:
-        with open(path, 'rb') as f: header = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
+        with open(path, 'rb') as f:
+            header = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
         card = json.loads(header.get('__metadata__', {}).get('corrmatch', 'null'))
-    if not card: raise DataError(f'{path}: holds no card of this package; load_reference_checkpoint opens bare weights')
+    if not card:
+        raise DataError(
+            f'{path}: holds no card of this package; load_reference_checkpoint opens bare weights')
     return clean_state(saved, path), card
 
 # %% ../../nbs/training/31_checkpoints.ipynb #c8d101f0
@@ -202,9 +273,15 @@ def fitted_model(
     device='cpu',  # where the network goes
 )->nn.Module:      # in evaluation mode
     "Build the network of a record, with weights that have to fit; nothing large is made before they are compared."
-    plain, state = replace(config, weights=''), clean_state(saved, where)
-    with torch.device('meta'): diff = compare_state(state, make_model(plain)[0])
-    if diff: raise DataError(f'{where}: does not fit the network that its card describes: {diff}; give weights and settings of one run')
+    plain = replace(config, weights='')
+    state = clean_state(saved, where)
+    with torch.device('meta'):
+        diff = compare_state(state, make_model(plain)[0])
+    if diff:
+        raise DataError(
+            f'{where}: does not fit the network that its card describes: {diff}; give weights and '
+            'settings of one run'
+        )
     model = make_model(plain)[0]
     model.load_state_dict({k: v.to_dense() for k, v in state.items()})
     return model.to(device).eval()
@@ -221,16 +298,21 @@ def open_weights(
 # %% ../../nbs/training/31_checkpoints.ipynb #70ff6fbd
 def _which_weights(saved, average, where):
     "The weights of a checkpoint, or their running average; and are they an average? None where the run kept none."
-    state, kept = clean_state(saved['model'], where), saved.get('average')
-    if not kept and average: raise ValueError(f'{where}: the run kept no average of its weights (ema is 0); leave average=False')
-    if not kept: return state, None
+    state = clean_state(saved['model'], where)
+    kept = saved.get('average')
+    if not kept and average:
+        raise ValueError(f'{where}: the run kept no average of its weights (ema is 0); leave average=False')
+    if not kept:
+        return state, None
     mean = {k: v for k, v in clean_state(kept, where).items() if k in state}
     return (mean, True) if average else (state, all(torch.equal(v, mean[k]) for k, v in state.items()))
 
 def _noted_score(run, step, column):
     "What val.csv says of a step, or None."
-    try: log = read_csv(Path(run)/'val.csv')
-    except (OSError, ValueError): return None
+    try:
+        log = read_csv(Path(run)/'val.csv')
+    except (OSError, ValueError):
+        return None
     rows = [i for i, s in enumerate(log.get('step', ())) if s == step and column in log]
     return float(log[column][rows[-1]]) if rows else None
 
@@ -251,8 +333,22 @@ def release(
     model = make_model(replace(config, weights=''))[0]
     state, averaged = _which_weights(saved, average, Path(run)/name)
     model.load_state_dict(state)
-    score = saved.get('best', -1) if name.startswith('best') and not average else _noted_score(run, saved.get('step'), 'miou_ema' if averaged else 'miou')
-    if scores is None: scores = {} if score is None or score < 0 else {'mIoU on the validation list, %': float(score)}
-    facts = data or {'data': Path(config.data).name or 'generated scenes', 'labeled list': config.labeled, 'unlabeled list': config.unlabeled, 'validation list': config.val}
-    if averaged is not None: facts = facts | {'weights': f'running average of the steps, ema={config.ema:g}' if averaged else f'of the step itself, not the running average that the run kept beside them (ema={config.ema:g})'}
-    return save_weights(model, path, make_card(config, scores, {k: v for k, v in facts.items() if v}, saved.get('step'), note=note))
+    score = (
+        saved.get('best', -1)
+        if name.startswith('best') and not average
+        else _noted_score(run, saved.get('step'), 'miou_ema' if averaged else 'miou'))
+    if scores is None:
+        scores = {} if score is None or score < 0 else {'mIoU on the validation list, %': float(score)}
+    facts = data or {
+        'data': Path(config.data).name or 'generated scenes', 'labeled list': config.labeled,
+        'unlabeled list': config.unlabeled, 'validation list': config.val}
+    if averaged is not None:
+        facts = facts | {
+            'weights': f'running average of the steps, ema={config.ema:g}'
+            if averaged
+            else 'of the step itself, not the running average that the run kept beside them '
+                 f'(ema={config.ema:g})'
+        }
+    return save_weights(
+        model, path,
+        make_card(config, scores, {k: v for k, v in facts.items() if v}, saved.get('step'), note=note))

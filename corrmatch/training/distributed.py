@@ -38,11 +38,15 @@ def read_world(
     "Read what torchrun or SLURM said about this process."
     env = os.environ if env is None else env
     for names in (('RANK', 'WORLD_SIZE', 'LOCAL_RANK'), ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID')):
-        if not all(n in env for n in names): continue
+        if not all(n in env for n in names):
+            continue
         rank, size, local = (int(env[n]) for n in names)
-        if names[0] == 'RANK': return DistInfo(rank, size, local)
-        if 'MASTER_ADDR' not in env: continue  # a batch script's own shell, or one task that was not meant to talk
-        return DistInfo(rank, size, local if ',' in env.get('CUDA_VISIBLE_DEVICES', ',') else 0)  # one GPU a task: each task calls its own 0
+        if names[0] == 'RANK':
+            return DistInfo(rank, size, local)
+        if 'MASTER_ADDR' not in env:
+            continue  # a batch script's own shell, or one task that was not meant to talk
+        # one GPU a task: each task calls its own 0
+        return DistInfo(rank, size, local if ',' in env.get('CUDA_VISIBLE_DEVICES', ',') else 0)
     return DistInfo()
 
 # %% ../../nbs/training/28_distributed.ipynb #b9946015
@@ -54,19 +58,34 @@ def start_world(
     "Meet the other processes, if there are any."
     world = world or read_world()
     if device.type == 'cuda':
-        if device.index is None: device = torch.device('cuda', world.local)
+        if device.index is None:
+            device = torch.device('cuda', world.local)
         if device.index >= torch.cuda.device_count():
-            raise ValueError(f'there is no {device} for process {world.local} of this machine ({torch.cuda.device_count()} GPUs): start fewer with --nproc_per_node, or choose another with --device')
+            raise ValueError(
+                f'there is no {device} for process {world.local} of this machine '
+                f'({torch.cuda.device_count()} GPUs): start fewer with --nproc_per_node, or choose '
+                'another with --device'
+            )
         torch.cuda.set_device(device)
-    if world.size == 1: return world, device, None
+    if world.size == 1:
+        return world, device, None
     if not dist.is_initialized():
-        os.environ.setdefault('MASTER_PORT', str(20_000 + int(os.environ['SLURM_JOB_ID']) % 10_000 if 'SLURM_JOB_ID' in os.environ else 29_500))  # two jobs on one machine, two ports
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', rank=world.rank, world_size=world.size, timeout=timedelta(minutes=minutes))
+        # two jobs on one machine, two ports
+        os.environ.setdefault(
+            'MASTER_PORT',
+            str(
+                20_000 + int(os.environ['SLURM_JOB_ID']) % 10_000 if 'SLURM_JOB_ID' in os.environ else 29_500
+            ),
+        )
+        dist.init_process_group(
+            'nccl' if device.type == 'cuda' else 'gloo', rank=world.rank, world_size=world.size,
+            timeout=timedelta(minutes=minutes))
     return world, device, dist.new_group(backend='gloo')
 
 def stop_world():
     "Say goodbye to the other processes."
-    if dist.is_initialized(): dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 # %% ../../nbs/training/28_distributed.ipynb #e0cb206d
 def my_positions(
@@ -79,7 +98,10 @@ def my_positions(
     parts = world.size*accumulate
     if batch % parts:
         near = sorted({max(parts, batch//parts*parts), (batch//parts+1)*parts})
-        raise ValueError(f'{name}={batch} does not divide by {world.size} processes times accumulate={accumulate}: choose {" or ".join(map(str, near))}')
+        raise ValueError(
+            f'{name}={batch} does not divide by {world.size} processes times accumulate={accumulate}: '
+            f'choose {" or ".join(map(str, near))}'
+        )
     share = batch//world.size
     return tuple(range(world.rank*share, (world.rank+1)*share))
 
@@ -89,17 +111,21 @@ def micro_batches(
     accumulate:int=1,  # parts
 )->list:               # dicts with the same keys
     "Cut a batch into micro-batches of consecutive pictures."
-    if accumulate == 1: return [batch]
+    if accumulate == 1:
+        return [batch]
     def cut(key, value):
-        if key == 'broken': return [value] + [[]]*(accumulate-1)
+        if key == 'broken':
+            return [value] + [[]]*(accumulate-1)
         axis = int(key in VIEWS_FIRST)
         n = (value.shape[axis] if isinstance(value, Tensor) else len(value))//accumulate
-        if isinstance(value, Tensor): return value.split(n, axis)
+        if isinstance(value, Tensor):
+            return value.split(n, axis)
         return [value[i*n:(i+1)*n] for i in range(accumulate)]
     parts = {k: cut(k, v) for k, v in batch.items()}
     return [{k: v[i] for k, v in parts.items()} for i in range(accumulate)]
 
-VIEWS_FIRST = ('image_u_s', 'image_mix_s', 'box_u', 'keys_u_s', 'draws_u', 'draws_mix')  # these have the axis of strong views in front
+# these have the axis of strong views in front
+VIEWS_FIRST = ('image_u_s', 'image_mix_s', 'box_u', 'keys_u_s', 'draws_u', 'draws_mix')
 
 # %% ../../nbs/training/28_distributed.ipynb #bf2afc52
 class Counts(NamedTuple):
@@ -113,7 +139,8 @@ def all_reduce_sum(
     values:list,      # of tensors, of any shapes
 )->list:              # same shapes, summed over all processes
     "Sum tensors over processes, in one message."
-    if not dist.is_initialized(): return values
+    if not dist.is_initialized():
+        return values
     flat = torch.cat([v.double().flatten() for v in values])
     dist.all_reduce(flat)
     return [part.view_as(v).to(v.dtype) for part, v in zip(flat.split([v.numel() for v in values]), values)]
@@ -124,7 +151,8 @@ def step_counts(
     "Count the pixels of a step over its micro-batches and all processes."
     def total(index, shape):
         maps = [p[index] for p in parts]
-        if maps[0] is None: return parts[0][0].new_ones(shape, dtype=torch.float32)
+        if maps[0] is None:
+            return parts[0][0].new_ones(shape, dtype=torch.float32)
         return sum(m.flatten(1 if shape else 0).sum(-1) for m in maps).float()
     views = (len(parts[0][2]),) if parts[0][2] is not None else (1,)
     return Counts(*[n.clamp(min=1) for n in all_reduce_sum([total(0, ()), total(1, ()), total(2, views)])])
@@ -147,7 +175,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         "Normalise (b,c,h,w) with the mean and variance over all pictures and positions of all processes."
         normal = self.normalise(x) if self.training and dist.is_initialized() else super().forward(x)
-        return self.act(self.drop(normal)) if hasattr(self, 'act') else normal  # a layer of timm holds its activation
+        # a layer of timm holds its activation
+        return self.act(self.drop(normal)) if hasattr(self, 'act') else normal
     def normalise(self, x):
         "The forward pass of training, without activation."
         n = _Sum.apply(x.new_tensor([x.numel()//x.shape[1]]))
@@ -155,7 +184,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
         centred = x - mean[:, None, None]
         var = _Sum.apply(centred.square().sum((0, 2, 3)))/n
         with torch.no_grad():
-            for kept, new in ((self.running_mean, mean), (self.running_var, var*n/(n-1).clamp(min=1))): kept.lerp_(new, self.momentum)
+            for kept, new in ((self.running_mean, mean), (self.running_var, var*n/(n-1).clamp(min=1))):
+                kept.lerp_(new, self.momentum)
             self.num_batches_tracked += 1
         return centred*((var+self.eps).rsqrt()*self.weight)[:, None, None] + self.bias[:, None, None]
 
@@ -165,12 +195,15 @@ def convert_sync_batchnorm(
     device:torch.device, # cuda: torch's own synchronised batch norm; cpu: SharedBatchNorm
 )->nn.Module:
     "Let batch norm see the pictures of all processes."
-    found = [m for m in model.modules() if type(m).__name__ in ('BatchNorm2d', 'BatchNormAct2d')]  # the second of timm
+    # the second of timm
+    found = [m for m in model.modules() if type(m).__name__ in ('BatchNorm2d', 'BatchNormAct2d')]
     if device.type == 'cuda':
-        if not any(hasattr(m, 'act') for m in found): return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if not any(hasattr(m, 'act') for m in found):
+            return nn.SyncBatchNorm.convert_sync_batchnorm(model)
         from timm.layers import convert_sync_batchnorm
         return convert_sync_batchnorm(model)  # torch's own drops the activations
-    for module in found: module.__class__ = SharedBatchNorm
+    for module in found:
+        module.__class__ = SharedBatchNorm
     return model
 
 # %% ../../nbs/training/28_distributed.ipynb #fbe2e79e
@@ -193,11 +226,17 @@ def wrap_step(
 )->nn.Module:          # to be called with (step, ...)
     "Make a network whose steps share their gradients over all processes."
     step = WholeStep(model)
-    if world.size == 1: return step
-    warnings.filterwarnings('ignore', 'Grad strides do not match')  # 1x1 convolutions of a channels-last network; harmless
-    name = 'forward_sync_buffers' if 'forward_sync_buffers' in signature(DistributedDataParallel).parameters else 'broadcast_buffers'
+    if world.size == 1:
+        return step
+    # 1x1 convolutions of a channels-last network; harmless
+    warnings.filterwarnings('ignore', 'Grad strides do not match')
+    name = (
+        'forward_sync_buffers'
+        if 'forward_sync_buffers' in signature(DistributedDataParallel).parameters
+        else 'broadcast_buffers')
     options:dict[str, Any] = {name: False}
-    return DistributedDataParallel(step, find_unused_parameters=unused, gradient_as_bucket_view=True, **options)
+    return DistributedDataParallel(
+        step, find_unused_parameters=unused, gradient_as_bucket_view=True, **options)
 
 def no_sync(
     step:nn.Module, # from wrap_step
@@ -212,15 +251,18 @@ def same_buffers(
 ):
     "Give all processes the same running statistics."
     buffers = [b for b in model.buffers() if b.is_floating_point()]
-    if not dist.is_initialized() or not buffers: return
-    for buffer, total in zip(buffers, all_reduce_sum(buffers)): buffer.copy_(total/dist.get_world_size())
+    if not dist.is_initialized() or not buffers:
+        return
+    for buffer, total in zip(buffers, all_reduce_sum(buffers)):
+        buffer.copy_(total/dist.get_world_size())
 
 def all_reduce_max(
     values:list,  # small integers of this process
     group=None,   # group for questions between hosts, from start_world
 )->list:          # the largest of all processes, one by one
     "Find out whether anybody raised a flag."
-    if group is None: return list(values)
+    if group is None:
+        return list(values)
     flags = torch.tensor(values)
     dist.all_reduce(flags, dist.ReduceOp.MAX, group=group)
     return flags.tolist()
@@ -231,7 +273,8 @@ def all_gather(
     group=None,   # group for questions between hosts, from start_world
 )->list:          # those of all processes, in their order
     "Hear what every process has to tell."
-    if group is None: return list(values)
+    if group is None:
+        return list(values)
     told:list[list] = [[]]*dist.get_world_size()
     dist.all_gather_object(told, list(values), group=group)
     return [value for one in told for value in one]
@@ -245,11 +288,16 @@ def run_on_rank0(
     "Let one process look at files; what it raises ends the others, too, instead of leaving them to wait."
     error = None
     if first:
-        try: check()
-        except Exception as e: error = e
-    try: refused = all_reduce_max([int(error is not None)], group)
-    except RuntimeError as e: raise (lost_process('') if is_lost_process(e) else e) from None
-    if refused == [0]: return
+        try:
+            check()
+        except Exception as e:
+            error = e
+    try:
+        refused = all_reduce_max([int(error is not None)], group)
+    except RuntimeError as e:
+        raise (lost_process('') if is_lost_process(e) else e) from None
+    if refused == [0]:
+        return
     raise error or ValueError('the first process refused to go on; its message says why')
 
 # %% ../../nbs/training/28_distributed.ipynb #4c1d7e03
@@ -264,7 +312,8 @@ def lost_process(
 )->ValueError:
     "Say it in one line, with the way on."
     way = f'start all of them again with corrmatch resume {folder}' if folder else 'start all of them again'
-    return ValueError(f'another process of this run has ended or cannot be reached (killed? out of memory?); {way}')
+    return ValueError(
+        f'another process of this run has ended or cannot be reached (killed? out of memory?); {way}')
 
 # %% ../../nbs/training/28_distributed.ipynb #35f9d567
 def picture_keys(
@@ -274,5 +323,7 @@ def picture_keys(
     stream:int=0,  # a number for each use
 )->Tensor:         # (b,) int64
     "Make a key for every picture of a step."
-    entropy = [np.random.SeedSequence((seed, step, stream, p)).generate_state(1, np.uint64)[0] >> np.uint64(1) for p in positions]
+    entropy = [
+        np.random.SeedSequence((seed, step, stream, p)).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        for p in positions]
     return torch.tensor([int(e) for e in entropy])

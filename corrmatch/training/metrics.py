@@ -28,7 +28,8 @@ def intersection_union(
         ids = torch.where(ids == n_classes, n_classes-1, ids.long())
         where = where & (ids >= 0) & (ids < n_classes)
         return torch.bincount(torch.where(where, ids, n_classes).flatten(), minlength=n_classes+1)[:n_classes]
-    intersection, target = areas(label, valid & (label == mask)), areas(mask, valid)
+    intersection = areas(label, valid & (label == mask))
+    target = areas(mask, valid)
     return intersection, areas(label, valid) + target - intersection, target
 
 # %% ../../nbs/training/27_metrics.ipynb #f0deb692
@@ -38,8 +39,10 @@ def class_mean(
     absent:str='zero',  # 'zero': it counts as IoU 0 (reference); 'skip': it is left out
 )->float:               # 0..1
     "Mean over classes, with a say for those that never occur."
-    if absent not in ('zero', 'skip'): raise ValueError(f"absent is {absent!r}: use 'zero' or 'skip'")
-    if absent == 'zero': return iou.mean().item()
+    if absent not in ('zero', 'skip'):
+        raise ValueError(f"absent is {absent!r}: use 'zero' or 'skip'")
+    if absent == 'zero':
+        return iou.mean().item()
     return iou[union > 0].mean().item() if (union > 0).any() else 0.0
 
 # %% ../../nbs/training/27_metrics.ipynb #2deb29f5
@@ -57,20 +60,33 @@ def mean_iou(
 # %% ../../nbs/training/27_metrics.ipynb #853d5469
 class ConfusionMatrix:
     "Counts of (true class, predicted class) over a whole set."
-    update:Callable; iou:Callable; miou:Callable; present:Callable; miou_over:Callable  # these and
-    pixel_accuracy:Callable; merge:Callable; sync:Callable  # these in the cells below
+    update:Callable
+    iou:Callable
+    miou:Callable
+    present:Callable
+    miou_over:Callable  # these and
+    pixel_accuracy:Callable
+    merge:Callable
+    sync:Callable  # these in the cells below
     def __init__(self,
         n_classes:int,                   # k
         ignore_index:int=IGNORE_INDEX,   # mask value of pixels that are not scored
         device=None):                    # where the counts live; None: where the first update's labels are
-        self.n_classes, self.ignore_index = n_classes, ignore_index
+        self.n_classes = n_classes
+        self.ignore_index = ignore_index
         self.matrix = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
-        self.out_of_range = torch.zeros(2, dtype=torch.int64, device=device)  # pixels of masks and of predictions that are no class
+        # pixels of masks and of predictions that are no class
+        self.out_of_range = torch.zeros(2, dtype=torch.int64, device=device)
     def check(self):
         "Raise ValueError if a pixel was neither a class nor ignored."
         masks, labels = self.out_of_range.tolist()
-        if masks: raise ValueError(f'{masks} pixels of the mask are neither in 0..{self.n_classes-1} nor {self.ignore_index}: check n_classes')
-        if labels: raise ValueError(f'{labels} predicted ids are outside 0..{self.n_classes-1}: check n_classes')
+        if masks:
+            raise ValueError(
+                f'{masks} pixels of the mask are neither in 0..{self.n_classes - 1} nor '
+                f'{self.ignore_index}: check n_classes'
+            )
+        if labels:
+            raise ValueError(f'{labels} predicted ids are outside 0..{self.n_classes-1}: check n_classes')
 
 # %% ../../nbs/training/27_metrics.ipynb #66c24ede
 @patch
@@ -79,14 +95,17 @@ def update(self:ConfusionMatrix,
     mask:Tensor,  # (...) ground truth, same shape and device
 )->ConfusionMatrix:
     "Add the pixels of one or more pictures; the counts move to their device."
-    if label.shape != mask.shape: raise ValueError(f'label is {tuple(label.shape)}, mask {tuple(mask.shape)}: they must be equal')
+    if label.shape != mask.shape:
+        raise ValueError(f'label is {tuple(label.shape)}, mask {tuple(mask.shape)}: they must be equal')
     k = self.n_classes
     def inside(ids): return torch.where((ids >= 0) & (ids < k), ids.long(), k)
     row = torch.where(mask == self.ignore_index, k+1, inside(mask))
     counts = torch.bincount((row*(k+1) + inside(label)).flatten(), minlength=(k+2)*(k+1)).view(k+2, k+1)
     self.matrix = self.matrix.to(counts.device) + counts[:k, :k]
-    self.out_of_range = self.out_of_range.to(counts.device) + torch.stack([counts[k].sum(), counts[:k, k].sum()])
-    if counts.device.type == 'cpu': self.check()
+    self.out_of_range = self.out_of_range.to(counts.device) + torch.stack(
+        [counts[k].sum(), counts[:k, k].sum()])
+    if counts.device.type == 'cpu':
+        self.check()
     return self
 
 # %% ../../nbs/training/27_metrics.ipynb #659eacde
@@ -118,8 +137,10 @@ def miou_over(self:ConfusionMatrix,
     classes:str='all', # 'all' (reference) or 'present': those that the ground truth shows
 )->float:              # 0..1
     "Mean intersection over union of all classes, or of those present in the ground truth."
-    if classes not in ('all', 'present'): raise ValueError(f"classes is {classes!r}: use 'all' or 'present'")
-    if classes == 'all': return self.miou()
+    if classes not in ('all', 'present'):
+        raise ValueError(f"classes is {classes!r}: use 'all' or 'present'")
+    if classes == 'all':
+        return self.miou()
     return self.iou()[self.present()].mean().item() if self.present().any() else 0.
 
 
@@ -137,7 +158,9 @@ def merge(self:ConfusionMatrix,
     other:ConfusionMatrix, # of as many classes
 )->ConfusionMatrix:
     "Add the counts of another matrix."
-    if other.n_classes != self.n_classes: raise ValueError(f'cannot merge {other.n_classes} classes into {self.n_classes}: use the same n_classes')
+    if other.n_classes != self.n_classes:
+        raise ValueError(
+            f'cannot merge {other.n_classes} classes into {self.n_classes}: use the same n_classes')
     self.matrix = self.matrix + other.matrix.to(self.matrix.device)
     self.out_of_range = self.out_of_range + other.out_of_range.to(self.out_of_range.device)
     return self
@@ -148,13 +171,15 @@ def sync(self:ConfusionMatrix,
 )->ConfusionMatrix:
     "Add up the counts of all processes; call once, after the last update."
     if dist.is_available() and dist.is_initialized():
-        for counts in (self.matrix, self.out_of_range): dist.all_reduce(counts)
+        for counts in (self.matrix, self.out_of_range):
+            dist.all_reduce(counts)
     return self
 
 # %% ../../nbs/training/27_metrics.ipynb #70c436dd
 def _logits(model, image):
     "Class scores of a model that has `predict_logits`, or returns them bare or in a SegOutput."
-    if hasattr(model, 'predict_logits'): return model.predict_logits(image)
+    if hasattr(model, 'predict_logits'):
+        return model.predict_logits(image)
     scores = model(image)
     return getattr(scores, 'logits', scores)
 
@@ -182,7 +207,8 @@ def window_starts(
     stride:int, # pixels between windows
 )->list[int]:   # 0, s, 2s, ... below size
     "List where the windows of one side begin."
-    if stride < 1: raise ValueError(f'stride is {stride}: must be at least 1')
+    if stride < 1:
+        raise ValueError(f'stride is {stride}: must be at least 1')
     return list(range(0, size, stride))
 
 # %% ../../nbs/training/27_metrics.ipynb #85fec24d
@@ -215,9 +241,12 @@ def slide_probs(
     total, b, (h, w) = None, len(image), image.shape[-2:]
     for boxes in window_groups(h, w, crop, int(2/3*crop) if stride is None else stride, batch):
         probs = _logits(model, torch.cat([image[..., y:y1, x:x1] for y,y1,x,x1 in boxes])).softmax(1)
-        if total is None: total = probs.new_zeros(b, n_classes or probs.shape[1], h, w)
-        for (y,y1,x,x1), part in zip(boxes, probs.split(b)): total[..., y:y1, x:x1] += part
-    if total is None: raise ValueError(f'image is {tuple(image.shape)}: it has no pixels')
+        if total is None:
+            total = probs.new_zeros(b, n_classes or probs.shape[1], h, w)
+        for (y,y1,x,x1), part in zip(boxes, probs.split(b)):
+            total[..., y:y1, x:x1] += part
+    if total is None:
+        raise ValueError(f'image is {tuple(image.shape)}: it has no pixels')
     return total
 
 # %% ../../nbs/training/27_metrics.ipynb #45163c4d
@@ -237,11 +266,14 @@ class _PackedConv(nn.Module):
     "A convolution whose weights already lie as the CPU library wants them."
     def __init__(self, conv):
         super().__init__()
-        self.options, weight = (conv.padding, conv.stride, conv.dilation, conv.groups), conv.weight.detach()
+        self.options = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        weight = conv.weight.detach()
         self.weight = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *self.options)
         self.bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach()
     def forward(self, x): return torch.mkldnn_convolution(x, self.weight, self.bias, *self.options)
-    def __deepcopy__(self, memo): raise ValueError('a packed network cannot be copied, exported or trained; use the network it was made from')
+    def __deepcopy__(self, memo):
+        raise ValueError(
+            'a packed network cannot be copied, exported or trained; use the network it was made from')
 
 # %% ../../nbs/training/27_metrics.ipynb #78b3145e
 def fuse_for_inference(
@@ -250,16 +282,23 @@ def fuse_for_inference(
     "Fold batch norms into convolutions and lay the weights out for the CPU, once for many predictions."
     weights = list(model.parameters()) if isinstance(model, nn.Module) and not model.training else []
     plain = bool(weights) and {(p.device.type, p.dtype) for p in weights} == {('cpu', torch.float32)}
-    if not plain or torch.is_autocast_enabled('cpu') or not torch.backends.mkldnn.is_available(): return model
-    if any(isinstance(m, _PackedConv) for m in model.modules()): return model
+    if not plain or torch.is_autocast_enabled('cpu') or not torch.backends.mkldnn.is_available():
+        return model
+    if any(isinstance(m, _PackedConv) for m in model.modules()):
+        return model
     model = copy.deepcopy(model).requires_grad_(False)
     for module in list(model.modules()):
         parts = list(module.named_children())
         for (name, conv), (after, norm) in zip(parts, parts[1:]):
-            if isinstance(module, (nn.Sequential, BasicBlock, Bottleneck)) and type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-                setattr(module, name, fuse_conv_bn_eval(conv, norm)); setattr(module, after, nn.Identity())
+            if (
+                isinstance(module, (nn.Sequential, BasicBlock, Bottleneck))
+                and type(conv) is nn.Conv2d
+                and type(norm) is nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, after, nn.Identity())
         for name, conv in list(module.named_children()):
-            if type(conv) is nn.Conv2d and conv.padding_mode == 'zeros' and isinstance(conv.padding, tuple): setattr(module, name, _PackedConv(conv))
+            if type(conv) is nn.Conv2d and conv.padding_mode == 'zeros' and isinstance(conv.padding, tuple):
+                setattr(module, name, _PackedConv(conv))
     return model
 
 # %% ../../nbs/training/27_metrics.ipynb #d1d39f18
@@ -272,11 +311,19 @@ def evaluate(
     ignore_index:int=IGNORE_INDEX, # mask value of pixels that are not scored
 )->ConfusionMatrix:      # of this process; call `.sync()` to add the others
     "Predict every picture and count."
-    if mode not in ('whole', 'center', 'slide'): raise ValueError(f"mode is {mode!r}: use 'whole', 'center' or 'slide'")
-    if mode != 'whole' and crop is None: raise ValueError(f"mode {mode!r} needs crop, in pixels")
-    confusion, model = ConfusionMatrix(n_classes, ignore_index), fuse_for_inference(model)
+    if mode not in ('whole', 'center', 'slide'):
+        raise ValueError(f"mode is {mode!r}: use 'whole', 'center' or 'slide'")
+    if mode != 'whole' and crop is None:
+        raise ValueError(f"mode {mode!r} needs crop, in pixels")
+    confusion = ConfusionMatrix(n_classes, ignore_index)
+    model = fuse_for_inference(model)
     for image, mask in pairs:
-        if crop is not None and mode == 'center': image, mask = center_crop(image, crop), center_crop(mask, crop)
-        label = slide_predict(model, image, crop) if crop is not None and mode == 'slide' else whole_predict(model, image)
+        if crop is not None and mode == 'center':
+            image = center_crop(image, crop)
+            mask = center_crop(mask, crop)
+        label = (
+            slide_predict(model, image, crop)
+            if crop is not None and mode == 'slide'
+            else whole_predict(model, image))
         confusion.update(label, mask)
     return confusion

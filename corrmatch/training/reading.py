@@ -33,7 +33,9 @@ class RunMasks(NamedTuple):
 
     def text(self):
         "Say it in a few words."
-        shown = [f'{value_text(v, self.packed)} is {"ignored" if c == IGNORE_INDEX else f"class {c}"}' for v, c in list(self.table.items())[:4]]
+        shown = [
+            f'{value_text(v, self.packed)} is {"ignored" if c == IGNORE_INDEX else f"class {c}"}'
+            for v, c in list(self.table.items())[:4]]
         return f'{self.kind}: {", ".join(shown)}{", ..." if len(self.table) > 4 else ""}'
 
 # %% ../../nbs/training/32_reading.ipynb #3047253f
@@ -56,8 +58,11 @@ def run_masks(
     stamps = {k: v for k, v in (note or {}).get('stamps', {}).items() if isinstance(v, list) and len(v) > 1}
     copies = dict[tuple, list]()
     for target, (size, time, *_) in stamps.items():
-        if target.startswith('prepared/images/'): copies.setdefault((size, time), []).append(target)
-    return RunMasks(said['kind'], {value: c for value, c in said['table']}, said.get('packed', 'colour' in said['kind']), frozenset(stamps), copies)
+        if target.startswith('prepared/images/'):
+            copies.setdefault((size, time), []).append(target)
+    return RunMasks(
+        said['kind'], {value: c for value, c in said['table']}, said.get('packed', 'colour' in said['kind']),
+        frozenset(stamps), copies)
 
 # %% ../../nbs/training/32_reading.ipynb #fde991aa
 class MappedSource(FolderSource):
@@ -70,28 +75,41 @@ class MappedSource(FolderSource):
         depth:Depth|None=None, # of the run's images, if they have more than 8 bits
     ):
         super().__init__(source.pairs)
-        self.root, self.meaning, self.n_classes, self.depth = Path(root), meaning, n_classes, depth
+        self.root = Path(root)
+        self.meaning = meaning
+        self.n_classes = n_classes
+        self.depth = depth
     def is_made(self, path):
         "Is a file a converted copy, whose values are class ids?"
         inside = os.path.relpath(path, self.root).replace(os.sep, '/')
-        return inside.startswith('prepared/') or inside in self.meaning.made or 'TrainIds' in os.path.basename(path)
+        return (
+            inside.startswith('prepared/')
+            or inside in self.meaning.made
+            or 'TrainIds' in os.path.basename(path))
     def _copy(self, path):
         "The current copy of an image, or None."
-        if self.is_made(path): return None
+        if self.is_made(path):
+            return None
         found = os.stat(path)
         copies = self.meaning.copies.get((found.st_size, found.st_mtime_ns), ())
-        if len(copies) > 1: copies = [c for c in copies if Path(c).stem == Path(path).stem]
+        if len(copies) > 1:
+            copies = [c for c in copies if Path(c).stem == Path(path).stem]
         return next((self.root/c for c in copies if (self.root/c).is_file()), None)
     def _photo(self, i, decode=True):
         "The image as it is stored or was converted, and whether the mask asks for its EXIF turn."
         path, mask = self.pairs[i].image, self.pairs[i].mask
-        if copy := self._copy(path): return open_image(copy, decode), False
-        try: photo = open_image(path, decode)
+        if copy := self._copy(path):
+            return open_image(copy, decode), False
+        try:
+            photo = open_image(path, decode)
         except DataError as e:
-            if 'of mode' not in str(e): raise
-            if self.depth: return Image.fromarray(read_photo(path, False, self.depth)), False
+            if 'of mode' not in str(e):
+                raise
+            if self.depth:
+                return Image.fromarray(read_photo(path, False, self.depth)), False
             raise DataError(f'{e} (`corrmatch check {self.root} --convert NEW_FOLDER` does it)') from None
-        if photo.size[0] == photo.size[1] or mask is None or _size(mask) != photo.size[::-1]: return photo, False
+        if photo.size[0] == photo.size[1] or mask is None or _size(mask) != photo.size[::-1]:
+            return photo, False
         return photo, (photo if decode else open_image(path)).getexif().get(0x0112, 1) >= 5
     def image_size(self, i):
         photo, turned = self._photo(i, decode=False)
@@ -104,30 +122,45 @@ class MappedSource(FolderSource):
         pair, size = self.pairs[i], self.image_size(i)
         ids = open_mask(pair.mask) if self.is_made(pair.mask) else Image.fromarray(self._mapped(pair, size))
         count_ids(ids, self.n_classes, IGNORE_INDEX, str(pair.mask))
-        if ids.size == size: return ids
+        if ids.size == size:
+            return ids
         (w, h), (mask_w, mask_h) = size, ids.size
-        raise DataError(f'{pair.mask}: {mask_w}x{mask_h} pixels, but {pair.image} has {w}x{h}; make both the same size')
+        raise DataError(
+            f'{pair.mask}: {mask_w}x{mask_h} pixels, but {pair.image} has {w}x{h}; make both the same size')
     def _mapped(self, pair, size):
         "Class ids of an original mask."
         table, packed = self.meaning.table, self.meaning.packed
         stored, mode, *_ = read_stored(Item(pair.name, pair.image, pair.mask), size, packed)
-        remedy = f'`corrmatch check {self.root} --convert NEW_FOLDER` makes a folder that can be scored, or correct the mask'
+        remedy = (
+            f'`corrmatch check {self.root} --convert NEW_FOLDER` makes a folder that can be scored, '
+            'or correct the mask'
+        )
         if is_color(mode) != packed:
             holds, expected = ('colours', 'values') if is_color(mode) else ('values', 'colours')
-            raise DataError(f'{pair.mask}: holds {holds}, and the masks of this run held {expected} ({self.meaning.text()}); {remedy}')
+            raise DataError(
+                f'{pair.mask}: holds {holds}, and the masks of this run held {expected} '
+                f'({self.meaning.text()}); {remedy}'
+            )
         values, counts = np.unique(stored, return_counts=True)
         bad = [k for k, v in enumerate(values.tolist()) if v not in table]
-        if not bad: return map_ids(stored, table)
-        what, value = 'colour' if packed else 'value', value_text(int(values[bad[0]]), packed)
+        if not bad:
+            return map_ids(stored, table)
+        what = 'colour' if packed else 'value'
+        value = value_text(int(values[bad[0]]), packed)
         more = f' (and {len(bad)-1} more)' if len(bad) > 1 else ''
-        raise DataError(f'{pair.mask}: {what} {value}{more} in {counts[bad].sum()} pixels is no class of this run ({self.meaning.text()}); {remedy}')
+        raise DataError(
+            f'{pair.mask}: {what} {value}{more} in {counts[bad].sum()} pixels is no class of this run '
+            f'({self.meaning.text()}); {remedy}'
+        )
 
 # %% ../../nbs/training/32_reading.ipynb #c3d4e5a7
 def _size(path):
     "Width and height of an image file; None where it cannot be opened, which reading it will say."
     try:
-        with Image.open(path) as image: return image.size
-    except Exception: return None
+        with Image.open(path) as image:
+            return image.size
+    except Exception:
+        return None
 
 # %% ../../nbs/training/32_reading.ipynb #4a8b2721
 class Opened(NamedTuple):
@@ -147,12 +180,24 @@ def _class_names(root, names, recorded, n_classes):
     "Names of the classes, and a note where those of the folder differ from those of the run."
     own = read_classes(root)
     if own and len(own[0]) != n_classes:
-        raise DataError(f'{root/"classes.txt"}: names {len(own[0])} classes ({", ".join(own[0][:4])}, ...), and the run has {n_classes}; score it on data of the same classes')
-    if not recorded or len(recorded) != n_classes or recorded == list(names): return names, ''
-    if not own: return recorded, ''
+        raise DataError(
+            f'{root / "classes.txt"}: names {len(own[0])} classes ({", ".join(own[0][:4])}, ...), and the '
+            f'run has {n_classes}; score it on data of the same classes'
+        )
+    if not recorded or len(recorded) != n_classes or recorded == list(names):
+        return names, ''
+    if not own:
+        return recorded, ''
     if sorted(recorded) == sorted(names):
-        raise DataError(f'{root/"classes.txt"}: names the classes in another order ({", ".join(names[:4])}, ...) than the run ({", ".join(recorded[:4])}, ...); put them in the order of the run')
-    return names, f'note: {root/"classes.txt"} names other classes ({", ".join(names[:4])}) than the run was trained on ({", ".join(recorded[:4])}); they are compared by number'
+        raise DataError(
+            f'{root / "classes.txt"}: names the classes in another order ({", ".join(names[:4])}, ...) '
+            f'than the run ({", ".join(recorded[:4])}, ...); put them in the order of the run'
+        )
+    return (
+        names,
+        f'note: {root / "classes.txt"} names other classes ({", ".join(names[:4])}) than the run was '
+        f'trained on ({", ".join(recorded[:4])}); they are compared by number',
+    )
 
 # %% ../../nbs/training/32_reading.ipynb #5d61207b
 def open_val(
@@ -164,15 +209,29 @@ def open_val(
     record = read_data_record(run) or {} if config.data else {}
     root, n = Path(config.data), config.n_classes
     own = read_classes(root) if config.data and root.is_dir() else None
-    if own: _class_names(root, own[0], record.get('classes'), n)
+    if own:
+        _class_names(root, own[0], record.get('classes'), n)
     sources = make_datasets(config, only_val=True)
-    names, note = _class_names(root, sources.class_names, record.get('classes'), n) if config.data else (sources.class_names, '')
-    meaning = run_masks(read_conversion(root/'prepared/mapping.json') or record.get('masks'), n, root) if config.data else run_masks(None, n)
-    val = MappedSource(sources.val, root, meaning, n, parse_depth(config.depth)) if isinstance(sources.val, FolderSource) else sources.val
+    names, note = (
+        _class_names(root, sources.class_names, record.get('classes'), n)
+        if config.data
+        else (sources.class_names, ''))
+    meaning = (
+        run_masks(read_conversion(root / 'prepared/mapping.json') or record.get('masks'), n, root)
+        if config.data
+        else run_masks(None, n))
+    val = (
+        MappedSource(sources.val, root, meaning, n, parse_depth(config.depth))
+        if isinstance(sources.val, FolderSource)
+        else sources.val)
     counts = check_source(val, n, progress=partial(_among, most=most))
     if not counts.pixels.sum():
-        raise DataError(f"val='{config.val}': every pixel of its {counts.n_images} masks is ignored ({IGNORE_INDEX}), so nothing can be scored; name masks that show classes")
-    if config.data: _refuse_lone_void(run, config, counts, meaning)
+        raise DataError(
+            f"val='{config.val}': every pixel of its {counts.n_images} masks is ignored ({IGNORE_INDEX}), "
+            "so nothing can be scored; name masks that show classes"
+        )
+    if config.data:
+        _refuse_lone_void(run, config, counts, meaning)
     return Opened(replace(sources, val=val, class_names=names), counts, note)
 
 def _among(rows, most): return spaced(len(rows), most)
@@ -180,10 +239,17 @@ def _among(rows, most): return spaced(len(rows), most)
 # %% ../../nbs/training/32_reading.ipynb #fc084702
 def _refuse_lone_void(run, config, counts, meaning):
     "Refuse masks of another folder that show background and ignored pixels alone: what is ignored may be their foreground."
-    if meaning.kind not in ('ids', 'binary') or counts.pixels[1:].any() or not counts.ignored: return
-    try: trained = read_record(run).get('data', '')
-    except DataError: return
-    if os.path.realpath(trained) == os.path.realpath(config.data): return
+    if meaning.kind not in ('ids', 'binary') or counts.pixels[1:].any() or not counts.ignored:
+        return
+    try:
+        trained = read_record(run).get('data', '')
+    except DataError:
+        return
+    if os.path.realpath(trained) == os.path.realpath(config.data):
+        return
     held = f'0 and {IGNORE_INDEX} alone' if meaning.kind == 'ids' else 'background and ignored pixels alone'
-    raise DataError(f"val='{config.val}': its masks hold {held}, as the masks of the run are read ({meaning.text()}); "
-                    f'if the ignored value is a class here, `corrmatch check {config.data} --convert NEW_FOLDER` makes a folder that can be scored')
+    raise DataError(
+        f"val='{config.val}': its masks hold {held}, as the masks of the run are read ({meaning.text()}); "
+        f'if the ignored value is a class here, `corrmatch check {config.data} --convert NEW_FOLDER` '
+        'makes a folder that can be scored'
+    )

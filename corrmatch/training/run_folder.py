@@ -38,9 +38,11 @@ def _is_intact(data):
     "Compare the members of a zip file with their checksums."
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            plain = not any(m.external_attr for m in archive.infolist())  # torch takes a folder's data from anywhere
+            # torch takes a folder's data from anywhere
+            plain = not any(m.external_attr for m in archive.infolist())
             return archive.testzip() is None and plain
-    except Exception: return False  # a damaged directory fails in many ways
+    except Exception:
+        return False  # a damaged directory fails in many ways
 
 # %% ../../nbs/training/29_run_folder.ipynb #808f090b
 def read_checkpoint(
@@ -48,38 +50,61 @@ def read_checkpoint(
 )->dict:       # model, optimizer, threshold, step, best, config
     "Read a checkpoint without running anything in it."
     path = Path(path)
-    if not path.is_file(): raise DataError(f'{path}: no such checkpoint; give a run folder that has one')
+    if not path.is_file():
+        raise DataError(f'{path}: no such checkpoint; give a run folder that has one')
     data = path.read_bytes()
     if not _is_intact(data):
         why = 'damaged or cut off (its checksum does not match), or no checkpoint at all'
         raise DataError(f'{path}: {why}; use the other checkpoint of the run')
-    try: state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-    except Exception as e: raise DataError(f'{path}: not a readable checkpoint ({_why(e)}); use the other one of the run, or train again') from None
+    try:
+        state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+    except Exception as e:
+        raise DataError(
+            f'{path}: not a readable checkpoint ({_why(e)}); use the other one of the run, or train again'
+        ) from None
     if not isinstance(state, dict) or not {'model', 'config'} <= state.keys():
-        raise DataError(f'{path}: holds no run (model and config are missing); give last.pt or best.pt of a run folder')
+        raise DataError(
+            f'{path}: holds no run (model and config are missing); give last.pt or best.pt of a run folder')
     odd = _odd_parts(state)
-    if odd: raise DataError(f'{path}: {", ".join(odd)} cannot come from a run; use the other checkpoint of the run, or train again')
+    if odd:
+        raise DataError(
+            f'{path}: {", ".join(odd)} cannot come from a run; use the other checkpoint of the run, or '
+            'train again'
+        )
     return state
 
 # %% ../../nbs/training/29_run_folder.ipynb #c56679d5
-_KINDS:dict[str, Any] = dict(model=dict, config=dict, optimizer=dict, threshold=dict, average=(dict, NoneType), step=int,
-                             best=(int, float), skipped=int)
+_KINDS: dict[str, Any] = dict(
+    model=dict, config=dict, optimizer=dict, threshold=dict, average=(dict, NoneType), step=int,
+    best=(int, float), skipped=int)
 
 def _odd_parts(state):
     "Parts of a checkpoint that are not of the kind that a run writes."
-    odd = [k for k, kind in _KINDS.items() if k in state and (not isinstance(state[k], kind) or isinstance(state[k], bool))]
+    odd = [
+        k
+        for k, kind in _KINDS.items()
+        if k in state and (not isinstance(state[k], kind) or isinstance(state[k], bool))]
     odd += [k for k in ('step', 'skipped') if k not in odd and state.get(k, 0) < 0]
     tables = [(k, state.get(k) or {}) for k in ('model', 'threshold', 'average') if k not in odd]
-    odd += [f'{name}[{k!r}]' for name, part in tables for k, v in part.items() if not isinstance(v, torch.Tensor)][:3]
+    odd += [
+        f'{name}[{k!r}]' for name, part in tables for k, v in part.items() if not isinstance(v, torch.Tensor)
+    ][:3]
     settings = state['config'] if 'config' not in odd else {}
-    odd += [f'config[{k!r}]' for k, v in settings.items() if not (isinstance(k, str) and isinstance(v, (int, float, str)))][:3]
+    odd += [
+        f'config[{k!r}]'
+        for k, v in settings.items()
+        if not (isinstance(k, str) and isinstance(v, (int, float, str)))][:3]
     tau = (state.get('threshold') or {}).get('tau') if not odd else None
     return odd + ["threshold['tau']"]*(tau is not None and (tau.numel() != 1 or not 0 <= float(tau) <= 1))
 
 def _why(error):
     "Say what torch meant."
-    unsafe = re.search(r'[Uu]nsupported (?:global|class|operand)|Unsupported.*GLOBAL|WeightsUnpickler', str(error))
-    return 'it asks for code to be run while it is read, which is refused' if unsafe else f'cut off or not written by torch: {type(error).__name__}'
+    unsafe = re.search(
+        r'[Uu]nsupported (?:global|class|operand)|Unsupported.*GLOBAL|WeightsUnpickler', str(error))
+    return (
+        'it asks for code to be run while it is read, which is refused'
+        if unsafe
+        else f'cut off or not written by torch: {type(error).__name__}')
 
 # %% ../../nbs/training/29_run_folder.ipynb #db9b897f
 def save_checkpoint(
@@ -91,7 +116,8 @@ def save_checkpoint(
     folder = Path(folder)
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    if name == 'last.pt' and (folder/name).exists(): write_atomic(folder/'before.pt', partial(link_or_copy, folder/name))
+    if name == 'last.pt' and (folder/name).exists():
+        write_atomic(folder/'before.pt', partial(link_or_copy, folder/name))
     write_atomic(folder/name, buffer.getvalue())
 
 # %% ../../nbs/training/29_run_folder.ipynb #15073caf
@@ -101,9 +127,11 @@ def read_latest(
 )->dict:          # the newest state that is intact
     "Read last.pt, or before.pt when last.pt is damaged or gone."
     folder = Path(folder)
-    try: return read_checkpoint(folder/'last.pt')
+    try:
+        return read_checkpoint(folder/'last.pt')
     except DataError as e:
-        if not (folder/'before.pt').exists(): raise
+        if not (folder/'before.pt').exists():
+            raise
         state = read_checkpoint(folder/'before.pt')
         warn(f'warning: {e}. Going on from before.pt, step {state.get("step")}')
         return state
@@ -117,11 +145,15 @@ def read_json(
     path:Path, # config.json or state.json of a run
 )->dict:
     "Read a file of JSON whose outermost value is a table."
-    try: record = json.loads(Path(path).read_text(encoding='utf-8'))
-    except OSError as e: raise DataError(f'{path}: cannot be read ({e.strerror}); restore it, or leave this run out') from None
+    try:
+        record = json.loads(Path(path).read_text(encoding='utf-8'))
+    except OSError as e:
+        raise DataError(f'{path}: cannot be read ({e.strerror}); restore it, or leave this run out') from None
     except (ValueError, RecursionError) as e:
-        raise DataError(f'{path}: cannot be read, it is no JSON ({e}); restore it, or leave this run out') from None
-    if not isinstance(record, dict): raise DataError(f'{path}: holds no settings; restore it, or leave this run out')
+        raise DataError(
+            f'{path}: cannot be read, it is no JSON ({e}); restore it, or leave this run out') from None
+    if not isinstance(record, dict):
+        raise DataError(f'{path}: holds no settings; restore it, or leave this run out')
     return record
 
 def read_record(
@@ -138,13 +170,18 @@ def recorded_config(
 )->Config:
     "Make a record of what a checkpoint or config.json says."
     kinds:dict[str, Any] = {f.name: f.type for f in fields(Config)}
-    if not isinstance(record, dict): raise DataError(f'{where}: holds no settings; this is not a record of corrmatch')
+    if not isinstance(record, dict):
+        raise DataError(f'{where}: holds no settings; this is not a record of corrmatch')
     for k, v in record.items():
         fits = k not in kinds or type(v) is kinds[k] or (kinds[k] is float and type(v) is int)
-        if not fits: raise DataError(f'{where}: {k}={repr(v)[:60]} is no {kinds[k].__name__}; this is not a record of corrmatch')
+        if not fits:
+            raise DataError(
+                f'{where}: {k}={repr(v)[:60]} is no {kinds[k].__name__}; this is not a record of corrmatch')
     known = {k: v for k, v in record.items() if k in kinds}
-    try: return check_config(Config(**known | changes))
-    except ValueError as e: raise DataError(f'{where}: {e}') from None
+    try:
+        return check_config(Config(**known | changes))
+    except ValueError as e:
+        raise DataError(f'{where}: {e}') from None
 
 # %% ../../nbs/training/29_run_folder.ipynb #19720dde
 def config_changes(
@@ -188,15 +225,21 @@ def read_data_record(
 )->dict|None:    # from data_record; None for a run that keeps none
     "Read data.json."
     path = Path(folder)/'data.json'
-    if not path.exists(): return None
+    if not path.exists():
+        return None
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
-        lists = {str(k): dict(lines=int(v['lines']), sha256=str(v['sha256'])) for k, v in record['lists'].items()}
+        lists = {
+            str(k): dict(lines=int(v['lines']), sha256=str(v['sha256'])) for k, v in record['lists'].items()}
         m = record['masks']
-        masks = m and dict(kind=str(m['kind']), table=[[int(v), int(c)] for v, c in m['table']], packed=bool(m.get('packed', 'colour' in m['kind'])))
+        masks = m and dict(
+            kind=str(m['kind']), table=[[int(v), int(c)] for v, c in m['table']],
+            packed=bool(m.get('packed', 'colour' in m['kind'])))
         return dict(lists=lists, classes=[str(name) for name in record['classes']], masks=masks)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        raise DataError(f'{path}: cannot be read; restore it, or remove it to go on without comparing the lists') from None
+        raise DataError(
+            f'{path}: cannot be read; restore it, or remove it to go on without comparing the lists'
+        ) from None
 
 # %% ../../nbs/training/29_run_folder.ipynb #c3d4e5a4
 def data_changes(
@@ -207,21 +250,29 @@ def data_changes(
     out = []
     for name in sorted({*old['lists'], *new['lists']}):
         a, b = (r['lists'].get(name, dict(lines=0, sha256='')) for r in (old, new))
-        if a != b: out.append(f"{name}: {a['lines']} images -> {b['lines']} {'images' if a['lines'] != b['lines'] else 'other images'}")
-    if old['classes'] != new['classes']: out.append(f"classes: {', '.join(old['classes'][:8])} -> {', '.join(new['classes'][:8])}")
-    if old['masks'] and new['masks'] and old['masks'] != new['masks']: out.append(f"masks: {old['masks']['kind']} -> {new['masks']['kind']}, with other values")
+        if a != b:
+            out.append(
+                f"{name}: {a['lines']} images -> {b['lines']} "
+                f"{'images' if a['lines'] != b['lines'] else 'other images'}"
+            )
+    if old['classes'] != new['classes']:
+        out.append(f"classes: {', '.join(old['classes'][:8])} -> {', '.join(new['classes'][:8])}")
+    if old['masks'] and new['masks'] and old['masks'] != new['masks']:
+        out.append(f"masks: {old['masks']['kind']} -> {new['masks']['kind']}, with other values")
     return out
 
 # %% ../../nbs/training/29_run_folder.ipynb #a7621627
 def _read_rows(path):
     "Rows of a CSV file as {column: text}; cells that are not there are None."
     try:
-        with open(path, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+        with open(path, newline='', encoding='utf-8') as f:
+            rows = list(csv.DictReader(f))
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         why = getattr(e, 'strerror', None) or e
         raise DataError(f'{path}: cannot be read as a table ({why}); restore it, or move it away') from None
     for n, row in enumerate(rows, 2):
-        if None in row: raise DataError(f'{path} line {n}: more cells than columns; restore the file, or move it away')
+        if None in row:
+            raise DataError(f'{path} line {n}: more cells than columns; restore the file, or move it away')
     return rows
 
 # %% ../../nbs/training/29_run_folder.ipynb #4222181b
@@ -235,30 +286,48 @@ class CsvLog:
         self.path, self.rows = Path(path), []
         if self.path.exists():
             whole = [r for r in _read_rows(self.path) if None not in r.values()]
-            self.rows = [r for r in whole if (r.get('step') or '').isdecimal() and len(r['step']) < 12 and int(r['step']) < step]
-            for row in self.rows: self._check(row, numbers)
-            if self.rows: write_atomic(self.path, self._write)
-            else: self.path.unlink()
+            self.rows = [
+                r
+                for r in whole
+                if (r.get('step') or '').isdecimal() and len(r['step']) < 12 and int(r['step']) < step]
+            for row in self.rows:
+                self._check(row, numbers)
+            if self.rows:
+                write_atomic(self.path, self._write)
+            else:
+                self.path.unlink()
     def _check(self, row, numbers):
         for name in numbers:
-            try: float(row[name] or 'nan')
+            try:
+                float(row[name] or 'nan')
             except (KeyError, ValueError):
                 cell = f"'{row[name][:40]}' is no number" if name in row else 'no such column'
-                raise DataError(f'{self.path}: {name} at step {row["step"]}: {cell}; restore the file, or move it away') from None
+                raise DataError(
+                    f'{self.path}: {name} at step {row["step"]}: {cell}; restore the file, or move it away'
+                ) from None
     def _write(self, path):
         with open(path, 'w', newline='', encoding='utf-8') as f:
-            writer = csv.DictWriter(f, list(self.rows[0])); writer.writeheader(); writer.writerows(self.rows)
+            writer = csv.DictWriter(f, list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
     def add(self, **row):
         "Append one row; the first one names the columns."
         columns = list(self.rows[0] if self.rows else row)
         odd = [str(k) for k in {**row, **dict.fromkeys(columns)} if not (k in row and k in columns)]
-        if odd: raise DataError(f'{self.path}: its columns are not those of this run ({", ".join(odd)[:60]}); move it away and resume')
+        if odd:
+            raise DataError(
+                f'{self.path}: its columns are not those of this run ({", ".join(odd)[:60]}); move it '
+                'away and resume'
+            )
         try:
             with open(self.path, 'a', newline='', encoding='utf-8') as f:
                 writer = csv.DictWriter(f, columns)
-                if not self.rows: writer.writeheader()
+                if not self.rows:
+                    writer.writeheader()
                 writer.writerow(row)
-        except OSError as e: raise DataError(f'{self.path}: cannot be written ({e.strerror or e}); free space and resume') from None
+        except OSError as e:
+            raise DataError(
+                f'{self.path}: cannot be written ({e.strerror or e}); free space and resume') from None
         self.rows.append({k: str(v) for k, v in row.items()})
 
 # %% ../../nbs/training/29_run_folder.ipynb #f36ebaf0
@@ -268,14 +337,21 @@ def read_csv(
     "Read a log as columns."
     rows = _read_rows(path)
     columns:dict[str, list] = {name: [] for name in (rows[0] if rows else ())}
-    if columns and 'step' not in columns: raise DataError(f'{path}: has no column step; restore it, or move it away')
+    if columns and 'step' not in columns:
+        raise DataError(f'{path}: has no column step; restore it, or move it away')
     for n, row in enumerate(rows, 2):
         for name, cell in row.items():
-            try: columns[name].append(float(cell or 'nan'))
+            try:
+                columns[name].append(float(cell or 'nan'))
             except ValueError:
-                raise DataError(f"{path} line {n}: {name}='{cell[:40]}' is no number; mend the line, or move it away") from None
+                raise DataError(
+                    f"{path} line {n}: {name}='{cell[:40]}' is no number; mend the line, or move it away"
+                ) from None
         if not (0 <= columns['step'][-1] < 2**31 and columns['step'][-1] % 1 == 0):
-            raise DataError(f"{path} line {n}: step='{(row['step'] or '')[:40]}' is no step; mend the line, or move the file away")
+            raise DataError(
+                f"{path} line {n}: step='{(row['step'] or '')[:40]}' is no step; mend the line, or move "
+                "the file away"
+            )
     return {name: np.array(values) for name, values in columns.items()}
 
 # %% ../../nbs/training/29_run_folder.ipynb #5c463d8d
@@ -283,12 +359,17 @@ def process_start(
     pid:int,  # process on this machine
 ):            # str that no later process with the same number shares; '' where unknown; None: no such process
     "Tell a process from a later one with the same number."
-    try: return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[19]
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[19]
     except (OSError, IndexError):
-        if Path('/proc/self/stat').exists(): return None
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return None
-    except (OSError, OverflowError): pass
+        if Path('/proc/self/stat').exists():
+            return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except (OSError, OverflowError):
+        pass
     return ''
 
 def note_state(
@@ -297,7 +378,9 @@ def note_state(
     **facts,      # step, steps, best, ...
 ):
     "Write state.json."
-    own = dict(state=state, pid=os.getpid(), started=process_start(os.getpid()), host=socket.gethostname(), time=round(time.time()))
+    own = dict(
+        state=state, pid=os.getpid(), started=process_start(os.getpid()), host=socket.gethostname(),
+        time=round(time.time()))
     write_atomic(Path(folder)/'state.json', json.dumps(own | facts, indent=1).encode())
 
 # %% ../../nbs/training/29_run_folder.ipynb #fd8448b9
@@ -306,24 +389,31 @@ def run_state(
     silent:float=1800, # seconds after which a run on another machine counts as dead
 )->dict:               # facts of state.json; its 'state' may have become 'killed', or is 'unknown'
     "Read state.json and check what it claims."
-    try: facts = read_json(Path(folder)/'state.json')
-    except DataError: return dict(state='unknown')
+    try:
+        facts = read_json(Path(folder)/'state.json')
+    except DataError:
+        return dict(state='unknown')
     facts = {k: v for k, v in facts.items() if k not in _FACTS or _FACTS[k](v)}
-    if 'state' not in facts: return dict(state='unknown')
-    if facts['state'] != 'running': return facts
+    if 'state' not in facts:
+        return dict(state='unknown')
+    if facts['state'] != 'running':
+        return facts
     if facts.get('host') == socket.gethostname():
         start = process_start(facts.get('pid', 0))
         alive = start is not None and start == facts.get('started')
-    else: alive = abs(time.time() - facts.get('time', 0)) < silent
+    else:
+        alive = abs(time.time() - facts.get('time', 0)) < silent
     return facts if alive else facts | dict(state='killed')
 
 def _is_count(value): return type(value) is int and 0 <= value < 2**33
 
 def _is_text(value): return isinstance(value, str) and len(value) < 300 and value.isprintable()
 
-_FACTS = dict(dict.fromkeys(('pid', 'time', 'step', 'steps', 'processes'), _is_count), started=_is_text, host=_is_text,
-              state=lambda v: v in ('running', 'stopped', 'failed', 'finished'),
-              best=lambda v: type(v) in (int, float) and abs(v) <= 100)  # what is none of these counts as not said
+# what is none of these counts as not said
+_FACTS = dict(
+    dict.fromkeys(('pid', 'time', 'step', 'steps', 'processes'), _is_count), started=_is_text, host=_is_text,
+    state=lambda v: v in ('running', 'stopped', 'failed', 'finished'),
+    best=lambda v: type(v) in (int, float) and abs(v) <= 100)
 
 # %% ../../nbs/training/29_run_folder.ipynb #2b92fa37
 def refuse_if_running(
@@ -332,27 +422,38 @@ def refuse_if_running(
 ):
     "Raise DataError when another living process trains in a folder."
     facts = run_state(folder)
-    here, host, pid = socket.gethostname(), facts.get('host'), facts.get('pid')
-    if facts['state'] != 'running' or (host, pid) == (here, os.getpid()) or (force and host != here): return
-    raise DataError(f'{folder}: process {pid} on {host} is training there; wait for it or choose another out=' + ('' if host == here else f', or --force if {host} is gone'))
+    here = socket.gethostname()
+    host = facts.get('host')
+    pid = facts.get('pid')
+    if facts['state'] != 'running' or (host, pid) == (here, os.getpid()) or (force and host != here):
+        return
+    raise DataError(
+        f'{folder}: process {pid} on {host} is training there; wait for it or choose another out='
+        + ('' if host == here else f', or --force if {host} is gone'))
 
 # %% ../../nbs/training/29_run_folder.ipynb #9debb9c3
 def hold_folder(
     folder:Path, # run folder
 ):               # a lock that ends with this process at the latest; None where there is nothing to lock
     "Raise DataError when another process of this machine opens a run folder at this moment."
-    if not Path(folder).is_dir(): return None
+    if not Path(folder).is_dir():
+        return None
     lock = FileLock(Path(folder)/'.lock', blocking=False, fallback_to_soft=False)
-    try: lock.acquire()
-    except Timeout: raise DataError(f'{folder}: another process begins to train there; wait for it or choose another out=') from None
-    except OSError: return None  # read-only, said by what is written next; or without locks
+    try:
+        lock.acquire()
+    except Timeout:
+        raise DataError(
+            f'{folder}: another process begins to train there; wait for it or choose another out=') from None
+    except OSError:
+        return None  # read-only, said by what is written next; or without locks
     return lock
 
 def release_folder(
     lock, # from hold_folder
 ):
     "Give the lock back and leave no trace of it."
-    if lock is None: return
+    if lock is None:
+        return
     remove_draft(Path(lock.lock_file))
     lock.release()
 
@@ -389,11 +490,19 @@ def list_runs(
     for config in sorted(Path(root).rglob('config.json')):
         facts, folder = run_state(config.parent), config.parent
         val, note = {}, ''
-        try: val = read_csv(folder/'val.csv') if (folder/'val.csv').exists() else {}
-        except DataError as e: note = str(e)
+        try:
+            val = read_csv(folder/'val.csv') if (folder/'val.csv').exists() else {}
+        except DataError as e:
+            note = str(e)
         best, last = np.nan, np.nan
-        if len(val.get('miou', ())): best, last = np.fmax.reduce(best_scores(val)), val['miou'][-1]
-        runs.append(Run(folder, facts['state'], facts.get('step', 0), facts.get('steps', 0), float(best), float(last), note))
+        if len(val.get('miou', ())):
+            best = np.fmax.reduce(best_scores(val))
+            last = val['miou'][-1]
+        runs.append(
+            Run(
+                folder, facts['state'], facts.get('step', 0), facts.get('steps', 0), float(best), float(last),
+                note)
+        )
     return runs
 
 def runs_table(
@@ -401,7 +510,15 @@ def runs_table(
 )->str:        # aligned text
     "One line a run."
     rows = [('run', 'state', 'step', 'best', 'last')]
-    for r in runs: rows.append((str(r.folder), r.state, f'{r.step}/{r.steps}', *['-' if np.isnan(v) else f'{v:.2f}' for v in (r.best, r.last)]))
+    for r in runs:
+        rows.append(
+            (
+                str(r.folder),
+                r.state,
+                f'{r.step}/{r.steps}',
+                *['-' if np.isnan(v) else f'{v:.2f}' for v in (r.best, r.last)],
+            )
+        )
     return '\n'.join([text_table(rows, (0, 1)), *[r.note for r in runs if r.note]])
 
 # %% ../../nbs/training/29_run_folder.ipynb #fccaea86
@@ -412,11 +529,17 @@ def progress_text(
     def have(name): return row.get(name, '') != ''
     parts = [f"loss {row['loss']:.3f}"]
     terms = [f"{k.removeprefix('loss_')} {v:.2f}" for k, v in row.items() if k.startswith('loss_') and v]
-    if terms: parts.append(f"({' '.join(terms)})")
-    if have('tau'): parts.append(f"tau {row['tau']:.2f}")
+    if terms:
+        parts.append(f"({' '.join(terms)})")
+    if have('tau'):
+        parts.append(f"tau {row['tau']:.2f}")
     for name in ('coverage', 'accuracy'):
-        if have(f'{name}_before'): parts.append(f"{name} {row[f'{name}_before']:.2f}>{row[f'{name}_after']:.2f}")
-    parts += [f'{row[name]:.{digits}f} {unit}' for name, digits, unit in (('images_per_s', 1, 'img/s'), ('memory_gb', 1, 'GB')) if have(name)]
+        if have(f'{name}_before'):
+            parts.append(f"{name} {row[f'{name}_before']:.2f}>{row[f'{name}_after']:.2f}")
+    parts += [
+        f'{row[name]:.{digits}f} {unit}'
+        for name, digits, unit in (('images_per_s', 1, 'img/s'), ('memory_gb', 1, 'GB'))
+        if have(name)]
     return ' '.join(parts)
 
 # %% ../../nbs/training/29_run_folder.ipynb #bf2c4de2
@@ -438,25 +561,38 @@ class Progress:
         stream=None,      # where to write; None: stderr
     ):
         self.stream = stream or sys.stderr
-        self.name, self.steps, self.start, self.quiet, self.every = name, steps, start, quiet, every
+        self.name = name
+        self.steps = steps
+        self.start = start
+        self.quiet = quiet
+        self.every = every
         self.clock, self.spoken = time.monotonic(), -np.inf
         bar = not quiet and (self.stream.isatty() or in_jupyter())
-        self.bar = tqdm(total=steps, initial=start, desc=name, mininterval=1, file=self.stream, dynamic_ncols=True) if bar else None
+        self.bar = (
+            tqdm(total=steps, initial=start, desc=name, mininterval=1, file=self.stream, dynamic_ncols=True)
+            if bar
+            else None)
     def step(self, step, row=None):
         "Move on to a step; `row` holds its numbers, if they are known."
-        if self.quiet: return
+        if self.quiet:
+            return
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
-            if row: self.bar.set_postfix_str(progress_text(row), refresh=False)
+            if row:
+                self.bar.set_postfix_str(progress_text(row), refresh=False)
         elif row and (time.monotonic() - self.spoken >= self.every or step == self.steps):
             self.spoken = time.monotonic()
             left = (self.spoken-self.clock)*(self.steps-step)/max(step-self.start, 1)
             self.write(f'{self.name}: step {step}/{self.steps}, {hours(left)} left, {progress_text(row)}')
     def write(self, text):
         "Say something between the steps."
-        if self.quiet: return
-        if self.bar is not None: tqdm.write(text, file=self.stream)
-        else: print(text, file=self.stream, flush=True)
+        if self.quiet:
+            return
+        if self.bar is not None:
+            tqdm.write(text, file=self.stream)
+        else:
+            print(text, file=self.stream, flush=True)
     def __enter__(self): return self
     def __exit__(self, *error):
-        if self.bar is not None: self.bar.close()
+        if self.bar is not None:
+            self.bar.close()

@@ -36,9 +36,10 @@ from ..files import DataError, text_table, write_atomic
 from ..method.losses import LossTerms, ohem_ce, supervised_ce
 from .builders import make_weights
 from .metrics import ConfusionMatrix, evaluate
-from .distributed import (DistInfo, all_reduce_sum, all_reduce_max, run_on_rank0, all_gather, is_lost_process, lost_process,
-                                micro_batches, my_positions, picture_keys, read_world, same_buffers,
-                                convert_sync_batchnorm, start_world, step_counts, no_sync, wrap_step)
+from .distributed import (
+    DistInfo, all_reduce_sum, all_reduce_max, run_on_rank0, all_gather, is_lost_process, lost_process,
+    micro_batches, my_positions, picture_keys, read_world, same_buffers, convert_sync_batchnorm, start_world,
+    step_counts, no_sync, wrap_step)
 from ..method.pseudo_labels import confidence, pseudo_label
 from corrmatch.training.run_folder import (
     CsvLog, Progress, config_changes, data_changes, data_record, hold_folder, note_state, read_checkpoint,
@@ -59,24 +60,32 @@ def absent_text(
     miou:str='all',  # Config.miou
 )->str:              # one line; '' without names
     "Say which classes cannot be scored, and what the mean makes of them."
-    if not names: return ''
+    if not names:
+        return ''
     shown = ', '.join(names[:8]) + (f', ... ({len(names)})' if len(names) > 8 else '')
-    means = ('the mIoU counts an absent class as 0, as the reference does; --miou present leaves it out' if miou == 'all'
-             else 'the mIoU leaves absent classes out; --miou all counts them as 0, as the reference does')
+    means = (
+        'the mIoU counts an absent class as 0, as the reference does; --miou present leaves it out'
+        if miou == 'all'
+        else 'the mIoU leaves absent classes out; --miou all counts them as 0, as the reference does')
     return f'occurs in no validation mask: {shown}; {means}'
 
 def _refuse_ignored(counts, name, path):
     "Refuse a list in whose masks every pixel is ignored."
-    if counts.pixels.sum(): return
-    raise DataError(f"{name}='{path}': every pixel of its {counts.n_images} masks is ignored ({IGNORE_INDEX}), so nothing can be "
-                    f"{'scored' if name == 'val' else 'learned'}; name masks that show classes")
+    if counts.pixels.sum():
+        return
+    raise DataError(
+        f"{name}='{path}': every pixel of its {counts.n_images} masks is ignored ({IGNORE_INDEX}), so "
+        "nothing can be "
+        f"{'scored' if name == 'val' else 'learned'}; name masks that show classes"
+    )
 
 
 # %% ../../nbs/training/33_trainer.ipynb #79d2a5f0
 def _refuse_overlap(sources, config):
     "Raise DataError if a validation image is learned from."
     for name, source in (('labeled', sources.labeled), ('unlabeled', sources.unlabeled)):
-        if source is not None: refuse_shared(name, getattr(config, name), source, config.val, sources.val)
+        if source is not None:
+            refuse_shared(name, getattr(config, name), source, config.val, sources.val)
 
 # %% ../../nbs/training/33_trainer.ipynb #c3d4e5a6
 def preflight(
@@ -85,17 +94,31 @@ def preflight(
 ):                   # ClassCounts of the labeled masks
     "Raise a one-line DataError for anything that would stop the run later."
     for source in (sources.labeled, sources.val):
-        if not len(source): raise DataError(f"labeled='{config.labeled}' val='{config.val}': a list is empty; each needs at least one picture")
+        if not len(source):
+            raise DataError(
+                f"labeled='{config.labeled}' val='{config.val}': a list is empty; each needs at least one "
+                "picture"
+            )
     counts = check_source(sources.labeled, config.n_classes)
     scored = check_source(sources.val, config.n_classes)
-    _refuse_ignored(counts, 'labeled', config.labeled); _refuse_ignored(scored, 'val', config.val)
-    if sources.unlabeled is not None: check_source(sources.unlabeled, config.n_classes, masks=False, decode=False, progress=spot_check)
-    if config.data: _refuse_overlap(sources, config)
+    _refuse_ignored(counts, 'labeled', config.labeled)
+    _refuse_ignored(scored, 'val', config.val)
+    if sources.unlabeled is not None:
+        check_source(sources.unlabeled, config.n_classes, masks=False, decode=False, progress=spot_check)
+    if config.data:
+        _refuse_overlap(sources, config)
     missing = missing_classes(counts, sources.class_names)
-    if missing and not config.allow_missing: raise DataError(f"labeled='{config.labeled}': {missing}, or set allow_missing=True")
+    if missing and not config.allow_missing:
+        raise DataError(f"labeled='{config.labeled}': {missing}, or set allow_missing=True")
     absent = absent_text([sources.class_names[c] for c in np.flatnonzero(scored.images == 0)], config.miou)
-    if absent: print(f"warning: val='{config.val}': {absent}", flush=True)
-    if missing: print(f"warning: labeled='{config.labeled}': {missing.split(';')[0]}; they cannot be learned and will score about 0", flush=True)
+    if absent:
+        print(f"warning: val='{config.val}': {absent}", flush=True)
+    if missing:
+        print(
+            f"warning: labeled='{config.labeled}': {missing.split(';')[0]}; they cannot be learned and "
+            "will score about 0",
+            flush=True,
+        )
     return counts
 
 # %% ../../nbs/training/33_trainer.ipynb #485fd1a4
@@ -107,16 +130,23 @@ def activation_bytes(
     def count(tensor):
         nonlocal total
         storage = tensor.untyped_storage()
-        if not (tensor.is_leaf and tensor.requires_grad) and storage._cdata not in seen: total += storage.nbytes()
-        seen.add(storage._cdata); held.append(storage)
+        if not (tensor.is_leaf and tensor.requires_grad) and storage._cdata not in seen:
+            total += storage.nbytes()
+        seen.add(storage._cdata)
+        held.append(storage)
         return tensor
-    held, n = list[torch.UntypedStorage](), config.batch_x + (config.batch_u if uses_unlabeled(config) else 0)
-    plain = dict(correlate=False) if uses_correlation(config) else {}  # the correlation map is never held whole
+    held = list[torch.UntypedStorage]()
+    n = config.batch_x + (config.batch_u if uses_unlabeled(config) else 0)
+    # the correlation map is never held whole
+    plain = dict(correlate=False) if uses_correlation(config) else {}
     with torch.device('meta'):
         model = make_model(replace(config, weights=''))[0].train()
-        if n == 1: model.head.b4.eval()  # its batch norm would refuse a lone picture, which may have company in other processes
+        if n == 1:
+            # its batch norm would refuse a lone picture, which may have company in other processes
+            model.head.b4.eval()
         image = torch.empty(n, 3, config.crop, config.crop)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t): model(image, perturb=config.w_fp != 0, **plain)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            model(image, perturb=config.w_fp != 0, **plain)
     return total
 
 # %% ../../nbs/training/33_trainer.ipynb #c1c31339
@@ -130,19 +160,26 @@ def check_memory(
     free:int|None=None,  # bytes; None: ask the machine
 ):                       # None; raises TooLarge
     "Refuse a crop or batch that cannot fit."
-    if free is None: free = free_bytes(device)
+    if free is None:
+        free = free_bytes(device)
     needed = activation_bytes(config)/(1 if pick_precision(config.precision, device) is None else 2)
     if free is not None and needed > free:
-        raise TooLarge(f'crop={config.crop} with batch_x={config.batch_x} and batch_u={config.batch_u} needs about {needed/2**30:.1f} GiB, '
-                        f'{free/2**30:.1f} GiB are free on {device}: choose a smaller crop or batch, or --fit-memory')
+        raise TooLarge(
+            f'crop={config.crop} with batch_x={config.batch_x} and batch_u={config.batch_u} needs about '
+            f'{needed / 2**30:.1f} GiB, '
+            f'{free / 2**30:.1f} GiB are free on {device}: choose a smaller crop or batch, or --fit-memory'
+        )
 
 def free_bytes(
     device:torch.device, # cpu or cuda
 ):                       # int, or None where it cannot be known
     "Memory that is free on a device."
-    if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0]
-    try: return next(int(l.split()[1])*1024 for l in open('/proc/meminfo') if l.startswith('MemAvailable'))
-    except (OSError, StopIteration): return None
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return next(int(l.split()[1])*1024 for l in open('/proc/meminfo') if l.startswith('MemAvailable'))
+    except (OSError, StopIteration):
+        return None
 
 # %% ../../nbs/training/33_trainer.ipynb #4e6ca08c
 def fit_memory(
@@ -151,13 +188,24 @@ def fit_memory(
     processes:int=1, # that share the batch
 )->Config:          # with the smallest `accumulate` that fits
     "Cut the batch into the largest micro-batches that fit."
-    sizes, alone = [config.batch_x] + [config.batch_u]*uses_unlabeled(config), processes == 1 or not config.sync_bn
-    least = [2 if alone and config.norm == 'batch' else 1]*len(sizes)  # batch norm wants two pictures, a pair of neighbours too
-    if config.cutmix == 'in_batch' and uses_unlabeled(config): least[-1] = 2
+    sizes = [config.batch_x] + [config.batch_u]*uses_unlabeled(config)
+    alone = processes == 1 or not config.sync_bn
+    # batch norm wants two pictures, a pair of neighbours too
+    least = [2 if alone and config.norm == 'batch' else 1] * len(sizes)
+    if config.cutmix == 'in_batch' and uses_unlabeled(config):
+        least[-1] = 2
     for n in range(1, max(sizes)+1):
-        if any(s % (n*processes) for s in sizes) or n > 1 and any(s < n*processes*l for s, l in zip(sizes, least)): continue
-        if fits(replace(config, accumulate=n)): return replace(config, accumulate=n)
-    raise DataError(f'crop={config.crop}: not even the smallest share of batch_x={config.batch_x} and batch_u={config.batch_u} fits; choose a smaller crop')
+        if (
+            any(s % (n * processes) for s in sizes)
+            or n > 1
+            and any(s < n * processes * l for s, l in zip(sizes, least))):
+            continue
+        if fits(replace(config, accumulate=n)):
+            return replace(config, accumulate=n)
+    raise DataError(
+        f'crop={config.crop}: not even the smallest share of batch_x={config.batch_x} and '
+        f'batch_u={config.batch_u} fits; choose a smaller crop'
+    )
 
 # %% ../../nbs/training/33_trainer.ipynb #79a21aaf
 def fits_estimate(
@@ -167,7 +215,8 @@ def fits_estimate(
     free:int|None=None,  # bytes; None: ask the machine
 )->bool:
     "Would a micro-step fit by the count of what autograd keeps, with a third to spare?"
-    free, parts = free_bytes(device) if free is None else free, config.accumulate*processes
+    free = free_bytes(device) if free is None else free
+    parts = config.accumulate*processes
     micro = replace(config, batch_x=max(config.batch_x//parts, 1), batch_u=max(config.batch_u//parts, 1))
     return free is None or 1.33*activation_bytes(micro) < free
 
@@ -176,12 +225,20 @@ def pick_device(
     name:str, # auto | cpu | cuda | cuda:N
 )->torch.device:
     "The GPU if there is one and nobody said otherwise."
-    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    device, there = torch.device(name), torch.accelerator.current_accelerator(check_available=True)
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = torch.device(name)
+    there = torch.accelerator.current_accelerator(check_available=True)
     if device.type != 'cpu' and (there is None or there.type != device.type):
-        raise ValueError(f"device='{name}': this machine has no usable GPU of that kind; choose device={there.type if there else 'cpu'}")
+        raise ValueError(
+            f"device='{name}': this machine has no usable GPU of that kind; choose "
+            f"device={there.type if there else 'cpu'}"
+        )
     if device.index and device.type != 'cpu' and device.index >= torch.accelerator.device_count():
-        raise ValueError(f"device='{name}': {torch.accelerator.device_count()} there, counted from 0; choose device={device.type}")
+        raise ValueError(
+            f"device='{name}': {torch.accelerator.device_count()} there, counted from 0; choose "
+            f"device={device.type}"
+        )
     return device
 
 def set_numerics(
@@ -189,9 +246,11 @@ def set_numerics(
     device:torch.device, # cpu or cuda
 ):
     "Choose between the fastest kernels and those that repeat themselves; settings of the whole process."
-    torch.set_float32_matmul_precision('highest')  # correlation maps and votes in all of 32 bits, also on a GPU that could round them to TF32
+    # correlation maps and votes in all of 32 bits, also on a GPU that could round them to TF32
+    torch.set_float32_matmul_precision('highest')
     torch.backends.cudnn.benchmark = not config.deterministic
-    if config.deterministic: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    if config.deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.use_deterministic_algorithms(config.deterministic, warn_only=device.type == 'cuda')
 
 # %% ../../nbs/training/33_trainer.ipynb #05fddf8a
@@ -204,10 +263,15 @@ class FiniteGuard:
     ):
         self.optimizer, self.patience = optimizer, patience
         self.buffers = [b for b in buffers if b.is_floating_point()]
-        self.flags, self.skipped, self.in_a_row = list[tuple](), 0, 0
+        self.flags = list[tuple]()
+        self.skipped = 0
+        self.in_a_row = 0
         for group in optimizer.param_groups:
-            if not group['fused']: raise ValueError('FiniteGuard needs an optimizer with fused=True: only that one can skip a step')
-            for p in group['params']: optimizer.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
+            if not group['fused']:
+                raise ValueError(
+                    'FiniteGuard needs an optimizer with fused=True: only that one can skip a step')
+            for p in group['params']:
+                optimizer.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
     def remember(self):
         "Keep a copy of the buffers; call it before the forward pass."
         self.kept = torch.cat([b.flatten() for b in self.buffers]) if self.buffers else None
@@ -217,16 +281,19 @@ class FiniteGuard:
         if dist.is_initialized():
             bad = bad.to(torch.uint8)
             dist.all_reduce(bad, dist.ReduceOp.MAX)
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()
+        self.optimizer.grad_scale = None
+        self.optimizer.found_inf = bad.float()
         self.flags.append((step, names, bad.bool()))
     def put_back(self):
         "Undo what has happened to the buffers since `remember`."
-        if self.kept is None: return
+        if self.kept is None:
+            return
         parts = self.kept.split([b.numel() for b in self.buffers])
         torch._foreach_copy_(self.buffers, [p.view_as(b) for p, b in zip(parts, self.buffers)])
     def restore(self):
         "Put the buffers back if the step was flagged."
-        if self.kept is None: return
+        if self.kept is None:
+            return
         now = torch.cat([b.flatten() for b in self.buffers])
         merged = torch.where(self.flags[-1][2], self.kept, now).split([b.numel() for b in self.buffers])
         torch._foreach_copy_(self.buffers, [m.view_as(b) for m, b in zip(merged, self.buffers)])
@@ -234,7 +301,9 @@ class FiniteGuard:
         "Read the flags since the last report: (step, names) of each skipped step."
         flags, self.flags = self.flags, []
         bad = torch.stack([f for *_, f in flags]).tolist() if flags else []
-        for is_bad in bad: self.in_a_row, self.skipped = self.in_a_row*is_bad + is_bad, self.skipped + is_bad
+        for is_bad in bad:
+            self.in_a_row = self.in_a_row*is_bad + is_bad
+            self.skipped = self.skipped + is_bad
         return [(step, names) for (step, names, _), is_bad in zip(flags, bad) if is_bad]
     @property
     def hopeless(self): return self.in_a_row >= self.patience
@@ -242,8 +311,17 @@ class FiniteGuard:
 # %% ../../nbs/training/33_trainer.ipynb #ac83df11
 class Trainer:
     "One training run in one folder."
-    run_step:Callable; save:Callable; load:Callable; score:Callable; validate:Callable; fit:Callable  # these and more in the cells below
-    describe:Callable; say:Callable; summary:Callable; note_broken:Callable; note_skipped:Callable
+    run_step:Callable
+    save:Callable
+    load:Callable
+    score:Callable
+    validate:Callable
+    fit:Callable  # these and more in the cells below
+    describe:Callable
+    say:Callable
+    summary:Callable
+    note_broken:Callable
+    note_skipped:Callable
     def __init__(self,
         config:Config,   # all numbers
         sources=None,    # Sources; None: made from config
@@ -253,26 +331,43 @@ class Trainer:
         self.config, self.asked = (c := check_config(config)), config.precision
         self.world, self.device, self.process_group = start_world(pick_device(c.device), world)
         self.quiet = quiet or not self.world.first
-        shares = [my_positions(n, self.world, c.accumulate, name) for n, name in ((c.batch_x, 'batch_x'), (c.batch_u, 'batch_u')) if name == 'batch_x' or uses_unlabeled(c)]
-        if c.cutmix == 'in_batch' and len(shares[-1])//c.accumulate < 2 and uses_unlabeled(c): raise ValueError(f"cutmix='in_batch' needs two unlabeled pictures in each micro-batch: raise batch_u={c.batch_u}, or lower accumulate={c.accumulate}")
+        shares = [
+            my_positions(n, self.world, c.accumulate, name)
+            for n, name in ((c.batch_x, 'batch_x'), (c.batch_u, 'batch_u'))
+            if name == 'batch_x' or uses_unlabeled(c)]
+        if c.cutmix == 'in_batch' and len(shares[-1])//c.accumulate < 2 and uses_unlabeled(c):
+            raise ValueError(
+                "cutmix='in_batch' needs two unlabeled pictures in each micro-batch: raise "
+                f"batch_u={c.batch_u}, or lower accumulate={c.accumulate}"
+            )
         self.sources = sources or make_datasets(c)
         run_on_rank0(partial(preflight, self.sources, c), self.world.first, self.process_group)
-        check_memory(replace(c, batch_x=len(shares[0])//c.accumulate, batch_u=len(shares[-1])//c.accumulate), self.device)
+        check_memory(
+            replace(c, batch_x=len(shares[0]) // c.accumulate, batch_u=len(shares[-1]) // c.accumulate),
+            self.device)
         set_numerics(c, self.device)
         self.model, self.weights_text = make_model(c)
         self._fix_precision()
         self.model = prepare_model(self.model, c, self.device)
-        if c.sync_bn and self.world.size > 1: convert_sync_batchnorm(self.model, self.device)
+        if c.sync_bn and self.world.size > 1:
+            convert_sync_batchnorm(self.model, self.device)
         self.optimizer, self.threshold = make_optimizer(self.model, c), make_threshold(c).to(self.device)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(c.ema), use_buffers=True) if c.ema else None
+        self.average = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(c.ema), use_buffers=True)
+            if c.ema
+            else None)
         self.guard = FiniteGuard(self.optimizer, [*self.model.buffers(), *self.threshold.buffers()])
-        idle = not c.w_x or (uses_correlation(c) and not c.w_x_corr) or c.backbone.startswith('timm:')  # a head in the warm-up, a layer that nobody reads
+        # a head in the warm-up, a layer that nobody reads
+        idle = not c.w_x or (uses_correlation(c) and not c.w_x_corr) or c.backbone.startswith('timm:')
         self.shared = wrap_step(self.model, self.world, unused=idle)
         self.weights, self.beyond = make_weights(c), make_variants(c)
         self.supervised = partial(ohem_ce, min_kept=c.ohem) if c.ohem else supervised_ce
         self.steps = total_steps(c, self.sources)
-        self.config = replace(self.config, steps=self.steps)  # the record says how many, whoever counts the pictures later
-        self.batches = replace(make_batches(c, self.sources), positions_x=shares[0], positions_u=shares[-1] if uses_unlabeled(c) else None)
+        # the record says how many, whoever counts the pictures later
+        self.config = replace(self.config, steps=self.steps)
+        self.batches = replace(
+            make_batches(c, self.sources), positions_x=shares[0],
+            positions_u=shares[-1] if uses_unlabeled(c) else None)
         self.out = Path(c.out or f'runs/{c.name}_{c.method}_s{c.seed}')
         self.step, self.best, self.broken, self.asked_to_stop = 0, -1., dict[str, int](), lambda: False
 
@@ -301,7 +396,9 @@ def _keyed(self:Trainer, batch):
     keys = dict(keys_x=picture_keys(c.seed, self.step, b.positions_x))
     if 'image_u_w' in batch:
         views = range(2, 2+len(batch['box_u']))
-        keys |= dict(keys_u_w=picture_keys(c.seed, self.step, b.positions_u, 1), keys_u_s=torch.stack([picture_keys(c.seed, self.step, b.positions_u, s) for s in views]))
+        keys |= dict(
+            keys_u_w=picture_keys(c.seed, self.step, b.positions_u, 1),
+            keys_u_s=torch.stack([picture_keys(c.seed, self.step, b.positions_u, s) for s in views]))
     return batch | keys
 
 # %% ../../nbs/training/33_trainer.ipynb #769cdd48
@@ -309,12 +406,21 @@ def _keyed(self:Trainer, batch):
 @torch.no_grad()
 def _look_ahead(self:Trainer, parts):
     "The threshold of a step from the weak views of all its micro-batches."
-    if len(parts) == 1 or 'image_u_w' not in parts[0] or isinstance(self.threshold, FixedThreshold): return self.threshold
-    perturb = bool(self.weights.fp)  # as in the step itself: the dropped copies are part of what the decoder's batch norm sees
-    def weak(part): return self.model(torch.cat([part['image_x'], part['image_u_w']]), perturb=perturb, keys=torch.cat([part['keys_x'], part['keys_u_w']]))
-    with autocast(self.device, self.dtype): logits = [self.beyond.teacher(weak(p), p['mask_x']) for p in parts]
+    if len(parts) == 1 or 'image_u_w' not in parts[0] or isinstance(self.threshold, FixedThreshold):
+        return self.threshold
+    # as in the step itself: the dropped copies are part of what the decoder's batch norm sees
+    perturb = bool(self.weights.fp)
+    def weak(part):
+        return self.model(
+            torch.cat([part['image_x'], part['image_u_w']]), perturb=perturb,
+            keys=torch.cat([part['keys_x'], part['keys_u_w']]))
+    with autocast(self.device, self.dtype):
+        logits = [self.beyond.teacher(weak(p), p['mask_x']) for p in parts]
     self.guard.put_back()
-    seen = [torch.cat(maps) for maps in zip(*[(confidence(l), pseudo_label(l), mixed_valid(p)[0]) for l, p in zip(logits, parts)])]
+    seen = [
+        torch.cat(maps)
+        for maps in zip(*[(confidence(l), pseudo_label(l), mixed_valid(p)[0]) for l, p in zip(logits, parts)])
+    ]
     return PrecomputedThreshold(self.threshold.update(*seen))
 
 class PrecomputedThreshold:
@@ -332,20 +438,25 @@ def _part(self:Trainer, model, part, counts, threshold):
     "The losses of one micro-batch."
     c = self.config
     with autocast(self.device, self.dtype):
-        if 'image_u_w' not in part: return labeled_step(model, part, self.weights, self.supervised, counts)
+        if 'image_u_w' not in part:
+            return labeled_step(model, part, self.weights, self.supervised, counts)
         generator = torch.Generator().manual_seed(step_seed(c.seed, self.step, 1))
-        return train_step(model, part, self.weights, threshold, self.supervised, c.regions, c.region_cut, generator, c.kl_inside, counts, self.beyond, FAST_REGIONS)
+        return train_step(
+            model, part, self.weights, threshold, self.supervised, c.regions, c.region_cut, generator,
+            c.kl_inside, counts, self.beyond, FAST_REGIONS)
 
 @patch
 def _update(self:Trainer, total, names):
     "Move the weights, unless the step has to be taken back."
     grads = [p.grad for p in self.model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(grads)
-    if self.config.clip: nn.utils.clip_grads_with_norm_(list(self.model.parameters()), self.config.clip, norm)
+    if self.config.clip:
+        nn.utils.clip_grads_with_norm_(list(self.model.parameters()), self.config.clip, norm)
     self.guard.judge(total, norm, self.step, names)
     self.optimizer.step()
     self.guard.restore()
-    if self.average is not None: self.average.update_parameters(self.model)
+    if self.average is not None:
+        self.average.update_parameters(self.model)
 
 # %% ../../nbs/training/33_trainer.ipynb #ffc57138
 @patch
@@ -356,7 +467,8 @@ def run_step(self:Trainer,
     torch.manual_seed(step_seed(self.config.seed, self.step))
     set_lr(self.optimizer, self.step, self.steps)
     self.guard.remember()
-    parts = [to_device(part, self.device) for part in micro_batches(self._keyed(batch), self.config.accumulate)]
+    parts = [
+        to_device(part, self.device) for part in micro_batches(self._keyed(batch), self.config.accumulate)]
     counts = step_counts([_pixel_maps(part) for part in parts])
     threshold, results = self._look_ahead(parts), []
     self.optimizer.zero_grad(set_to_none=True)
@@ -364,7 +476,8 @@ def run_step(self:Trainer,
         with nullcontext() if part is parts[-1] else no_sync(self.shared):
             result = self.shared(self._part, part, counts, threshold)
             (result.total*self.world.size).backward()
-        results.append(StepResult(result.total.detach(), LossTerms(*[t.detach() for t in result.terms]), result.metrics))
+        results.append(
+            StepResult(result.total.detach(), LossTerms(*[t.detach() for t in result.terms]), result.metrics))
     result = _sum_results(results)
     self._update(result.total, batch['names_x'] + batch.get('names_u', []))
     self.step += 1
@@ -374,12 +487,15 @@ def run_step(self:Trainer,
 def _pixel_maps(part):
     "Which pixels the losses of a micro-batch count: labeled, weak, strong."
     weak = 'image_u_w' in part
-    return part['mask_x'] != IGNORE_INDEX, part['valid_u'] if weak else None, mixed_valid(part) if weak else None
+    return (
+        part['mask_x'] != IGNORE_INDEX, part['valid_u'] if weak else None,
+        mixed_valid(part) if weak else None)
 
 def _sum_results(results):
     "Losses of micro-steps add up, shares are averaged."
     watch = {k: torch.stack([r.watch[k] for r in results]).mean() for k in results[0].watch}
-    return StepResult(sum(r.total for r in results), LossTerms(*map(sum, zip(*[r.terms for r in results]))), watch)
+    return StepResult(
+        sum(r.total for r in results), LossTerms(*map(sum, zip(*[r.terms for r in results]))), watch)
 
 # %% ../../nbs/training/33_trainer.ipynb #a534f8d7
 def fits_for_real(
@@ -388,19 +504,28 @@ def fits_for_real(
     "Does one step of this process's share run through? Each process tries alone: one that ran out of memory would let the others wait."
     world = read_world()
     share = replace(config, warmup=0, batch_x=config.batch_x//world.size, batch_u=config.batch_u//world.size)
-    try: _try_step(Trainer(share, quiet=True, world=DistInfo(local=world.local)), world.size > 1 and config.sync_bn)
-    except TooLarge: fits = False
-    except RuntimeError as e:  # OutOfMemoryError is one; cuDNN says it in its own words
-        if not isinstance(e, torch.OutOfMemoryError) and 'unable to find an engine' not in str(e): raise
+    try:
+        _try_step(
+            Trainer(share, quiet=True, world=DistInfo(local=world.local)), world.size > 1 and config.sync_bn)
+    except TooLarge:
         fits = False
-    else: fits = True
-    gc.collect(); torch.cuda.empty_cache()
+    except RuntimeError as e:  # OutOfMemoryError is one; cuDNN says it in its own words
+        if not isinstance(e, torch.OutOfMemoryError) and 'unable to find an engine' not in str(e):
+            raise
+        fits = False
+    else:
+        fits = True
+    gc.collect()
+    torch.cuda.empty_cache()
     return fits
 
 def _try_step(trial, shared=False):
-    if shared: trial.model.head.b4.gap[2] = nn.Identity()  # the others' pictures are not here to keep a lone one company
+    if shared:
+        # the others' pictures are not here to keep a lone one company
+        trial.model.head.b4.gap[2] = nn.Identity()
     trial.run_step(trial.batches[0])
-    if trial.device.type == 'cuda': torch.cuda.synchronize(trial.device)
+    if trial.device.type == 'cuda':
+        torch.cuda.synchronize(trial.device)
 
 # %% ../../nbs/training/33_trainer.ipynb #592ca8f3
 def load_run(
@@ -421,10 +546,13 @@ def save(self:Trainer,
     model=None,         # whose weights; None: the network's
 ):
     "Write everything that a run needs to go on."
-    if not self.world.first: return
-    state = dict(model=(model or self.model).state_dict(), optimizer=self.optimizer.state_dict(), threshold=self.threshold.state_dict(),
-                 average=None if self.average is None else self.average.state_dict(), step=self.step, best=self.best,
-                 skipped=self.guard.skipped, config=asdict(self.config))
+    if not self.world.first:
+        return
+    state = dict(
+        model=(model or self.model).state_dict(), optimizer=self.optimizer.state_dict(),
+        threshold=self.threshold.state_dict(),
+        average=None if self.average is None else self.average.state_dict(), step=self.step, best=self.best,
+        skipped=self.guard.skipped, config=asdict(self.config))
     save_checkpoint(self.out, state, name)
 
 @patch
@@ -443,27 +571,39 @@ def load(self:Trainer,
     "Take up the last intact checkpoint of the same configuration."
     state = read_latest(self.out, print)
     self._fix_precision(state['config'].get('precision'))
-    old = asdict(Config()) | state['config'] | dict(steps=state['config'].get('steps') or self.steps)  # a newer field stood at its default, 0 steps meant epochs
+    # a newer field stood at its default, 0 steps meant epochs
+    old = asdict(Config()) | state['config'] | dict(steps=state['config'].get('steps') or self.steps)
     changed = config_changes(old, asdict(self.config))
     if changed and not force:
-        raise ValueError(f'{self.out}: was started with other settings ({"; ".join(changed)}); use the same ones, another out=, or --force')
+        raise ValueError(
+            f'{self.out}: was started with other settings ({"; ".join(changed)}); use the same ones, '
+            'another out=, or --force'
+        )
     rates = [{k: v for k, v in group.items() if k != 'params'} for group in self.optimizer.param_groups]
-    try: self._take_up(state)
+    try:
+        self._take_up(state)
     except Exception as e:  # whatever torch makes of a table that it did not write
         why = '; '.join(changed) or ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
-        raise DataError(f'{self.out}: its checkpoint does not fit these settings ({why}); choose another out=') from None
-    for group, own in zip(self.optimizer.param_groups, rates): group.update(own)  # rate and decay are those of the settings, the momentum is kept
+        raise DataError(
+            f'{self.out}: its checkpoint does not fit these settings ({why}); choose another out=') from None
+    for group, own in zip(self.optimizer.param_groups, rates):
+        group.update(own)  # rate and decay are those of the settings, the momentum is kept
 
 # %% ../../nbs/training/33_trainer.ipynb #5f3c7be3
 @patch
 def _take_up(self:Trainer, state):
     "Put everything back that `save` wrote."
     parts = dict(model=self.model, optimizer=self.optimizer, threshold=self.threshold)
-    if self.average is not None and state.get('average'): parts['average'] = self.average
-    for name, part in parts.items(): part.load_state_dict(state[name])
+    if self.average is not None and state.get('average'):
+        parts['average'] = self.average
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     for p, kept in self.optimizer.state.items():
-        if kept['momentum_buffer'].shape != p.shape: raise ValueError('a momentum of another shape')
-    self.step, self.best, self.guard.skipped = state['step'], state['best'], state.get('skipped', 0)
+        if kept['momentum_buffer'].shape != p.shape:
+            raise ValueError('a momentum of another shape')
+    self.step = state['step']
+    self.best = state['best']
+    self.guard.skipped = state.get('skipped', 0)
 
 # %% ../../nbs/training/33_trainer.ipynb #3a72c4b3
 @patch
@@ -473,13 +613,18 @@ def score(self:Trainer,
     "Score the validation set."
     c, was_training = self.config, model.training
     rows = range(self.world.rank, len(self.sources.val), self.world.size)
-    at_once = 1 if c.evaluation == 'slide' else max(1, c.batch_x//(self.world.size*c.accumulate))  # no more memory than a step
-    pairs = takewhile(lambda pair: not self.asked_to_stop(), eval_pairs(self.sources.val, self.device, rows, at_once))
-    searching, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # whole pictures have many sizes: no search for each
+    # no more memory than a step
+    at_once = 1 if c.evaluation == 'slide' else max(1, c.batch_x // (self.world.size * c.accumulate))
+    pairs = takewhile(
+        lambda pair: not self.asked_to_stop(), eval_pairs(self.sources.val, self.device, rows, at_once))
+    # whole pictures have many sizes: no search for each
+    searching, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     confusion = evaluate(model.eval(), pairs, c.n_classes, c.evaluation, c.crop)
     torch.backends.cudnn.benchmark = searching
     model.train(was_training)
-    if self.world.size > 1: confusion.matrix, confusion.out_of_range = confusion.matrix.to(self.device), confusion.out_of_range.to(self.device)
+    if self.world.size > 1:
+        confusion.matrix = confusion.matrix.to(self.device)
+        confusion.out_of_range = confusion.out_of_range.to(self.device)
     return confusion.sync()
 
 # %% ../../nbs/training/33_trainer.ipynb #499ad452
@@ -489,17 +634,29 @@ def validate(self:Trainer,
     "Score the validation set, write a row and pictures, keep the best."
     same_buffers(self.model)
     found = {'': (self.model, self.score(self.model))}
-    if self.average is not None: found['_ema'] = self.average.module, self.score(self.average.module)
-    if all_reduce_max([int(self.asked_to_stop())], self.process_group) != [0]: return None
-    if not found[''][1].matrix.sum(): raise DataError(f"val='{self.config.val}': every scored pixel is ignored (evaluation='{self.config.evaluation}'); name masks that show classes")
+    if self.average is not None:
+        found['_ema'] = self.average.module, self.score(self.average.module)
+    if all_reduce_max([int(self.asked_to_stop())], self.process_group) != [0]:
+        return None
+    if not found[''][1].matrix.sum():
+        raise DataError(
+            f"val='{self.config.val}': every scored pixel is ignored "
+            f"(evaluation='{self.config.evaluation}'); name masks that show classes"
+        )
     means = {n: 100*m.miou_over(self.config.miou) for n, (_, m) in found.items()}
     chosen = max(means, key=lambda n: means[n])
     (model, confusion), better = found[chosen], means[chosen] > self.best
     self.best = max(means[chosen], self.best)
-    if not self.world.first: return confusion
-    self.val_log.add(step=self.step, **{f'miou{n}': round(v, 3) for n, v in means.items()}, **_iou_columns(found[''][1], self.sources.class_names))
+    if not self.world.first:
+        return confusion
+    self.val_log.add(
+        step=self.step,
+        **{f'miou{n}': round(v, 3) for n, v in means.items()},
+        **_iou_columns(found[''][1], self.sources.class_names),
+    )
     self._draw(model)
-    if better: self.save('best.pt', model)
+    if better:
+        self.save('best.pt', model)
     return confusion
 
 def _iou_columns(confusion, names):
@@ -512,9 +669,14 @@ def _iou_columns(confusion, names):
 @patch
 def _draw(self:Trainer, model):
     "Write the picture of some validation images."
-    c, rows = self.config, range(min(3, len(self.sources.val)))
-    figure = show_prediction(model, self.sources.val, rows, float(self.threshold.tau), c.regions, c.region_cut, self.sources.colors, self.device)
-    write_atomic(self.out/'pictures'/f'step_{self.step:06d}.png', lambda p: figure.savefig(p, format='png', dpi=80))
+    c = self.config
+    rows = range(min(3, len(self.sources.val)))
+    figure = show_prediction(
+        model, self.sources.val, rows, float(self.threshold.tau), c.regions, c.region_cut,
+        self.sources.colors, self.device)
+    write_atomic(
+        self.out / 'pictures' / f'step_{self.step:06d}.png', lambda p: figure.savefig(p, format='png', dpi=80)
+    )
     model.train(model is self.model)
 
 # %% ../../nbs/training/33_trainer.ipynb #ff220a3f
@@ -524,13 +686,17 @@ def note_broken(self:Trainer,
 ):
     "Name and count the pictures that any process skipped; stop at more than 1 % of the files."
     reasons = all_gather(reasons, self.process_group)
-    for reason in set(reasons) - set(self.broken): self.progress.write(f'skipped: {reason}')
+    for reason in set(reasons) - set(self.broken):
+        self.progress.write(f'skipped: {reason}')
     self.broken.update(dict.fromkeys(reasons, self.step))
-    n_files = len(self.sources.labeled) + (len(self.sources.unlabeled) if self.sources.unlabeled is not None else 0)
+    n_files = len(self.sources.labeled) + (
+        len(self.sources.unlabeled) if self.sources.unlabeled is not None else 0)
     if len(self.broken) > 0.01*n_files:
         self._save_last()
-        raise DataError(f'{len(self.broken)} of {n_files} pictures cannot be read, the last: {list(self.broken)[-1]}; '
-                        f'the run is kept in {self.out}: mend the files and resume')
+        raise DataError(
+            f'{len(self.broken)} of {n_files} pictures cannot be read, the last: {list(self.broken)[-1]}; '
+            f'the run is kept in {self.out}: mend the files and resume'
+        )
 
 # %% ../../nbs/training/33_trainer.ipynb #bb3bb052
 @patch
@@ -538,13 +704,19 @@ def note_skipped(self:Trainer):
     "Name the steps without a finite loss; stop after ten in a row."
     for step, names in self.guard.report():
         names = all_gather(names, self.process_group)
-        if self.world.first: self.skip_log.add(step=step, names=' '.join(names))
+        if self.world.first:
+            self.skip_log.add(step=step, names=' '.join(names))
         self.progress.write(f'step {step} skipped, its loss or gradient is not finite: {", ".join(names)}')
-    if not self.guard.hopeless: return
+    if not self.guard.hopeless:
+        return
     self.save('failed.pt')
     all_reduce_max([0], self.process_group)  # nobody leaves before it is written
-    raise DataError(f'{self.guard.in_a_row} steps in a row without a finite loss, the last one {self.step-1}; the state is kept in {self.out/"failed.pt"}. '
-                    f'Go on from the last checkpoint with a smaller rate (now {self.config.lr:g}), --clip 1 or --precision fp32: corrmatch resume {self.out} --force --lr RATE')
+    raise DataError(
+        f'{self.guard.in_a_row} steps in a row without a finite loss, the last one {self.step - 1}; the '
+        f'state is kept in {self.out / "failed.pt"}. '
+        f'Go on from the last checkpoint with a smaller rate (now {self.config.lr:g}), --clip 1 or '
+        f'--precision fp32: corrmatch resume {self.out} --force --lr RATE'
+    )
 
 # %% ../../nbs/training/33_trainer.ipynb #1c9126f3
 class Stopped(KeyboardInterrupt):
@@ -567,31 +739,48 @@ class SignalFlag:
         self.number = number
         self.__exit__()
     def __exit__(self, *error):
-        for s, handler in self._old.items(): signal.signal(s, handler)
+        for s, handler in self._old.items():
+            signal.signal(s, handler)
 
 # %% ../../nbs/training/33_trainer.ipynb #1a556853
 @patch
 def _refuse_lone(self:Trainer):
     "Refuse batches of one image where batch norm would have one value per channel."
-    c, parts = self.config, self.world.size*self.config.accumulate
-    if c.norm != 'batch' or c.sync_bn and self.world.size > 1: return
+    c = self.config
+    parts = self.world.size*self.config.accumulate
+    if c.norm != 'batch' or c.sync_bn and self.world.size > 1:
+        return
     alone = []
-    if c.batch_x//parts == 1 and (c.warmup or not uses_unlabeled(c)): alone.append('batch_x')
-    if uses_unlabeled(c) and c.strong_views*c.batch_u//parts == 1: alone.append('batch_u')
-    if alone: raise ValueError(f"{' and '.join(f'{n}={getattr(c, n)}' for n in alone)}: training on a batch of one, in which batch norm has "
-                               f"one value per channel; set {' and '.join(f'{n}={2*parts}' for n in alone)} (a single image is then taken twice), or norm='group'")
+    if c.batch_x//parts == 1 and (c.warmup or not uses_unlabeled(c)):
+        alone.append('batch_x')
+    if uses_unlabeled(c) and c.strong_views*c.batch_u//parts == 1:
+        alone.append('batch_u')
+    if alone:
+        raise ValueError(
+            f"{' and '.join(f'{n}={getattr(c, n)}' for n in alone)}: training on a batch of one, in which "
+            "batch norm has "
+            f"one value per channel; set {' and '.join(f'{n}={2 * parts}' for n in alone)} (a single "
+            "image is then taken twice), or norm='group'"
+        )
 
 # %% ../../nbs/training/33_trainer.ipynb #c3d4e5a5
 @patch
 def _compare_data(self:Trainer, resume, force):
     "Take down what the lists name; refuse to go on with other lists than those of the start."
-    if not self.config.data: self._data = None; return
+    if not self.config.data:
+        self._data = None
+        return
     self._data = data_record(self.sources, self.config.data)
     old = read_data_record(self.out) if resume else None
-    if resume and old is None: self.say(f'note: {self.out} holds no record of its lists; they are taken to be those it was started with')
+    if resume and old is None:
+        self.say(
+            f'note: {self.out} holds no record of its lists; they are taken to be those it was started with')
     changed = data_changes(old, self._data) if old else []
     if changed and not force:
-        raise DataError(f'{self.out}: its data have changed since it was started ({"; ".join(changed)}); restore the lists, choose another out=, or --force')
+        raise DataError(
+            f'{self.out}: its data have changed since it was started ({"; ".join(changed)}); restore the '
+            'lists, choose another out=, or --force'
+        )
 
 # %% ../../nbs/training/33_trainer.ipynb #f4884793
 @patch
@@ -601,14 +790,17 @@ def _open(self:Trainer, resume, force):
     held = []
     try:
         run_on_rank0(lambda: held.append(self._claim(resume, force)), self.world.first, self.process_group)
-        if resume: self.load(force)
+        if resume:
+            self.load(force)
         run_on_rank0(partial(self._compare_data, resume, force), self.world.first, self.process_group)
         self.writer = None
         run_on_rank0(partial(self._make_folder, resume), self.world.first, self.process_group)
         self._note('running')
     finally:
-        for lock in held: release_folder(lock)
-    self._clock, self._saved = (time.monotonic(), self.step), time.monotonic()
+        for lock in held:
+            release_folder(lock)
+    self._clock = (time.monotonic(), self.step)
+    self._saved = time.monotonic()
     self.progress = Progress(str(self.out), self.steps, self.step, self.quiet)
     self.model.train()
 
@@ -616,10 +808,13 @@ def _open(self:Trainer, resume, force):
 @patch
 def _claim(self:Trainer, resume, force):
     "Lock the run folder while it is opened, so that of two processes that start at once one is refused."
-    try: self.out.mkdir(parents=True, exist_ok=True) if not resume else None
-    except OSError as e: raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
+    try:
+        self.out.mkdir(parents=True, exist_ok=True) if not resume else None
+    except OSError as e:
+        raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
     lock = hold_folder(self.out)
-    try: refuse_if_running(self.out, force)
+    try:
+        refuse_if_running(self.out, force)
     except DataError:
         release_folder(lock)
         raise
@@ -629,27 +824,38 @@ def _claim(self:Trainer, resume, force):
 @patch
 def _make_folder(self:Trainer, resume):
     "Make the folder and open its logs; the first process does it for all."
-    if not resume and (self.out/'last.pt').exists(): raise DataError(f'{self.out}: holds a run already; resume it, or choose another out=')
-    for draft in self.out.glob('.*.part'): draft.unlink()  # of a process that was killed while it wrote
+    if not resume and (self.out/'last.pt').exists():
+        raise DataError(f'{self.out}: holds a run already; resume it, or choose another out=')
+    for draft in self.out.glob('.*.part'):
+        draft.unlink()  # of a process that was killed while it wrote
     mark_output(self.out, 'run')
-    try: (self.out/'pictures').mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
+    try:
+        (self.out/'pictures').mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
     write_atomic(self.out/'config.json', json.dumps(asdict(self.config), indent=1).encode())
-    if self._data: write_atomic(self.out/'data.json', json.dumps(self._data, indent=1).encode())
+    if self._data:
+        write_atomic(self.out/'data.json', json.dumps(self._data, indent=1).encode())
     scores = ('miou', *[f'iou_{n}' for n in self.sources.class_names])
-    self.metrics, self.val_log = CsvLog(self.out/'metrics.csv', self.step+1), CsvLog(self.out/'val.csv', self.step+1, scores)
-    self.skip_log, self.writer = CsvLog(self.out/'skipped.csv', self.step), _tensorboard(self.out, self.step)
+    self.metrics = CsvLog(self.out/'metrics.csv', self.step+1)
+    self.val_log = CsvLog(self.out/'val.csv', self.step+1, scores)
+    self.skip_log = CsvLog(self.out/'skipped.csv', self.step)
+    self.writer = _tensorboard(self.out, self.step)
 
 # %% ../../nbs/training/33_trainer.ipynb #ea51d689
 @patch
 def _note(self:Trainer, state):
     "Tell the folder how the run is."
-    if self.world.first: note_state(self.out, state, step=self.step, steps=self.steps, best=round(self.best, 3), processes=self.world.size)
+    if self.world.first:
+        note_state(
+            self.out, state, step=self.step, steps=self.steps, best=round(self.best, 3),
+            processes=self.world.size)
 
 @patch
 def _loader(self:Trainer):
     "Batches from the current step on: labeled ones during the warm-up, then all."
-    c, warm = self.config, min(self.config.warmup, self.steps)
+    c = self.config
+    warm = min(self.config.warmup, self.steps)
     labeled = replace(self.batches, unlabeled=None, positions_u=None)
     pin = self.device.type == 'cuda'
     yield from make_loader(labeled, self.step, warm, c.workers, pin) if self.step < warm else ()
@@ -657,8 +863,10 @@ def _loader(self:Trainer):
 
 def _tensorboard(folder, step):
     "A TensorBoard writer if TensorBoard is installed."
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError: return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
     return SummaryWriter(folder, purge_step=step)
 
 # %% ../../nbs/training/33_trainer.ipynb #db0215da
@@ -666,19 +874,35 @@ def _tensorboard(folder, step):
 def _log(self:Trainer, result):
     "One row of numbers; the only place of the loop where the device is asked."
     self.note_skipped()
-    watch = {n: result.metrics[n].double() for n in ('tau', 'coverage_before', 'coverage_after', 'accuracy_before', 'accuracy_after') if n in result.metrics}
+    watch = {
+        n: result.metrics[n].double()
+        for n in ('tau', 'coverage_before', 'coverage_after', 'accuracy_before', 'accuracy_after')
+        if n in result.metrics}
     total, terms, *shares = all_reduce_sum([result.total, torch.stack(result.terms), *watch.values()])
     terms = {f'loss_{n}': v for n, v in zip(LossTerms._fields, terms.tolist())}
-    watch = dict.fromkeys(('tau', 'coverage_before', 'coverage_after', 'accuracy_before', 'accuracy_after'), '') | {n: float(s)/self.world.size for n, s in zip(watch, shares)}
+    watch = dict.fromkeys(
+        ('tau', 'coverage_before', 'coverage_after', 'accuracy_before', 'accuracy_after'), ''
+    ) | {n: float(s) / self.world.size for n, s in zip(watch, shares)}
     rate = (self.step-self._clock[1])/max(time.monotonic()-self._clock[0], 1e-9)
     pictures = self.config.batch_x + (self.config.batch_u if watch['tau'] != '' else 0)
-    row = dict(step=self.step, lr=self.optimizer.param_groups[0]['lr'], loss=float(total), **terms, **watch, skipped=self.guard.skipped,
-               steps_per_s=rate, images_per_s=rate*pictures, memory_gb=memory_used(self.device)/1e9)
-    if not self.world.first: return row
+    row = dict(
+        step=self.step,
+        lr=self.optimizer.param_groups[0]['lr'],
+        loss=float(total),
+        **terms,
+        **watch,
+        skipped=self.guard.skipped,
+        steps_per_s=rate,
+        images_per_s=rate * pictures,
+        memory_gb=memory_used(self.device) / 1e9,
+    )
+    if not self.world.first:
+        return row
     self.metrics.add(**{k: float(f'{v:.6g}') if isinstance(v, float) else v for k, v in row.items()})
     if self.writer:
         for k, v in row.items():
-            if v != '': self.writer.add_scalar(k, v, self.step)
+            if v != '':
+                self.writer.add_scalar(k, v, self.step)
     return row
 
 # %% ../../nbs/training/33_trainer.ipynb #3ec114f1
@@ -686,7 +910,8 @@ def memory_used(
     device:torch.device, # cpu or cuda
 )->int:                  # bytes, the largest so far
     "Memory that this process has taken."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
 
 # %% ../../nbs/training/33_trainer.ipynb #9ec1723b
@@ -704,12 +929,16 @@ def fit(self:Trainer,
             for batch in self._loader():
                 self._after_step(self.run_step(batch), batch['broken'], flag)
     except BaseException as e:
-        with suppress(DataError): self._note('stopped' if isinstance(e, KeyboardInterrupt) else 'failed')  # the first fault counts
-        if is_loader_death(e): raise loader_fault(e) from None  # its signal comes at any line
-        if is_lost_process(e): raise lost_process(self.out) from None
+        with suppress(DataError):
+            self._note('stopped' if isinstance(e, KeyboardInterrupt) else 'failed')  # the first fault counts
+        if is_loader_death(e):
+            raise loader_fault(e) from None  # its signal comes at any line
+        if is_lost_process(e):
+            raise lost_process(self.out) from None
         raise
     finally:
-        if self.writer: self.writer.close()
+        if self.writer:
+            self.writer.close()
     self._note('finished')
     return self.best
 
@@ -723,14 +952,21 @@ def _due(self:Trainer):
 def _catch_up(self:Trainer, flag):
     "Make up for a validation that a signal cut short."
     scored = self.world.first and any(int(row['step']) == self.step for row in self.val_log.rows)
-    if not self.step or not self._due() or all_reduce_max([int(scored)], self.process_group) != [0]: return
-    if self.validate() is None: self._stop_if(*all_reduce_max([flag.number], self.process_group))
+    if not self.step or not self._due() or all_reduce_max([int(scored)], self.process_group) != [0]:
+        return
+    if self.validate() is None:
+        self._stop_if(*all_reduce_max([flag.number], self.process_group))
     self._save_last()
 
 @patch
 def _stop_if(self:Trainer, number):
     "End the run if a signal asked for it."
-    if number: raise Stopped(number, f'stopped at step {self.step} of {self.steps}, saved in {self.out}; corrmatch resume {self.out} goes on')
+    if number:
+        raise Stopped(
+            number,
+            f'stopped at step {self.step} of {self.steps}, saved in {self.out}; corrmatch resume '
+            f'{self.out} goes on',
+        )
 
 # %% ../../nbs/training/33_trainer.ipynb #4506628d
 @patch
@@ -740,14 +976,20 @@ def _after_step(self:Trainer, result, broken, flag):
     logged = self.step % c.log_every == 0 or self.step == self.steps
     row = self._log(result) if logged else None
     self.progress.step(self.step, row)
-    if self.step % 10 == 0 and not logged: self.note_skipped()
+    if self.step % 10 == 0 and not logged:
+        self.note_skipped()
     overdue = bool(c.save_minutes) and time.monotonic() - self._saved > 60*c.save_minutes
-    number, overdue, some = all_reduce_max([flag.number, int(overdue and self.world.first), int(bool(broken))], self.process_group)
-    if some: self.note_broken(broken)
+    number, overdue, some = all_reduce_max(
+        [flag.number, int(overdue and self.world.first), int(bool(broken))], self.process_group)
+    if some:
+        self.note_broken(broken)
     due = self._due() and not number
-    if due and self.validate() is None: number, = all_reduce_max([flag.number], self.process_group)
-    if due or overdue or number or (c.save_every and self.step % c.save_every == 0): self._save_last()
-    if logged: self._note('running')
+    if due and self.validate() is None:
+        number, = all_reduce_max([flag.number], self.process_group)
+    if due or overdue or number or (c.save_every and self.step % c.save_every == 0):
+        self._save_last()
+    if logged:
+        self._note('running')
     self._stop_if(number)
 
 # %% ../../nbs/training/33_trainer.ipynb #4cf531b0
@@ -761,7 +1003,8 @@ def iou_table(
 )->str:                 # aligned text
     "IoU of every class and their mean, in percent, one column a result; – for a class that the ground truth does not show."
     def cell(m, c): return f'{100*float(m.iou()[c]):.1f}' if m.present()[c] else ABSENT
-    rows = [('', *results)] + [(name, *[cell(m, c) for m in results.values()]) for c, name in enumerate(class_names)]
+    rows = [('', *results)] + [
+        (name, *[cell(m, c) for m in results.values()]) for c, name in enumerate(class_names)]
     if not all(m.present().all() for m in results.values()):
         other = 'present' if miou == 'all' else 'all'
         rows.append((MEANS[other], *[f'{100*m.miou_over(other):.1f}' for m in results.values()]))
@@ -772,23 +1015,35 @@ def iou_table(
 @patch
 def describe(self:Trainer)->str:
     "What is about to run."
-    s, c, w = self.sources, self.config, self.world
+    s = self.sources
+    c = self.config
+    w = self.world
     n_u = len(s.unlabeled) if s.unlabeled is not None and uses_unlabeled(c) else 0
-    spread = ', '.join([f'{w.size} processes']*(w.size > 1) + [f'{c.accumulate} micro-steps']*(c.accumulate > 1))
+    spread = ', '.join(
+        [f'{w.size} processes'] * (w.size > 1) + [f'{c.accumulate} micro-steps'] * (c.accumulate > 1))
     precision = str(self.dtype or torch.float32).removeprefix('torch.')
-    return '\n'.join([
-        f'{c.method} on {c.name}: {len(s.labeled)} labeled, {n_u} unlabeled, {len(s.val)} validation pictures, {c.n_classes} classes',
-        f'{c.backbone}, stride {c.stride}, crop {c.crop}, {precision} on {self.device}',
-        f'{self.steps} steps of {c.batch_x}+{c.batch_u if n_u else 0} pictures' + (f' over {spread}' if spread else '') + f', {lr_text(c)}',
-        self.weights_text, f'run folder: {self.out}'])
+    return '\n'.join(
+        [
+            f'{c.method} on {c.name}: {len(s.labeled)} labeled, {n_u} unlabeled, {len(s.val)} validation '
+            f'pictures, {c.n_classes} classes',
+            f'{c.backbone}, stride {c.stride}, crop {c.crop}, {precision} on {self.device}',
+            f'{self.steps} steps of {c.batch_x}+{c.batch_u if n_u else 0} pictures'
+            + (f' over {spread}' if spread else '')
+            + f', {lr_text(c)}',
+            self.weights_text,
+            f'run folder: {self.out}',
+        ]
+    )
 
 # %% ../../nbs/training/33_trainer.ipynb #47859fe3
 def lr_text(
     config:Config, # name, lr, lr_multi, batch sizes
 )->str:
     "Say the learning rate, and how it follows from the preset's."
-    base, own = Config(**PRESETS.get(config.name, {})), f'lr {config.lr:g} (backbone), {config.lr*config.lr_multi:g} (the rest)'
-    before, now = base.batch_x + base.batch_u, config.batch_x + config.batch_u
+    base = Config(**PRESETS.get(config.name, {}))
+    own = f'lr {config.lr:g} (backbone), {config.lr*config.lr_multi:g} (the rest)'
+    before = base.batch_x + base.batch_u
+    now = config.batch_x + config.batch_u
     scaled = now != before and abs(config.lr*before - base.lr*now) < 1e-9
     return own + (f': the preset\'s {base.lr:g} times {now}/{before} pictures' if scaled else '')
 
@@ -798,43 +1053,78 @@ def say(self:Trainer,
     text:str, # to print
 ):
     "Print from the first process only."
-    if not self.quiet: print(text, flush=True)
+    if not self.quiet:
+        print(text, flush=True)
 
 def fitted(
     config:Config, # whose batch may not fit
 )->Config:         # with the micro-steps it needs
     "Cut the batch of a record so that it fits this machine, and say so."
     world, device = read_world(), pick_device(config.device)
-    fits = fits_for_real if device.type == 'cuda' else partial(fits_estimate, device=device, processes=world.size)
+    fits = (
+        fits_for_real
+        if device.type == 'cuda'
+        else partial(fits_estimate, device=device, processes=world.size))
     config = fit_memory(config, fits, world.size)
-    config = replace(config, accumulate=all_reduce_max([config.accumulate], start_world(device)[2])[0])  # what the fullest of them needs
+    # what the fullest of them needs
+    config = replace(config, accumulate=all_reduce_max([config.accumulate], start_world(device)[2])[0])
     parts = world.size*config.accumulate
-    if world.first: print(f'fit-memory: accumulate={config.accumulate}, micro-batches of {config.batch_x//parts}+{config.batch_u//parts} pictures')
+    if world.first:
+        print(
+            f'fit-memory: accumulate={config.accumulate}, micro-batches of '
+            f'{config.batch_x // parts}+{config.batch_u // parts} pictures'
+        )
     return config
 
 # %% ../../nbs/training/33_trainer.ipynb #6d8e8eed
 @patch
 def summary(self:Trainer)->str:
     "Scores of the best and the last validation, class by class, and what to type next."
-    rows, names = self.val_log.rows, self.sources.class_names
+    rows = self.val_log.rows
+    names = self.sources.class_names
     best = max(rows, key=lambda r: float(r['miou']))
-    table = [('', f"best (step {best['step']})", 'last'), *_iou_rows((best, rows[-1]), names, self.config.miou)]
+    table = [
+        ('', f"best (step {best['step']})", 'last'),
+        *_iou_rows((best, rows[-1]), names, self.config.miou),
+    ]
     lines = [text_table(table)]
     absent = absent_text([n for n in names if not best[f'iou_{n}']], self.config.miou)
-    if absent: lines.append(absent)
-    if 'miou_ema' in best: lines.append(f"with averaged weights: best {max(float(r['miou_ema']) for r in rows):.2f}, last {float(rows[-1]['miou_ema']):.2f}")
-    if self.guard.skipped: lines.append(f'{self.guard.skipped} steps without a finite loss were skipped: {self.out/"skipped.csv"}')
-    if self.broken: lines.append(f'{len(self.broken)} pictures could not be read and were skipped: {", ".join(self.broken)}')
-    return '\n'.join([*lines, f'score it: corrmatch eval {self.out}', f'use it: corrmatch predict {self.out} PICTURES --out masks'])
+    if absent:
+        lines.append(absent)
+    if 'miou_ema' in best:
+        lines.append(
+            f"with averaged weights: best {max(float(r['miou_ema']) for r in rows):.2f}, last "
+            f"{float(rows[-1]['miou_ema']):.2f}"
+        )
+    if self.guard.skipped:
+        lines.append(
+            f'{self.guard.skipped} steps without a finite loss were skipped: {self.out / "skipped.csv"}')
+    if self.broken:
+        lines.append(
+            f'{len(self.broken)} pictures could not be read and were skipped: {", ".join(self.broken)}')
+    return '\n'.join(
+        [
+            *lines,
+            f'score it: corrmatch eval {self.out}',
+            f'use it: corrmatch predict {self.out} PICTURES --out masks',
+        ]
+    )
 
 def _iou_rows(columns, names, miou):
     "Lines of the table of classes from rows of val.csv: classes, the mIoU, and the other mean where a class is absent."
     out = [(n, *[f"{float(r[f'iou_{n}']):.1f}" if r[f'iou_{n}'] else ABSENT for r in columns]) for n in names]
     out.append(('mIoU', *[f"{float(r['miou']):.2f}" for r in columns]))
     shown = [[float(r[f'iou_{n}']) for n in names if r[f'iou_{n}']] for r in columns]
-    if all(len(ious) == len(names) for ious in shown): return out
+    if all(len(ious) == len(names) for ious in shown):
+        return out
     other = 'present' if miou == 'all' else 'all'
-    return [*out, (MEANS[other], *[f'{sum(ious)/(len(names) if other == "all" else max(len(ious), 1)):.2f}' for ious in shown])]
+    return [
+        *out,
+        (
+            MEANS[other],
+            *[f'{sum(ious) / (len(names) if other == "all" else max(len(ious), 1)):.2f}' for ious in shown],
+        ),
+    ]
 
 # %% ../../nbs/training/33_trainer.ipynb #9ad27544
 def show_curves(
@@ -843,10 +1133,13 @@ def show_curves(
     "Loss, threshold, kept share and validation score of one or more runs."
     fig, axes = plt.subplots(1, 4, figsize=(12, 2.6), layout='constrained')
     for name, run in runs.items():
-        m, v = read_csv(Path(run)/'metrics.csv'), read_csv(Path(run)/'val.csv')
-        for ax, key in zip(axes, ('loss', 'tau', 'coverage_after')): ax.plot(m['step'], m[key], label=name)
+        m = read_csv(Path(run)/'metrics.csv')
+        v = read_csv(Path(run)/'val.csv')
+        for ax, key in zip(axes, ('loss', 'tau', 'coverage_after')):
+            ax.plot(m['step'], m[key], label=name)
         axes[3].plot(v['step'], v['miou'], marker='.', label=name)
-    for ax, title in zip(axes, ('loss', 'threshold tau', 'share of kept pixels', 'validation mIoU, %')): ax.set(title=title, xlabel='step')
+    for ax, title in zip(axes, ('loss', 'threshold tau', 'share of kept pixels', 'validation mIoU, %')):
+        ax.set(title=title, xlabel='step')
     axes[3].legend(fontsize=7)
     plt.close(fig)
     return fig

@@ -33,7 +33,8 @@ def _refuse_unknown(settings, known=()):
     "Raise ValueError for a keyword that nothing reads."
     known = [*known, *Meaning._fields]
     for name in settings:
-        if name not in known: raise ValueError(f"unknown setting '{name}'{nearest(name, known)}")
+        if name not in known:
+            raise ValueError(f"unknown setting '{name}'{nearest(name, known)}")
 
 # %% ../../nbs/use/41_api.ipynb #a91f000b
 def check(
@@ -49,8 +50,10 @@ def check(
     said = _meaning(meaning)
     _refuse_unknown(meaning)
     given = parse_depth(depth)
-    report = check_data(Path(folder), classes, workers, meaning=said, depth=given, allow_missing=allow_missing)
-    if report.ok: report.findings = rehearse(report, labels, allow_missing) + report.findings
+    report = check_data(
+        Path(folder), classes, workers, meaning=said, depth=given, allow_missing=allow_missing)
+    if report.ok:
+        report.findings = rehearse(report, labels, allow_missing) + report.findings
     return report
 
 # %% ../../nbs/use/41_api.ipynb #a91f000d
@@ -73,7 +76,8 @@ def split(
 # %% ../../nbs/use/41_api.ipynb #a91f0010
 def _by_the_first(make, device):
     "Let one process look at a folder and make lists; the others hear what came out."
-    if read_world().size == 1: return make()
+    if read_world().size == 1:
+        return make()
     world, _, process_group = start_world(pick_device(device))
     made = []
     run_on_rank0(lambda: made.append(make()), world.first, process_group)
@@ -99,13 +103,23 @@ def plan_run(
         said = dict(labels=labels, classes=classes, lists=lists, **(meaning._asdict() if meaning else {}))
         for name, value in said.items():
             if value and value != Meaning._field_defaults.get(name):
-                raise ValueError(f"{name}={value} is for a data folder, and '{source}' is a preset: a folder of that name is ./{source}")
+                raise ValueError(
+                    f"{name}={value} is for a data folder, and '{source}' is a preset: a folder of that "
+                    f"name is ./{source}"
+                )
         config = preset(str(source), method, **settings)
-        if not config.labeled or config.data: return RunPlan(config, '')
-        raise ValueError(f"preset '{source}' learns from images on disk: say where they are with data=FOLDER (command line: --data FOLDER)")
-    if not Path(source).is_dir(): raise ValueError(f"'{source}' is neither a folder nor a preset{nearest(str(source), PRESETS)}")
+        if not config.labeled or config.data:
+            return RunPlan(config, '')
+        raise ValueError(
+            f"preset '{source}' learns from images on disk: say where they are with data=FOLDER (command "
+            "line: --data FOLDER)"
+        )
+    if not Path(source).is_dir():
+        raise ValueError(f"'{source}' is neither a folder nor a preset{nearest(str(source), PRESETS)}")
     settings.pop('data', None)
-    def make(): return auto_config(Path(source), method, labels=labels, classes=classes, lists=lists, meaning=meaning, **settings)
+    def make():
+        return auto_config(
+            Path(source), method, labels=labels, classes=classes, lists=lists, meaning=meaning, **settings)
     return RunPlan(*_by_the_first(make, settings.get('device', 'auto')))
 
 # %% ../../nbs/use/41_api.ipynb #a91f0013
@@ -122,7 +136,8 @@ def train(
     **settings,               # fields of Config, such as out='runs/mine', steps=2000; of Meaning, such as ignore=(0,)
 )->Path:                      # the run folder
     "Train one run."
-    said, known = _meaning(settings), [name for name in Config.__dataclass_fields__ if name not in ('name', 'method')]
+    said = _meaning(settings)
+    known = [name for name in Config.__dataclass_fields__ if name not in ('name', 'method')]
     _refuse_unknown(settings, known)
     config, text = plan_run(source, method, labels, classes, lists, said, **settings)
     return _run(fitted(config) if fit_memory else config, resume, force, quiet, text)
@@ -132,7 +147,8 @@ def _run(config, resume, force, quiet, text=''):
     trainer = Trainer(config, quiet=quiet)
     trainer.say('\n\n'.join(filter(None, [text, trainer.describe()])) + '\n')
     trainer.fit(resume, force)
-    if trainer.world.first: trainer.say(trainer.summary())
+    if trainer.world.first:
+        trainer.say(trainer.summary())
     stop_world()
     return trainer.out
 
@@ -145,11 +161,14 @@ def resume(
 )->Path:              # the run folder
     "Go on with a run that was stopped or killed; it ends as if it had never been."
     path = Path(run)/'config.json'
-    if not path.is_file(): raise DataError(f'{run}: no run there (config.json is missing); give a run folder')
+    if not path.is_file():
+        raise DataError(f'{run}: no run there (config.json is missing); give a run folder')
     _refuse_unknown(settings, Config.__dataclass_fields__)
     if 'data' in settings and not Path(settings['data']).is_dir():
         raise DataError(f"{settings['data']}: no such folder; data is where the run's data are now")
-    return _run(recorded_config(read_record(Path(run)), str(path), **settings | dict(out=str(run))), True, force, quiet)
+    return _run(
+        recorded_config(read_record(Path(run)), str(path), **settings | dict(out=str(run))), True, force,
+        quiet)
 
 # %% ../../nbs/use/41_api.ipynb #a91f0018
 def predict(
@@ -181,10 +200,12 @@ def explore(
 class Table(list):
     "A list of named tuples that prints as a table."
     def __repr__(self):
-        if not self: return '(none)'
+        if not self:
+            return '(none)'
         rows = [self[0]._fields, *[['' if value is None else str(value) for value in row] for row in self]]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        return '\n'.join(
+            '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 class BackboneInfo(NamedTuple):
     "What is known of a backbone without loading its weights."
@@ -209,7 +230,9 @@ def list_presets()->Table: # of PresetInfo
     "List the presets."
     rows = [(name, Config(**PRESETS[name])) for name in PRESETS]
     def length(c): return f'{c.steps} steps' if c.steps else f'{c.epochs} epochs'
-    return Table(PresetInfo(name, c.n_classes, c.backbone, c.stride, c.crop, length(c), c.labeled or '(generated)') for name, c in rows)
+    return Table(
+        PresetInfo(name, c.n_classes, c.backbone, c.stride, c.crop, length(c), c.labeled or '(generated)')
+        for name, c in rows)
 
 # %% ../../nbs/use/41_api.ipynb #a91f001e
 def _own_backbone(name, weights, licence):
@@ -217,8 +240,10 @@ def _own_backbone(name, weights, licence):
     strides, size = [], 0
     for stride in (4, 8, 16, 32):
         try:
-            with torch.device('meta'): backbone = make_backbone(name, stride)
-        except ValueError: continue
+            with torch.device('meta'):
+                backbone = make_backbone(name, stride)
+        except ValueError:
+            continue
         strides.append(str(stride))
         size = sum(p.numel() for p in backbone.parameters())
     return BackboneInfo(name, f'{size/1e6:.1f}', ' '.join(strides), weights, licence)
@@ -228,7 +253,9 @@ def _timm_backbone(name):
     import timm
     record = timm.get_pretrained_cfg(name)
     known = bool(record and record.has_weights)
-    return BackboneInfo(f'timm:{name}', None, None, 'timm, or a path' if known else 'a path', (known and record.license) or None)
+    return BackboneInfo(
+        f'timm:{name}', None, None, 'timm, or a path' if known else 'a path',
+        (known and record.license) or None)
 
 # %% ../../nbs/use/41_api.ipynb #a91f001f
 def list_backbones(
@@ -236,11 +263,15 @@ def list_backbones(
 )->Table:           # of BackboneInfo
     "List backbones: the ResNets, or networks of timm."
     if not pattern:
-        plain = [_own_backbone(name, 'torchvision, or a path', 'BSD-3-Clause') for name in ('resnet18', 'resnet34', 'resnet50', 'resnet101')]
+        plain = [
+            _own_backbone(name, 'torchvision, or a path', 'BSD-3-Clause')
+            for name in ('resnet18', 'resnet34', 'resnet50', 'resnet101')]
         deep = [_own_backbone(name, 'a path', None) for name in ('resnet50_deep', 'resnet101_deep')]
         return Table([_own_backbone('toynet', 'toy (shipped)', 'Apache-2.0'), *plain, *deep])
     timm_name('resnet18')  # says how to get timm where it is missing
     import timm
     names = fnmatch.filter(timm.list_models(), pattern.removeprefix('timm:'))
-    if not names: raise ValueError(f"pattern='{pattern}': no network of timm has such a name; write it as in 'convnext*'")
+    if not names:
+        raise ValueError(
+            f"pattern='{pattern}': no network of timm has such a name; write it as in 'convnext*'")
     return Table(_timm_backbone(name) for name in names)

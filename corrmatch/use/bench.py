@@ -54,14 +54,20 @@ def machine(
     device:str='cpu', # cpu | cuda | cuda:N
 )->dict:              # what a reader needs to judge a number
     "Describe processor, GPU and versions."
-    try: cpu = next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-    except (OSError, StopIteration): cpu = platform.processor() or platform.machine()
-    try: memory = next(int(l.split()[1])/2**20 for l in open('/proc/meminfo') if l.startswith('MemTotal'))
-    except (OSError, StopIteration): memory = float('nan')
+    try:
+        cpu = next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or platform.machine()
+    try:
+        memory = next(int(l.split()[1])/2**20 for l in open('/proc/meminfo') if l.startswith('MemTotal'))
+    except (OSError, StopIteration):
+        memory = float('nan')
     gpu = torch.cuda.get_device_name(device) if str(device).startswith('cuda') else 'none'
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
-    return dict(device=str(device), cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(), memory_gib=round(memory, 1), gpu=gpu,
-                torch=torch.__version__, python=platform.python_version(), system=platform.system(), load_at_start=round(load, 2))
+    return dict(
+        device=str(device), cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(),
+        memory_gib=round(memory, 1), gpu=gpu, torch=torch.__version__, python=platform.python_version(),
+        system=platform.system(), load_at_start=round(load, 2))
 
 # %% ../../nbs/use/40_bench.ipynb #1f184794
 def measure(
@@ -73,15 +79,23 @@ def measure(
 )->dict:              # name -> dict of median wall time, median processor time, shortest wall time (s), calls
     "Time jobs in turns."
     wait = partial(torch.cuda.synchronize, device) if str(device).startswith('cuda') else (lambda: None)
-    times, start = {name: list[tuple]() for name in jobs}, time.perf_counter()
+    times = {name: list[tuple]() for name in jobs}
+    start = time.perf_counter()
     for n in range(rounds+warm):
         for name, job in jobs.items():
-            wait(); before = time.perf_counter(), time.process_time()
-            job(); wait()
+            wait()
+            before = time.perf_counter(), time.process_time()
+            job()
+            wait()
             times[name].append((time.perf_counter()-before[0], time.process_time()-before[1]))
-        if n > warm and time.perf_counter()-start > seconds: break
-    return {name: dict(zip(('wall', 'cpu'), np.median(t[warm:], axis=0).tolist()), best=min(t[warm:])[0], calls=len(t)-warm)
-            for name, t in times.items()}
+        if n > warm and time.perf_counter()-start > seconds:
+            break
+    return {
+        name: dict(
+            zip(('wall', 'cpu'), np.median(t[warm:], axis=0).tolist()), best=min(t[warm:])[0],
+            calls=len(t) - warm)
+        for name, t in times.items()
+    }
 
 # %% ../../nbs/use/40_bench.ipynb #19ee12e6
 def extra_peak(
@@ -90,11 +104,18 @@ def extra_peak(
 )->int:               # bytes
     "Highest sum of what a job has allocated and not yet released; NumPy's own arrays are not seen."
     if str(device).startswith('cuda'):
-        torch.cuda.synchronize(device); torch.cuda.reset_peak_memory_stats(device); before = torch.cuda.memory_allocated(device)
-        job(); torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        job()
+        torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record: result = job()
-    events = sorted((e for e in record.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns())
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        result = job()
+    events = sorted(
+        (e for e in record.profiler.kineto_results.events() if e.name() == '[memory]'),
+        key=lambda e: e.start_ns())
     del result
     return int(np.cumsum([0] + [e.nbytes() for e in events]).max())
 
@@ -104,10 +125,16 @@ def limits(
     size:int=1024,    # side of the matrices; use 8192 on a GPU
 )->dict:              # bytes/s of a copy; float32 and bfloat16 operations/s of a matrix product
     "Measure what the machine can do."
-    source, a = torch.ones(2**24 if str(device) == 'cpu' else 2**28, device=device), torch.ones(size, size, device=device)
+    source = torch.ones(2**24 if str(device) == 'cpu' else 2**28, device=device)
+    a = torch.ones(size, size, device=device)
     target, half = torch.empty_like(source), a.bfloat16()
-    took = measure(dict(copy=lambda: target.copy_(source), fp32=lambda: a @ a, bf16=lambda: half @ half), 15, device, warm=3)
-    return dict(bandwidth=8*source.numel()/took['copy']['best'], **{t: 2*size**3/took[t]['best'] for t in ('fp32', 'bf16')})
+    took = measure(
+        dict(copy=lambda: target.copy_(source), fp32=lambda: a @ a, bf16=lambda: half @ half), 15, device,
+        warm=3)
+    return dict(
+        bandwidth=8 * source.numel() / took['copy']['best'],
+        **{t: 2 * size**3 / took[t]['best'] for t in ('fp32', 'bf16')},
+    )
 
 # %% ../../nbs/use/40_bench.ipynb #d0688c45
 def literal_pixels(
@@ -137,11 +164,13 @@ def _literal_terms(passes, targets, mask_x, tau):
     def ce(logits, label): return F.cross_entropy(logits, label, reduction='none')
     def mean(loss, where, valid): return (loss*where).sum()/valid.sum()
     keep_w = (conf_w >= tau) & valid_w
-    return dict(x=F.cross_entropy(z[:n], mask_x, ignore_index=IGNORE_INDEX), x_corr=F.cross_entropy(z_corr[:n], mask_x, ignore_index=IGNORE_INDEX),
-                s=mean(ce(z_s, label_u), keep_out, valid_u), s_corr=mean(ce(z_corr_s, label_u), keep_out, valid_u),
-                w_corr=mean(ce(z_corr[n:], label_w), keep_w, valid_w),
-                kl=mean(F.kl_div(z_s.log_softmax(1), probs_w, reduction='none').sum(1), keep, valid_u),
-                fp=mean(ce(z_fp[n:], label_w), keep_w, valid_w))
+    return dict(
+        x=F.cross_entropy(z[:n], mask_x, ignore_index=IGNORE_INDEX),
+        x_corr=F.cross_entropy(z_corr[:n], mask_x, ignore_index=IGNORE_INDEX),
+        s=mean(ce(z_s, label_u), keep_out, valid_u), s_corr=mean(ce(z_corr_s, label_u), keep_out, valid_u),
+        w_corr=mean(ce(z_corr[n:], label_w), keep_w, valid_w),
+        kl=mean(F.kl_div(z_s.log_softmax(1), probs_w, reduction='none').sum(1), keep, valid_u),
+        fp=mean(ce(z_fp[n:], label_w), keep_w, valid_w))
 
 # %% ../../nbs/use/40_bench.ipynb #c2baf658
 def literal_step(
@@ -153,15 +182,18 @@ def literal_step(
 )->tuple:                # total and dict of terms
     "One step as METHOD section 4 lists it: nothing skipped, nothing shared, everything in float32."
     n, box = len(batch['image_x']), batch['box_u'][0]
-    with torch.no_grad(): logits_mix = model.eval()(batch['image_mix_w'], correlate=False).logits
+    with torch.no_grad():
+        logits_mix = model.eval()(batch['image_mix_w'], correlate=False).logits
     strong = torch.where(box[:, None], batch['image_mix_s'][0], batch['image_u_s'][0])
     weak = _literal_pass(model.train(), torch.cat([batch['image_x'], batch['image_u_w']]), True, index)
     passes = weak, _literal_pass(model, strong, False, index)
     probs_w = weak[0][n:].detach().softmax(1)
     own = *probs_w.max(1), batch['valid_u']
-    conf_u, label_u, valid_u = [torch.where(box, m, o) for m, o in zip((*logits_mix.softmax(1).max(1), batch['valid_mix']), own)]
+    conf_u, label_u, valid_u = [
+        torch.where(box, m, o) for m, o in zip((*logits_mix.softmax(1).max(1), batch['valid_mix']), own)]
     tau = threshold.update(own[0], own[1], valid_u)
-    keep, regions = (conf_u >= tau) & valid_u, weak[3][n:] & (valid_u & ~box)[:, None]
+    keep = (conf_u >= tau) & valid_u
+    regions = weak[3][n:] & (valid_u & ~box)[:, None]
     label_u, keep_out, _ = propagate_regions(label_u, keep, regions, tau)
     terms = _literal_terms(passes, (probs_w, *own, label_u, keep, keep_out, valid_u), batch['mask_x'], tau)
     return sum(getattr(weights, name)*t for name, t in terms.items()), terms
@@ -176,7 +208,8 @@ def literal_views(
 )->list:                     # float views, valid pixels, box
     "What a loader of the literal pipeline does for one picture of one stream: decode, resize all of it, crop, jitter, make floats."
     image, mask = read_pair(source, index)
-    weak, weak_mask = apply_view(image, mask, draw_view(rng, image.size, crop), crop, 254)  # 254 marks padding
+    # 254 marks padding
+    weak, weak_mask = apply_view(image, mask, draw_view(rng, image.size, crop), crop, 254)
     views = [weak] + ([apply_strong(weak, draw_strong(rng))] if strong else [])
     floats = [normalize(torch.from_numpy(np.array(view)).movedim(-1, -3)) for view in views]
     return [*floats, np.array(weak_mask) == 254, cutmix_box(crop, rng) if strong else None]
@@ -192,19 +225,24 @@ def literal_evaluate(
 )->np.ndarray:          # (k,3) intersection, prediction and mask pixels of each class
     "One picture and one window at a time; probabilities at full size, counts on the host."
     crop = crop or 3  # a whole picture needs none
-    counts, step = np.zeros((n_classes, 3), np.int64), int(2/3*crop)
+    counts = np.zeros((n_classes, 3), np.int64)
+    step = int(2/3*crop)
     for image, mask in pairs:
-        if mode == 'whole': label = model(image.contiguous()).logits.softmax(1).argmax(1)
+        if mode == 'whole':
+            label = model(image.contiguous()).logits.softmax(1).argmax(1)
         else:
             total = torch.zeros(len(image), n_classes, *image.shape[2:], device=image.device)
             for y in range(0, image.shape[2], step):
                 for x in range(0, image.shape[3], step):
                     probs = model(image[..., y:y+crop, x:x+crop].contiguous()).logits.softmax(1)
-                    total += F.pad(probs, (x, image.shape[3]-x-probs.shape[3], y, image.shape[2]-y-probs.shape[2]))
+                    total += F.pad(
+                        probs,
+                        (x, image.shape[3] - x - probs.shape[3], y, image.shape[2] - y - probs.shape[2]))
             label = total.argmax(1)
         label, mask = label.cpu().numpy(), mask.cpu().numpy()
         valid = mask != IGNORE_INDEX
-        for c in range(n_classes): counts[c] += [((label == c) & (mask == c)).sum(), ((label == c) & valid).sum(), (mask == c).sum()]
+        for c in range(n_classes):
+            counts[c] += [((label == c) & (mask == c)).sum(), ((label == c) & valid).sum(), (mask == c).sum()]
     return counts
 
 # %% ../../nbs/use/40_bench.ipynb #c3b1f371
@@ -218,16 +256,22 @@ def region_case(
     device:str='cpu',    # where the tensors lie
 )->dict:                 # f1, rows, label, keep, within, size
     "Make features in patches, and labels that follow them or not."
-    if accepted not in ('many', 'few'): raise ValueError(f"accepted='{accepted}': use many or few")
-    g, size = torch.Generator().manual_seed(seed), 8*(side-1)+1
+    if accepted not in ('many', 'few'):
+        raise ValueError(f"accepted='{accepted}': use many or few")
+    g = torch.Generator().manual_seed(seed)
+    size = 8*(side-1)+1
     grid = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float()
-    patch = torch.cdist(grid, side*torch.rand(b, 24, 2, generator=g)).argmin(2)                         # 24 patches a picture
+    # 24 patches a picture
+    patch = torch.cdist(grid, side * torch.rand(b, 24, 2, generator=g)).argmin(2)
     kind = torch.randint(k, (b, 24), generator=g).gather(1, patch).view(b, side, side)
     f1 = 6*F.one_hot(kind, k).permute(0, 3, 1, 2).float() + torch.randn(b, k, side, side, generator=g)
     label = F.interpolate(kind[:, None].float(), (size, size)).long()[:, 0]
-    if accepted == 'few': label = torch.randint(k, label.shape, generator=g)
-    keep, index = torch.rand(label.shape, generator=g) > .05, draw_positions(side*side, m, g)
-    case = dict(f1=f1, rows=correlation_rows(f1, f1, index), label=label, keep=keep, within=torch.ones_like(keep))
+    if accepted == 'few':
+        label = torch.randint(k, label.shape, generator=g)
+    keep = torch.rand(label.shape, generator=g) > .05
+    index = draw_positions(side*side, m, g)
+    case = dict(
+        f1=f1, rows=correlation_rows(f1, f1, index), label=label, keep=keep, within=torch.ones_like(keep))
     return {name: t.to(device) for name, t in case.items()} | dict(size=(size, size), side=(side, side))
 
 # %% ../../nbs/use/40_bench.ipynb #4189abcb
@@ -249,12 +293,23 @@ def _row(name, value, calls=1, **details):
     "One line of the suite."
     kind, target, unit = TARGETS[name]
     reached = value >= target if kind == 'ratio' else value <= target
-    return dict(name=name, kind=kind, target=target, value=float(value), unit=unit, reached=bool(reached), calls=calls, **details)
+    return dict(
+        name=name,
+        kind=kind,
+        target=target,
+        value=float(value),
+        unit=unit,
+        reached=bool(reached),
+        calls=calls,
+        **details,
+    )
 
 def _ratio(name, took, literal, ours):
     "The line of two jobs that took turns; its processor times tell what other programs did to the ratio."
     a, b = took[literal], took[ours]
-    return _row(name, a['wall']/b['wall'], b['calls'], literal_s=a['wall'], ours_s=b['wall'], ratio_cpu=a['cpu']/max(b['cpu'], 1e-9))
+    return _row(
+        name, a['wall'] / b['wall'], b['calls'], literal_s=a['wall'], ours_s=b['wall'],
+        ratio_cpu=a['cpu'] / max(b['cpu'], 1e-9))
 
 # %% ../../nbs/use/40_bench.ipynb #55670ea5
 def suite_regions(
@@ -268,10 +323,17 @@ def suite_regions(
         def literal(times=1):
             maps = [region_maps(c['rows'], c['side'], c['size']) for _ in range(times)][0]
             propagate_regions(c['label'], c['keep'], maps & c['within'][:, None], .85)
-        def ours(): fast_region_targets(c['rows'], c['side'], c['label'], c['keep'], c['within'], .85, n_classes=21)
-        took = measure(dict(reference=partial(literal, 3), literal=literal, ours=ours), size['rounds'], device)
-        rows += [_ratio(f'regions_{accepted}_vs_{other}', took, other, 'ours') for other in ('reference', 'literal')]
-    tracemalloc.start(); ours(); numpy_peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+        def ours():
+            fast_region_targets(c['rows'], c['side'], c['label'], c['keep'], c['within'], .85, n_classes=21)
+        took = measure(
+            dict(reference=partial(literal, 3), literal=literal, ours=ours), size['rounds'], device)
+        rows += [
+            _ratio(f'regions_{accepted}_vs_{other}', took, other, 'ours')
+            for other in ('reference', 'literal')]
+    tracemalloc.start()
+    ours()
+    numpy_peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     return [*rows, _row('regions_memory', (extra_peak(ours, device) + numpy_peak)/2**20)]
 
 # %% ../../nbs/use/40_bench.ipynb #89f5b3ba
@@ -285,7 +347,8 @@ def pixel_jobs(
     g = torch.Generator().manual_seed(0)
     f1, f2, values, grad = [torch.randn(b, k, side, side, generator=g).to(device) for _ in range(4)]
     def job(spread):
-        a, c = f1.clone().requires_grad_(), f2.clone().requires_grad_()
+        a = f1.clone().requires_grad_()
+        c = f2.clone().requires_grad_()
         return torch.autograd.grad(spread(a, c), (a, c), grad)
     return dict(whole=partial(job, lambda a, c: propagate_pixels(correlation_map(a, c), values)),
                 chunked=partial(job, lambda a, c: spread_pixels(a, c, values)))
@@ -296,24 +359,34 @@ def suite_pixels(
     device:str='cpu', # where to run
 )->list:              # rows
     "Memory, time and gradients of pixel propagation."
-    small, jobs = pixel_jobs(size['side'], 1, device=device), pixel_jobs(size['long'], size['b'], device=device)
+    small = pixel_jobs(size['side'], 1, device=device)
+    jobs = pixel_jobs(size['long'], size['b'], device=device)
     off = max((x - y).abs().max().item() for x, y in zip(small['whole'](), small['chunked']()))
     whole, chunked = [extra_peak(jobs[name], device) for name in ('whole', 'chunked')]
     took = measure(jobs, min(3, size['rounds']), device, 300)
     far = measure(dict(far=pixel_jobs(size['far'], 1, device=device)['chunked']), 1, device)['far']
-    return [_ratio('pixels_time', took, 'whole', 'chunked'), _row('pixels_memory', whole/chunked, literal_mib=whole/2**20, ours_mib=chunked/2**20),
-            _row('pixels_gradient', off), _row('pixels_201', far['wall'])]
+    return [
+        _ratio('pixels_time', took, 'whole', 'chunked'),
+        _row('pixels_memory', whole / chunked, literal_mib=whole / 2**20, ours_mib=chunked / 2**20),
+        _row('pixels_gradient', off), _row('pixels_201', far['wall'])]
 
 # %% ../../nbs/use/40_bench.ipynb #a7fd107a
 def _data_job(source, ours, half, fast, n):
     "A function that makes the next batch: the labeled half, one stream of weak and strong views, or a step with labeled, unlabeled and partner stream."
-    steps, stream = itertools.count(), replace(ours, partner='none', labeled=source)
+    steps = itertools.count()
+    stream = replace(ours, partner='none', labeled=source)
     def views(labeled, unlabeled):
         rng = rng_for(0, LABELED, next(steps), 0)
-        return [literal_views(source, i % n, rng, ours.crop, strong) for strong in [False]*labeled + [True]*unlabeled for i in range(n)]
-    if not fast: return partial(views, *dict(labeled=(1, 0), unlabeled=(0, 1), step=(1, 2))[half])
-    if half == 'step': return lambda: ours[next(steps)]
-    if half == 'labeled': return lambda: labeled_batch(ours, ours.order_x, next(steps))
+        return [
+            literal_views(source, i % n, rng, ours.crop, strong)
+            for strong in [False] * labeled + [True] * unlabeled
+            for i in range(n)]
+    if not fast:
+        return partial(views, *dict(labeled=(1, 0), unlabeled=(0, 1), step=(1, 2))[half])
+    if half == 'step':
+        return lambda: ours[next(steps)]
+    if half == 'labeled':
+        return lambda: labeled_batch(ours, ours.order_x, next(steps))
     return lambda: unlabeled_batch(stream, stream.order_u, None, next(steps))
 
 # %% ../../nbs/use/40_bench.ipynb #b3827192
@@ -328,13 +401,21 @@ def suite_data(
         pairs = []
         for i, (image, mask) in enumerate(zip(*toy_arrays(range(n), max(h, w)))):
             files = Path(folder)/f'{i}.jpg', Path(folder)/f'{i}.png'
-            Image.fromarray(image[:h, :w]).save(files[0], quality=90); Image.fromarray(mask[:h, :w]).save(files[1])
+            Image.fromarray(image[:h, :w]).save(files[0], quality=90)
+            Image.fromarray(mask[:h, :w]).save(files[1])
             pairs.append(Pair(*files, str(i)))
         source = FolderSource(pairs)
-        ours = StepBatches(CachedSource(source), source, size['crop'], n, n, 0)  # as in training: the few labeled pictures are decoded once
-        jobs = {(half, fast): _data_job(source, ours, half, fast, n) for half in ('labeled', 'unlabeled', 'step') for fast in (False, True)}
+        # as in training: the few labeled pictures are decoded once
+        ours = StepBatches(CachedSource(source), source, size['crop'], n, n, 0)
+        jobs = {
+            (half, fast): _data_job(source, ours, half, fast, n)
+            for half in ('labeled', 'unlabeled', 'step')
+            for fast in (False, True)}
         took = measure(jobs, 4*size['rounds'])
-    return [_ratio(f'data_{half}', took, (half, False), (half, True)) | dict(ours_ms_a_picture=1000*took[half, True]['wall']/n) for half in ('labeled', 'unlabeled', 'step')]
+    return [
+        _ratio(f'data_{half}', took, (half, False), (half, True))
+        | dict(ours_ms_a_picture=1000 * took[half, True]['wall'] / n)
+        for half in ('labeled', 'unlabeled', 'step')]
 
 # %% ../../nbs/use/40_bench.ipynb #229fb7cb
 def suite_start(
@@ -343,9 +424,14 @@ def suite_start(
 )->list:              # rows
     "Milliseconds of `import corrmatch` beyond an empty Python, and of `corrmatch --help`."
     env = os.environ | dict(PYTHONPATH=str(Path(str(sys.modules['corrmatch'].__file__)).parents[1]))
-    def run(*command): return partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True, env=env)
-    took = measure(dict(empty=run('-c', ''), load=run('-c', 'import corrmatch'), help=run('-m', 'corrmatch', '--help')), 2*size['rounds']+1)
-    return [_row('import', 1000*(took['load']['wall'] - took['empty']['wall']), took['load']['calls']), _row('help', 1000*took['help']['wall'], took['help']['calls'])]
+    def run(*command):
+        return partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True, env=env)
+    took = measure(
+        dict(empty=run('-c', ''), load=run('-c', 'import corrmatch'), help=run('-m', 'corrmatch', '--help')),
+        2 * size['rounds'] + 1)
+    return [
+        _row('import', 1000 * (took['load']['wall'] - took['empty']['wall']), took['load']['calls']),
+        _row('help', 1000 * took['help']['wall'], took['help']['calls'])]
 
 # %% ../../nbs/use/40_bench.ipynb #d0d70b6f
 def _network(size, device):
@@ -355,13 +441,21 @@ def _network(size, device):
 
 def _step_batch(size, device, in_batch=False):
     "Random views of one step, laid out as the batches are."
-    g, n, c = torch.Generator().manual_seed(0), size['b'], size['crop']
+    g = torch.Generator().manual_seed(0)
+    n = size['b']
+    c = size['crop']
     def views(*lead): return torch.randn(*lead, c, c, 3, generator=g).movedim(-1, -3).to(device)
     box = torch.zeros(1, n, c, c, dtype=torch.bool)
     box[:, ::2, c//4:c//2, c//4:c//2] = True
-    valid, mask = torch.ones(n, c, c, dtype=torch.bool), torch.randint(21, (n, c, c), generator=g)
-    batch = dict(image_x=views(n), mask_x=mask.to(device), image_u_w=views(n), image_u_s=views(1, n), valid_u=valid.to(device), box_u=box.to(device))
-    return batch if in_batch else batch | dict(image_mix_w=views(n), image_mix_s=views(1, n), valid_mix=batch['valid_u'])
+    valid = torch.ones(n, c, c, dtype=torch.bool)
+    mask = torch.randint(21, (n, c, c), generator=g)
+    batch = dict(
+        image_x=views(n), mask_x=mask.to(device), image_u_w=views(n), image_u_s=views(1, n),
+        valid_u=valid.to(device), box_u=box.to(device))
+    return (
+        batch
+        if in_batch
+        else batch | dict(image_mix_w=views(n), image_mix_s=views(1, n), valid_mix=batch['valid_u']))
 
 # %% ../../nbs/use/40_bench.ipynb #9592246d
 def suite_evaluate(
@@ -371,24 +465,46 @@ def suite_evaluate(
     "Whole pictures and sliding windows; the network is laid out anew in every call of ours."
     (h, w), model, rows = size['views'], _network(size, device).eval(), []
     g = torch.Generator().manual_seed(0)
-    pairs = [(torch.randn(1, h, w, 3, generator=g).permute(0, 3, 1, 2).to(device), torch.randint(21, (1, h, w), generator=g).to(device)) for _ in range(6)]
+    pairs = [
+        (
+            torch.randn(1, h, w, 3, generator=g).permute(0, 3, 1, 2).to(device),
+            torch.randint(21, (1, h, w), generator=g).to(device))
+        for _ in range(6)
+    ]
     for mode in ('whole', 'slide'):
-        some, crop = pairs if mode == 'whole' else pairs[:2], size['crop']*2//3
-        took = measure(dict(literal=lambda: literal_evaluate(model, some, 21, mode, crop), ours=lambda: evaluate(model, some, 21, mode, crop)), min(3, size['rounds']), device, 240)
+        some = pairs if mode == 'whole' else pairs[:2]
+        crop = size['crop']*2//3
+        took = measure(
+            dict(
+                literal=lambda: literal_evaluate(model, some, 21, mode, crop),
+                ours=lambda: evaluate(model, some, 21, mode, crop)),
+            min(3, size['rounds']),
+            device,
+            240,
+        )
         rows.append(_ratio(f'evaluate_{mode}', took, 'literal', 'ours'))
     return rows
 
 # %% ../../nbs/use/40_bench.ipynb #e5fbb841
 def _our_step(model, optimizer, batch, dtype, device):
     "Forward, backward and update."
-    with autocast(device, dtype): result = train_step(model, batch, make_weights(preset('voc_92')), FixedThreshold(.06).to(device), generator=torch.Generator().manual_seed(0), ops=FAST_REGIONS)
-    optimizer.zero_grad(); result.total.backward(); optimizer.step()
+    with autocast(device, dtype):
+        result = train_step(
+            model, batch, make_weights(preset('voc_92')), FixedThreshold(0.06).to(device),
+            generator=torch.Generator().manual_seed(0), ops=FAST_REGIONS)
+    optimizer.zero_grad()
+    result.total.backward()
+    optimizer.step()
 
 def _literal_update(model, optimizer, batch):
     "The same for the literal step."
     n = batch['image_x'].shape[2]//8 + 1
-    total, _ = literal_step(model, batch, make_weights(preset('voc_92')), FixedThreshold(.06).to(batch['image_x'].device), draw_positions(n*n, 128, torch.Generator().manual_seed(0)))
-    optimizer.zero_grad(); total.backward(); optimizer.step()
+    total, _ = literal_step(
+        model, batch, make_weights(preset('voc_92')), FixedThreshold(0.06).to(batch['image_x'].device),
+        draw_positions(n * n, 128, torch.Generator().manual_seed(0)))
+    optimizer.zero_grad()
+    total.backward()
+    optimizer.step()
 
 # %% ../../nbs/use/40_bench.ipynb #0face660
 def suite_step(
@@ -396,20 +512,30 @@ def suite_step(
     device:str='cpu', # where to run
 )->list:              # rows
     "A whole training step; literal and ours in blocks, because both together would not fit into memory."
-    model, rounds, config = _network(size, device).train(), min(2, size['rounds']), preset('voc_92')
-    literal, batch = _step_batch(size, device), _step_batch(size, device)
+    model = _network(size, device).train()
+    rounds = min(2, size['rounds'])
+    config = preset('voc_92')
+    literal = _step_batch(size, device)
+    batch = _step_batch(size, device)
     literal = {k: v.contiguous() for k, v in literal.items()}
     sgd = torch.optim.SGD(model.parameters(), config.lr, momentum=.9, weight_decay=1e-4)
     job = partial(_literal_update, model, sgd, literal)
-    peaks, took = [extra_peak(job, device)], measure(dict(literal=job), rounds, device, 600, warm=0)
+    peaks = [extra_peak(job, device)]
+    took = measure(dict(literal=job), rounds, device, 600, warm=0)
     model, sgd = prepare_model(model, config, device), make_optimizer(model, config)
     dtype = pick_precision('auto', device, model)
     lone = _step_batch(size, device, in_batch=True)
-    jobs = dict(fp32=partial(_our_step, model, sgd, batch, None, device), auto=partial(_our_step, model, sgd, batch, dtype, device),
-                in_batch=partial(_our_step, model, sgd, lone, dtype, device))
-    peaks.append(extra_peak(jobs['auto'], device)); took |= measure(jobs, rounds, device, 600)
-    rows = [_ratio(name, took, 'literal', mine) for name, mine in (('step_fp32', 'fp32'), ('step_auto', 'auto'), ('step_auto_in_batch', 'in_batch'))]
-    return [row | dict(auto=str(dtype)) for row in rows] + [_row('step_memory', peaks[0]/peaks[1], literal_gib=peaks[0]/2**30, ours_gib=peaks[1]/2**30)]
+    jobs = dict(
+        fp32=partial(_our_step, model, sgd, batch, None, device),
+        auto=partial(_our_step, model, sgd, batch, dtype, device),
+        in_batch=partial(_our_step, model, sgd, lone, dtype, device))
+    peaks.append(extra_peak(jobs['auto'], device))
+    took |= measure(jobs, rounds, device, 600)
+    rows = [
+        _ratio(name, took, 'literal', mine)
+        for name, mine in (('step_fp32', 'fp32'), ('step_auto', 'auto'), ('step_auto_in_batch', 'in_batch'))]
+    return [row | dict(auto=str(dtype)) for row in rows] + [
+        _row('step_memory', peaks[0] / peaks[1], literal_gib=peaks[0] / 2**30, ours_gib=peaks[1] / 2**30)]
 
 # %% ../../nbs/use/40_bench.ipynb #f20336b9
 def loss_curve(
@@ -419,15 +545,22 @@ def loss_curve(
 )->list:                    # totals
     "Train the toy network for a while."
     config = preset('toy', seed=seed, steps=steps, warmup=0, toy_unlabeled=40)
-    batches, model = make_batches(config, make_datasets(config)), make_model(config)[0].train()
-    sgd, guard, totals = make_optimizer(prepare_model(model, config, 'cpu'), config), make_threshold(config), []
+    batches = make_batches(config, make_datasets(config))
+    model = make_model(config)[0].train()
+    sgd = make_optimizer(prepare_model(model, config, 'cpu'), config)
+    guard = make_threshold(config)
+    totals = []
     for step in range(steps):
-        torch.manual_seed(step); set_lr(sgd, step, steps)
+        torch.manual_seed(step)
+        set_lr(sgd, step, steps)
         with autocast('cpu', dtype):
-            result = train_step(model, to_device(batches[step], torch.device('cpu')), make_weights(config), guard, regions=config.regions,
-                                cut=config.region_cut, generator=torch.Generator().manual_seed(step),
-                                kl_inside=config.kl_inside, ops=FAST_REGIONS)
-        sgd.zero_grad(); result.total.backward(); sgd.step()
+            result = train_step(
+                model, to_device(batches[step], torch.device('cpu')), make_weights(config), guard,
+                regions=config.regions, cut=config.region_cut, generator=torch.Generator().manual_seed(step),
+                kl_inside=config.kl_inside, ops=FAST_REGIONS)
+        sgd.zero_grad()
+        result.total.backward()
+        sgd.step()
         totals.append(result.total.detach())
     return torch.stack(totals).tolist()
 
@@ -437,20 +570,33 @@ def suite_curve(
     device:str='cpu', # not used: the toy world runs on the CPU
 )->list:              # rows
     "Distance of float32 and bfloat16 at the end of short runs, in units of the spread over seeds."
-    curves = {(seed, name): loss_curve(seed, dtype, size['steps']) for seed in range(size['seeds']) for name, dtype in (('fp32', None), ('bf16', torch.bfloat16))}
+    curves = {
+        (seed, name): loss_curve(seed, dtype, size['steps'])
+        for seed in range(size['seeds'])
+        for name, dtype in (('fp32', None), ('bf16', torch.bfloat16))}
     last = {key: np.mean(curve[-10:]) for key, curve in curves.items()}
     apart = np.mean([abs(last[s, 'bf16'] - last[s, 'fp32']) for s in range(size['seeds'])])
     spread = np.std([last[s, 'fp32'] for s in range(size['seeds'])], ddof=1)
-    return [_row('curve_bf16', apart/spread, size['seeds'], curves={f'{s}_{n}': c for (s, n), c in curves.items()})]
+    return [
+        _row(
+            'curve_bf16', apart / spread, size['seeds'],
+            curves={f'{s}_{n}': c for (s, n), c in curves.items()})
+    ]
 
 # %% ../../nbs/use/40_bench.ipynb #b3fe67c3
-SUITE = dict(regions=suite_regions, pixels=suite_pixels, data=suite_data, start=suite_start, evaluate=suite_evaluate, curve=suite_curve, step=suite_step)
+SUITE = dict(
+    regions=suite_regions, pixels=suite_pixels, data=suite_data, start=suite_start, evaluate=suite_evaluate,
+    curve=suite_curve, step=suite_step)
 
 def _line(row):
     "One row as text."
-    name, mark = row['name'], 'reached' if row['reached'] else 'NOT reached'
+    name = row['name']
+    mark = 'reached' if row['reached'] else 'NOT reached'
     sign = '>=' if row['kind'] == 'ratio' else '<='
-    return f"{name:28} {row['value']:10.4g} {row['unit']:12} target {sign} {row['target']:<6g} {mark:12} median of {row['calls']}"
+    return (
+        f"{name:28} {row['value']:10.4g} {row['unit']:12} target {sign} {row['target']:<6g} {mark:12} "
+        f"median of {row['calls']}"
+    )
 
 # %% ../../nbs/use/40_bench.ipynb #e9eb0507
 def run_suite(
@@ -461,17 +607,21 @@ def run_suite(
     say=print,        # called with each line
 )->dict:              # machine, rows
     "Measure every promise and print one line each."
-    if only and only not in SUITE: raise ValueError(f"only='{only}': use one of {', '.join(SUITE)}")
+    if only and only not in SUITE:
+        raise ValueError(f"only='{only}': use one of {', '.join(SUITE)}")
     large_pages()
     result:dict = dict(machine=machine(device), size=size, rows=[])
     say(f"{result['machine']}")
     for name, part in SUITE.items():
-        if only not in ('', name): continue
+        if only not in ('', name):
+            continue
         say(f'... {name}')
         rows = [row | dict(part=name) for row in part(SIZES[size], device)]
-        for row in rows: say(_line(row))
+        for row in rows:
+            say(_line(row))
         result['rows'] += rows
-        if out: _store(out, 'suite', result)
+        if out:
+            _store(out, 'suite', result)
     return result
 
 # %% ../../nbs/use/40_bench.ipynb #ef70d53c
@@ -495,13 +645,18 @@ def cost_jobs(
     whole:float=2.5e9,# bytes that the map held whole may take; beyond, that job is left out
 )->dict:              # name -> (function, bytes that must move, operations)
     "The parts whose cost depends on the size of the picture, with the least they must do."
-    n, pixels, c = side**2, (8*side-7)**2, region_case('many', b, side, m, k, device=device)
-    index, spread = draw_positions(n, m, torch.Generator().manual_seed(0)).to(device), pixel_jobs(side, b, k, device)
-    def regions(): return fast_region_targets(c['rows'], c['side'], c['label'], c['keep'], c['within'], .85, n_classes=k)
+    n = side**2
+    pixels = (8*side-7)**2
+    c = region_case('many', b, side, m, k, device=device)
+    index = draw_positions(n, m, torch.Generator().manual_seed(0)).to(device)
+    spread = pixel_jobs(side, b, k, device)
+    def regions():
+        return fast_region_targets(c['rows'], c['side'], c['label'], c['keep'], c['within'], .85, n_classes=k)
     jobs = dict(rows=(lambda: correlation_rows(c['f1'], c['f1'], index), 4*b*(m*n + 2*k*n), 2*b*m*n*k),
                 regions=(regions, b*(4*m*n + 2*m*pixels/8 + 19*pixels), 0),
                 pixels=(spread['chunked'], 4*8*b*k*n, 6*2*b*n*n*k))
-    if 3*4*b*n*n <= whole: jobs['pixels, map held'] = spread['whole'], 4*8*b*k*n + 10*4*b*n*n, 5*2*b*n*n*k
+    if 3*4*b*n*n <= whole:
+        jobs['pixels, map held'] = spread['whole'], 4*8*b*k*n + 10*4*b*n*n, 5*2*b*n*n*k
     return jobs
 
 # %% ../../nbs/use/40_bench.ipynb #ac59c5f3
@@ -518,8 +673,12 @@ def cost_row(
         took = measure(dict(job=job), 3, device, seconds=2, warm=int(options['side'] < 150))['job']
         least = {'memory': moved/rates['bandwidth'], 'arithmetic': operations/rates['fp32']}
         bound = max(least, key=least.__getitem__)
-        rows.append(dict(part=name, over=over, value=value, wall=took['wall'], cpu=took['cpu'], calls=took['calls'], peak=extra_peak(job, device),
-                         limit=least[bound], bound=bound, share=least[bound]/took['best']))
+        rows.append(
+            dict(
+                part=name, over=over, value=value, wall=took['wall'], cpu=took['cpu'], calls=took['calls'],
+                peak=extra_peak(job, device), limit=least[bound], bound=bound,
+                share=least[bound] / took['best'])
+        )
     return rows
 
 # %% ../../nbs/use/40_bench.ipynb #9c4484fa
@@ -533,16 +692,22 @@ def run_bench(
 )->dict:                          # machine, limits, rows
     "Print how the cost of each part grows, beside the machine's limit."
     large_pages()
-    result:dict = dict(machine=machine(device), limits=limits(device, 1024 if device == 'cpu' else 8192), rows=[])
+    result: dict = dict(
+        machine=machine(device), limits=limits(device, 1024 if device == 'cpu' else 8192), rows=[])
     say(f"{result['machine']}\n" + ', '.join(f'{n} {v/1e9:.0f} G/s' for n, v in result['limits'].items()))
     say(f"{'part':18}{'over':10}{'value':>7}{'ms':>10}{'MiB':>9}{'limit ms':>10}{'share':>7}  bound")
-    plan = [('positions', n*n, dict(side=n)) for n in sides] + [('batch', b, dict(side=sides[0], b=b)) for b in batches]
+    plan = [('positions', n * n, dict(side=n)) for n in sides] + [
+        ('batch', b, dict(side=sides[0], b=b)) for b in batches]
     for over, value, options in plan + [('regions', m, dict(side=sides[0], m=m)) for m in regions]:
         for r in cost_row(result['limits'], over, value, device, **options):
             result['rows'].append(r)
-            say(f"{r['part']:18}{over:10}{value:7}{1e3*r['wall']:10.1f}{r['peak']/2**20:9.1f}{1e3*r['limit']:10.2f}{r['share']:7.0%}  {r['bound']}")
-    if str(device).startswith('cuda'): result['steps'] = gpu_table(device, say)
-    if out: _store(out, 'bench', result)
+            say(
+                f"{r['part']:18}{over:10}{value:7}{1e3 * r['wall']:10.1f}{r['peak'] / 2**20:9.1f}{1e3 * r['limit']:10.2f}{r['share']:7.0%}  {r['bound']}"
+            )
+    if str(device).startswith('cuda'):
+        result['steps'] = gpu_table(device, say)
+    if out:
+        _store(out, 'bench', result)
     return result
 
 # %% ../../nbs/use/40_bench.ipynb #cf21a9e1
@@ -555,15 +720,30 @@ def gpu_steps(
     rounds:int=10,       # timed steps
 )->list:                 # one dict a kind
     "Steps a second, operations and memory of whole training steps."
-    rows, size = [], dict(SIZES['full'], crop=crop, b=b, backbone=backbone)
+    rows = []
+    size = dict(SIZES['full'], crop=crop, b=b, backbone=backbone)
     for kind in kinds:
-        model, config, batch = _network(size, device).train(), preset('voc_92', compile='compiled' in kind), _step_batch(size, device)
-        if kind == 'literal fp32': job = partial(_literal_update, model, torch.optim.SGD(model.parameters(), .001, momentum=.9), {n: t.contiguous() for n, t in batch.items()})
-        else: job = partial(_our_step, prepare_model(model, config, device), make_optimizer(model, config), batch, torch.bfloat16 if 'bf16' in kind else None, device)
+        model = _network(size, device).train()
+        config = preset('voc_92', compile='compiled' in kind)
+        batch = _step_batch(size, device)
+        if kind == 'literal fp32':
+            job = partial(
+                _literal_update, model, torch.optim.SGD(model.parameters(), 0.001, momentum=0.9),
+                {n: t.contiguous() for n, t in batch.items()})
+        else:
+            job = partial(
+                _our_step, prepare_model(model, config, device), make_optimizer(model, config), batch,
+                torch.bfloat16 if 'bf16' in kind else None, device)
         job()
-        with FlopCounterMode(display=False) as counter: job()
-        took, peak = measure(dict(job=job), rounds, device, 30)['job'], extra_peak(job, device)
-        rows.append(dict(kind=kind, crop=crop, batch=b, steps_s=1/took['wall'], operations=counter.get_total_flops(), peak_gib=peak/2**30, calls=took['calls']))
+        with FlopCounterMode(display=False) as counter:
+            job()
+        took = measure(dict(job=job), rounds, device, 30)['job']
+        peak = extra_peak(job, device)
+        rows.append(
+            dict(
+                kind=kind, crop=crop, batch=b, steps_s=1 / took['wall'], operations=counter.get_total_flops(),
+                peak_gib=peak / 2**30, calls=took['calls'])
+        )
     return rows
 
 # %% ../../nbs/use/40_bench.ipynb #ce7bb9ef
@@ -572,12 +752,19 @@ def gpu_table(
     say=print,         # called with each line
 )->list:               # rows of gpu_steps, with the share of the measured rate
     "Whole steps at crop 321 and 801, and the largest batch at 801 that fits."
-    rate, rows, b = limits(device, 8192), gpu_steps(device=device) + gpu_steps(801, 2, device, ('bf16', 'bf16 compiled')), 2
+    rate = limits(device, 8192)
+    rows = gpu_steps(device=device) + gpu_steps(801, 2, device, ('bf16', 'bf16 compiled'))
+    b = 2
     while True:
-        try: more = gpu_steps(801, 2*b, device, ('bf16',))
-        except torch.OutOfMemoryError: break
+        try:
+            more = gpu_steps(801, 2*b, device, ('bf16',))
+        except torch.OutOfMemoryError:
+            break
         b, rows = 2*b, rows + more
     for row in rows:
         row['share'] = row['operations']*row['steps_s']/rate['fp32' if 'fp32' in row['kind'] else 'bf16']
-        say(f"{row['kind']:15} crop {row['crop']} {row['batch']}+{row['batch']}: {row['steps_s']:.2f} steps/s, {row['share']:.0%} of the measured rate, {row['peak_gib']:.1f} GiB")
+        say(
+            f"{row['kind']:15} crop {row['crop']} {row['batch']}+{row['batch']}: {row['steps_s']:.2f} "
+            f"steps/s, {row['share']:.0%} of the measured rate, {row['peak_gib']:.1f} GiB"
+        )
     return rows

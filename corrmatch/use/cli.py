@@ -32,18 +32,22 @@ def field_help(
 # %% ../../nbs/use/42_cli.ipynb #9ac76e0c
 def _yes_no(text):
     "Read yes or no."
-    if text.lower() in ('1', 'true', 'yes', 'on'): return True
-    if text.lower() in ('0', 'false', 'no', 'off'): return False
+    if text.lower() in ('1', 'true', 'yes', 'on'):
+        return True
+    if text.lower() in ('0', 'false', 'no', 'off'):
+        return False
     raise argparse.ArgumentTypeError(f"'{text}': say yes or no")
 
 def _count(text):
     "Read a whole number from 0 on."
-    if not text.isdigit(): raise argparse.ArgumentTypeError(f"'{text}': give a whole number, 0 or more")
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}': give a whole number, 0 or more")
     return int(text)
 
 def _device(text):
     "Read the name of a device."
-    if re.fullmatch(r'auto|cpu|mps|(cuda|xpu)(:\d+)?', text): return text
+    if re.fullmatch(r'auto|cpu|mps|(cuda|xpu)(:\d+)?', text):
+        return text
     raise argparse.ArgumentTypeError(f"'{text}' is no device; choose auto, cpu, cuda or cuda:N")
 
 def _reader(field):
@@ -56,12 +60,24 @@ def add_fields(
     skip=('name', 'method'),        # set by other arguments
 ):
     "Give a parser a flag for every field of Config; unset flags stay absent."
-    texts, group = field_help(), parser.add_argument_group('settings (a preset or a data folder brings its own, and a run prints them; in brackets: where neither does)')
+    texts = field_help()
+    group = parser.add_argument_group(
+        'settings (a preset or a data folder brings its own, and a run prints them; in brackets: where '
+        'neither does)'
+    )
     for f in fields(Config):
-        if f.name in skip: continue
+        if f.name in skip:
+            continue
         kind = cast(type, f.type)
         names = dict.fromkeys([f'--{f.name}', f'--{f.name.replace("_", "-")}'])
-        group.add_argument(*names, dest=f.name, type=_reader(f), default=argparse.SUPPRESS, metavar='YES|NO' if kind is bool else kind.__name__.upper(), help=f'{texts[f.name]} [{f.default!r}]')
+        group.add_argument(
+            *names,
+            dest=f.name,
+            type=_reader(f),
+            default=argparse.SUPPRESS,
+            metavar='YES|NO' if kind is bool else kind.__name__.upper(),
+            help=f'{texts[f.name]} [{f.default!r}]',
+        )
 
 # %% ../../nbs/use/42_cli.ipynb #5c1e0b02
 def add_meaning(
@@ -70,21 +86,50 @@ def add_meaning(
 ):
     "Give a parser the flags that say what the values of masks and deep images mean."
     group = parser.add_argument_group('what the files mean (asked for where nobody can know)')
-    group.add_argument('--ignore', type=int, action='append', metavar='VALUE', help='value of masks that is ignored, such as 0 for `unlabeled`; ids behind it move down; may be repeated')
-    group.add_argument('--map', default='', metavar='FILE', help='file with lines `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`, the name `ignore` for what is ignored; or `order`: number the values that occur')
-    group.add_argument('--background', default='', metavar='NAME', help='class that gets id 0, of masks in colours or outlines')
-    group.add_argument('--unannotated', default='', choices=('unlabeled', 'background'), help='images of a COCO file without annotations: unlabeled, or nothing but background [unlabeled]')
-    group.add_argument('--include', action='append', metavar='PATTERN', help="files that are images whatever their name or folder says, such as 'overlays/*'; may be repeated")
-    group.add_argument('--masks', default='', metavar='FOLDER', help='folder whose files are the masks, by its name or path [told by names]')
-    if depth: group.add_argument('--depth', default='', metavar='LOW:HIGH', help=field_help()['depth'])
+    group.add_argument(
+        '--ignore',
+        type=int,
+        action='append',
+        metavar='VALUE',
+        help='value of masks that is ignored, such as 0 for `unlabeled`; ids behind it move down; may be '
+             'repeated',
+    )
+    group.add_argument(
+        '--map',
+        default='',
+        metavar='FILE',
+        help='file with lines `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`, the name `ignore` for what '
+             'is ignored; or `order`: number the values that occur',
+    )
+    group.add_argument(
+        '--background', default='', metavar='NAME',
+        help='class that gets id 0, of masks in colours or outlines')
+    group.add_argument(
+        '--unannotated', default='', choices=('unlabeled', 'background'),
+        help='images of a COCO file without annotations: unlabeled, or nothing but background [unlabeled]')
+    group.add_argument(
+        '--include',
+        action='append',
+        metavar='PATTERN',
+        help="files that are images whatever their name or folder says, such as 'overlays/*'; may be "
+             "repeated",
+    )
+    group.add_argument(
+        '--masks', default='', metavar='FOLDER',
+        help='folder whose files are the masks, by its name or path [told by names]')
+    if depth:
+        group.add_argument('--depth', default='', metavar='LOW:HIGH', help=field_help()['depth'])
 
 def read_meaning(
     args:argparse.Namespace, # of a parser with these flags
 ):                           # Meaning; None if nothing was said
     "Collect what was said about the values of masks."
     from corrmatch.data.masks import Meaning
-    if args.map not in ('', 'order') and not Path(args.map).is_file(): raise ValueError(f"--map {args.map}: no such file; give a file with lines `VALUE NAME`, or `order`")
-    said = Meaning(tuple(args.ignore or ()), args.map, args.background, args.unannotated or 'unlabeled', tuple(args.include or ()), args.masks)
+    if args.map not in ('', 'order') and not Path(args.map).is_file():
+        raise ValueError(f"--map {args.map}: no such file; give a file with lines `VALUE NAME`, or `order`")
+    said = Meaning(
+        tuple(args.ignore or ()), args.map, args.background, args.unannotated or 'unlabeled',
+        tuple(args.include or ()), args.masks)
     return None if said == Meaning() else said
 
 # %% ../../nbs/use/42_cli.ipynb #ec11a685
@@ -96,7 +141,11 @@ class _Parser(argparse.ArgumentParser):
         "Suggest for unknown flags here, where this parser's own flags are known."
         namespace, rest = super().parse_known_args(args, namespace)
         flags = [o for o in self._option_string_actions if o.startswith('--') and o != '--help']
-        if rest: self.error(f"unknown argument '{rest[0]}'{nearest(rest[0], flags) if flags and rest[0].startswith('-') else ''}")
+        if rest:
+            self.error(
+                "unknown argument "
+                f"'{rest[0]}'{nearest(rest[0], flags) if flags and rest[0].startswith('-') else ''}"
+            )
         return namespace, rest
 
 # %% ../../nbs/use/42_cli.ipynb #3d916e6b
@@ -106,12 +155,19 @@ def train_config(
     "Make the record of a run from a preset's name or from a data folder."
     names = {f.name for f in fields(Config)}
     changes = {k: v for k, v in vars(args).items() if k in names and k not in ('name', 'method')}
-    if args.preset not in PRESETS and not Path(args.preset).is_dir(): raise ValueError(f"'{args.preset}' is neither a folder nor a preset{nearest(args.preset, PRESETS)}")
+    if args.preset not in PRESETS and not Path(args.preset).is_dir():
+        raise ValueError(f"'{args.preset}' is neither a folder nor a preset{nearest(args.preset, PRESETS)}")
     if args.preset in PRESETS:
-        for name in ('labels', 'classes', 'ignore', 'map', 'background', 'unannotated', 'include', 'masks', 'lists'):
-            if getattr(args, name, None): raise ValueError(f"--{name} is for a data folder, and '{args.preset}' is a preset: a folder of that name is ./{args.preset}; lists for a preset are --labeled and --unlabeled")
+        for name in (
+            'labels', 'classes', 'ignore', 'map', 'background', 'unannotated', 'include', 'masks', 'lists'):
+            if getattr(args, name, None):
+                raise ValueError(
+                    f"--{name} is for a data folder, and '{args.preset}' is a preset: a folder of that "
+                    f"name is ./{args.preset}; lists for a preset are --labeled and --unlabeled"
+                )
     from corrmatch.use.api import plan_run
-    return plan_run(args.preset, args.method, args.labels, args.classes, args.lists, read_meaning(args), **changes)
+    return plan_run(
+        args.preset, args.method, args.labels, args.classes, args.lists, read_meaning(args), **changes)
 
 # %% ../../nbs/use/42_cli.ipynb #35af94be
 def run_training(
@@ -127,7 +183,8 @@ def run_training(
     trainer = Trainer(fitted(config) if fit_memory else config)
     trainer.say('\n\n'.join(filter(None, [text, trainer.describe()])) + '\n')
     trainer.fit(resume, force)
-    if trainer.world.first: trainer.say(trainer.summary())
+    if trainer.world.first:
+        trainer.say(trainer.summary())
     stop_world()
 
 # %% ../../nbs/use/42_cli.ipynb #4def2442
@@ -143,19 +200,40 @@ def add_train(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch train`."
-    parser = command('train', 'train one run', 'corrmatch train photos --labels 92      (a folder of your own)\n'
-                     '         corrmatch train voc_92 --data data/voc --out runs/voc      (a preset)\n'
-                     '         torchrun --nproc_per_node=4 -m corrmatch train voc_92 --data data/voc      (several GPUs)')
-    parser.usage = '%(prog)s [-h] [--method METHOD] [--labels INT] [--classes FILE] [--lists DIR] [--resume] [--force] [--fit-memory] [--SETTING VALUE ...] FOLDER_OR_PRESET'
-    parser.add_argument('preset', metavar='FOLDER_OR_PRESET', help=f'a data folder, or one of {", ".join(PRESETS)}')
+    parser = command(
+        'train',
+        'train one run',
+        'corrmatch train photos --labels 92      (a folder of your own)\n'
+        '         corrmatch train voc_92 --data data/voc --out runs/voc      (a preset)\n'
+        '         torchrun --nproc_per_node=4 -m corrmatch train voc_92 --data data/voc      (several GPUs)',
+    )
+    parser.usage = (
+        '%(prog)s [-h] [--method METHOD] [--labels INT] [--classes FILE] [--lists DIR] '
+        '[--resume] [--force] [--fit-memory] [--SETTING VALUE ...] FOLDER_OR_PRESET'
+    )
+    parser.add_argument(
+        'preset', metavar='FOLDER_OR_PRESET', help=f'a data folder, or one of {", ".join(PRESETS)}')
     parser.add_argument('--method', default='corrmatch', help=f'one of {", ".join(METHODS)} [corrmatch]')
-    parser.add_argument('--labels', type=int, default=0, help='data folder: labeled pictures to choose; 0: the lists that are there, or all masks [0]')
-    parser.add_argument('--classes', help='data folder: a file with lines NAME R G B, or a number of classes [found]')
-    parser.add_argument('--lists', metavar='DIR', help='data folder: where lists that have to be made go [splits/ in the data folder]')
+    parser.add_argument(
+        '--labels', type=int, default=0,
+        help='data folder: labeled pictures to choose; 0: the lists that are there, or all masks [0]')
+    parser.add_argument(
+        '--classes', help='data folder: a file with lines NAME R G B, or a number of classes [found]')
+    parser.add_argument(
+        '--lists', metavar='DIR',
+        help='data folder: where lists that have to be made go [splits/ in the data folder]')
     add_meaning(parser)
-    parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint of the run folder')
-    parser.add_argument('--force', action='store_true', help='resume although settings or lists have changed, or a machine that is gone seems to be training there')
-    parser.add_argument('--fit-memory', action='store_true', help='cut the batch into the largest micro-batches that fit (sets accumulate)')
+    parser.add_argument(
+        '--resume', action='store_true', help='go on from the last checkpoint of the run folder')
+    parser.add_argument(
+        '--force',
+        action='store_true',
+        help='resume although settings or lists have changed, or a machine that is gone seems to be '
+             'training there',
+    )
+    parser.add_argument(
+        '--fit-memory', action='store_true',
+        help='cut the batch into the largest micro-batches that fit (sets accumulate)')
     parser.set_defaults(handler=cmd_train)
     add_fields(parser)
 
@@ -166,12 +244,17 @@ def cmd_resume(
     "Go on with a run."
     from corrmatch.training.run_folder import read_record, recorded_config
     path = Path(args.run)/'config.json'
-    if not path.is_file(): raise ValueError(f'{args.run}: no run there (config.json is missing); `corrmatch runs` lists them')
+    if not path.is_file():
+        raise ValueError(f'{args.run}: no run there (config.json is missing); `corrmatch runs` lists them')
     given = {k: getattr(args, k) for k in RESUME_FIELDS if hasattr(args, k)}
-    if 'data' in given and not Path(given['data']).is_dir(): raise ValueError(f"{given['data']}: no such folder; --data is where the run's data are now")
-    run_training(recorded_config(read_record(args.run), str(path), out=str(args.run), **given), resume=True, force=args.force)
+    if 'data' in given and not Path(given['data']).is_dir():
+        raise ValueError(f"{given['data']}: no such folder; --data is where the run's data are now")
+    run_training(
+        recorded_config(read_record(args.run), str(path), out=str(args.run), **given), resume=True,
+        force=args.force)
 
-RESUME_FIELDS = ('data', 'workers', 'device', 'allow_partial', 'lr', 'clip', 'precision')  # the first four change no result, the others need --force
+# the first four change no result, the others need --force
+RESUME_FIELDS = ('data', 'workers', 'device', 'allow_partial', 'lr', 'clip', 'precision')
 
 def add_resume(
     command, # (name, help, example) -> parser
@@ -180,8 +263,13 @@ def add_resume(
     parser = command('resume', 'go on with a run that was stopped or killed', 'corrmatch resume runs/voc')
     parser.add_argument('run', help='run folder')
     for f in fields(Config):
-        if f.name in RESUME_FIELDS: parser.add_argument(f'--{f.name}', type=_reader(f), default=argparse.SUPPRESS, metavar='YES|NO' if f.type is bool else f.type.__name__.upper(), help=field_help()[f.name])
-    parser.add_argument('--force', action='store_true', help='although settings or lists have changed, or a machine that is gone seems to be training there')
+        if f.name in RESUME_FIELDS:
+            parser.add_argument(
+                f'--{f.name}', type=_reader(f), default=argparse.SUPPRESS,
+                metavar='YES|NO' if f.type is bool else f.type.__name__.upper(), help=field_help()[f.name])
+    parser.add_argument(
+        '--force', action='store_true',
+        help='although settings or lists have changed, or a machine that is gone seems to be training there')
     parser.set_defaults(handler=cmd_resume)
 
 # %% ../../nbs/use/42_cli.ipynb #dc993749
@@ -194,18 +282,43 @@ def cmd_eval(
     from corrmatch.training.reading import open_val
     from corrmatch.training.builders import eval_pairs
     from corrmatch.training.trainer import absent_text, iou_table, load_run, pick_device
-    if Path(args.run).is_file(): raise ValueError(f'{args.run}: is a file; give the run folder it lies in, and --checkpoint best or last')
+    if Path(args.run).is_file():
+        raise ValueError(
+            f'{args.run}: is a file; give the run folder it lies in, and --checkpoint best or last')
     changes = {k: v for k, v in vars(args).items() if k in ('data', 'val', 'evaluation', 'miou')}
     device = pick_device(getattr(args, 'device', 'auto'))
     model, config = load_run(args.run, f'{args.checkpoint}.pt', device, **changes)
-    if 'val' in changes and not config.data: raise ValueError(f'{args.run}: trained on the generated world, which has no lists; leave out --val or add --data FOLDER')
-    if 'val' not in changes and is_path_traversal(config.val): raise ValueError(f"{args.run}: its record names val='{config.val}', outside the data folder; say --val LIST to use it")
+    if 'val' in changes and not config.data:
+        raise ValueError(
+            f'{args.run}: trained on the generated world, which has no lists; leave out --val or add '
+            '--data FOLDER'
+        )
+    if 'val' not in changes and is_path_traversal(config.val):
+        raise ValueError(
+            f"{args.run}: its record names val='{config.val}', outside the data folder; say --val LIST to "
+            "use it"
+        )
     sources, _, note = open_val(args.run, config)
-    print(f"{args.run}/{args.checkpoint}.pt on {len(sources.val)} pictures of {config.data or 'the generated world'}" + f' ({config.val})'*bool(config.data))
-    confusion = evaluate(model, eval_pairs(sources.val, device), config.n_classes, config.evaluation, config.crop)
-    if not confusion.matrix.sum(): raise ValueError(f"val='{config.val}': every scored pixel is ignored (evaluation='{config.evaluation}'); name masks that show classes")
-    absent = absent_text([n for n, shown in zip(sources.class_names, confusion.present()) if not shown], config.miou)
-    print('\n'.join(filter(None, [note, absent, iou_table({args.checkpoint: confusion}, sources.class_names, config.miou)])))
+    print(
+        f"{args.run}/{args.checkpoint}.pt on {len(sources.val)} pictures of "
+        f"{config.data or 'the generated world'}"
+        + f' ({config.val})' * bool(config.data))
+    confusion = evaluate(
+        model, eval_pairs(sources.val, device), config.n_classes, config.evaluation, config.crop)
+    if not confusion.matrix.sum():
+        raise ValueError(
+            f"val='{config.val}': every scored pixel is ignored (evaluation='{config.evaluation}'); name "
+            "masks that show classes"
+        )
+    absent = absent_text(
+        [n for n, shown in zip(sources.class_names, confusion.present()) if not shown], config.miou)
+    print(
+        '\n'.join(
+            filter(
+                None,
+                [note, absent, iou_table({args.checkpoint: confusion}, sources.class_names, config.miou)])
+        )
+    )
 
 # %% ../../nbs/use/42_cli.ipynb #2ebfbd26
 def add_eval(
@@ -214,9 +327,14 @@ def add_eval(
     "Describe `corrmatch eval`."
     parser = command('eval', 'score a run on a validation list', 'corrmatch eval runs/camvid --val test.txt')
     parser.add_argument('run', help='run folder')
-    parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint [best]')
-    parser.add_argument('--miou', choices=('all', 'present'), default=argparse.SUPPRESS, help=field_help()['miou'])
-    for name in ('data', 'val', 'evaluation', 'device'): parser.add_argument(f'--{name}', type=_device if name == 'device' else str, default=argparse.SUPPRESS, metavar='TEXT', help=field_help()[name])
+    parser.add_argument(
+        '--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint [best]')
+    parser.add_argument(
+        '--miou', choices=('all', 'present'), default=argparse.SUPPRESS, help=field_help()['miou'])
+    for name in ('data', 'val', 'evaluation', 'device'):
+        parser.add_argument(
+            f'--{name}', type=_device if name == 'device' else str, default=argparse.SUPPRESS, metavar='TEXT',
+            help=field_help()[name])
     parser.set_defaults(handler=cmd_eval)
 
 # %% ../../nbs/use/42_cli.ipynb #cfaa3d38
@@ -231,10 +349,12 @@ def add_demo(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch demo`."
-    parser = command('demo', 'train three times on the generated world and compare', 'corrmatch demo --seed 1')
+    parser = command(
+        'demo', 'train three times on the generated world and compare', 'corrmatch demo --seed 1')
     parser.add_argument('--seed', type=int, default=0, help='of weights, world and draws [0]')
     parser.add_argument('--out', default='runs/demo', help='folder for runs, table and pictures [runs/demo]')
-    parser.add_argument('--steps', type=_count, default=0, help='training steps of each run; 0: the demo\'s own number [0]')
+    parser.add_argument(
+        '--steps', type=_count, default=0, help='training steps of each run; 0: the demo\'s own number [0]')
     parser.set_defaults(handler=cmd_demo)
 
 # %% ../../nbs/use/42_cli.ipynb #2c688353
@@ -244,13 +364,18 @@ def cmd_runs(
     "List run folders with state and scores."
     from corrmatch.training.run_folder import list_runs, runs_table
     runs = list_runs(args.root)
-    print(runs_table(runs) if runs else f'no runs under {args.root}' + ('' if Path(args.root).is_dir() else ': there is no such folder'))
+    print(
+        runs_table(runs)
+        if runs
+        else f'no runs under {args.root}' + ('' if Path(args.root).is_dir() else ': there is no such folder'))
 
 def add_runs(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch runs`."
-    parser = command('runs', 'list run folders: running, finished, stopped, failed or killed, with scores', 'corrmatch runs runs')
+    parser = command(
+        'runs', 'list run folders: running, finished, stopped, failed or killed, with scores',
+        'corrmatch runs runs')
     parser.add_argument('root', nargs='?', default='runs', help='folder to look through [runs]')
     parser.set_defaults(handler=cmd_runs)
 
@@ -261,12 +386,16 @@ def cmd_check(
     "Read a data set and write the report."
     from corrmatch.data.masks import parse_depth
     from corrmatch.data.check import check_data, convert_data, rehearse, report_text, save_report
-    report = check_data(args.data, args.classes, args.workers, meaning=read_meaning(args), depth=parse_depth(args.depth), allow_missing=args.allow_missing)
-    if report.ok: report.findings = rehearse(report, args.labels, args.allow_missing) + report.findings
+    report = check_data(
+        args.data, args.classes, args.workers, meaning=read_meaning(args), depth=parse_depth(args.depth),
+        allow_missing=args.allow_missing)
+    if report.ok:
+        report.findings = rehearse(report, args.labels, args.allow_missing) + report.findings
     out = Path(args.out or f'runs/check_{Path(args.data).resolve().name}')
     save_report(report, out)
     print(f'{report_text(report)}\nreport: {out}/report.html')
-    if args.convert: print(f'converted: {convert_data(report, args.convert)}')
+    if args.convert:
+        print(f'converted: {convert_data(report, args.convert)}')
     return 0 if report.ok else 1
 
 # %% ../../nbs/use/42_cli.ipynb #5c1e0b04
@@ -274,13 +403,27 @@ def add_check(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch check`."
-    parser = command('check', 'read every file of a data set and say what is wrong; exit code 0: can be trained on, 1: cannot', 'corrmatch check photos')
+    parser = command(
+        'check',
+        'read every file of a data set and say what is wrong; exit code 0: can be trained on, 1: cannot',
+        'corrmatch check photos')
     parser.add_argument('data', help='data folder, in any usual layout')
     parser.add_argument('--classes', help='a file with lines NAME R G B, or a number of classes [found]')
-    parser.add_argument('--out', default='', help='folder for report.txt, .json, .html and shares.png [runs/check_NAME]')
-    parser.add_argument('--convert', default='', metavar='DIR', help='also write a clean copy that training can read to this new folder')
-    parser.add_argument('--labels', type=_count, default=0, help='check that `train` with this number of labeled images starts; 0: with the lists that are there, or all masks [0]')
-    parser.add_argument('--allow_missing', '--allow-missing', type=_yes_no, default=False, metavar='YES|NO', help=field_help()['allow_missing'] + ' [no]')
+    parser.add_argument(
+        '--out', default='', help='folder for report.txt, .json, .html and shares.png [runs/check_NAME]')
+    parser.add_argument(
+        '--convert', default='', metavar='DIR',
+        help='also write a clean copy that training can read to this new folder')
+    parser.add_argument(
+        '--labels',
+        type=_count,
+        default=0,
+        help='check that `train` with this number of labeled images starts; 0: with the lists that are '
+             'there, or all masks [0]',
+    )
+    parser.add_argument(
+        '--allow_missing', '--allow-missing', type=_yes_no, default=False, metavar='YES|NO',
+        help=field_help()['allow_missing'] + ' [no]')
     parser.add_argument('--workers', type=int, default=0, help='threads that read; 0: one a core [0]')
     add_meaning(parser, depth=True)
     parser.set_defaults(handler=cmd_check)
@@ -292,17 +435,25 @@ def cmd_split(
     "Choose pictures and write the lists."
     from corrmatch.data.masks import parse_depth
     from corrmatch.data.check import make_split
-    print(make_split(args.data, args.labels, args.seed, args.val, args.out, args.classes, meaning=read_meaning(args), depth=parse_depth(args.depth)).text)
+    print(
+        make_split(
+            args.data, args.labels, args.seed, args.val, args.out, args.classes, meaning=read_meaning(args),
+            depth=parse_depth(args.depth)).text
+    )
 
 def add_split(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch split`."
-    parser = command('split', 'choose labeled, unlabeled and validation pictures', 'corrmatch split photos --labels 92 --seed 0')
+    parser = command(
+        'split', 'choose labeled, unlabeled and validation pictures',
+        'corrmatch split photos --labels 92 --seed 0')
     parser.add_argument('data', help='data folder, in any usual layout')
     parser.add_argument('--labels', type=int, required=True, help='labeled pictures')
     parser.add_argument('--seed', type=int, default=0, help='another seed, another choice [0]')
-    parser.add_argument('--val', type=float, default=.2, help='share kept for validation where the data set names none [0.2]')
+    parser.add_argument(
+        '--val', type=float, default=0.2, help='share kept for validation where the data set names none [0.2]'
+    )
     parser.add_argument('--classes', help='a file with lines NAME R G B, or a number of classes [found]')
     parser.add_argument('--out', default=None, help='folder of the lists [splits/sSEED in the data folder]')
     add_meaning(parser, depth=True)
@@ -314,17 +465,30 @@ def cmd_fetch(
 ):
     "Fetch a data set or lists."
     from corrmatch.data.fetch import fetch
-    print(fetch(args.what, Path(args.data or f"data/{'voc' if args.what in ('sbd', 'splits') else args.what}"), args.base, args.remove_archives))
+    print(
+        fetch(
+            args.what, Path(args.data or f"data/{'voc' if args.what in ('sbd', 'splits') else args.what}"),
+            args.base, args.remove_archives)
+    )
 
 def add_fetch(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch fetch`."
-    parser = command('fetch', 'fetch a public data set or the published lists; goes on where an earlier attempt stopped', 'corrmatch fetch voc --data data/voc')
+    parser = command(
+        'fetch', 'fetch a public data set or the published lists; goes on where an earlier attempt stopped',
+        'corrmatch fetch voc --data data/voc')
     parser.add_argument('what', help='voc | sbd | splits | camvid | pets | cityscapes')
-    parser.add_argument('--data', default='', help='folder to put it in [data/WHAT; data/voc for sbd and splits]')
-    parser.add_argument('--base', default='', help='a mirror: address in front of the file names [the official places]')
-    parser.add_argument('--remove-archives', action='store_true', help='delete downloads/ when the data are in place [kept: nothing needs them any more, but another folder can be made of them offline]')
+    parser.add_argument(
+        '--data', default='', help='folder to put it in [data/WHAT; data/voc for sbd and splits]')
+    parser.add_argument(
+        '--base', default='', help='a mirror: address in front of the file names [the official places]')
+    parser.add_argument(
+        '--remove-archives',
+        action='store_true',
+        help='delete downloads/ when the data are in place [kept: nothing needs them any more, but '
+             'another folder can be made of them offline]',
+    )
     parser.set_defaults(handler=cmd_fetch)
 
 # %% ../../nbs/use/42_cli.ipynb #0b582b98
@@ -334,7 +498,8 @@ def cmd_predict(
     "Predict pictures and videos and write masks, overlays, confidence maps and a page."
     from corrmatch.use.predict import load, predict_files
     options = dict(scales=args.scales, flip=args.flip, tile=args.tile, longest=args.longest)
-    done = predict_files(load(args.run, f'{args.checkpoint}.pt', args.device, **options), args.pictures, args.out, args.every)
+    done = predict_files(
+        load(args.run, f'{args.checkpoint}.pt', args.device, **options), args.pictures, args.out, args.every)
     print(done.text)
     return 1 if done.broken else 0
 
@@ -343,23 +508,50 @@ def number_list(
     text:str, # such as 0.75,1,1.25
 )->tuple:     # of floats
     "Read numbers separated by commas."
-    try: return tuple(float(v) for v in text.split(','))
-    except ValueError: raise argparse.ArgumentTypeError(f"'{text}': give numbers separated by commas, such as 0.75,1,1.25") from None
+    try:
+        return tuple(float(v) for v in text.split(','))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}': give numbers separated by commas, such as 0.75,1,1.25") from None
 
 def add_predict(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch predict`."
-    parser = command('predict', 'predict pictures, folders and videos, large ones in parts; exit code 1: some could not be read', 'corrmatch predict runs/camvid holiday/ clip.mp4 --out predictions')
+    parser = command(
+        'predict',
+        'predict pictures, folders and videos, large ones in parts; exit code 1: some could not be read',
+        'corrmatch predict runs/camvid holiday/ clip.mp4 --out predictions')
     parser.add_argument('run', help='run folder, or weights with a card (.safetensors, .pth)')
     parser.add_argument('pictures', nargs='+', help='pictures, videos, folders of them')
-    parser.add_argument('--out', default='predictions', help='folder for masks, overlays, confidence maps, table.csv and index.html [predictions]')
-    parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint of a run folder [best]')
-    parser.add_argument('--scales', type=number_list, default=(1.,), metavar='LIST', help='also look at these sizes and average, such as 0.75,1,1.25 [1]')
+    parser.add_argument(
+        '--out', default='predictions',
+        help='folder for masks, overlays, confidence maps, table.csv and index.html [predictions]')
+    parser.add_argument(
+        '--checkpoint', default='best', choices=('best', 'last'),
+        help='which checkpoint of a run folder [best]')
+    parser.add_argument(
+        '--scales', type=number_list, default=(1.0,), metavar='LIST',
+        help='also look at these sizes and average, such as 0.75,1,1.25 [1]')
     parser.add_argument('--flip', action='store_true', help='also look in the mirror and average')
-    parser.add_argument('--tile', type=_count, default=0, metavar='INT', help='pixels, side of the window that slides over large pictures; 0: twice the crop, at least 512 [0]')
-    parser.add_argument('--longest', type=_count, default=0, metavar='INT', help='pixels, scale the long side down to it first, when objects are larger than in training; 0: no [0]')
-    parser.add_argument('--every', type=_count, default=1, metavar='INT', help='of a video take each n-th frame [1]')
+    parser.add_argument(
+        '--tile',
+        type=_count,
+        default=0,
+        metavar='INT',
+        help='pixels, side of the window that slides over large pictures; 0: twice the crop, at least 512 '
+             '[0]',
+    )
+    parser.add_argument(
+        '--longest',
+        type=_count,
+        default=0,
+        metavar='INT',
+        help='pixels, scale the long side down to it first, when objects are larger than in training; 0: '
+             'no [0]',
+    )
+    parser.add_argument(
+        '--every', type=_count, default=1, metavar='INT', help='of a video take each n-th frame [1]')
     parser.add_argument('--device', type=_device, default='auto', help='auto | cpu | cuda | cuda:N [auto]')
     parser.set_defaults(handler=cmd_predict)
 
@@ -375,11 +567,20 @@ def add_export(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch export`."
-    parser = command('export', 'write a trained network as one file that needs less than this package, and check it', 'corrmatch export runs/camvid --format onnx --out camvid.onnx')
+    parser = command(
+        'export', 'write a trained network as one file that needs less than this package, and check it',
+        'corrmatch export runs/camvid --format onnx --out camvid.onnx')
     parser.add_argument('run', help='run folder, or weights with a card')
-    parser.add_argument('--format', required=True, help='onnx | export (torch.export, .pt2) | safetensors (weights and card) | reference (names of the reference code, .pth)')
+    parser.add_argument(
+        '--format',
+        required=True,
+        help='onnx | export (torch.export, .pt2) | safetensors (weights and card) | reference (names of '
+             'the reference code, .pth)',
+    )
     parser.add_argument('--out', default='', help='file to write [RUN with the suffix of the format]')
-    parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint of a run folder [best]')
+    parser.add_argument(
+        '--checkpoint', default='best', choices=('best', 'last'),
+        help='which checkpoint of a run folder [best]')
     parser.set_defaults(handler=cmd_export)
 
 # %% ../../nbs/use/42_cli.ipynb #c1846797
@@ -397,13 +598,23 @@ def add_pseudo(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch pseudo`."
-    parser = command('pseudo', 'write pseudo-labels before and after propagation, ignored where not trusted', 'corrmatch pseudo runs/camvid unlabeled/ --out to_correct')
+    parser = command(
+        'pseudo', 'write pseudo-labels before and after propagation, ignored where not trusted',
+        'corrmatch pseudo runs/camvid unlabeled/ --out to_correct')
     parser.add_argument('run', help='run folder, or weights with a card')
     parser.add_argument('pictures', nargs='+', help='pictures and folders of them')
-    parser.add_argument('--out', default='pseudo', help='folder for index.html, weak/, pixel/, region/, shares.csv and classes.txt [pseudo]')
-    parser.add_argument('--tau', type=float, default=None, metavar='FLOAT', help='confidence threshold, 0..1 [that of the run at the checkpoint]')
-    parser.add_argument('--longest', type=_count, default=1024, metavar='INT', help='pixels of the long side at most while labels are made; 0: as it is [1024]')
-    parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint of a run folder [best]')
+    parser.add_argument(
+        '--out', default='pseudo',
+        help='folder for index.html, weak/, pixel/, region/, shares.csv and classes.txt [pseudo]')
+    parser.add_argument(
+        '--tau', type=float, default=None, metavar='FLOAT',
+        help='confidence threshold, 0..1 [that of the run at the checkpoint]')
+    parser.add_argument(
+        '--longest', type=_count, default=1024, metavar='INT',
+        help='pixels of the long side at most while labels are made; 0: as it is [1024]')
+    parser.add_argument(
+        '--checkpoint', default='best', choices=('best', 'last'),
+        help='which checkpoint of a run folder [best]')
     parser.add_argument('--device', type=_device, default='auto', help='auto | cpu | cuda | cuda:N [auto]')
     parser.set_defaults(handler=cmd_pseudo)
 
@@ -414,18 +625,28 @@ def cmd_report(
     "Write the report of a run."
     from corrmatch.use.report import write_report
     changes = dict(data=args.data) if args.data else {}
-    print(write_report(args.run, args.out or None, f'{args.checkpoint}.pt', args.pictures, args.device, **changes))
+    print(
+        write_report(
+            args.run, args.out or None, f'{args.checkpoint}.pt', args.pictures, args.device, **changes)
+    )
 
 def add_report(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch report`."
-    parser = command('report', 'write one HTML page about a run: curves, classes, confusion, best and worst pictures, pseudo-labels', 'corrmatch report runs/camvid')
+    parser = command(
+        'report',
+        'write one HTML page about a run: curves, classes, confusion, best and worst pictures, pseudo-labels',
+        'corrmatch report runs/camvid')
     parser.add_argument('run', help='run folder; may still be training')
     parser.add_argument('--out', default='', help='HTML file [report.html in the run folder]')
-    parser.add_argument('--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint predicts [best]')
-    parser.add_argument('--pictures', type=_count, default=200, metavar='INT', help='validation pictures predicted at most, evenly spaced; 0: all [200]')
-    parser.add_argument('--data', default='', metavar='TEXT', help='where the data are now [where the run found them]')
+    parser.add_argument(
+        '--checkpoint', default='best', choices=('best', 'last'), help='which checkpoint predicts [best]')
+    parser.add_argument(
+        '--pictures', type=_count, default=200, metavar='INT',
+        help='validation pictures predicted at most, evenly spaced; 0: all [200]')
+    parser.add_argument(
+        '--data', default='', metavar='TEXT', help='where the data are now [where the run found them]')
     parser.add_argument('--device', type=_device, default='auto', help='auto | cpu | cuda | cuda:N [auto]')
     parser.set_defaults(handler=cmd_report)
 
@@ -435,19 +656,29 @@ def cmd_explore(
 ):
     "Write the explorer of a picture."
     from corrmatch.use.explore import explore_image
-    print(explore_image(args.image, args.model, args.out, f'{args.checkpoint}.pt', args.longest, args.cut, args.tau, args.device))
+    print(
+        explore_image(
+            args.image, args.model, args.out, f'{args.checkpoint}.pt', args.longest, args.cut, args.tau,
+            args.device)
+    )
 
 def add_explore(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch explore`."
-    parser = command('explore', 'write the correlation explorer of a picture as one HTML file', 'corrmatch explore photo.jpg --model runs/camvid --out photo.html')
+    parser = command(
+        'explore', 'write the correlation explorer of a picture as one HTML file',
+        'corrmatch explore photo.jpg --model runs/camvid --out photo.html')
     parser.add_argument('image', help='any picture file')
-    parser.add_argument('--model', required=True, metavar='RUN', help='run folder (a method with a correlation head)')
+    parser.add_argument(
+        '--model', required=True, metavar='RUN', help='run folder (a method with a correlation head)')
     parser.add_argument('--out', required=True, metavar='HTML', help='the page; its folder must exist')
-    parser.add_argument('--checkpoint', type=lambda name: name.removesuffix('.pt'), default='best', choices=('best', 'last'), help='which checkpoint [best]')
+    parser.add_argument(
+        '--checkpoint', type=lambda name: name.removesuffix('.pt'), default='best', choices=('best', 'last'),
+        help='which checkpoint [best]')
     parser.add_argument('--longest', type=_count, default=513, help='pixels of the long side at most [513]')
-    parser.add_argument('--cut', type=float, help="share of a row's range that a region starts at [the run's]")
+    parser.add_argument(
+        '--cut', type=float, help="share of a row's range that a region starts at [the run's]")
     parser.add_argument('--tau', type=float, help="threshold [the run's, at the checkpoint]")
     parser.add_argument('--device', type=_device, default='auto', help='auto | cpu | cuda [auto]')
     parser.set_defaults(handler=cmd_explore)
@@ -458,16 +689,24 @@ def cmd_bench(
 ):
     "Measure speed and memory on this machine."
     from corrmatch.use.bench import run_bench, run_suite
-    if args.suite or args.only: run_suite(args.device, args.only, args.out)
-    else: run_bench(args.device, args.out)
+    if args.suite or args.only:
+        run_suite(args.device, args.only, args.out)
+    else:
+        run_bench(args.device, args.out)
 
 def add_bench(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch bench`."
-    parser = command('bench', 'measure how time and memory of each part grow, beside the limits of this machine', 'corrmatch bench --suite --only regions')
-    parser.add_argument('--suite', action='store_true', help='every promised ratio with its target instead; the whole takes half an hour')
-    parser.add_argument('--only', default='', help='a part of the suite: regions, pixels, data, start, evaluate, curve or step')
+    parser = command(
+        'bench', 'measure how time and memory of each part grow, beside the limits of this machine',
+        'corrmatch bench --suite --only regions')
+    parser.add_argument(
+        '--suite', action='store_true',
+        help='every promised ratio with its target instead; the whole takes half an hour')
+    parser.add_argument(
+        '--only', default='',
+        help='a part of the suite: regions, pixels, data, start, evaluate, curve or step')
     parser.add_argument('--out', default='', help='JSON file to write; other results in it are kept')
     parser.add_argument('--device', type=_device, default='cpu', help='cpu | cuda | cuda:N [cpu]')
     parser.set_defaults(handler=cmd_bench)
@@ -479,43 +718,71 @@ def cmd_table(
     "Collect finished runs into a table with mean and deviation over seeds."
     from corrmatch.files import write_atomic
     from corrmatch.use.tables import table_of
-    if not args.runs and not args.paper: raise ValueError('no runs given: name run folders, or a folder that holds some; --paper alone shows the published cells')
+    if not args.runs and not args.paper:
+        raise ValueError(
+            'no runs given: name run folders, or a folder that holds some; --paper alone shows the '
+            'published cells'
+        )
     vary = tuple(args.vary.split(',')) if args.vary else ()
-    for name in set(vary) - {'any', *(f.name for f in fields(Config))}: raise ValueError(f"--vary {name}: no such setting{nearest(name, [f.name for f in fields(Config)])}; name fields of the record, or any")
+    for name in set(vary) - {'any', *(f.name for f in fields(Config))}:
+        raise ValueError(
+            f"--vary {name}: no such setting{nearest(name, [f.name for f in fields(Config)])}; name "
+            "fields of the record, or any"
+        )
     text = table_of(args.runs, vary, args.paper, args.format)
-    if args.out: write_atomic(Path(args.out), (text.rstrip('\n') + '\n').encode())
+    if args.out:
+        write_atomic(Path(args.out), (text.rstrip('\n') + '\n').encode())
     print(f'written: {args.out}' if args.out else text)
 
 def add_table(
     command, # (name, help, example) -> parser
 ):
     "Describe `corrmatch table`."
-    parser = command('table', 'mean and deviation over seeds of finished runs, beside the published numbers', 'corrmatch table runs --vary regions')
+    parser = command(
+        'table', 'mean and deviation over seeds of finished runs, beside the published numbers',
+        'corrmatch table runs --vary regions')
     parser.add_argument('runs', nargs='*', help='run folders, or folders that hold some')
-    parser.add_argument('--vary', default='', metavar='FIELDS', help='settings that differ on purpose, such as regions,cutmix; their values get rows of their own; any: all')
-    parser.add_argument('--paper', action='store_true', help='also the published cells that no run has filled')
-    parser.add_argument('--format', default='text', choices=('text', 'markdown', 'csv'), help='how to write it [text]')
+    parser.add_argument(
+        '--vary',
+        default='',
+        metavar='FIELDS',
+        help='settings that differ on purpose, such as regions,cutmix; their values get rows of their '
+             'own; any: all',
+    )
+    parser.add_argument(
+        '--paper', action='store_true', help='also the published cells that no run has filled')
+    parser.add_argument(
+        '--format', default='text', choices=('text', 'markdown', 'csv'), help='how to write it [text]')
     parser.add_argument('--out', default='', help='file to write instead of the terminal')
     parser.set_defaults(handler=cmd_table)
 
 # %% ../../nbs/use/42_cli.ipynb #dea9e417
-COMMANDS = (add_demo, add_train, add_resume, add_eval, add_runs, add_check, add_split, add_fetch, add_predict, add_pseudo,
-            add_export, add_report, add_explore, add_bench, add_table)
+COMMANDS = (
+    add_demo, add_train, add_resume, add_eval, add_runs, add_check, add_split, add_fetch, add_predict,
+    add_pseudo, add_export, add_report, add_explore, add_bench, add_table)
 
 # %% ../../nbs/use/42_cli.ipynb #33f51aae
 def make_parser(
 )->argparse.ArgumentParser:
     "All commands and their flags."
-    parser = _Parser(prog='corrmatch', description='Semi-supervised semantic segmentation with correlation maps.', formatter_class=argparse.RawDescriptionHelpFormatter,
-                     epilog='first steps:\n  corrmatch demo                see it work, without data\n  corrmatch check FOLDER        is my data set in order?\n'
-                            '  corrmatch train FOLDER        learn from it\n  corrmatch COMMAND --help      all about a command, with an example')
+    parser = _Parser(
+        prog='corrmatch',
+        description='Semi-supervised semantic segmentation with correlation maps.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='first steps:\n  corrmatch demo                see it work, without data\n  corrmatch '
+               'check FOLDER        is my data set in order?\n'
+        '  corrmatch train FOLDER        learn from it\n  corrmatch COMMAND --help      all about a '
+        'command, with an example',
+    )
     parser.add_argument('--version', action='version', version=f'corrmatch {corrmatch.__version__}')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=_Parser)
     def command(name, help, example):
-        return commands.add_parser(name, help=help, description=help, epilog=f'example: {example}', allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-    for add in COMMANDS: add(command)
+        return commands.add_parser(
+            name, help=help, description=help, epilog=f'example: {example}', allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+    for add in COMMANDS:
+        add(command)
     return parser
 
 # %% ../../nbs/use/42_cli.ipynb #da0a3090
@@ -523,21 +790,34 @@ def main(
     argv:list|None=None, # arguments; None: those of the process
 )->int:                  # 0, or the exit code of a failure
     "Run one command."
-    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')  # large pages for tensors, where Linux has them; read when torch starts
-    warnings.filterwarnings('ignore', 'Image size .* exceeds limit')  # Pillow's word at half of the size that is refused
+    # large pages for tensors, where Linux has them; read when torch starts
+    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+    # Pillow's word at half of the size that is refused
+    warnings.filterwarnings('ignore', 'Image size .* exceeds limit')
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8 is shown with escapes
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
     args = make_parser().parse_args([a for a in argv if a != '--debug'])
-    try: return args.handler(args) or 0
+    try:
+        return args.handler(args) or 0
     except (ValueError, ImportError, OSError) as e:
-        if '--debug' in argv: raise
-        if isinstance(e, BrokenPipeError): return 1  # whoever read has heard enough
-        print(f'corrmatch: {f"{e.filename}: {e.strerror}; check the path" if isinstance(e, OSError) and e.filename else e}', file=sys.stderr)
+        if '--debug' in argv:
+            raise
+        if isinstance(e, BrokenPipeError):
+            return 1  # whoever read has heard enough
+        print(
+            f'corrmatch: {f"{e.filename}: {e.strerror}; check the path" if isinstance(e, OSError) and e.filename else e}',
+            file=sys.stderr)
         return 1
     except RuntimeError as e:
-        if '--debug' in argv or type(e).__name__ != 'OutOfMemoryError': raise
-        print('corrmatch: the memory of the GPU is too small for this: a run divides its batch with --fit-memory or takes a smaller --crop, predict a smaller --tile or --longest', file=sys.stderr)
+        if '--debug' in argv or type(e).__name__ != 'OutOfMemoryError':
+            raise
+        print(
+            'corrmatch: the memory of the GPU is too small for this: a run divides its batch with '
+            '--fit-memory or takes a smaller --crop, predict a smaller --tile or --longest',
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt as e:
         print(f"corrmatch: {e or 'interrupted'}", file=sys.stderr)

@@ -23,8 +23,14 @@ def demo_configs(
     "The records of floor, method and ceiling."
     method = preset('toy', seed=seed, out=str(Path(out)/'corrmatch'), **changes)
     n_x, n_u = method.toy_labeled, method.toy_unlabeled
-    floor = preset('toy', 'supervised', seed=seed, **changes | dict(toy_unlabeled=0, out=str(Path(out)/'few_labels')))
-    ceiling = preset('toy', 'supervised', seed=seed, **changes | dict(toy_labeled=n_x+n_u, toy_unlabeled=0, out=str(Path(out)/'all_labels')))
+    floor = preset(
+        'toy', 'supervised', seed=seed, **changes | dict(toy_unlabeled=0, out=str(Path(out) / 'few_labels')))
+    ceiling = preset(
+        'toy',
+        'supervised',
+        seed=seed,
+        **changes | dict(toy_labeled=n_x + n_u, toy_unlabeled=0, out=str(Path(out) / 'all_labels')),
+    )
     return {'few labels': floor, 'CorrMatch': method, 'all labels': ceiling}
 
 # %% ../../nbs/use/38_demo.ipynb #65fbb9b1
@@ -60,15 +66,19 @@ def run_demo(
 # %% ../../nbs/use/38_demo.ipynb #9206aa6c
 def _finished(config, quiet):
     "Train a run, or take it up where it was interrupted, and score its last step."
-    trainer, folder = Trainer(config, quiet=quiet), Path(config.out)
+    trainer = Trainer(config, quiet=quiet)
+    folder = Path(config.out)
     trainer.fit(resume=(folder/'last.pt').exists())
     model = trainer.model.eval()
-    return evaluate(model, eval_pairs(trainer.sources.val, trainer.device), config.n_classes, config.evaluation, config.crop)
+    return evaluate(
+        model, eval_pairs(trainer.sources.val, trainer.device), config.n_classes, config.evaluation,
+        config.crop)
 
 def _rows(results, class_names, seed):
     "One line a run: seed, run, mIoU and IoU of each class in percent."
     lines = [','.join(['seed', 'run', 'miou', *class_names])]
-    for title, m in results.items(): lines.append(','.join([str(seed), title, *[f'{100*float(v):.3f}' for v in (m.miou(), *m.iou())]]))
+    for title, m in results.items():
+        lines.append(','.join([str(seed), title, *[f'{100*float(v):.3f}' for v in (m.miou(), *m.iou())]]))
     return '\n'.join(lines) + '\n'
 
 def _draw(configs, out):
@@ -77,7 +87,8 @@ def _draw(configs, out):
     write_atomic(out/'curves.png', lambda p: curves.savefig(p, format='png', dpi=110))
     model, config = load_run(configs['CorrMatch'].out, 'last.pt')
     tau = float(read_checkpoint(Path(configs['CorrMatch'].out)/'last.pt')['threshold']['tau'])
-    panels = show_prediction(model, make_datasets(config).val, range(6), tau, config.regions, config.region_cut)
+    panels = show_prediction(
+        model, make_datasets(config).val, range(6), tau, config.regions, config.region_cut)
     write_atomic(out/'propagation.png', lambda p: panels.savefig(p, format='png', dpi=90))
 
 # %% ../../nbs/use/38_demo.ipynb #31f8ad8a
@@ -87,5 +98,8 @@ def compare(
 )->str:
     "The table and the share of the gap."
     few, method, every = [100*m.miou() for m in results.values()]
-    return (f'{iou_table(results, class_names)}\n'
-            f'all labels are worth {every-few:+.1f} points over few; CorrMatch closes {gap_closed(few, method, every):.0%} of that gap')
+    return (
+        f'{iou_table(results, class_names)}\n'
+        f'all labels are worth {every - few:+.1f} points over few; CorrMatch closes '
+        f'{gap_closed(few, method, every):.0%} of that gap'
+    )

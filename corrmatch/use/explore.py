@@ -46,22 +46,28 @@ class ExploreView(NamedTuple):
 def _as_bytes(image):
     "Any picture (PIL, (3,h,w) or (h,w,3), floats 0..1 or bytes) as (h,w,3) uint8."
     image = np.asarray(image.convert('RGB') if isinstance(image, Image.Image) else image)
-    if image.ndim != 3 or 3 not in (image.shape[0], image.shape[-1]): raise ValueError(f'an image of shape {image.shape}: pass (3,h,w) or (h,w,3)')
-    if image.shape[-1] != 3: image = image.transpose(1, 2, 0)
-    return np.ascontiguousarray(image if image.dtype == np.uint8 else (image.clip(0, 1)*255).round().astype(np.uint8))
+    if image.ndim != 3 or 3 not in (image.shape[0], image.shape[-1]):
+        raise ValueError(f'an image of shape {image.shape}: pass (3,h,w) or (h,w,3)')
+    if image.shape[-1] != 3:
+        image = image.transpose(1, 2, 0)
+    return np.ascontiguousarray(
+        image if image.dtype == np.uint8 else (image.clip(0, 1) * 255).round().astype(np.uint8))
 
 def _as_batch(t, what):
     "A tensor (d,h,w) or (1,d,h,w) as (1,d,h,w) float32 on the CPU."
     t = t.detach().float().cpu()
     t = t[None] if t.ndim == 3 else t
-    if t.ndim != 4 or len(t) != 1: raise ValueError(f'{what} of shape {tuple(t.shape)}: pass one image, (d,h,w) or (1,d,h,w)')
+    if t.ndim != 4 or len(t) != 1:
+        raise ValueError(f'{what} of shape {tuple(t.shape)}: pass one image, (d,h,w) or (1,d,h,w)')
     return t
 
 @torch.no_grad()
 def _ask_model(model, image):
     "f1, f2 and logits of a picture (h,w,3) uint8, in evaluation mode."
-    if not isinstance(model, CorrMatchNet): raise ValueError(f'{type(model).__name__} has no correlation head: pass a CorrMatchNet, or features')
-    was_training, device = model.training, next(model.parameters()).device
+    if not isinstance(model, CorrMatchNet):
+        raise ValueError(f'{type(model).__name__} has no correlation head: pass a CorrMatchNet, or features')
+    was_training = model.training
+    device = next(model.parameters()).device
     out = model.eval()(normalize(torch.from_numpy(image).permute(2, 0, 1)).to(device)[None])
     model.train(was_training)
     return out.f1, out.f2, out.logits
@@ -74,13 +80,20 @@ def explore_view(
 )->ExploreView:
     "Collect what the correlation map of one picture is made of."
     image = _as_bytes(image)
-    if isinstance(source, nn.Module): f1, f2, logits = _ask_model(source, image)
-    else: f1, f2 = (source, source) if isinstance(source, Tensor) else source
-    same, f1, f2 = f1 is f2, _as_batch(f1, 'features'), _as_batch(f2, 'features')
-    if f1.shape != f2.shape: raise ValueError(f'f1 is {tuple(f1.shape)}, f2 is {tuple(f2.shape)}: both must have one shape')
+    if isinstance(source, nn.Module):
+        f1, f2, logits = _ask_model(source, image)
+    else:
+        f1, f2 = (source, source) if isinstance(source, Tensor) else source
+    same = f1 is f2
+    f1 = _as_batch(f1, 'features')
+    f2 = _as_batch(f2, 'features')
+    if f1.shape != f2.shape:
+        raise ValueError(f'f1 is {tuple(f1.shape)}, f2 is {tuple(f2.shape)}: both must have one shape')
     if logits is not None:
         logits = _as_batch(logits, 'logits')
-        if logits.shape[2:] != image.shape[:2]: raise ValueError(f'logits are {tuple(logits.shape[2:])}, the image is {image.shape[:2]}: resize the logits')
+        if logits.shape[2:] != image.shape[:2]:
+            raise ValueError(
+                f'logits are {tuple(logits.shape[2:])}, the image is {image.shape[:2]}: resize the logits')
     return ExploreView(image, f1, f1 if same else f2, logits)
 
 # %% ../../nbs/use/34_explore.ipynb #8887b84b
@@ -114,10 +127,14 @@ def region_vote(
     "Let one region vote, and keep the reasons."
     voters, gate = region & (conf >= tau), np.float32(tau)
     counts = label[voters].bincount(minlength=n_classes).numpy()
-    size, n = np.float32(int(region.sum())), np.float32(counts.sum())
-    confident, majority = (n/size if size else np.float32(0)), (np.float32(counts.max())/n if n else np.float32(0))
+    size = np.float32(int(region.sum()))
+    n = np.float32(counts.sum())
+    confident = n/size if size else np.float32(0)
+    majority = np.float32(counts.max())/n if n else np.float32(0)
     accepted = bool(n and confident >= gate and majority > gate)
-    return Vote(tuple(counts.tolist()), int(size), float(confident), float(majority), int(counts.argmax()) if n else -1, accepted)
+    return Vote(
+        tuple(counts.tolist()), int(size), float(confident), float(majority),
+        int(counts.argmax()) if n else -1, accepted)
 
 # %% ../../nbs/use/34_explore.ipynb #6b863285
 class Reading(NamedTuple):
@@ -138,14 +155,16 @@ def read_position(
     transposed:bool=False, # False: scores are sent along rows; True: fetched along them
 )->Reading:
     "Read row, column, region and vote of one position."
-    size, grid = view.image.shape[:2], tuple(view.f1.shape[2:])
+    size = view.image.shape[:2]
+    grid = tuple(view.f1.shape[2:])
     y, x = grid_position(position, size, grid)
     corr = correlation_map(view.f1, view.f2)[0]
     row, column = corr[y*grid[1]+x], corr[:, y*grid[1]+x]
     region = fast_region_maps(row[None, None], grid, size, cut)[0, 0]
     vote, after = None, -1
     if view.logits is not None:
-        vote = region_vote(region, pseudo_label(view.logits)[0], confidence(view.logits)[0], tau, view.logits.shape[1])
+        vote = region_vote(
+            region, pseudo_label(view.logits)[0], confidence(view.logits)[0], tau, view.logits.shape[1])
         after = int((resize(view.logits, grid)[0].flatten(1) @ (row if transposed else column)).argmax())
     return Reading((y, x), row.view(grid), column.view(grid), region, vote, after)
 
@@ -154,22 +173,43 @@ def _mark(ax, view, reading):
     "Outline of the region and box of the position."
     (h, w), (gh, gw) = view.image.shape[:2], view.f1.shape[2:]
     if 0 < int(reading.region.sum()) < h*w:
-        for color, width in (('black', 2.6), ('white', 1.2)): ax.contour(reading.region, [.5], colors=color, linewidths=width)
+        for color, width in (('black', 2.6), ('white', 1.2)):
+            ax.contour(reading.region, [.5], colors=color, linewidths=width)
     step_y, step_x = (h-1)/max(gh-1, 1), (w-1)/max(gw-1, 1)
     corner = (reading.grid[1]*step_x-step_x/2, reading.grid[0]*step_y-step_y/2)
-    for color, width in (('white', 4), ('black', 2)): ax.add_patch(Rectangle(corner, step_x, step_y, fill=False, edgecolor=color, linewidth=width))
+    for color, width in (('white', 4), ('black', 2)):
+        ax.add_patch(Rectangle(corner, step_x, step_y, fill=False, edgecolor=color, linewidth=width))
 
 def _draw_shares(ax, vote, tau, names, colors):
     "Two bars against tau, and the verdict."
-    ax.set(xlim=(0, 1), ylim=(-.6, 1.6), yticks=[1, 0], yticklabels=['confident\nshare', 'majority\nshare'], xticks=[0, .5, 1])
+    ax.set(
+        xlim=(0, 1), ylim=(-0.6, 1.6), yticks=[1, 0], yticklabels=['confident\nshare', 'majority\nshare'],
+        xticks=[0, 0.5, 1])
     ax.tick_params(labelsize=8)
-    if vote is None: return ax.set_title('no prediction, no vote', fontsize=9)
+    if vote is None:
+        return ax.set_title('no prediction, no vote', fontsize=9)
     winner = colors[vote.winner]/255 if vote.winner >= 0 else 'grey'
-    ax.barh([1, 0], [vote.confident_share, vote.majority_share], color=['grey', winner], edgecolor='black', height=.5)
-    ax.axvline(tau, color='black', linestyle='--'); ax.text(tau, 1.52, f' τ = {tau:g}', fontsize=8, ha='right' if tau > .6 else 'left', va='top')
-    for y, share in ((1, vote.confident_share), (0, vote.majority_share)): ax.text(.02, y, f'{share:.3f}', va='center', fontsize=8, bbox=dict(facecolor='white', alpha=.8, linewidth=0, pad=1))
-    if vote.accepted: return ax.set_title(f'accepted: becomes {names[vote.winner]}', fontsize=9)
-    ax.set_title('refused: ' + ('nobody votes' if vote.winner < 0 else 'too few are sure' if vote.confident_share < np.float32(tau) else 'the sure disagree'), fontsize=9)
+    ax.barh(
+        [1, 0], [vote.confident_share, vote.majority_share], color=['grey', winner], edgecolor='black',
+        height=0.5)
+    ax.axvline(tau, color='black', linestyle='--')
+    ax.text(tau, 1.52, f' τ = {tau:g}', fontsize=8, ha='right' if tau > .6 else 'left', va='top')
+    for y, share in ((1, vote.confident_share), (0, vote.majority_share)):
+        ax.text(
+            0.02, y, f'{share:.3f}', va='center', fontsize=8,
+            bbox=dict(facecolor='white', alpha=0.8, linewidth=0, pad=1))
+    if vote.accepted:
+        return ax.set_title(f'accepted: becomes {names[vote.winner]}', fontsize=9)
+    ax.set_title(
+        'refused: '
+        + (
+            'nobody votes'
+            if vote.winner < 0
+            else 'too few are sure'
+            if vote.confident_share < np.float32(tau)
+            else 'the sure disagree'),
+        fontsize=9,
+    )
 
 # %% ../../nbs/use/34_explore.ipynb #4f66f7fe
 def _look(view, names, colors):
@@ -177,7 +217,9 @@ def _look(view, names, colors):
     n = view.logits.shape[1] if view.logits is not None else 0
     names = list(names) if names is not None else [f'class {c}' for c in range(n)]
     colors = palette(max(n, 1), 'toy' if n <= 8 else 'pascal') if colors is None else np.asarray(colors)
-    if min(len(names), len(colors)) < n: raise ValueError(f'{n} classes, but {len(names)} names and {len(colors)} colors: give one of each a class')
+    if min(len(names), len(colors)) < n:
+        raise ValueError(
+            f'{n} classes, but {len(names)} names and {len(colors)} colors: give one of each a class')
     return names[:n], colors[:n]
 
 # %% ../../nbs/use/34_explore.ipynb #5c3ab5af
@@ -196,10 +238,14 @@ def draw_explorer(
     values = getattr(reading, shown)
     fine = resize(values[None, None], view.image.shape[:2])[0, 0]
     fig, axes = plt.subplots(1, 3, figsize=(6.4, 2.05), layout='constrained', width_ratios=[1, 1.2, .9])
-    show_image(view.image, 'image, region, position', axes[0]); _mark(axes[0], view, reading)
+    show_image(view.image, 'image, region, position', axes[0])
+    _mark(axes[0], view, reading)
     title = f'row, largest {values.max():.3f}' if shown == 'row' else f'column, sum {values.sum():.2f}'
     show_image((view.image.mean(2, keepdims=True)//64*64+32).repeat(3, 2).astype(np.uint8), title, axes[1])
-    heat = axes[1].imshow((100*fine/fine.max().clamp(min=1e-30)).round()*fine.max()/100, cmap='viridis', alpha=.75, interpolation='nearest'); _mark(axes[1], view, reading)
+    heat = axes[1].imshow(
+        (100 * fine / fine.max().clamp(min=1e-30)).round() * fine.max() / 100, cmap='viridis', alpha=0.75,
+        interpolation='nearest')
+    _mark(axes[1], view, reading)
     fig.colorbar(heat, ax=axes[1], fraction=.046, pad=.03).ax.tick_params(labelsize=7)
     _draw_shares(axes[2], reading.vote, tau, names, colors)
     plt.close(fig)
@@ -218,19 +264,27 @@ def _picture_bytes(image):
     "PNG where that is small, otherwise JPEG."
     png, jpeg = BytesIO(), BytesIO()
     Image.fromarray(image).save(png, 'PNG', optimize=True)
-    if png.tell() <= 150_000: return png.getvalue()
+    if png.tell() <= 150_000:
+        return png.getvalue()
     Image.fromarray(image).save(jpeg, 'JPEG', quality=92, subsampling=0)
     return jpeg.getvalue()
 
 def _view_arrays(view):
     "Arrays that the browser needs of one view, by the names it uses; a repeated array is the same object."
     flat1, flat2 = (f[0].flatten(1) for f in (view.f1, view.f2))
-    blocks = [(flat1[:, i:i+512].T @ flat2 * len(flat1)**-.5).logsumexp(1) for i in range(0, flat1.shape[1], 512)]
+    blocks = [
+        (flat1[:, i : i + 512].T @ flat2 * len(flat1) ** -0.5).logsumexp(1)
+        for i in range(0, flat1.shape[1], 512)]
     f1 = flat1.numpy()
-    arrays = dict(image=np.frombuffer(_picture_bytes(view.image), np.uint8), f1=f1, f2=f1 if view.f2 is view.f1 else flat2.numpy(), total=torch.cat(blocks).numpy())
-    if view.logits is None: return arrays
-    return arrays | dict(label=pseudo_label(view.logits)[0].to(torch.uint8).numpy(), confidence=confidence_steps(confidence(view.logits)[0]),
-                         scores=resize(view.logits, view.f1.shape[2:])[0].flatten(1).numpy())
+    arrays = dict(
+        image=np.frombuffer(_picture_bytes(view.image), np.uint8), f1=f1,
+        f2=f1 if view.f2 is view.f1 else flat2.numpy(), total=torch.cat(blocks).numpy())
+    if view.logits is None:
+        return arrays
+    return arrays | dict(
+        label=pseudo_label(view.logits)[0].to(torch.uint8).numpy(),
+        confidence=confidence_steps(confidence(view.logits)[0]),
+        scores=resize(view.logits, view.f1.shape[2:])[0].flatten(1).numpy())
 
 # %% ../../nbs/use/34_explore.ipynb #9fed6f9e
 def pack_views(
@@ -240,7 +294,9 @@ def pack_views(
     title:str='', # shown above the panel
 )->tuple:        # meta: what is where, ready for JSON; blob: bytes
     "Lay out all that the browser needs in one block."
-    parts, places, meta = list[bytes](), {}, []
+    parts = list[bytes]()
+    places = {}
+    meta = []
     def put(array):
         if id(array) not in places:
             places[id(array)] = [sum(len(p) for p in parts), array.nbytes, str(array.dtype)]
@@ -250,9 +306,14 @@ def pack_views(
     lut = np.round(plt.get_cmap('viridis')(np.arange(256))[:, :3]*255).astype(np.uint8)
     held = {name: _view_arrays(view) for name, view in views.items()}
     for name, view in views.items():
-        meta.append(dict(name=name, size=list(view.image.shape[:2]), grid=list(view.f1.shape[2:]), channels=view.f1.shape[1],
-                         arrays={key: put(array) for key, array in held[name].items()}))
-    return dict(views=meta, names=names, colors=np.asarray(colors).tolist(), lut=put(lut), title=title), b''.join(parts)
+        meta.append(
+            dict(
+                name=name, size=list(view.image.shape[:2]), grid=list(view.f1.shape[2:]),
+                channels=view.f1.shape[1], arrays={key: put(array) for key, array in held[name].items()})
+        )
+    return dict(
+        views=meta, names=names, colors=np.asarray(colors).tolist(), lut=put(lut), title=title
+    ), b''.join(parts)
 
 # %% ../../nbs/use/34_explore.ipynb #627d0a1c
 def _inside(position, size):
@@ -267,36 +328,59 @@ def _widget_class():
     from traitlets import Bool, Bytes, Dict, Enum, Float, List, Unicode, validate
     class Explorer(anywidget.AnyWidget):
         "The panel and its settings."
-        _esm, _css = read_asset('explore.js'), read_asset('explore.css')
-        views, meta, blob = {}, Dict().tag(sync=True), Bytes().tag(sync=True)
-        cut, tau = Float(.5, min=0, max=1).tag(sync=True), Float(.85, min=0, max=1).tag(sync=True)
-        position, view, opacity = List([0, 0]).tag(sync=True), Unicode('').tag(sync=True), Float(.6, min=0, max=1).tag(sync=True)
-        shown, ground = Enum(['row', 'column'], 'row').tag(sync=True), Enum(['image', 'labels'], 'image').tag(sync=True)
-        transposed, pinned = Bool(False).tag(sync=True), Bool(False).tag(sync=True)
-        def __repr__(self): return f'Explorer(position={self.position}, cut={self.cut}, tau={self.tau}, view={self.view!r})'
+        _esm = read_asset('explore.js')
+        _css = read_asset('explore.css')
+        views = {}
+        meta = Dict().tag(sync=True)
+        blob = Bytes().tag(sync=True)
+        cut = Float(.5, min=0, max=1).tag(sync=True)
+        tau = Float(.85, min=0, max=1).tag(sync=True)
+        position = List([0, 0]).tag(sync=True)
+        view = Unicode('').tag(sync=True)
+        opacity = Float(.6, min=0, max=1).tag(sync=True)
+        shown = Enum(['row', 'column'], 'row').tag(sync=True)
+        ground = Enum(['image', 'labels'], 'image').tag(sync=True)
+        transposed = Bool(False).tag(sync=True)
+        pinned = Bool(False).tag(sync=True)
+        def __repr__(self):
+            return f'Explorer(position={self.position}, cut={self.cut}, tau={self.tau}, view={self.view!r})'
         @validate('tau', 'position')
         def _check(self, new):
-            return round(new.value, 4) if new.trait.name == 'tau' else _inside(new.value, self.meta['views'][0]['size'])
+            return (
+                round(new.value, 4)
+                if new.trait.name == 'tau'
+                else _inside(new.value, self.meta['views'][0]['size']))
         def reading(self):
             "Return the Reading at the present settings."
             return read_position(self.views[self.view], self.position, self.cut, self.tau, self.transposed)
         def figure(self):
             "Draw the static frame at the present settings."
-            return draw_explorer(self.views[self.view], self.position, self.cut, self.tau, self.transposed, self.shown, self.meta['names'] or None, self.meta['colors'] or None)
+            return draw_explorer(
+                self.views[self.view], self.position, self.cut, self.tau, self.transposed, self.shown,
+                self.meta['names'] or None, self.meta['colors'] or None)
     return Explorer
 
 # %% ../../nbs/use/34_explore.ipynb #633eb968
 def _contents(image, source, logits=None, strong=None, names=None, colors=None, cut=.5, tau=.85, position=None, transposed=False, title=''):
     "Views, meta, blob and first settings of an explorer."
     views = {'image' if strong is None else 'weak': explore_view(image, source, logits)}
-    if strong is not None: views['strong'] = strong if isinstance(strong, ExploreView) else explore_view(strong, source)
+    if strong is not None:
+        views['strong'] = strong if isinstance(strong, ExploreView) else explore_view(strong, source)
     first = next(iter(views.values()))
     for view in views.values():
-        if (view.logits is None) != (first.logits is None): raise ValueError('one view has logits and the other has none: pass both or neither')
-        if view.image.shape != first.image.shape: raise ValueError(f'the views are {first.image.shape[:2]} and {view.image.shape[:2]}: pass pictures of one size')
-    if not (0 <= cut <= 1 and 0 <= tau <= 1): raise ValueError(f'cut={cut}, tau={tau}: both must be in 0..1')
+        if (view.logits is None) != (first.logits is None):
+            raise ValueError('one view has logits and the other has none: pass both or neither')
+        if view.image.shape != first.image.shape:
+            raise ValueError(
+                f'the views are {first.image.shape[:2]} and {view.image.shape[:2]}: pass pictures of one size'
+            )
+    if not (0 <= cut <= 1 and 0 <= tau <= 1):
+        raise ValueError(f'cut={cut}, tau={tau}: both must be in 0..1')
     size = first.image.shape[:2]
-    state = dict(cut=float(cut), tau=round(float(tau), 4), position=_inside([n//2 for n in size] if position is None else position, size), view=next(iter(views)), transposed=bool(transposed))
+    state = dict(
+        cut=float(cut), tau=round(float(tau), 4),
+        position=_inside([n // 2 for n in size] if position is None else position, size),
+        view=next(iter(views)), transposed=bool(transposed))
     return views, *pack_views(views, names, colors, title), state
 
 # %% ../../nbs/use/34_explore.ipynb #084b02b3
@@ -325,7 +409,11 @@ def explorer_html(
     _, meta, blob, state = _contents(image, source, **settings)
     state = dict(opacity=.6, shown='row', ground='image', pinned=False) | state
     contents = dict(meta=meta, state=state, data=base64.b64encode(zlib.compress(blob, 9)).decode())
-    script = read_asset('explore.js') + "\nstandalone(document.getElementById('explorer'), JSON.parse(document.getElementById('contents').textContent));\n"
+    script = (
+        read_asset('explore.js')
+        + "\nstandalone(document.getElementById('explorer'), "
+          "JSON.parse(document.getElementById('contents').textContent));\n"
+    )
     title = meta['title'] or 'correlation explorer'
     return render_page('explore.html', title, 'explore.css', script, contents=contents).decode()
 
@@ -349,7 +437,8 @@ def open_explorer(
     "Show a written explorer in a notebook."
     from IPython.display import IFrame
     path = Path(path)
-    if not path.is_file(): raise ValueError(f'{path}: no such file; write it with write_explorer')
+    if not path.is_file():
+        raise ValueError(f'{path}: no such file; write it with write_explorer')
     return IFrame(path.as_posix(), '100%', height)
 
 # %% ../../nbs/use/34_explore.ipynb #d43c01e7
@@ -359,25 +448,32 @@ def load_picture(
 )->tuple:            # (h,w,3) uint8, upright; and the size (w, h) it had
     "Read a picture, turn it upright, scale it down if it is large."
     path = Path(path)
-    if longest < 2: raise ValueError(f'longest={longest}: the long side needs at least 2 pixels')
+    if longest < 2:
+        raise ValueError(f'longest={longest}: the long side needs at least 2 pixels')
     picture = FolderSource([Pair(path, None, path.stem)]).read_image(0)
     picture = ImageOps.exif_transpose(picture)
     size, scale = picture.size, longest/max(picture.size)
-    if scale < 1: picture = picture.resize([max(1, round(v*scale)) for v in size], Image.Resampling.BILINEAR)
+    if scale < 1:
+        picture = picture.resize([max(1, round(v*scale)) for v in size], Image.Resampling.BILINEAR)
     return np.array(picture), size
 
 # %% ../../nbs/use/34_explore.ipynb #598c7c09
 def _class_look(config):
     "Names and colours of the classes of a run."
-    if not config.data: return list(TOY_CLASSES[:config.n_classes]), palette(config.n_classes)
+    if not config.data:
+        return list(TOY_CLASSES[:config.n_classes]), palette(config.n_classes)
     names, colors = read_classes(config.data) or ([], [])
-    if len(names) == config.n_classes: return names, colors
+    if len(names) == config.n_classes:
+        return names, colors
     return [f'class {c}' for c in range(config.n_classes)], palette(config.n_classes, 'pascal')
 
 def _run_tau(run, checkpoint):
     "Threshold at the time of the checkpoint, to four decimals."
     state = read_checkpoint(Path(run)/checkpoint)
-    return round(float(state['threshold']['tau']), 4) if 'tau' in state.get('threshold', {}) else round(state['config'].get('tau', Config.tau), 4)
+    return (
+        round(float(state['threshold']['tau']), 4)
+        if 'tau' in state.get('threshold', {})
+        else round(state['config'].get('tau', Config.tau), 4))
 
 # %% ../../nbs/use/34_explore.ipynb #1c5ea4e8
 def explore_image(
@@ -394,10 +490,15 @@ def explore_image(
     check_place(out)
     picture, size = load_picture(image, longest)
     model, config = load_run(run, checkpoint, pick_device(device))
-    if not isinstance(model, CorrMatchNet): raise ValueError(f"{run}: method '{config.method}' has no correlation head; give a run with one, such as method=corrmatch")
+    if not isinstance(model, CorrMatchNet):
+        raise ValueError(
+            f"{run}: method '{config.method}' has no correlation head; give a run with one, such as "
+            "method=corrmatch"
+        )
     names, colors = _class_look(config)
-    path = write_explorer(out, picture, model, names=names, colors=colors, title=Path(image).name, transposed=config.transposed,
-                          cut=config.region_cut if cut is None else cut, tau=_run_tau(run, checkpoint) if tau is None else tau)
+    path = write_explorer(
+        out, picture, model, names=names, colors=colors, title=Path(image).name, transposed=config.transposed,
+        cut=config.region_cut if cut is None else cut, tau=_run_tau(run, checkpoint) if tau is None else tau)
     h, w = picture.shape[:2]
     scaled = f', scaled down from {size[0]}x{size[1]}' if (w, h) != size else ''
     return f'{path}: {path.stat().st_size/1000:.0f} KB, picture {w}x{h}{scaled}; open it in any browser'

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..models.backbones import FitPicture, PatchBackbone
-from ..training.checkpoints import export_reference_state, load_reference_checkpoint, load_weights, open_weights, release, save_weights
+from ..training.checkpoints import (
+    export_reference_state, load_reference_checkpoint, load_weights, open_weights, release, save_weights)
 from ..files import DataError, make_folder, write_atomic
 from ..method.pixel import resize
 from ..models.deeplab import PooledBranch
@@ -34,15 +35,22 @@ class _Fit(FitPicture):
     "A fit that always resizes."
     def forward(self, image):
         m = self.multiple
-        if m > 1: image = resize(image, [(side+m-1)//m*m for side in image.shape[-2:]])
+        if m > 1:
+            image = resize(image, [(side+m-1)//m*m for side in image.shape[-2:]])
         return image*self.scale + self.shift
 
 # %% ../../nbs/use/37_export.ipynb #177b627a
 class _Patches(PatchBackbone):
     "Blocks of a plain transformer, enlarged with whole numbers."
     def forward(self, image):
-        maps = self.net.forward_intermediates(self.fit(image), indices=self.levels, norm=True, output_fmt='NCHW', intermediates_only=True)
-        return [F.interpolate(maps[0], [(side+3)//4 for side in image.shape[-2:]], mode='bilinear', align_corners=False), *maps[1:]]
+        maps = self.net.forward_intermediates(
+            self.fit(image), indices=self.levels, norm=True, output_fmt='NCHW', intermediates_only=True)
+        return [
+            F.interpolate(
+                maps[0], [(side + 3) // 4 for side in image.shape[-2:]], mode='bilinear', align_corners=False
+            ),
+            *maps[1:],
+        ]
 
 # %% ../../nbs/use/37_export.ipynb #7d24ca52
 class _Same(nn.Conv2d):
@@ -50,15 +58,22 @@ class _Same(nn.Conv2d):
     def forward(self, x):
         ends = [(k-1)*d//2 for k, d in zip(self.kernel_size, self.dilation)]
         top, left = [end+1-s + (n+s-1)//s*s - n for end, n, s in zip(ends, x.shape[2:], self.stride)]
-        return F.conv2d(F.pad(x, (left, ends[1], top, ends[0])), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(
+            F.pad(x, (left, ends[1], top, ends[0])), self.weight, self.bias, self.stride, 0, self.dilation,
+            self.groups)
 
 # %% ../../nbs/use/37_export.ipynb #d4ba5d61
 def _answer(module):
     "Take the questions about sizes out of one module."
-    if type(module) is PooledBranch: module.__class__ = _Pooled
-    if type(module) is FitPicture: module.__class__ = _Fit
-    if type(module) is PatchBackbone: module.__class__ = _Patches
-    if type(module).__name__ == 'Conv2dSame' and all(k % 2 and s <= min(2, k) for k, s in zip(module.kernel_size, module.stride)): module.__class__ = _Same
+    if type(module) is PooledBranch:
+        module.__class__ = _Pooled
+    if type(module) is FitPicture:
+        module.__class__ = _Fit
+    if type(module) is PatchBackbone:
+        module.__class__ = _Patches
+    if type(module).__name__ == 'Conv2dSame' and all(
+        k % 2 and s <= min(2, k) for k, s in zip(module.kernel_size, module.stride)):
+        module.__class__ = _Same
 
 # %% ../../nbs/use/37_export.ipynb #2079e213
 class InferenceNet(nn.Module):
@@ -69,8 +84,10 @@ class InferenceNet(nn.Module):
         super().__init__()
         self.net = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         for name in ('corr', 'proj'):
-            if hasattr(self.net, name): delattr(self.net, name)
-        for module in self.net.modules(): _answer(module)
+            if hasattr(self.net, name):
+                delattr(self.net, name)
+        for module in self.net.modules():
+            _answer(module)
         for name, values in (('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)):
             self.register_buffer(name, 255*torch.tensor(values).view(1, 3, 1, 1))
         self.eval()
@@ -79,10 +96,15 @@ class InferenceNet(nn.Module):
 # %% ../../nbs/use/37_export.ipynb #04721b89
 def _recorded(net, size, low, high=16384):
     "Record a network for sides of `low` to `high` pixels."
-    free = {0: torch.export.Dim('batch', min=1, max=65536), **{axis: torch.export.Dim(name, min=low, max=high) for axis, name in ((2, 'height'), (3, 'width'))}}
+    free = {
+        0: torch.export.Dim('batch', min=1, max=65536),
+        **{axis: torch.export.Dim(name, min=low, max=high) for axis, name in ((2, 'height'), (3, 'width'))},
+    }
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
-        return torch.export.export(net, (torch.zeros(2, 3, *size),), dynamic_shapes=dict(image=free), prefer_deferred_runtime_asserts_over_guards=True)
+        return torch.export.export(
+            net, (torch.zeros(2, 3, *size),), dynamic_shapes=dict(image=free),
+            prefer_deferred_runtime_asserts_over_guards=True)
 
 def _first_line(error): return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
@@ -99,27 +121,44 @@ def export_graph(
 )->torch.export.ExportedProgram:
     "Record a network with a free batch, height and width."
     if any(type(m).__name__.startswith('WindowAttention') for m in net.modules()):
-        raise ValueError('this backbone looks through windows (Swin), whose number depends on the size: recording it does not end in 20 minutes; use --format safetensors')
+        raise ValueError(
+            'this backbone looks through windows (Swin), whose number depends on the size: recording it '
+            'does not end in 20 minutes; use --format safetensors'
+        )
     stride = getattr(getattr(net.net, 'backbone', None), 'stride', 8)
     for low in (max(16, stride+1), 65):
-        try: return _recorded(net, size, low)
-        except Exception as e: fault = _first_line(e)  # the recorder raises whatever it likes
-    raise ValueError(f'this backbone cannot be exported for pictures of every size ({fault}); nothing was written: use --format safetensors')
+        try:
+            return _recorded(net, size, low)
+        except Exception as e:
+            fault = _first_line(e)  # the recorder raises whatever it likes
+    raise ValueError(
+        f'this backbone cannot be exported for pictures of every size ({fault}); nothing was written: use '
+        '--format safetensors'
+    )
 
 # %% ../../nbs/use/37_export.ipynb #dab9005a
 def _need(*modules):
     "Import extras or say which one is missing."
     import importlib
-    try: return [importlib.import_module(m) for m in modules]
-    except ImportError as e: raise DataError(f'ONNX needs {e.name}: pip install corrmatch-seg[onnx]') from None
+    try:
+        return [importlib.import_module(m) for m in modules]
+    except ImportError as e:
+        raise DataError(f'ONNX needs {e.name}: pip install corrmatch-seg[onnx]') from None
 
 def _translated(graph):
     "A graph as an ONNX model."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-        try: program = torch.onnx.export(graph, (), input_names=['image'], output_names=['logits'], dynamo=True, external_data=False, verbose=False)
-        except Exception as e: raise ValueError(f'this backbone cannot be translated to ONNX ({_first_line(e)}); nothing was written: use --format export') from None
+        try:
+            program = torch.onnx.export(
+                graph, (), input_names=['image'], output_names=['logits'], dynamo=True, external_data=False,
+                verbose=False)
+        except Exception as e:
+            raise ValueError(
+                f'this backbone cannot be translated to ONNX ({_first_line(e)}); nothing was written: use '
+                '--format export'
+            ) from None
     assert program is not None
     return program.model_proto
 
@@ -134,8 +173,10 @@ def onnx_bytes(
     _need('onnx', 'onnxscript')
     model = _translated(graph)
     for value in (*model.graph.input, *model.graph.output):
-        for axis, name in ((0, 'batch'), (2, 'height'), (3, 'width')): value.type.tensor_type.shape.dim[axis].dim_param = name
-    for key, text in facts.items(): model.metadata_props.add(key=key, value=text)
+        for axis, name in ((0, 'batch'), (2, 'height'), (3, 'width')):
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+    for key, text in facts.items():
+        model.metadata_props.add(key=key, value=text)
     return model.SerializeToString()
 
 def onnx_runner(
@@ -156,15 +197,23 @@ class Exported(NamedTuple):
     @property
     def text(self):
         "Say it in one line."
-        sentence = f'; in: {INPUT_TEXT}; out: scores (batch, classes, height, width)' if self.format in ('onnx', 'export') else ''
-        return f'{self.path}: {self.path.stat().st_size/1e6:.1f} MB, largest difference from the network {self.difference:.1e}{sentence}'
+        sentence = (
+            f'; in: {INPUT_TEXT}; out: scores (batch, classes, height, width)'
+            if self.format in ('onnx', 'export')
+            else '')
+        return (
+            f'{self.path}: {self.path.stat().st_size / 1e6:.1f} MB, largest difference from the '
+            f'network {self.difference:.1e}{sentence}'
+        )
 
 # %% ../../nbs/use/37_export.ipynb #a089885c
 def _facts(opened):
     "What a reader of the file must know, as texts."
     c = opened.config
-    return dict(input=INPUT_TEXT, output='class scores; the class is the largest along axis 1', classes=json.dumps(opened.names),
-                colors=json.dumps(opened.colors.tolist()), network=f'{c.backbone}, DeepLabV3+, output stride {c.stride}, trained by {c.method}, crop {c.crop}')
+    return dict(
+        input=INPUT_TEXT, output='class scores; the class is the largest along axis 1',
+        classes=json.dumps(opened.names), colors=json.dumps(opened.colors.tolist()),
+        network=f'{c.backbone}, DeepLabV3+, output stride {c.stride}, trained by {c.method}, crop {c.crop}')
 
 def _largest_difference(run, net):
     "Compare two functions of pictures at several sizes and batches."
@@ -172,8 +221,13 @@ def _largest_difference(run, net):
     for b, h, w in ((1, 97, 65), (2, 80, 128), (1, 66, 99), (3, 98, 112), (1, 96, 160)):
         image = torch.randint(256, (b, 3, h, w), generator=generator).float()
         try:
-            with torch.no_grad(): found.append(float((run(image) - net(image)).abs().max()))
-        except Exception as e: raise ValueError(f'the graph of this backbone fails on pictures of {w}x{h} ({_first_line(e)}); nothing was written: use --format safetensors') from None
+            with torch.no_grad():
+                found.append(float((run(image) - net(image)).abs().max()))
+        except Exception as e:
+            raise ValueError(
+                f'the graph of this backbone fails on pictures of {w}x{h} ({_first_line(e)}); nothing was '
+                'written: use --format safetensors'
+            ) from None
     return float(torch.tensor(found).max())  # not a number wins, so that it is refused
 
 # %% ../../nbs/use/37_export.ipynb #c478fcca
@@ -186,8 +240,13 @@ def _graph_file(opened, format):
         data = onnx_bytes(graph, facts)
         return data, onnx_runner(data)
     buffer = io.BytesIO()
-    try: torch.export.save(graph, buffer, extra_files={'corrmatch.json': json.dumps(facts)})
-    except Exception as e: raise ValueError(f'the graph of this backbone cannot be saved ({_first_line(e)}); nothing was written: use --format onnx or safetensors') from None
+    try:
+        torch.export.save(graph, buffer, extra_files={'corrmatch.json': json.dumps(facts)})
+    except Exception as e:
+        raise ValueError(
+            f'the graph of this backbone cannot be saved ({_first_line(e)}); nothing was written: use '
+            '--format onnx or safetensors'
+        ) from None
     return buffer.getvalue(), torch.export.load(io.BytesIO(buffer.getvalue())).module()
 
 def _write_weights(opened, path, format, run, checkpoint):
@@ -196,28 +255,46 @@ def _write_weights(opened, path, format, run, checkpoint):
         state = export_reference_state(opened.model)
         write_atomic(path, lambda draft: torch.save(state, draft))
         return InferenceNet(load_reference_checkpoint(path, stride=opened.config.stride))
-    if Path(run).is_dir(): release(run, path, name=checkpoint)
-    else: save_weights(opened.model, path, load_weights(run)[1])
+    if Path(run).is_dir():
+        release(run, path, name=checkpoint)
+    else:
+        save_weights(opened.model, path, load_weights(run)[1])
     return InferenceNet(open_weights(path)[0])
 
 # %% ../../nbs/use/37_export.ipynb #346f09a2
-FORMATS = {'onnx': ('.onnx',), 'export': ('.pt2',), 'safetensors': ('.safetensors',), 'reference': ('.pth', '.pt')}
+FORMATS = {
+    'onnx': ('.onnx',), 'export': ('.pt2',), 'safetensors': ('.safetensors',), 'reference': ('.pth', '.pt')}
 
 def _target(run, format, out):
     "The file to write, after all that can be refused at once has been."
-    if format == 'torchscript': raise ValueError("format 'torchscript': torch.jit is deprecated; use --format export, which torch compiles for C++ too, or onnx")
-    if format not in FORMATS: raise ValueError(f"format '{format}' is not one of {', '.join(FORMATS)}")
+    if format == 'torchscript':
+        raise ValueError(
+            "format 'torchscript': torch.jit is deprecated; use --format export, which torch compiles for "
+            "C++ too, or onnx"
+        )
+    if format not in FORMATS:
+        raise ValueError(f"format '{format}' is not one of {', '.join(FORMATS)}")
     start = Path(run) if Path(run).name not in ('', '..') else Path(run).resolve()
-    path = Path(out) if out else start.with_name((start.name if start.is_dir() else start.stem) + FORMATS[format][0])
-    if path.suffix not in FORMATS[format]: raise ValueError(f"out '{path}': the name of this format ends in {' or '.join(FORMATS[format])}")
-    if path.exists() and Path(run).exists() and path.samefile(run): raise ValueError(f"out '{path}': that is the file to read; give another name")
-    if format == 'onnx': _need('onnx', 'onnxscript', 'onnxruntime')
+    path = (
+        Path(out)
+        if out
+        else start.with_name((start.name if start.is_dir() else start.stem) + FORMATS[format][0]))
+    if path.suffix not in FORMATS[format]:
+        raise ValueError(f"out '{path}': the name of this format ends in {' or '.join(FORMATS[format])}")
+    if path.exists() and Path(run).exists() and path.samefile(run):
+        raise ValueError(f"out '{path}': that is the file to read; give another name")
+    if format == 'onnx':
+        _need('onnx', 'onnxscript', 'onnxruntime')
     return path
 
 def _checked(difference, path, opened):
     "Refuse a file that gives other scores."
-    if difference < 1e-2: return difference
-    raise DataError(f'{path}: would differ from the network by {difference:.3g}; do not use this format, and report the backbone: {opened.config.backbone}')
+    if difference < 1e-2:
+        return difference
+    raise DataError(
+        f'{path}: would differ from the network by {difference:.3g}; do not use this format, and report '
+        f'the backbone: {opened.config.backbone}'
+    )
 
 # %% ../../nbs/use/37_export.ipynb #e7888bbe
 def export_run(
@@ -236,7 +313,14 @@ def export_run(
         difference = _checked(_largest_difference(runner, net), path, opened)
         write_atomic(path, data)
     else:
-        with tempfile.TemporaryDirectory(prefix='.export', dir=path.parent) as draft:  # moved to its place once it is checked
-            difference = _checked(_largest_difference(_write_weights(opened, Path(draft)/path.name, format, run, checkpoint), net), path, opened)
-            for file in Path(draft).iterdir(): os.replace(file, path.with_name(file.name))
+        # moved to its place once it is checked
+        with tempfile.TemporaryDirectory(prefix='.export', dir=path.parent) as draft:
+            difference = _checked(
+                _largest_difference(
+                    _write_weights(opened, Path(draft) / path.name, format, run, checkpoint), net),
+                path,
+                opened,
+            )
+            for file in Path(draft).iterdir():
+                os.replace(file, path.with_name(file.name))
     return Exported(path, format, difference)

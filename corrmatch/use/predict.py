@@ -54,23 +54,28 @@ def view_probs(
     size, looks = image.shape[-2:], []
     for scale in scales:
         small = [max(1, round(n*scale)) for n in size]
-        scaled = image if small == list(size) else F.interpolate(image, small, mode='bilinear', antialias=True)
+        scaled = (
+            image if small == list(size) else F.interpolate(image, small, mode='bilinear', antialias=True))
         looks.append(resize(model.predict_logits(scaled), size).softmax(1))
-        if flip: looks.append(resize(model.predict_logits(scaled.flip(-1)).flip(-1), size).softmax(1))
+        if flip:
+            looks.append(resize(model.predict_logits(scaled.flip(-1)).flip(-1), size).softmax(1))
     total = looks.pop()
-    while looks: total += looks.pop()
+    while looks:
+        total += looks.pop()
     return total/total.sum(1, keepdim=True)
 
 # %% ../../nbs/use/35_predict.ipynb #edceb6ff
 def _starts(size, tile, stride, slivers):
     "Where the windows of one side begin; without slivers none that sees only what the one before has seen to the end."
-    if not 1 <= stride <= tile: raise ValueError(f'stride is {stride}, tile {tile}: need 1 <= stride <= tile, or pixels are left out')
+    if not 1 <= stride <= tile:
+        raise ValueError(f'stride is {stride}, tile {tile}: need 1 <= stride <= tile, or pixels are left out')
     return [s for s in window_starts(size, stride) if slivers or s == 0 or s-stride+tile < size]
 
 def _next_band(probs, w, rest):
     "Sums of a row of windows: those that the row above left, then zeros."
     band = probs.new_zeros(*probs.shape[:2], w)
-    if rest is not None: band[:, :rest.shape[1]] = rest
+    if rest is not None:
+        band[:, :rest.shape[1]] = rest
     return band
 
 # %% ../../nbs/use/35_predict.ipynb #0ce3c14b
@@ -85,7 +90,8 @@ def predict_bands(
     **views,           # scales, flip: see view_probs
 )->Iterator[tuple]:    # first line, labels (n,w) uint8, confidence (n,w) uint8 with 255 for certainty
     "Slide a window over a picture and give away its lines from top to bottom as they are complete."
-    rest, stride = None, int(2/3*tile) if stride is None else stride
+    rest = None
+    stride = int(2/3*tile) if stride is None else stride
     h, w = image.shape[:2]
     tops = _starts(h, tile, stride, slivers)
     for y, after in zip(tops, [*tops[1:], h]):
@@ -93,7 +99,8 @@ def predict_bands(
         for x in _starts(w, tile, stride, slivers):
             window = torch.from_numpy(np.array(image[y:y+tile, x:x+tile])).to(device).permute(2, 0, 1)
             probs = view_probs(model, normalize(window)[None], **views)[0]
-            if band is None: band = _next_band(probs, w, rest)
+            if band is None:
+                band = _next_band(probs, w, rest)
             band[..., x:x+tile] += probs
         top, label = band[:, :after-y].max(0)
         sure = (255*top/band[:, :after-y].sum(0)).round()
@@ -106,17 +113,26 @@ def as_picture(
     depth:Depth|None=None, # of the run's images, if they have more than 8 bits
 )->np.ndarray: # (h,w,3) uint8, turned as viewers show it
     "Bring any picture into one form."
-    if isinstance(image, (str, Path)): return read_photo(Path(image), True, depth)
-    if isinstance(image, Image.Image): return rgb_bytes(ImageOps.exif_transpose(image), depth)
+    if isinstance(image, (str, Path)):
+        return read_photo(Path(image), True, depth)
+    if isinstance(image, Image.Image):
+        return rgb_bytes(ImageOps.exif_transpose(image), depth)
     if isinstance(image, Tensor):
-        if image.ndim != 3 or len(image) != 3: raise ValueError(f'a tensor of shape {tuple(image.shape)}: pass one picture, (3,h,w)')
+        if image.ndim != 3 or len(image) != 3:
+            raise ValueError(f'a tensor of shape {tuple(image.shape)}: pass one picture, (3,h,w)')
         if image.is_floating_point():
-            if image.amin() < 0 or image.amax() > 1: raise ValueError(f'a tensor of values {image.amin():.2f} to {image.amax():.2f}: pass 0..1 or uint8, not normalised')
+            if image.amin() < 0 or image.amax() > 1:
+                raise ValueError(
+                    f'a tensor of values {image.amin():.2f} to {image.amax():.2f}: pass 0..1 or uint8, '
+                    'not normalised'
+                )
             image = (image*255).round()
-        elif image.dtype != torch.uint8: raise ValueError(f'a tensor of type {image.dtype}: pass uint8, or floats 0..1')
+        elif image.dtype != torch.uint8:
+            raise ValueError(f'a tensor of type {image.dtype}: pass uint8, or floats 0..1')
         image = image.byte().permute(1, 2, 0).cpu().numpy()
     image = np.asarray(image)
-    if image.ndim == 2: image = image[..., None].repeat(3, -1)
+    if image.ndim == 2:
+        image = image[..., None].repeat(3, -1)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f'an array of shape {image.shape} and type {image.dtype}: pass (h,w,3) uint8')
     return image
@@ -139,16 +155,19 @@ class Prediction(NamedTuple):
         return overlay(self.image, self.mask, self.colors, alpha)
     def show(self):
         "Draw image, classes and confidence side by side. Returns a Figure."
-        fig = show_row(self.image, self.overlay(), self.confidence, titles=['image', 'classes', 'confidence'], size=3.2)
+        fig = show_row(
+            self.image, self.overlay(), self.confidence, titles=['image', 'classes', 'confidence'], size=3.2)
         shown = [c for c in np.unique(self.mask) if c < len(self.names)]
         patches = [Patch(color=self.colors[c]/255) for c in shown]
-        fig.legend(patches, [self.names[c] for c in shown], loc='outside lower center', ncols=min(len(shown), 6))
+        fig.legend(
+            patches, [self.names[c] for c in shown], loc='outside lower center', ncols=min(len(shown), 6))
         return fig
     def save(self, path):
         "Write the mask as a palette PNG whose values are the class ids. Returns the path."
         path = Path(path)
         if path.suffix.lower() != '.png':
-            raise ValueError(f'{path}: a mask is written as PNG, which keeps its class ids; name it {path.stem}.png')
+            raise ValueError(
+                f'{path}: a mask is written as PNG, which keeps its class ids; name it {path.stem}.png')
         _put(path, palette_png(self.mask, self.colors))
         return path
 
@@ -156,7 +175,8 @@ class Prediction(NamedTuple):
 def _scaled(picture, longest):
     "A picture whose long side is at most `longest`; the same one if it is."
     scale = longest/max(picture.shape[:2])
-    if not longest or scale >= 1: return picture
+    if not longest or scale >= 1:
+        return picture
     h, w = (max(1, round(n*scale)) for n in picture.shape[:2])
     return np.asarray(Image.fromarray(picture).resize((w, h), Image.Resampling.BILINEAR))
 
@@ -174,13 +194,20 @@ class LoadedModel:
         flip:bool=False,     # see view_probs
         longest:int=0,       # pixels: scale the long side down to it; 0: pictures stay as they are
     ):
-        if not scales or min(scales) <= 0: raise ValueError(f'scales={scales}: give one or more numbers above 0')
+        if not scales or min(scales) <= 0:
+            raise ValueError(f'scales={scales}: give one or more numbers above 0')
         self.slides = config.evaluation == 'slide'
-        self.model, self.config, self.names, self.colors = model, config, list(names), colors
+        self.model = model
+        self.config = config
+        self.names = list(names)
+        self.colors = colors
         self.tau = config.tau if tau is None else tau
-        self.device = next(iter(model.parameters()), torch.empty(0)).device  # a packed network may have no parameters left
+        # a packed network may have no parameters left
+        self.device = next(iter(model.parameters()), torch.empty(0)).device
         self.tile = tile or (config.crop if self.slides else max(2*config.crop, 512))
-        self.scales, self.flip, self.longest = tuple(scales), flip, longest
+        self.scales = tuple(scales)
+        self.flip = flip
+        self.longest = longest
         self.quiet = True  # False: a bar shows how far a large picture has come
     def window(self, h, w):
         "Return the side of the windows for a picture of h x w; one window sees it all if it is small, unless the run was scored by windows."
@@ -193,11 +220,16 @@ class LoadedModel:
         "Return the Prediction of a path, PIL image, (h,w,3) array or (3,h,w) tensor."
         picture = as_picture(image, parse_depth(self.config.depth))
         seen, (h, w) = _scaled(picture, self.longest), picture.shape[:2]
-        mask, sure = np.empty(seen.shape[:2], np.uint8), np.empty(seen.shape[:2], np.uint8)
+        mask = np.empty(seen.shape[:2], np.uint8)
+        sure = np.empty(seen.shape[:2], np.uint8)
         tile = self.window(*mask.shape)
-        bands = predict_bands(self.fused, seen, tile, None if tile == self.tile else tile, self.device, self.slides, scales=self.scales, flip=self.flip)
+        bands = predict_bands(
+            self.fused, seen, tile, None if tile == self.tile else tile, self.device, self.slides,
+            scales=self.scales, flip=self.flip)
         interval = .2 if sys.stderr.isatty() else 30
-        with tqdm(total=len(mask), desc='rows', leave=False, delay=2, mininterval=interval, disable=self.quiet) as bar:
+        with tqdm(
+            total=len(mask), desc='rows', leave=False, delay=2, mininterval=interval, disable=self.quiet
+        ) as bar:
             for y, label, value in bands:
                 mask[y:y+len(label)], sure[y:y+len(label)] = label, value
                 bar.update(len(label))
@@ -208,9 +240,13 @@ class LoadedModel:
     def explore(self, image, longest=513, **settings):
         "Show the correlation explorer of an image in a notebook; its long side becomes at most `longest` pixels."
         if not isinstance(self.model, CorrMatchNet):
-            raise ValueError(f"method '{self.config.method}' has no correlation head; load a run with one, such as method=corrmatch")
+            raise ValueError(
+                f"method '{self.config.method}' has no correlation head; load a run with one, such as "
+                "method=corrmatch"
+            )
         shown = np.array(_scaled(as_picture(image, parse_depth(self.config.depth)), longest))  # writable
-        settings = dict(cut=self.config.region_cut, tau=self.tau, transposed=self.config.transposed) | settings
+        settings = (
+            dict(cut=self.config.region_cut, tau=self.tau, transposed=self.config.transposed) | settings)
         return explorer(shown, self.model, names=self.names, colors=self.colors, **settings)
 
 # %% ../../nbs/use/35_predict.ipynb #0e864c9c
@@ -221,30 +257,39 @@ def class_display(
     "Find names and colours of the classes."
     k, family = config.n_classes, config.name.split('_')[0]
     own = read_classes(Path(config.data)) if config.data and Path(config.data).is_dir() else None
-    if own and len(own[0]) == k: return own
-    known = dict(voc=VOC_NAMES, cityscapes=CITYSCAPES_NAMES).get(family, TOY_CLASSES if not config.data else ())
+    if own and len(own[0]) == k:
+        return own
+    known = dict(voc=VOC_NAMES, cityscapes=CITYSCAPES_NAMES).get(
+        family, TOY_CLASSES if not config.data else ())
     names = list(known[:k]) if len(known) >= k else [f'class {c}' for c in range(k)]
     log = Path(run or '')/'val.csv'
     head = next(csv.reader(log.read_text(encoding='utf-8').splitlines()[:1]), []) if log.is_file() else []
     scored = [c.removeprefix('iou_') for c in head if c.startswith('iou_')]
-    return scored if len(scored) == k else names, palette(k, 'cityscapes' if family == 'cityscapes' else 'pascal' if config.data else 'toy')
+    return scored if len(scored) == k else names, palette(
+        k, 'cityscapes' if family == 'cityscapes' else 'pascal' if config.data else 'toy')
 
 # %% ../../nbs/use/35_predict.ipynb #512f0739
 def _from_hub(name):
     "The weights of a model on the Hugging Face hub, from its cache or fetched."
-    try: from huggingface_hub import hf_hub_download
-    except ImportError: raise ImportError('models called hf:USER/NAME need huggingface_hub: pip install corrmatch-seg[hub]') from None
-    try: return Path(hf_hub_download(name.removeprefix('hf:'), 'model.safetensors'))
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise ImportError(
+            'models called hf:USER/NAME need huggingface_hub: pip install corrmatch-seg[hub]') from None
+    try:
+        return Path(hf_hub_download(name.removeprefix('hf:'), 'model.safetensors'))
     except Exception as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise DataError(f'{name}: no model.safetensors to be had ({reason}); check the name and the connection') from None
+        raise DataError(
+            f'{name}: no model.safetensors to be had ({reason}); check the name and the connection') from None
 
 def _refuse(run):
     "Say why a path is nothing to load."
     if run.suffix == '.pt' and (run.parent/'config.json').is_file():
         raise DataError(f'{run}: is a checkpoint; give its run folder, {run.parent}')
     if run.is_file():
-        raise DataError(f'{run}: holds no weights; give a run folder, or weights with a card (.safetensors, .pth)')
+        raise DataError(
+            f'{run}: holds no weights; give a run folder, or weights with a card (.safetensors, .pth)')
     raise DataError(f'{run}: no such run folder or file of weights; check the path')
 
 # %% ../../nbs/use/35_predict.ipynb #73137bcd
@@ -263,7 +308,8 @@ def load(
         tau = read_checkpoint(path/checkpoint).get('threshold', {}).get('tau')
     elif path.is_file() and path.suffix in ('.safetensors', '.pth', '.pt') and not in_run:
         model, config = open_weights(path, place)
-    else: _refuse(path)
+    else:
+        _refuse(path)
     names, colors = class_display(config, path)
     return LoadedModel(model, config, names, colors, None if tau is None else float(tau), **options)
 
@@ -281,20 +327,26 @@ class Input(NamedTuple):
 # %% ../../nbs/use/35_predict.ipynb #b3fa84fb
 def _is_input(path, out):
     "Is it a picture or video outside of the output folder?"
-    if path.suffix.lower() not in PICTURE_SUFFIXES + VIDEO_SUFFIXES or not path.is_file(): return False
+    if path.suffix.lower() not in PICTURE_SUFFIXES + VIDEO_SUFFIXES or not path.is_file():
+        return False
     return out is None or out not in path.resolve().parents
 
 # %% ../../nbs/use/35_predict.ipynb #af2f0ef3
 def _named_once(found):
     "Give every file the name of its outputs: without suffix, with it where two would share a name, numbered if that is not enough."
-    stems, taken, folders = Counter(p.with_suffix('').as_posix().lower() for _, p in found), set[str](), set[str]()
+    stems = Counter(p.with_suffix('').as_posix().lower() for _, p in found)
+    taken = set[str]()
+    folders = set[str]()
     inputs = [Input(path, '') for path, _ in found]
-    for i in sorted(range(len(found)), key=lambda i: inputs[i].is_video):  # a video's pictures lie in a folder of its name: behind all folders
+    # a video's pictures lie in a folder of its name: behind all folders
+    for i in sorted(range(len(found)), key=lambda i: inputs[i].is_video):
         path, relative = found[i]
         name = plain = relative.with_suffix('').as_posix()
-        if stems[name.lower()] > 1: name = plain = name + relative.suffix.replace('.', '_')
+        if stems[name.lower()] > 1:
+            name = plain = name + relative.suffix.replace('.', '_')
         for n in count(2):
-            if name.lower() not in taken and not (inputs[i].is_video and name.lower() in folders): break
+            if name.lower() not in taken and not (inputs[i].is_video and name.lower() in folders):
+                break
             name = f'{plain}_{n}'
         inputs[i] = Input(path, name)
         taken.add(name.lower())
@@ -309,11 +361,22 @@ def find_inputs(
     "List the files to predict."
     found, own = [], Path(out).resolve() if out else None
     for path in map(Path, paths):
-        if path.is_file(): found.append((path, Path(path.name)))
-        elif path.is_dir(): found += [(p, p.relative_to(path)) for p in sorted(Path(place)/name for place, name in visible_files(path)) if _is_input(p, own)]
-        else: raise DataError(f'{path}: no such file or folder; check the path')
-    if not found and own and any(own in (q := Path(p).resolve(), *q.parents) for p in paths): raise DataError(f'{out}: holds the pictures themselves; choose another folder for the output')
-    if not found: raise DataError(f'{", ".join(map(str, paths))}: holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...) and no videos')
+        if path.is_file():
+            found.append((path, Path(path.name)))
+        elif path.is_dir():
+            found += [
+                (p, p.relative_to(path))
+                for p in sorted(Path(place) / name for place, name in visible_files(path))
+                if _is_input(p, own)]
+        else:
+            raise DataError(f'{path}: no such file or folder; check the path')
+    if not found and own and any(own in (q := Path(p).resolve(), *q.parents) for p in paths):
+        raise DataError(f'{out}: holds the pictures themselves; choose another folder for the output')
+    if not found:
+        raise DataError(
+            f'{", ".join(map(str, paths))}: holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...) and '
+            'no videos'
+        )
     return _named_once(found)
 
 # %% ../../nbs/use/35_predict.ipynb #5b49b0f4
@@ -344,14 +407,17 @@ def overlay(
     for y in range(0, len(out), 256):  # an index takes eight times the memory of the bytes it points with
         rows = slice(y, y+256)
         out[rows] = dimmed[picture[rows]] + paint[mask[rows]]
-        if (ignored := mask[rows] == IGNORE_INDEX).any(): out[rows][ignored] = picture[rows][ignored]
+        if (ignored := mask[rows] == IGNORE_INDEX).any():
+            out[rows][ignored] = picture[rows][ignored]
     return out
 
 # %% ../../nbs/use/35_predict.ipynb #86c79d03
 def _av():
     "The library for videos, an extra."
-    try: import av
-    except ImportError: raise DataError('videos need PyAV: pip install corrmatch-seg[video]') from None
+    try:
+        import av
+    except ImportError:
+        raise DataError('videos need PyAV: pip install corrmatch-seg[video]') from None
     return av
 
 # %% ../../nbs/use/35_predict.ipynb #1ccce039
@@ -363,13 +429,19 @@ def read_frames(
     av = _av()
     try:
         with av.open(str(path)) as video:
-            if not video.streams.video: raise DataError(f'{path}: holds no pictures; give a video')
+            if not video.streams.video:
+                raise DataError(f'{path}: holds no pictures; give a video')
             rate = float(video.streams.video[0].average_rate or 25)
             for number, frame in enumerate(video.decode(video=0)):
-                if number % every: continue
+                if number % every:
+                    continue
                 turns = round(getattr(frame, 'rotation', 0)/90) % 4
                 yield number, np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24'), turns)), rate
-    except (av.error.FFmpegError, EOFError) as e: raise DataError(f'{path}: unreadable or cut short ({e.strerror if hasattr(e, "strerror") else e}); replace the file') from None
+    except (av.error.FFmpegError, EOFError) as e:
+        raise DataError(
+            f'{path}: unreadable or cut short ({e.strerror if hasattr(e, "strerror") else e}); replace '
+            'the file'
+        ) from None
 
 # %% ../../nbs/use/35_predict.ipynb #78cf0de9
 class VideoWriter:
@@ -386,14 +458,18 @@ class VideoWriter:
             self.draft = self.path.with_name(f'.{self.path.name}.part')
             self.file = av.open(str(self.draft), 'w', format='mp4')
             codec = 'libx264' if 'libx264' in av.codecs_available else 'mpeg4'
-            self.stream = self.file.add_stream(codec, rate=Fraction(self.rate).limit_denominator(1001), width=w, height=h, pix_fmt='yuv420p')
+            self.stream = self.file.add_stream(
+                codec, rate=Fraction(self.rate).limit_denominator(1001), width=w, height=h, pix_fmt='yuv420p')
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:h, :w]), format='rgb24')
-        for packet in self.stream.encode(frame): self.file.mux(packet)
+        for packet in self.stream.encode(frame):
+            self.file.mux(packet)
     def close(self, keep=True):
         "Finish the file and give it its name, or throw it away."
-        if self.file is None: return
+        if self.file is None:
+            return
         if keep:
-            for packet in self.stream.encode(): self.file.mux(packet)
+            for packet in self.stream.encode():
+                self.file.mux(packet)
         self.file.close()
         self.draft.replace(self.path) if keep else self.draft.unlink(missing_ok=True)
 
@@ -408,23 +484,28 @@ class Done(NamedTuple):
     def text(self):
         "Say it in a few lines."
         lines = [f'{self.n} pictures done: look at {self.look}']
-        if self.broken: lines += [f'{len(self.broken)} could not be read:', *[f'  {line}' for line in self.broken]]
+        if self.broken:
+            lines += [f'{len(self.broken)} could not be read:', *[f'  {line}' for line in self.broken]]
         return '\n'.join(lines)
 
 # %% ../../nbs/use/35_predict.ipynb #7bdca3a7
 def _put(path, data):
     "Write a file and the folders it lies in."
-    try: write_file(path, data)
-    except DataError as e: raise ValueError(str(e)) from None  # the next file would fail as well: stop
+    try:
+        write_file(path, data)
+    except DataError as e:
+        raise ValueError(str(e)) from None  # the next file would fail as well: stop
 
 def _jpeg(picture):
     "A picture as bytes of a JPEG."
-    buffer = io.BytesIO(); Image.fromarray(picture).save(buffer, 'JPEG', quality=90)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, 'JPEG', quality=90)
     return buffer.getvalue()
 
 def _gray_png(values):
     "Bytes (h,w) as a grey PNG."
-    buffer = io.BytesIO(); Image.fromarray(values).save(buffer, 'PNG')
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, 'PNG')
     return buffer.getvalue()
 
 def _shares(mask, k):
@@ -434,7 +515,8 @@ def _shares(mask, k):
 # %% ../../nbs/use/35_predict.ipynb #4e80e2a0
 def _card(name, link, pictures, *lines):
     "Images {what: (h,w,3)} side by side, their name and lines of text."
-    return Card([thumbnail(picture, f'{what} {name}') for what, picture in pictures.items()], name, link, lines)
+    return Card(
+        [thumbnail(picture, f'{what} {name}') for what, picture in pictures.items()], name, link, lines)
 
 def _sheet_page(title, head, names, colors, cards, broken, kind='cards'):
     "A page of cards; what could not be read is named first."
@@ -445,22 +527,42 @@ def _sheet_page(title, head, names, colors, cards, broken, kind='cards'):
 class _Sheet:
     "The table and the cards of a page, for at most `most` pictures."
     def __init__(self, predictor, out, most=500):
-        self.predictor, self.out, self.most, self.cards, self.rows = predictor, out, most, [], []
+        self.predictor = predictor
+        self.out = out
+        self.most = most
+        self.cards = []
+        self.rows = []
     def add(self, name, link, p, picture):
         "Note a prediction; `picture` is what is shown beside the original."
-        names, shares, sure = self.predictor.names, _shares(p.mask, len(self.predictor.names)), float(p.confidence_bytes.mean())/255
+        names = self.predictor.names
+        shares = _shares(p.mask, len(self.predictor.names))
+        sure = float(p.confidence_bytes.mean())/255
         self.rows.append([name, *p.image.shape[1::-1], f'{sure:.4f}', *[f'{s:.5f}' for s in shares]])
-        if len(self.cards) >= self.most: return
-        most = ', '.join(f'{names[c]} {shares[c]:.0%}' for c in np.argsort(-shares, kind='stable')[:3] if shares[c] >= .005)
+        if len(self.cards) >= self.most:
+            return
+        most = ', '.join(
+            f'{names[c]} {shares[c]:.0%}'
+            for c in np.argsort(-shares, kind='stable')[:3]
+            if shares[c] >= 0.005)
         pair = {'picture': p.image, 'prediction for': picture}
-        self.cards.append(_card(name, link, pair, f'{p.image.shape[1]} x {p.image.shape[0]}, mean confidence {sure:.2f}', most))
+        self.cards.append(
+            _card(
+                name, link, pair, f'{p.image.shape[1]} x {p.image.shape[0]}, mean confidence {sure:.2f}', most
+            )
+        )
     def write(self, broken):
         "Write table.csv and index.html."
         p, text = self.predictor, io.StringIO()
         csv.writer(text).writerows([['name', 'width', 'height', 'confidence', *p.names], *self.rows])
         _put(self.out/'table.csv', text.getvalue().encode('utf-8', 'surrogateescape'))
-        more = f' The first {len(self.cards)} are shown, all are in table.csv.' if len(self.rows) > len(self.cards) else ''
-        head = f'{len(self.rows)} pictures by {p.config.method} with {p.config.backbone}, scales {", ".join(f"{s:g}" for s in p.scales)}{", and mirrored" if p.flip else ""}.{more}'
+        more = (
+            f' The first {len(self.cards)} are shown, all are in table.csv.'
+            if len(self.rows) > len(self.cards)
+            else '')
+        head = (
+            f'{len(self.rows)} pictures by {p.config.method} with {p.config.backbone}, scales '
+            f'{", ".join(f"{s:g}" for s in p.scales)}{", and mirrored" if p.flip else ""}.{more}'
+        )
         _put(self.out/'index.html', _sheet_page('Predictions', head, p.names, p.colors, self.cards, broken))
 
 # %% ../../nbs/use/35_predict.ipynb #ba5e1bd4
@@ -472,12 +574,19 @@ def predict_files(
     quiet:bool=False,    # no progress
 )->Done:
     "Predict files and write masks, overlays, confidence maps, a table and a page."
-    out, broken, n, predictor.quiet = Path(out), list[str](), 0, quiet
-    if every < 1: raise ValueError(f'every={every}: give 1 or more')
-    inputs, sheet = find_inputs(paths, out), _Sheet(predictor, mark_output(make_folder(out), 'predictions'))
+    out = Path(out)
+    broken = list[str]()
+    n = 0
+    predictor.quiet = quiet
+    if every < 1:
+        raise ValueError(f'every={every}: give 1 or more')
+    inputs = find_inputs(paths, out)
+    sheet = _Sheet(predictor, mark_output(make_folder(out), 'predictions'))
     for item in tqdm(inputs, 'predict', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
-        try: n += (_predict_video if item.is_video else _predict_picture)(predictor, item, out, sheet, every)
-        except DataError as e: broken.append(str(e))
+        try:
+            n += (_predict_video if item.is_video else _predict_picture)(predictor, item, out, sheet, every)
+        except DataError as e:
+            broken.append(str(e))
     sheet.write(broken)
     return Done(out/'index.html', n, broken)
 
@@ -494,7 +603,9 @@ def _predict_picture(predictor, item, out, sheet, every):
 # %% ../../nbs/use/35_predict.ipynb #aefa4674
 def _predict_video(predictor, item, out, sheet, every):
     "Predict a video frame by frame; what came before a fault is kept."
-    writer, n, target = None, 0, out/'overlays'/f'{item.name}.mp4'
+    writer = None
+    n = 0
+    target = out/'overlays'/f'{item.name}.mp4'
     make_folder(target.parent)
     try:
         for number, picture, rate in read_frames(item.path, every):
@@ -504,11 +615,14 @@ def _predict_video(predictor, item, out, sheet, every):
             writer.add(painted)
             _put(out/'masks'/item.name/f'{number:06d}.png', palette_png(p.mask, predictor.colors))
             _put(out/'confidence'/item.name/f'{number:06d}.png', _gray_png(p.confidence_bytes))
-            if n % 25 == 0: sheet.add(f'{item.name} frame {number}', f'overlays/{item.name}.mp4', p, painted)
+            if n % 25 == 0:
+                sheet.add(f'{item.name} frame {number}', f'overlays/{item.name}.mp4', p, painted)
             n += 1
-        if not n: raise DataError(f'{item.path}: holds no frame that can be read; replace the file')
+        if not n:
+            raise DataError(f'{item.path}: holds no frame that can be read; replace the file')
     finally:
-        if writer: writer.close(keep=n > 0)
+        if writer:
+            writer.close(keep=n > 0)
     return n
 
 # %% ../../nbs/use/35_predict.ipynb #7529a6c1
@@ -530,9 +644,11 @@ def pseudo_image(
 )->PseudoLabels:
     "Make the pseudo-labels of one picture, before and after propagation."
     seg = model(image[None])
-    label, keep = pseudo_label(seg.logits), confidence(seg.logits) >= tau
+    label = pseudo_label(seg.logits)
+    keep = confidence(seg.logits) >= tau
     def trusted(label, keep): return label.where(keep, IGNORE_INDEX)[0].byte().cpu().numpy()
-    if seg.f1 is None: return PseudoLabels(trusted(label, keep), None, None)
+    if seg.f1 is None:
+        return PseudoLabels(trusted(label, keep), None, None)
     grid = seg.f1.shape[-2:]
     index = draw_positions(grid[0]*grid[1], m, torch.Generator().manual_seed(seed)).to(image.device)
     rows = correlation_rows(seg.f1, seg.f2, index)
@@ -544,15 +660,33 @@ def _pseudo_shares(labels):
     "Trusted before and after region propagation; changed by pixels, by regions. One share alone without a correlation head."
     weak, pixel, region = labels
     kept = weak != IGNORE_INDEX
-    if pixel is None: return [kept.mean()]
-    return [kept.mean(), (region != IGNORE_INDEX).mean(), (pixel != weak).mean(), ((region != weak) & kept).mean()]
+    if pixel is None:
+        return [kept.mean()]
+    return [
+        kept.mean(), (region != IGNORE_INDEX).mean(), (pixel != weak).mean(),
+        ((region != weak) & kept).mean()]
 
 def _pseudo_card(name, picture, labels, shares, colors):
     "The picture with its labels, and what is ignored of them."
     shown = {'label without propagation of': labels.weak, 'label with propagation of': labels.region}
     pictures = {what: overlay(picture, label, colors) for what, label in shown.items() if label is not None}
-    lines = [f'ignored without propagation: {1-shares[0]:.0%}', *([f'with it: {1-shares[1]:.0%}; of the trusted pixels rewritten: {shares[3]/max(shares[0], 1e-9):.0%}'] if len(shares) > 1 else [])]
-    return _card(name, f'{"weak" if labels.region is None else "region"}/{name}.png', {'picture': picture, **pictures}, *lines)
+    lines = [
+        f'ignored without propagation: {1 - shares[0]:.0%}',
+        *(
+            [
+                f'with it: {1 - shares[1]:.0%}; of the trusted pixels rewritten: '
+                f'{shares[3] / max(shares[0], 1e-9):.0%}'
+            ]
+            if len(shares) > 1
+            else []
+        ),
+    ]
+    return _card(
+        name,
+        f'{"weak" if labels.region is None else "region"}/{name}.png',
+        {'picture': picture, **pictures},
+        *lines,
+    )
 
 # %% ../../nbs/use/35_predict.ipynb #e0410076
 def _pseudo_file(opened, item, out, tau, longest):
@@ -563,7 +697,8 @@ def _pseudo_file(opened, item, out, tau, longest):
     image = normalize(torch.from_numpy(seen.copy()).to(device).permute(2, 0, 1))
     labels = pseudo_image(opened.model, image, tau, c.regions or 128, c.region_cut)
     for name, label in labels._asdict().items():
-        if label is None: continue
+        if label is None:
+            continue
         full = np.asarray(Image.fromarray(label).resize(picture.shape[1::-1], Image.Resampling.NEAREST))
         _put(out/name/f'{item.name}.png', palette_png(full, opened.colors))
     shares = _pseudo_shares(labels)
@@ -575,11 +710,21 @@ def _pseudo_page(opened, out, rows, cards, broken, tau):
     text, c = io.StringIO(), opened.config
     csv.writer(text).writerows([['name', 'tau', 'weak', 'region', 'pixel_changed', 'region_changed'], *rows])
     _put(out/'shares.csv', text.getvalue().encode('utf-8', 'surrogateescape'))
-    _put(out/'classes.txt', ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(opened.names, opened.colors.tolist())).encode())
+    _put(
+        out / 'classes.txt',
+        ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(opened.names, opened.colors.tolist())).encode())
     more = f' The first {len(cards)} are shown, all are in shares.csv.' if len(rows) > len(cards) else ''
-    order = 'the picture, its label without propagation (weak/), its label with propagation (region/)' if any(len(card.pictures) > 2 for card in cards) else 'the picture, its label (weak/)'
-    head = f'{len(rows)} pictures by {c.method} with {c.backbone}, threshold {tau:.3f}. From left to right: {order}. What is not painted is ignored.{more}'
-    _put(out/'index.html', _sheet_page('Pseudo-labels', head, opened.names, opened.colors, cards, broken, 'cards large'))
+    order = (
+        'the picture, its label without propagation (weak/), its label with propagation (region/)'
+        if any(len(card.pictures) > 2 for card in cards)
+        else 'the picture, its label (weak/)')
+    head = (
+        f'{len(rows)} pictures by {c.method} with {c.backbone}, threshold {tau:.3f}. From left to '
+        f'right: {order}. What is not painted is ignored.{more}'
+    )
+    _put(
+        out / 'index.html',
+        _sheet_page('Pseudo-labels', head, opened.names, opened.colors, cards, broken, 'cards large'))
 
 # %% ../../nbs/use/35_predict.ipynb #064663d4
 def pseudo_files(
@@ -591,15 +736,26 @@ def pseudo_files(
     quiet:bool=False,    # no progress
 )->Done:
     "Write the pseudo-labels of pictures as palette PNGs into weak/, pixel/ and region/, with a table and a page."
-    broken, rows, cards, tau = list[str](), list[list](), list[Card](), opened.tau if tau is None else tau
-    if not 0 <= tau <= 1: raise ValueError(f'tau={tau}: must lie between 0 and 1')
-    if 0 < longest < 32: raise ValueError(f'longest={longest}: too small to correlate; give 32 or more, or 0')
+    broken = list[str]()
+    rows = list[list]()
+    cards = list[Card]()
+    tau = opened.tau if tau is None else tau
+    if not 0 <= tau <= 1:
+        raise ValueError(f'tau={tau}: must lie between 0 and 1')
+    if 0 < longest < 32:
+        raise ValueError(f'longest={longest}: too small to correlate; give 32 or more, or 0')
     inputs = [i for i in find_inputs(paths, out) if not i.is_video]
-    if not inputs: raise DataError(f'{", ".join(map(str, paths))}: holds videos alone; pseudo-labels are made of pictures')
+    if not inputs:
+        raise DataError(
+            f'{", ".join(map(str, paths))}: holds videos alone; pseudo-labels are made of pictures')
     out = mark_output(make_folder(out), 'pseudo-labels')
     for item in tqdm(inputs, 'pseudo', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
-        try: row, card = _pseudo_file(opened, item, out, tau, longest)
-        except DataError as e: broken.append(str(e)); continue
-        rows.append(row); cards += [card] if len(cards) < 300 else []
+        try:
+            row, card = _pseudo_file(opened, item, out, tau, longest)
+        except DataError as e:
+            broken.append(str(e))
+            continue
+        rows.append(row)
+        cards += [card] if len(cards) < 300 else []
     _pseudo_page(opened, out, rows, cards, broken, tau)
     return Done(out/'index.html', len(rows), broken)

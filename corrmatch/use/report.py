@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from ..config import IGNORE_INDEX, METHODS, PRESETS, Config, preset
 from ..files import DataError, check_place, write_atomic
-from ..training.metrics import ConfusionMatrix, center_crop, mean_iou, fuse_for_inference, slide_predict, whole_predict
+from ..training.metrics import (
+    ConfusionMatrix, center_crop, mean_iou, fuse_for_inference, slide_predict, whole_predict)
 from ..pages import Card, embed, figure_png, render_page, thumbnail
 from .predict import class_display
 from ..training.run_folder import (
@@ -46,10 +47,13 @@ def read_run(
 )->RunLog:
     "Read record, state, logs and list of pictures of a run."
     folder = Path(folder)
-    if not (folder/'config.json').exists(): raise DataError(f'{folder}: no run folder, it has no config.json; check the path')
+    if not (folder/'config.json').exists():
+        raise DataError(f'{folder}: no run folder, it has no config.json; check the path')
     config = recorded_config(read_record(folder), f'{folder}/config.json')
-    metrics, val = (read_csv(folder/name) if (folder/name).exists() else {} for name in ('metrics.csv', 'val.csv'))
-    pictures = {int(p.stem[5:]): p for p in sorted((folder/'pictures').glob('step_*.png')) if p.stem[5:].isdigit()}
+    metrics, val = (
+        read_csv(folder / name) if (folder / name).exists() else {} for name in ('metrics.csv', 'val.csv'))
+    pictures = {
+        int(p.stem[5:]): p for p in sorted((folder / 'pictures').glob('step_*.png')) if p.stem[5:].isdigit()}
     names, colors = class_display(config, folder)
     return RunLog(folder, config, run_state(folder), metrics, val, names, colors, pictures)
 
@@ -64,7 +68,8 @@ class Panel(NamedTuple):
 def _line(log, name, factor=1.):
     "Steps and values of a column, where it is known and the step too."
     values = log.get(name)
-    if values is None: return None
+    if values is None:
+        return None
     known = ~np.isnan(values) & ~np.isnan(log['step'])
     return (log['step'][known], factor*values[known]) if known.any() else None
 
@@ -75,16 +80,25 @@ def run_panels(
     "Arrange the curves of a run."
     m, v = log.metrics, log.val
     def panel(title, source, columns, factor=1.):
-        return Panel(title, {label: line for label, name in columns.items() if (line := _line(source, name, factor))})
-    terms = {n.removeprefix('loss_'): n for n in m if n.startswith('loss_') and np.any(np.nan_to_num(m[n]))}  # a term that is off is all zeros
+        return Panel(
+            title, {label: line for label, name in columns.items() if (line := _line(source, name, factor))})
+    # a term that is off is all zeros
+    terms = {n.removeprefix('loss_'): n for n in m if n.startswith('loss_') and np.any(np.nan_to_num(m[n]))}
     panels = dict(
         miou=panel('validation mIoU, %', v, {'weights': 'miou', 'averaged weights': 'miou_ema'}),
         iou=panel('validation IoU of each class, %', v, {n: f'iou_{n}' for n in log.names}),
-        loss=panel('loss', m, {'total': 'loss'}), terms=panel('terms of the loss, unweighted', m, terms),
+        loss=panel('loss', m, {'total': 'loss'}),
+        terms=panel('terms of the loss, unweighted', m, terms),
         tau=panel('threshold tau', m, {'tau': 'tau'}),
-        coverage=panel('pseudo-label coverage, % of pixels', m, {'confident': 'coverage_before', 'after regions': 'coverage_after'}, 100.),
-        accuracy=panel('pseudo-label accuracy, % (outside boxes)', m, {'confident': 'accuracy_before', 'after regions': 'accuracy_after'}, 100.),
-        lr=panel('learning rate of the backbone', m, {'lr': 'lr'}), speed=panel('pictures a second', m, {'speed': 'images_per_s'}))
+        coverage=panel(
+            'pseudo-label coverage, % of pixels', m,
+            {'confident': 'coverage_before', 'after regions': 'coverage_after'}, 100.0),
+        accuracy=panel(
+            'pseudo-label accuracy, % (outside boxes)', m,
+            {'confident': 'accuracy_before', 'after regions': 'accuracy_after'}, 100.0),
+        lr=panel('learning rate of the backbone', m, {'lr': 'lr'}),
+        speed=panel('pictures a second', m, {'speed': 'images_per_s'}),
+    )
     return {name: p for name, p in panels.items() if p.lines}
 
 # %% ../../nbs/use/36_report.ipynb #38dc596d
@@ -96,13 +110,30 @@ def draw_panel(
 ):                  # the axis
     "Draw the lines of a panel."
     for i, (label, (x, y)) in enumerate(panel.lines.items()):
-        style = dict(color=_INK[i % len(_INK)] if colors is None else colors[i], linestyle=('-', '--', ':')[i//len(_INK) % 3])
-        ax.plot(x, y, label=' '*label.startswith('_') + label, marker='.' if len(x) < 30 else None, markersize=4, linewidth=1.4, **style)
-    if step is not None: ax.axvline(step, color='#7f7f7f', linewidth=1, zorder=0)
-    ax.set_title(panel.title, fontsize=9); ax.tick_params(labelsize=8); ax.grid(alpha=.25)
+        style = dict(
+            color=_INK[i % len(_INK)] if colors is None else colors[i],
+            linestyle=('-', '--', ':')[i // len(_INK) % 3])
+        ax.plot(
+            x,
+            y,
+            label=' ' * label.startswith('_') + label,
+            marker='.' if len(x) < 30 else None,
+            markersize=4,
+            linewidth=1.4,
+            **style,
+        )
+    if step is not None:
+        ax.axvline(step, color='#7f7f7f', linewidth=1, zorder=0)
+    ax.set_title(panel.title, fontsize=9)
+    ax.tick_params(labelsize=8)
+    ax.grid(alpha=.25)
     ax.set_xlabel('step', fontsize=8)
-    if 1 < len(panel.lines) < 5: ax.legend(fontsize=7, framealpha=.6)
-    elif 5 <= len(panel.lines) <= 21: ax.legend(fontsize=7 if len(panel.lines) < 13 else 5, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+    if 1 < len(panel.lines) < 5:
+        ax.legend(fontsize=7, framealpha=.6)
+    elif 5 <= len(panel.lines) <= 21:
+        ax.legend(
+            fontsize=7 if len(panel.lines) < 13 else 5, loc='upper left', bbox_to_anchor=(1, 1), frameon=False
+        )
     return ax
 
 # %% ../../nbs/use/36_report.ipynb #4419dd57
@@ -114,14 +145,22 @@ def draw_run(
     log = run if isinstance(run, RunLog) else read_run(run)
     shown = [s for s in log.pictures if step is None or s <= step]
     panels = run_panels(log)
-    names = [n for n in ('miou', 'loss', 'coverage', 'accuracy', 'tau', 'terms', 'iou', 'lr') if n in panels][:4]
+    names = [n for n in ('miou', 'loss', 'coverage', 'accuracy', 'tau', 'terms', 'iou', 'lr') if n in panels][
+        :4]
     fig = plt.figure(figsize=(11, 6.6), layout='constrained')
     parts:Any = fig.subfigures(2, 1, height_ratios=[1, 1.65])
     top, bottom = parts
-    for i, name in enumerate(names): draw_panel(panels[name], top.add_subplot(1, len(names), i+1), step if step is not None else shown[-1] if shown else None)
-    ax = bottom.add_subplot(); ax.axis('off')
-    if shown: ax.imshow(plt.imread(log.pictures[shown[-1]])); ax.set_title(f'validation pictures at step {shown[-1]}', fontsize=9)
-    else: ax.text(.5, .5, 'no validation pictures yet', ha='center')
+    for i, name in enumerate(names):
+        draw_panel(
+            panels[name], top.add_subplot(1, len(names), i + 1),
+            step if step is not None else shown[-1] if shown else None)
+    ax = bottom.add_subplot()
+    ax.axis('off')
+    if shown:
+        ax.imshow(plt.imread(log.pictures[shown[-1]]))
+        ax.set_title(f'validation pictures at step {shown[-1]}', fontsize=9)
+    else:
+        ax.text(.5, .5, 'no validation pictures yet', ha='center')
     plt.close(fig)
     return fig
 
@@ -132,7 +171,10 @@ def run_line(
     "Say in one line how a run is."
     s, best = log.state, best_scores(log.val)
     steps = f"step {s.get('step', 0)} of {s.get('steps', log.config.steps)}"
-    score = f', best mIoU {best[best_row(best)]:.2f} at step {log.val["step"][best_row(best)]:.0f}' if len(best) else ', no validation yet'
+    score = (
+        f', best mIoU {best[best_row(best)]:.2f} at step {log.val["step"][best_row(best)]:.0f}'
+        if len(best)
+        else ', no validation yet')
     return f"{log.folder.name}: {s['state']}, {steps}{score}"
 
 # %% ../../nbs/use/36_report.ipynb #83d94a3f
@@ -143,19 +185,28 @@ def show_run(
     "View a run: a slider over its validations, read again by a button or every few seconds."
     import ipywidgets as widgets
     step = widgets.SelectionSlider(options=[0], description='step', continuous_update=False)
-    again, said = widgets.Button(description='read again', icon='refresh'), widgets.Label()
-    live = widgets.Play(interval=int(1000*seconds), max=10**9, description='live', tooltip=f'read again every {seconds:g} s')
+    again = widgets.Button(description='read again', icon='refresh')
+    said = widgets.Label()
+    live = widgets.Play(
+        interval=int(1000 * seconds), max=10**9, description='live', tooltip=f'read again every {seconds:g} s'
+    )
     picture = widgets.Image(format='png')
     def draw(change=None): picture.value = figure_png(draw_run(folder, step.value or None), 80)
     def read(change=None):
-        log, at_end, before = read_run(folder), step.value == step.options[-1], step.value
+        log = read_run(folder)
+        at_end = step.value == step.options[-1]
+        before = step.value
         steps = list(log.pictures) or [0]
         step.unobserve(draw, 'value')
         step.options = steps
         step.value = steps[-1] if at_end or before not in steps else before
         said.value = f'{run_line(log)}; read at {time.strftime("%H:%M:%S")}'
-        step.observe(draw, 'value'); draw()
-    step.observe(draw, 'value'); again.on_click(read); live.observe(read, 'value'); read()
+        step.observe(draw, 'value')
+        draw()
+    step.observe(draw, 'value')
+    again.on_click(read)
+    live.observe(read, 'value')
+    read()
     return widgets.VBox([widgets.HBox([step, again, live]), said, picture])
 
 # %% ../../nbs/use/36_report.ipynb #48412e3e
@@ -171,8 +222,12 @@ class Scored(NamedTuple):
 
 def _predict(model, image, mask, c):
     "Label and mask (1,h,w) of one picture, in the run's own way."
-    if c.evaluation == 'center': image, mask = center_crop(image, c.crop), center_crop(mask, c.crop)
-    return slide_predict(model, image, c.crop) if c.evaluation == 'slide' else whole_predict(model, image), image, mask
+    if c.evaluation == 'center':
+        image = center_crop(image, c.crop)
+        mask = center_crop(mask, c.crop)
+    return (
+        slide_predict(model, image, c.crop) if c.evaluation == 'slide' else whole_predict(model, image),
+        image, mask)
 
 # %% ../../nbs/use/36_report.ipynb #1b287b17
 def score_run(
@@ -203,16 +258,22 @@ def draw_confusion(
     names:list,                # k class names
 ):                             # Figure
     "Draw the share of each true class that goes to each predicted one; rows sum to 100."
-    m, k = confusion.matrix.cpu().numpy().astype(float), len(names)
+    m = confusion.matrix.cpu().numpy().astype(float)
+    k = len(names)
     share = 100*m/np.maximum(m.sum(1, keepdims=True), 1)
     fig, ax = plt.subplots(figsize=(3.2+.33*max(k, 6), 2+.33*max(k, 6)), layout='constrained')
     drawn = ax.imshow(share, vmin=0, vmax=100, cmap='viridis')
     ax.set(xticks=range(k), yticks=range(k), yticklabels=names, xlabel='predicted', ylabel='true')
-    ax.set_xticklabels(names, rotation=60, ha='right', rotation_mode='anchor'); ax.tick_params(labelsize=8)
+    ax.set_xticklabels(names, rotation=60, ha='right', rotation_mode='anchor')
+    ax.tick_params(labelsize=8)
     if k <= 25:
         for (y, x), v in np.ndenumerate(share):
-            if v >= .5: ax.text(x, y, f'{v:.0f}', ha='center', va='center', fontsize=7, color='black' if v > 55 else 'white')
-    fig.colorbar(drawn, ax=ax, fraction=.046, pad=.03, label='% of the true class').ax.tick_params(labelsize=7)
+            if v >= .5:
+                ax.text(
+                    x, y, f'{v:.0f}', ha='center', va='center', fontsize=7,
+                    color='black' if v > 55 else 'white')
+    fig.colorbar(drawn, ax=ax, fraction=0.046, pad=0.03, label='% of the true class').ax.tick_params(
+        labelsize=7)
     plt.close(fig)
     return fig
 
@@ -226,7 +287,10 @@ def confusions(
     m = confusion.matrix.cpu().numpy().astype(float)
     wrong = m - np.diag(np.diag(m))
     pairs = [np.unravel_index(i, m.shape) for i in np.argsort(-wrong, axis=None, kind='stable')[:n]]
-    return [(names[t], names[p], 100*m[t, p]/m[t].sum(), 100*m[t, p]/m.sum()) for t, p in pairs if wrong[t, p]]
+    return [
+        (names[t], names[p], 100 * m[t, p] / m[t].sum(), 100 * m[t, p] / m.sum())
+        for t, p in pairs
+        if wrong[t, p]]
 
 # %% ../../nbs/use/36_report.ipynb #97030943
 def resume_command(
@@ -236,12 +300,17 @@ def resume_command(
     "Write the command that goes on with a run."
     where = shlex.quote(str(folder))
     if config.name not in PRESETS or config.method not in METHODS:
-        code = (f'import json; from corrmatch.training.trainer import Trainer, recorded_config; f = {str(folder)!r}; '
-                "Trainer(recorded_config(json.load(open(f + '/config.json')), f, out=f)).fit(resume=True)")
+        code = (
+            'import json; from corrmatch.training.trainer import Trainer, recorded_config; f = '
+            f'{str(folder)!r}; '
+            "Trainer(recorded_config(json.load(open(f + '/config.json')), f, out=f)).fit(resume=True)"
+        )
         return f'python -c {shlex.quote(code)}'
-    start, names = asdict(preset(config.name, config.method)), [f.name for f in fields(Config) if f.name not in ('name', 'method', 'out')]
+    start = asdict(preset(config.name, config.method))
+    names = [f.name for f in fields(Config) if f.name not in ('name', 'method', 'out')]
     changes = {n: getattr(config, n) for n in names if getattr(config, n) != start[n]}
-    if preset(config.name, config.method, **changes).lr != config.lr: changes['lr'] = config.lr
+    if preset(config.name, config.method, **changes).lr != config.lr:
+        changes['lr'] = config.lr
     flags = ''.join(f' --{n.replace("_", "-")} {shlex.quote(str(v))}' for n, v in changes.items())
     return f'corrmatch train {config.name} --method {config.method}{flags} --out {where} --resume'
 
@@ -250,18 +319,52 @@ def summary_rows(
     log:RunLog, # from read_run
 )->list:        # (what, value)
     "Collect what a reader wants to know first."
-    c, s, v = log.config, log.state, log.val
-    rows = [('run', str(log.folder)), ('method', f'{c.method} from preset {c.name}'), ('state', f"{s['state']}, step {s.get('step', '?')} of {s.get('steps', '?')}"),
-            ('network', f'{c.backbone}, output stride {c.stride}, {c.n_classes} classes, weights {Path(c.weights).name or "random"}'),
-            ('data', f'{c.data or "generated scenes"}; labeled {c.labeled or c.toy_labeled}, unlabeled {c.unlabeled or c.toy_unlabeled}'),
-            ('step', f'{c.batch_x} labeled and {c.batch_u} unlabeled crops of {c.crop} pixels, seed {c.seed}, {c.precision}')]
+    c = log.config
+    s = log.state
+    v = log.val
+    rows = [
+        ('run', str(log.folder)),
+        ('method', f'{c.method} from preset {c.name}'),
+        ('state', f"{s['state']}, step {s.get('step', '?')} of {s.get('steps', '?')}"),
+        (
+            'network',
+            f'{c.backbone}, output stride {c.stride}, {c.n_classes} classes, weights '
+            f'{Path(c.weights).name or "random"}',
+        ),
+        (
+            'data',
+            f'{c.data or "generated scenes"}; labeled {c.labeled or c.toy_labeled}, unlabeled '
+            f'{c.unlabeled or c.toy_unlabeled}',
+        ),
+        (
+            'step',
+            f'{c.batch_x} labeled and {c.batch_u} unlabeled crops of {c.crop} pixels, seed {c.seed}, '
+            f'{c.precision}',
+        ),
+    ]
     if len(v.get('miou', ())):
         scores = best_scores(v)
         best = best_row(scores)
-        rows += [('best mIoU', f"{scores[best]:.2f} % at step {v['step'][best]:.0f}{' with averaged weights'*bool(scores[best] > v['miou'][best])}; choosing it on the validation list flatters it"), ('last mIoU', f"{v['miou'][-1]:.2f} % at step {v['step'][-1]:.0f}")]
-    if 'time' in s: rows.append(('noted', time.strftime('%Y-%m-%d %H:%M', time.localtime(s['time'])) + f", {s.get('processes', 1)} process(es)"))
+        rows += [
+            (
+                'best mIoU',
+                f"{scores[best]:.2f} % at step "
+                f"{v['step'][best]:.0f}{' with averaged weights' * bool(scores[best] > v['miou'][best])}; "
+                "choosing it on the validation list flatters it",
+            ),
+            ('last mIoU', f"{v['miou'][-1]:.2f} % at step {v['step'][-1]:.0f}"),
+        ]
+    if 'time' in s:
+        rows.append(
+            (
+                'noted',
+                time.strftime('%Y-%m-%d %H:%M', time.localtime(s['time']))
+                + f", {s.get('processes', 1)} process(es)",
+            )
+        )
     skipped = log.metrics.get('skipped', np.zeros(1))
-    if np.nanmax(skipped, initial=0): rows.append(('skipped steps', f'{np.nanmax(skipped):.0f} without a finite loss, see skipped.csv'))
+    if np.nanmax(skipped, initial=0):
+        rows.append(('skipped steps', f'{np.nanmax(skipped):.0f} without a finite loss, see skipped.csv'))
     return rows
 
 # %% ../../nbs/use/36_report.ipynb #57310b77
@@ -270,14 +373,25 @@ def class_rows(
 )->list:        # (class, best, last, change) as text, then the mean
     "Put each class's IoU at the best and the last validation of the network's own weights side by side."
     v = log.val
-    if not len(v.get('miou', ())): return []
+    if not len(v.get('miou', ())):
+        return []
     best = best_row(v['miou'])
     columns = [(n, v[f'iou_{n}']) for n in log.names if f'iou_{n}' in v] + [('mean', v['miou'])]
     ious = np.array([x for _, x in columns[:-1]]).reshape(len(columns)-1, len(v['miou']))
     if np.isnan(ious).any():  # classes that no validation mask shows
         other = 'all' if log.config.miou == 'present' else 'present'
-        columns.append((MEANS[other], np.nansum(ious, 0)/(len(ious) if other == 'all' else np.maximum((~np.isnan(ious)).sum(0), 1))))
-    def cells(x): return (ABSENT,)*3 if not np.isfinite(x[[best, -1]]).all() else (f'{x[best]:.1f}', f'{x[-1]:.1f}', f'{x[-1]-x[best]:+.1f}')
+        columns.append(
+            (
+                MEANS[other],
+                np.nansum(ious, 0)
+                / (len(ious) if other == 'all' else np.maximum((~np.isnan(ious)).sum(0), 1)),
+            )
+        )
+    def cells(x):
+        return (
+            (ABSENT,) * 3
+            if not np.isfinite(x[[best, -1]]).all()
+            else (f'{x[best]:.1f}', f'{x[-1]:.1f}', f'{x[-1] - x[best]:+.1f}'))
     return [(n, *cells(x)) for n, x in columns]
 
 # %% ../../nbs/use/36_report.ipynb #828b2be5
@@ -287,7 +401,8 @@ def _mask_picture(mask, colors, alt, longest=320):
     scale = longest/max(h, w)
     size = max(1, round(w*scale)), max(1, round(h*scale))
     small = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
-    return thumbnail(colorize(small, np.vstack([colors, np.zeros((256-len(colors), 3), np.uint8)])), alt, longest)
+    return thumbnail(
+        colorize(small, np.vstack([colors, np.zeros((256 - len(colors), 3), np.uint8)])), alt, longest)
 
 def _wrong(image, mask, label):
     "The picture in grey, pixels with a wrong label in orange, ignored ones white."
@@ -306,11 +421,18 @@ def example_cards(
     cards, c = [], scored.config
     for row, (image, mask) in zip(rows, eval_pairs(scored.sources.val, scored.device, rows)):
         label, _, mask = (t[0].cpu().numpy() for t in _predict(scored.model, image, mask, c))
-        picture, name = np.asarray(scored.sources.val.read_image(row)), str(scored.sources.val.names[row])
+        picture = np.asarray(scored.sources.val.read_image(row))
+        name = str(scored.sources.val.names[row])
         if c.evaluation == 'center':
-            picture = center_crop(torch.from_numpy(picture.copy()).permute(2, 0, 1), c.crop).permute(1, 2, 0).numpy()
-        panels = [thumbnail(picture, f'picture {name}'), _mask_picture(mask, colors, 'its mask'),
-                  _mask_picture(label, colors, 'the prediction'), thumbnail(_wrong(picture, mask, label), 'its mistakes')]
+            picture = (
+                center_crop(torch.from_numpy(picture.copy()).permute(2, 0, 1), c.crop)
+                .permute(1, 2, 0)
+                .numpy()
+            )
+        panels = [
+            thumbnail(picture, f'picture {name}'), _mask_picture(mask, colors, 'its mask'),
+            _mask_picture(label, colors, 'the prediction'),
+            thumbnail(_wrong(picture, mask, label), 'its mistakes')]
         score = 100*scored.scores.get(row, float('nan'))
         cards.append(Card(panels, f'{name}, mean IoU of its classes {score:.1f} %'))
     return cards
@@ -330,14 +452,16 @@ def scored_sections(
     alt = 'confusion matrix; the commonest mistakes follow as a table'
     figure = embed(figure_png(draw_confusion(confusion, log.names)), alt)
     mistakes = [(t, p, f'{a:.1f}', f'{b:.1f}') for t, p, a, b in confusions(confusion, log.names)]
-    return dict(told=told, confusion=figure, mistakes=mistakes, worst=example_cards(scored, order[:n], log.colors),
-                best=example_cards(scored, order[:-n-1:-1], log.colors))
+    return dict(
+        told=told, confusion=figure, mistakes=mistakes, worst=example_cards(scored, order[:n], log.colors),
+        best=example_cards(scored, order[: -n - 1 : -1], log.colors))
 
 # %% ../../nbs/use/36_report.ipynb #7ce0ba31
 def _curve_card(panel):
     "One panel as a card."
     fig, ax = plt.subplots(figsize=(4.6, 2.9), layout='constrained')
-    draw_panel(panel, ax); plt.close(fig)
+    draw_panel(panel, ax)
+    plt.close(fig)
     return Card([embed(figure_png(fig), f'curve over the steps: {panel.title}')])
 
 # %% ../../nbs/use/36_report.ipynb #2999b24b
@@ -346,17 +470,21 @@ def report_html(
     scored=None, # Scored; or a text that says why there is none
 )->str:          # a whole page
     "Write the report of a run."
-    c, panels, where = log.config, run_panels(log), shlex.quote(str(log.folder))
+    c = log.config
+    panels = run_panels(log)
+    where = shlex.quote(str(log.folder))
     def curves(*names): return [_curve_card(panels[n]) for n in names if n in panels]
-    changed = [(f.name, getattr(c, f.name), f.default) for f in fields(Config) if getattr(c, f.name) != f.default]
-    commands = [resume_command(c, log.folder), f'corrmatch eval {where}',
-                f'corrmatch predict {where} PICTURES --out predictions', f'corrmatch export {where} --format onnx']
+    changed = [
+        (f.name, getattr(c, f.name), f.default) for f in fields(Config) if getattr(c, f.name) != f.default]
+    commands = [
+        resume_command(c, log.folder), f'corrmatch eval {where}',
+        f'corrmatch predict {where} PICTURES --out predictions', f'corrmatch export {where} --format onnx']
     shown = scored_sections(scored, log) if isinstance(scored, Scored) else scored and str(scored)
-    page = render_page('report.html', f'Run {log.folder.resolve().name}', summary=summary_rows(log),
-                       classes=class_rows(log), legend=list(zip(log.names, log.colors.tolist())), scored=shown,
-                       validation=curves('miou', 'iou'), quality=curves('tau', 'coverage', 'accuracy'),
-                       accuracy='accuracy' in panels, training=curves('loss', 'terms', 'lr', 'speed'),
-                       changed=changed, commands=commands)
+    page = render_page(
+        'report.html', f'Run {log.folder.resolve().name}', summary=summary_rows(log), classes=class_rows(log),
+        legend=list(zip(log.names, log.colors.tolist())), scored=shown, validation=curves('miou', 'iou'),
+        quality=curves('tau', 'coverage', 'accuracy'), accuracy='accuracy' in panels,
+        training=curves('loss', 'terms', 'lr', 'speed'), changed=changed, commands=commands)
     return page.decode()
 
 # %% ../../nbs/use/36_report.ipynb #6dd05d3d
@@ -369,11 +497,16 @@ def write_report(
     **changes,                # fields of the record to change, such as data=NEW_PLACE
 )->str:                       # one line: what was written
     "Write the report of a run as one HTML file; what cannot be had is said in it."
-    log, path = read_run(folder), Path(out or Path(folder)/'report.html')
-    if out: path.parent.mkdir(parents=True, exist_ok=True)
+    log = read_run(folder)
+    path = Path(out or Path(folder)/'report.html')
+    if out:
+        path.parent.mkdir(parents=True, exist_ok=True)
     check_place(path)
     scored:Any = None
-    try: scored = score_run(folder, checkpoint, most, device, **changes)
-    except DataError as e: scored = str(e)
+    try:
+        scored = score_run(folder, checkpoint, most, device, **changes)
+    except DataError as e:
+        scored = str(e)
     write_atomic(path, report_html(log, scored).encode())
-    return f'{run_line(log)}\n{path}: {path.stat().st_size/1000:.0f} KB' + (f'; left out: confusion and pictures ({scored})' if isinstance(scored, str) else '')
+    return f'{run_line(log)}\n{path}: {path.stat().st_size / 1000:.0f} KB' + (
+        f'; left out: confusion and pictures ({scored})' if isinstance(scored, str) else '')

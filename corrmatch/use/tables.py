@@ -41,17 +41,22 @@ _ROWS = (
     ('voc', 'supervised', 0, (45.1, 55.3, 64.8, 69.7, 73.5), _CVPR),
     ('voc', 'unimatch', 0, (75.2, 77.2, 78.8, 79.9, 81.2), _CVPR),
     ('voc', 'corrmatch', 0, (76.4, 78.5, 79.4, 80.6, 81.8), _CVPR),
-    ('voc', 'corrmatch', 321, (76.2, 78.3, 78.9, 80.4, 81.3), 'an earlier edition of arXiv 2306.04300, crop 321 alone'),
+    (
+        'voc', 'corrmatch', 321, (76.2, 78.3, 78.9, 80.4, 81.3),
+        'an earlier edition of arXiv 2306.04300, crop 321 alone'),
     ('cityscapes', 'supervised', 0, (65.7, 72.5, 74.4, 77.8), _CVPR),
     ('cityscapes', 'unimatch', 0, (76.6, 77.9, 79.2, 79.5), _CVPR),
-    ('cityscapes', 'corrmatch', 0, (77.3, 78.5, 79.4, 80.4), _CVPR))
+    ('cityscapes', 'corrmatch', 0, (77.3, 78.5, 79.4, 80.4), _CVPR),
+)
 
 # %% ../../nbs/use/39_tables.ipynb #901140aa
 def published_cells(
 )->tuple: # of Published
     "List every published number with its source."
-    return tuple(Published(f'{family}_{labels}', method, crop, miou, source)
-                 for family, method, crop, numbers, source in _ROWS for labels, miou in zip(_LABELS[family], numbers, strict=True))
+    return tuple(
+        Published(f'{family}_{labels}', method, crop, miou, source)
+        for family, method, crop, numbers, source in _ROWS
+        for labels, miou in zip(_LABELS[family], numbers, strict=True))
 
 def published(
     name:str,   # preset
@@ -74,7 +79,10 @@ class Result(NamedTuple):
 def _test_scores(folder):
     "mIoU of best.pt and last.pt on a second list."
     path = Path(folder)/'test.csv'
-    rows = {r['checkpoint']: float(r['miou']) for r in csv.DictReader(path.read_text().splitlines())} if path.exists() else {}
+    rows = (
+        {r['checkpoint']: float(r['miou']) for r in csv.DictReader(path.read_text().splitlines())}
+        if path.exists()
+        else {})
     return tuple(rows.get(name, math.nan) for name in ('best', 'last'))
 
 # %% ../../nbs/use/39_tables.ipynb #7b874903
@@ -85,12 +93,18 @@ def read_results(
     found, left = dict[Path, Run](), []
     for root in roots:
         runs = list_runs(root)
-        if not runs: raise ValueError(f'{root}: no run folder there (no config.json at any depth); give run folders or a folder that holds some')
+        if not runs:
+            raise ValueError(
+                f'{root}: no run folder there (no config.json at any depth); give run folders or a folder '
+                'that holds some'
+            )
         found |= {run.folder.resolve(): run for run in runs}
     results = []
     for run in found.values():
-        if run.state != 'finished': left.append(f'{run.folder}: {run.state} at step {run.step} of {run.steps}')
-        elif math.isnan(run.best): left.append(f'{run.folder}: finished, but val.csv holds no scores')
+        if run.state != 'finished':
+            left.append(f'{run.folder}: {run.state} at step {run.step} of {run.steps}')
+        elif math.isnan(run.best):
+            left.append(f'{run.folder}: finished, but val.csv holds no scores')
         else:
             config = recorded_config(read_record(run.folder), str(run.folder/'config.json'))
             results.append(Result(run.folder, config, run.best, run.last, _test_scores(run.folder)))
@@ -98,15 +112,27 @@ def read_results(
 
 # %% ../../nbs/use/39_tables.ipynb #b300c70f
 _TRAIN = MappingProxyType(dict(voc=10582, cityscapes=2975))  # pictures, labeled and unlabeled
-_LABELED = MappingProxyType({**{f'voc_{n}': int(n) for n in _LABELS['voc']}, 'voc_1_16': 662, 'voc_1_8': 1323, 'voc_1_4': 2646,
-                             'cityscapes_1_30': 100, 'cityscapes_1_16': 186, 'cityscapes_1_8': 372, 'cityscapes_1_4': 744, 'cityscapes_1_2': 1488})
+_LABELED = MappingProxyType(
+    {
+        **{f'voc_{n}': int(n) for n in _LABELS['voc']},
+        'voc_1_16': 662,
+        'voc_1_8': 1323,
+        'voc_1_4': 2646,
+        'cityscapes_1_30': 100,
+        'cityscapes_1_16': 186,
+        'cityscapes_1_8': 372,
+        'cityscapes_1_4': 744,
+        'cityscapes_1_2': 1488,
+    }
+)
 
 # %% ../../nbs/use/39_tables.ipynb #51b8e1a3
 def paper_steps(
     config:Config, # of a preset with published lists
 ):                 # int; None for another preset
     "Steps of a run with unlabeled pictures: passes over the unlabeled list."
-    if config.name not in _LABELED: return None
+    if config.name not in _LABELED:
+        return None
     return config.epochs*(_TRAIN[config.name.split('_')[0]] - _LABELED[config.name])//config.batch_u
 
 # %% ../../nbs/use/39_tables.ipynb #06806c52
@@ -115,11 +141,16 @@ def changed_fields(
 )->dict:           # field -> value, where it is not the preset's
     "Say how a run departs from its preset."
     known = config.name in PRESETS
-    base = preset(config.name if known else 'vocanimals', config.method)  # what a folder of one's own starts from (chapter 22)
-    if known and config.scale_lr: base = replace(base, lr=preset(config.name, config.method, batch_x=config.batch_x, batch_u=config.batch_u).lr)
+    # what a folder of one's own starts from (chapter 22)
+    base = preset(config.name if known else 'vocanimals', config.method)
+    if known and config.scale_lr:
+        base = replace(
+            base, lr=preset(config.name, config.method, batch_x=config.batch_x, batch_u=config.batch_u).lr)
     plain = {'name', 'method', 'seed', 'labeled', 'unlabeled', *HARMLESS}
-    if base.precision == 'auto': plain.add('precision')   # recorded as what it became
-    if not base.steps and config.steps == paper_steps(config): plain.add('steps')
+    if base.precision == 'auto':
+        plain.add('precision')   # recorded as what it became
+    if not base.steps and config.steps == paper_steps(config):
+        plain.add('steps')
     now, before = asdict(config), asdict(base)
     changes = {k: v for k, v in now.items() if k not in plain and v != before[k]}
     return changes | {k: Path(changes[k]).name for k in ('weights',) if k in changes}
@@ -135,7 +166,8 @@ def data_name(
 # %% ../../nbs/use/39_tables.ipynb #7df3ba00
 def _settings(config):
     "What must agree among runs that share a row: changes, and what a preset leaves to the run."
-    return {k: getattr(config, k) for k in ('precision', 'steps', 'labeled', 'unlabeled')} | changed_fields(config)
+    return {k: getattr(config, k) for k in ('precision', 'steps', 'labeled', 'unlabeled')} | changed_fields(
+        config)
 
 # %% ../../nbs/use/39_tables.ipynb #ac773dd3
 def differing_fields(
@@ -145,11 +177,14 @@ def differing_fields(
     "Find the fields in which runs differ although nobody said so."
     seen, absent = dict[str, dict](), '(preset)'
     for r in results:
-        for field, value in _settings(r.config).items(): seen.setdefault(field, {})[r.folder] = value
+        for field, value in _settings(r.config).items():
+            seen.setdefault(field, {})[r.folder] = value
     groups = dict[str, dict]()
     for field, values in seen.items():
-        if field in vary or 'any' in vary: continue
-        for r in results: groups.setdefault(field, {}).setdefault(values.get(r.folder, absent), []).append(r.folder.name)
+        if field in vary or 'any' in vary:
+            continue
+        for r in results:
+            groups.setdefault(field, {}).setdefault(values.get(r.folder, absent), []).append(r.folder.name)
     return {field: group for field, group in groups.items() if len(group) > 1}
 
 def check_alike(
@@ -158,9 +193,15 @@ def check_alike(
 ):           # None; raises ValueError
     "Refuse to put runs with different settings beside each other unasked."
     for data in dict.fromkeys(data_name(r.config) for r in results):
-        for field, group in differing_fields([r for r in results if data_name(r.config) == data], vary).items():
-            values = '; '.join(f'{value}: {", ".join(folders[:3])}{", ..." if len(folders) > 3 else ""}' for value, folders in group.items())
-            raise ValueError(f'{data}: the runs differ in {field} ({values}); leave some out, or say --vary {field} to give each value rows of its own')
+        for field, group in differing_fields(
+            [r for r in results if data_name(r.config) == data], vary).items():
+            values = '; '.join(
+                f'{value}: {", ".join(folders[:3])}{", ..." if len(folders) > 3 else ""}'
+                for value, folders in group.items())
+            raise ValueError(
+                f'{data}: the runs differ in {field} ({values}); leave some out, or say --vary {field} to '
+                'give each value rows of its own'
+            )
 
 # %% ../../nbs/use/39_tables.ipynb #b3a26d0a
 def mean_sd(
@@ -186,17 +227,30 @@ class Row(NamedTuple):
 def _other_lists(config):
     "Lists that are not those of the preset, by the name of the split and the file."
     base = preset(config.name, config.method)
-    return {k: v for k in ('labeled', 'unlabeled') if (v := getattr(config, k)) and Path(v).parts[-2:] != Path(getattr(base, k)).parts[-2:]}
+    return {
+        k: v
+        for k in ('labeled', 'unlabeled')
+        if (v := getattr(config, k)) and Path(v).parts[-2:] != Path(getattr(base, k)).parts[-2:]}
 
 def _make_row(label, group):
     "Average the runs of one row."
-    seeds, config = [r.config.seed for r in group], group[0].config
+    seeds = [r.config.seed for r in group]
+    config = group[0].config
     for seed in seeds:
         twice = [str(r.folder) for r in group if r.config.seed == seed]
-        if len(twice) > 1: raise ValueError(f'seed {seed} of {label[0]}, {label[1]} was run twice ({", ".join(twice)}); leave one out')
+        if len(twice) > 1:
+            raise ValueError(
+                f'seed {seed} of {label[0]}, {label[1]} was run twice ({", ".join(twice)}); leave one out')
     tests = [sum(r.test[i] for r in group)/len(group) for i in (0, 1)]
-    return Row(*label, tuple(sorted(seeds)), mean_sd([r.best for r in group]), mean_sd([r.last for r in group]), tuple(tests),
-               (cell := published(config.name, config.method, config.crop)), changed_fields(config) | (_other_lists(config) if cell else {}))
+    return Row(
+        *label,
+        tuple(sorted(seeds)),
+        mean_sd([r.best for r in group]),
+        mean_sd([r.last for r in group]),
+        tuple(tests),
+        (cell := published(config.name, config.method, config.crop)),
+        changed_fields(config) | (_other_lists(config) if cell else {}),
+    )
 
 # %% ../../nbs/use/39_tables.ipynb #58c24939
 def make_rows(
@@ -206,30 +260,39 @@ def make_rows(
     "Group runs by data, method and varied fields."
     check_alike(results, vary)
     same, groups = dict[str, list](), dict[tuple, list]()
-    for r in results: same.setdefault(data_name(r.config), []).append(r)
+    for r in results:
+        same.setdefault(data_name(r.config), []).append(r)
     for data, runs in same.items():
         differ = differing_fields(runs)
         for r in runs:
-            shown = [k for k in _settings(r.config) if k in differ or k in vary and k in changed_fields(r.config)]
+            shown = [
+                k for k in _settings(r.config) if k in differ or k in vary and k in changed_fields(r.config)]
             label = ', '.join([r.config.method] + [f'{k}={_settings(r.config)[k]}' for k in shown])
             groups.setdefault((data, label), []).append(r)
     presets, methods = list(PRESETS), list(METHODS)
     def place(item):
         config = item[1][0].config
-        return presets.index(config.name) if config.name in presets else len(presets), item[0][0], methods.index(config.method), len(item[0][1]), item[0][1]
+        return (
+            presets.index(config.name) if config.name in presets else len(presets), item[0][0],
+            methods.index(config.method), len(item[0][1]), item[0][1])
     return [_make_row(label, group) for label, group in sorted(groups.items(), key=place)]
 
 # %% ../../nbs/use/39_tables.ipynb #e3ff3b1e
-_AS_PUBLISHED = MappingProxyType({('voc', 'unimatch'): dict(stride=16), ('cityscapes', 'unimatch'): dict(stride=16, ohem=200_000)})
+_AS_PUBLISHED = MappingProxyType(
+    {('voc', 'unimatch'): dict(stride=16), ('cityscapes', 'unimatch'): dict(stride=16, ohem=200_000)})
 
 # %% ../../nbs/use/39_tables.ipynb #0ec66a9d
 def departures(
     row:Row, # of a table
 )->list:     # of 'field=value'; empty where the row is the published experiment, or has none
     "Say in what a row is not the experiment whose published number stands beside it."
-    if not row.cell or not row.seeds: return []
+    if not row.cell or not row.seeds:
+        return []
     experiment = row.cell.preset.split('_')[0], row.cell.method
-    wanted = dict(crop=513) if (*experiment, row.cell.crop) == ('voc', 'corrmatch', 0) else _AS_PUBLISHED.get(experiment, {})
+    wanted = (
+        dict(crop=513)
+        if (*experiment, row.cell.crop) == ('voc', 'corrmatch', 0)
+        else _AS_PUBLISHED.get(experiment, {}))
     found = [f'{k}={v}' for k, v in row.changes.items() if k != 'weights' and wanted.get(k) != v]
     found += [f'{k} is not {v}' for k, v in wanted.items() if k not in row.changes]
     return found + ['no pretrained weights']*('weights' not in row.changes)
@@ -255,9 +318,19 @@ def _pm(pair, sign=''):
 
 def _cells(row):
     "The texts of one row."
-    star, paper = '*'*bool(departures(row)), '' if row.cell is None else f'{row.cell.miou:.1f}' + f' (crop {row.cell.crop})'*bool(row.cell.crop)
-    return (row.data, row.method + star, str(len(row.seeds) or ''), _pm(row.best), _pm(row.last), *[_pm((t, math.nan)) for t in row.test],
-            paper, _pm((row.difference, math.nan), '+') )
+    star = '*'*bool(departures(row))
+    paper = (
+        '' if row.cell is None else f'{row.cell.miou:.1f}' + f' (crop {row.cell.crop})' * bool(row.cell.crop))
+    return (
+        row.data,
+        row.method + star,
+        str(len(row.seeds) or ''),
+        _pm(row.best),
+        _pm(row.last),
+        *[_pm((t, math.nan)) for t in row.test],
+        paper,
+        _pm((row.difference, math.nan), '+'),
+    )
 
 def _columns(table):
     "Leave out columns in which nothing stands."
@@ -270,12 +343,19 @@ def table_notes(
     left=(), # lines about unfinished runs
 )->list:  # of lines
     "Say what a reader must know beside the table."
-    notes = ['mIoU in percent; best: highest of the validations, selected on val itself; ±: standard deviation over seeds (n-1)']
+    notes = [
+        'mIoU in percent; best: highest of the validations, selected on val itself; ±: standard deviation '
+        'over seeds (n-1)'
+    ]
     for data in dict.fromkeys(r.data for r in rows if r.seeds):
         changes = [r.changes for r in rows if r.data == data and r.seeds]
         common = [f'{k}={v}' for k, v in changes[0].items() if all(c.get(k) == v for c in changes)]
-        if common: notes.append(f'{data}, all rows: {", ".join(common)}')
-    notes += [f'*: {r.data}, {r.method} is not the experiment of the paper: {", ".join(departures(r))}' for r in rows if departures(r)]
+        if common:
+            notes.append(f'{data}, all rows: {", ".join(common)}')
+    notes += [
+        f'*: {r.data}, {r.method} is not the experiment of the paper: {", ".join(departures(r))}'
+        for r in rows
+        if departures(r)]
     sources = dict.fromkeys(r.cell.source for r in rows if r.cell)
     notes += [f'paper: {source}' for source in sources]
     return notes + [f'not in the table: {line}' for line in left]
@@ -287,20 +367,41 @@ def format_table(
     left=(),    # lines about unfinished runs
 )->str:
     "Write a table."
-    table, notes = _columns([_HEAD, *map(_cells, rows)]), table_notes(rows, left)
-    if style == 'text': return '\n'.join([text_table(table, (0, 1)), *notes])
+    table = _columns([_HEAD, *map(_cells, rows)])
+    notes = table_notes(rows, left)
+    if style == 'text':
+        return '\n'.join([text_table(table, (0, 1)), *notes])
     if style == 'markdown':
         lines = ['| ' + ' | '.join(line) + ' |' for line in table]
         return '\n'.join([lines[0], '| --- '*len(table[0]) + '|', *lines[1:], '', *[f'- {n}' for n in notes]])
-    if style == 'csv': return _csv(rows)
+    if style == 'csv':
+        return _csv(rows)
     raise ValueError(f"style='{style}': use text, markdown or csv")
 
 def _csv(rows):
     "One line a row, numbers in full."
-    names = 'data method seeds best best_sd last last_sd test_best test_last paper difference source changes'.split()
-    csv.writer(out := io.StringIO(), lineterminator='\n').writerows([names, *[
-        [r.data, r.method, ' '.join(map(str, r.seeds)), *['' if math.isnan(v) else round(v, 4) for v in (*r.best, *r.last, *r.test)], r.cell.miou if r.cell else '',
-         '' if math.isnan(r.difference) else round(r.difference, 4), r.cell.source if r.cell else '', ' '.join(f'{k}={v}' for k, v in r.changes.items())] for r in rows]])
+    names = (
+        'data method seeds best best_sd last last_sd test_best test_last paper difference source '
+        'changes'
+    ).split()
+    csv.writer(out := io.StringIO(), lineterminator='\n').writerows(
+        [
+            names,
+            *[
+                [
+                    r.data,
+                    r.method,
+                    ' '.join(map(str, r.seeds)),
+                    *['' if math.isnan(v) else round(v, 4) for v in (*r.best, *r.last, *r.test)],
+                    r.cell.miou if r.cell else '',
+                    '' if math.isnan(r.difference) else round(r.difference, 4),
+                    r.cell.source if r.cell else '',
+                    ' '.join(f'{k}={v}' for k, v in r.changes.items()),
+                ]
+                for r in rows
+            ],
+        ]
+    )
     return out.getvalue()
 
 # %% ../../nbs/use/39_tables.ipynb #6c5c6837
@@ -312,7 +413,8 @@ def table_of(
 )->str:
     "Collect runs and write their table."
     results, left = read_results(roots) if roots else ([], [])
-    if not results and not paper: raise ValueError(f'no finished run in {", ".join(map(str, roots))}: {"; ".join(left)}')
+    if not results and not paper:
+        raise ValueError(f'no finished run in {", ".join(map(str, roots))}: {"; ".join(left)}')
     rows = make_rows(results, vary)
     return format_table(with_empty_cells(rows) if paper else rows, style, left)
 
@@ -326,23 +428,39 @@ def cell_command(
     "Write the command that measures a published cell."
     family = cell.preset.split('_')[0]
     options = [f'--data data/{family}', f'--weights {weights}', f'--seed {seed}']
-    if cell.method != 'corrmatch': options.insert(0, f'--method {cell.method}')
-    if cell.method == 'supervised': options.append(f'--steps {paper_steps(preset(cell.preset))}')
-    if cell.method == 'unimatch': options += ['--stride 16'] + ['--ohem 200000']*(family == 'cityscapes')
+    if cell.method != 'corrmatch':
+        options.insert(0, f'--method {cell.method}')
+    if cell.method == 'supervised':
+        options.append(f'--steps {paper_steps(preset(cell.preset))}')
+    if cell.method == 'unimatch':
+        options += ['--stride 16'] + ['--ohem 200000']*(family == 'cityscapes')
     large = (family, cell.method, cell.crop) == ('voc', 'corrmatch', 0)  # the row that mixes crops
-    if large: options.append('--crop 513')
+    if large:
+        options.append('--crop 513')
     start = f'torchrun --nproc_per_node={gpus} -m corrmatch' if gpus > 1 else 'corrmatch'
-    return f'{start} train {cell.preset} {" ".join(options)} --out runs/paper/{cell.preset}_{cell.method}{"_513"*large}_s{seed}'
+    return (
+        f'{start} train {cell.preset} {" ".join(options)} --out '
+        f'runs/paper/{cell.preset}_{cell.method}{"_513" * large}_s{seed}'
+    )
 
 # %% ../../nbs/use/39_tables.ipynb #d406155c
 def _pass_operations(model, n, crop, perturb, backward):
     "Operations of one pass over n pictures; the network lies on the meta device."
     with torch.device('meta'), FlopCounterMode(display=False) as counter:
-        out = model(torch.empty(n, 3, crop, crop), perturb=perturb, **(dict(correlate=False) if hasattr(model, 'corr') else {}))
-        ends = [out.logits] + [out.logits_fp]*perturb + (list(model.corr(model.proj(out.feats))) if hasattr(model, 'corr') and backward else [])
-        if backward: sum(end.sum() for end in ends).backward()
+        out = model(
+            torch.empty(n, 3, crop, crop),
+            perturb=perturb,
+            **(dict(correlate=False) if hasattr(model, 'corr') else {}),
+        )
+        ends = (
+            [out.logits]
+            + [out.logits_fp] * perturb
+            + (list(model.corr(model.proj(out.feats))) if hasattr(model, 'corr') and backward else []))
+        if backward:
+            sum(end.sum() for end in ends).backward()
     positions = out.feats.shape[-1]*out.feats.shape[-2]
-    return counter.get_total_flops() + (12*n*model.n_classes*positions**2 if hasattr(model, 'corr') and backward else 0)
+    return counter.get_total_flops() + (
+        12 * n * model.n_classes * positions**2 if hasattr(model, 'corr') and backward else 0)
 
 # %% ../../nbs/use/39_tables.ipynb #529ad21d
 @lru_cache(32)
@@ -350,12 +468,15 @@ def step_operations(
     config:Config, # network, crop, batch, method
 )->int:            # multiplications and additions
     "Count the operations of one training step without running it."
-    with torch.device('meta'): model = make_model(replace(config, weights=''))[0].train()
-    if not uses_unlabeled(config): return _pass_operations(model, config.batch_x, config.crop, False, True)
+    with torch.device('meta'):
+        model = make_model(replace(config, weights=''))[0].train()
+    if not uses_unlabeled(config):
+        return _pass_operations(model, config.batch_x, config.crop, False, True)
     total = _pass_operations(model, config.batch_x+config.batch_u, config.crop, config.w_fp != 0, True)
     total += _pass_operations(model, config.batch_u*config.strong_views, config.crop, False, True)
     if config.cutmix in ('same_image', 'other_image'):
-        with torch.no_grad(): total += _pass_operations(model, config.batch_u, config.crop, False, False)
+        with torch.no_grad():
+            total += _pass_operations(model, config.batch_u, config.crop, False, False)
     return total
 
 # %% ../../nbs/use/39_tables.ipynb #d8200ac8
@@ -364,10 +485,13 @@ def evaluation_operations(
     config:Config, # of a preset of the paper
 )->int:            # multiplications and additions
     "Count the operations of one validation."
-    with torch.device('meta'): model = make_model(replace(config, weights=''))[0].eval()
+    with torch.device('meta'):
+        model = make_model(replace(config, weights=''))[0].eval()
     n, h, w = (500, 1024, 2048) if config.name.startswith('city') else (1449, 375, 500)
-    with torch.no_grad(): window = _pass_operations(model, 1, config.crop, False, False)
-    if config.evaluation != 'slide': return round(n*h*w*window/config.crop**2)
+    with torch.no_grad():
+        window = _pass_operations(model, 1, config.crop, False, False)
+    if config.evaluation != 'slide':
+        return round(n*h*w*window/config.crop**2)
     starts = window_starts(h, int(2/3*config.crop)), window_starts(w, int(2/3*config.crop))
     pixels = math.prod(sum(min(config.crop, side - s) for s in ss) for side, ss in zip((h, w), starts))
     return round(n*pixels*window/config.crop**2)
