@@ -3,6 +3,8 @@ import ast
 import io
 import json
 import re
+import subprocess
+import sys
 import tokenize
 from collections import Counter
 from pathlib import Path
@@ -300,15 +302,105 @@ def test_imports(path):
             if isinstance(n, ast.ImportFrom) and any(a.name == '*' for a in n.names)])
 
 
-@each_notebook
-def test_exported_cells_are_short(path):
+LONGEST_BODY = 25  # lines of a function, without signature, comments of arguments and docstring
+
+
+def body_lines(node):
+    "Lines of code in the body of a function."
+    body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_functions_are_short():
     lines = []
+    for path in sorted((ROOT/'corrmatch').rglob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.FunctionDef) and body_lines(node) > LONGEST_BODY:
+                lines.append(f'{path.relative_to(ROOT)}: {node.name} has {body_lines(node)} lines')
+    faults(lines)
+
+
+def test_style_of_the_code():
+    "Lines of 110 characters, one statement a line, no unused name: what ruff.toml asks for."
+    pytest.importorskip('ruff', reason='needs ruff, of the extra `dev`')
+    done = subprocess.run(
+        [sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise'], cwd=ROOT,
+        capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def exported_names():
+    "{public name: modules whose __all__ holds it}"
+    found = {}
+    for path in (ROOT/'corrmatch').rglob('*.py'):
+        module = '.'.join(path.relative_to(ROOT/'corrmatch').with_suffix('').parts)
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            if (
+                module not in ENTRY
+                and isinstance(node, ast.Assign)
+                and getattr(node.targets[0], 'id', '') == '__all__'):
+                for name in ast.literal_eval(node.value):
+                    found.setdefault(name, []).append(module)
+    return found
+
+
+def test_a_public_name_means_one_thing():
+    faults(
+        [f'{name}: {", ".join(modules)}' for name, modules in exported_names().items() if len(modules) > 1])
+
+
+def test_few_packed_assignments():
+    "Tuples that are packed to save a line: at most 1.5 in a hundred lines of the package."
+    packed = lines = 0
+    for path in (ROOT/'corrmatch').rglob('*.py'):
+        if path.name == '_modidx.py':
+            continue
+        text = path.read_text(encoding='utf-8')
+        lines += sum(bool(line.strip()) and not line.strip().startswith('#') for line in text.splitlines())
+        packed += sum(
+            isinstance(n, ast.Assign)
+            and isinstance(n.targets[0], ast.Tuple)
+            and isinstance(n.value, ast.Tuple)
+            for n in ast.walk(ast.parse(text)))
+    assert packed <= .015*lines, f'{packed} in {lines} lines'
+
+
+def test_few_files_of_results():
+    files = [p.name for p in (ROOT/'nbs'/'results').rglob('*') if p.is_file() and p.suffix != '.ipynb']
+    assert len(files) <= 15, f'{len(files)} files'
+
+
+OUT = {  # words that the book does not use, and what it says instead
+    r'pictures?': 'image', r'labels alone': 'supervised-only', r'look-?alikes?': 'similar positions', r'likeness': 'similarity',
+    r'whisper\w*': 'gives a small weight', r'(un)?taught': 'trained', r'literal(ly)?': 'naive', r'hopeless': 'should abort',
+    r'[Ww]ho(ever)? (halves|reads|wants|finds|counts|needs|looks|knows)': 'if you', r'from cheap to dear': 'from cheap to expensive'}
+ALLOWED = re.compile(
+    r'`[^`]*`|"[^"\n]*"|\[[^\]]*\]\([^)]*\)|typing\.Literal|Literal\[|ast\.literal_eval|import Literal\w*|, Literal\b|Literal,'
+)
+
+
+def prose_of(path):
+    "Yield (cell, text) of what a reader reads: prose, comments and docstrings."
     for cell in read(path):
-        length = sum(bool(l.strip()) for l in cell.source.splitlines())
-        one_class = sum(isinstance(n, ast.ClassDef) for n in cell.tree.body) == len(cell.tree.body) == 1
-        imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.tree.body)
-        if cell.exported and length > 25 and not one_class and not imports:
-            lines.append(f'{path.name} cell {cell.number}: {length} lines')
+        if cell.kind == 'markdown':
+            yield cell.number, cell.source
+            continue
+        comments = re.findall(r'#(?!\|)(.*)$', cell.source, re.M)
+        docs = [
+            ast.get_docstring(n) or ''
+            for n in ast.walk(cell.tree)
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        yield cell.number, '\n'.join(comments + docs)
+
+
+@each_notebook
+def test_words_of_the_field(path):
+    lines = []
+    for number, text in prose_of(path):
+        text = ALLOWED.sub('', text)
+        for word, instead in OUT.items():
+            if found := re.search(rf'\b{word}\b', text):
+                lines.append(f'{path.name} cell {number}: "{found[0]}"; say {instead}')
     faults(lines)
 
 
