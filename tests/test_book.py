@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
 NUMBERED = sorted((p for p in NOTEBOOKS if re.match(r'\d', p.name)), key=lambda p: p.name)
 LESSONS = [p for p in NUMBERED if p.parent.name == 'method']
-# A part of the book is a folder of nbs/ and a subpackage: what its modules may import of the others ('' is the root of the package).
+# A part of the book is a folder of nbs/ and a subpackage: what its modules may import of the others.
+# '' is the root of the package.
 # Two modules of a part, or of two parts that name each other, may not import each other in a circle.
 PARTS = {
     'start': (), 'method': ('method',), '': ('',), 'data': ('', 'data', 'engine', 'method'),
@@ -80,7 +81,7 @@ def is_patch(node):
 
 
 def flows(tree):
-    "Pairs (names read, names made or changed by means of them) of a cell's statements, functions and classes."
+    "Pairs (names read, names made or changed by them) of a cell's statements, functions and classes."
     pairs = []
     for n in ast.walk(tree):
         if isinstance(n, (ast.FunctionDef, ast.ClassDef)):
@@ -371,12 +372,14 @@ def test_few_files_of_results():
 
 
 OUT = {  # words that the book does not use, and what it says instead
-    r'pictures?': 'image', r'labels alone': 'supervised-only', r'look-?alikes?': 'similar positions', r'likeness': 'similarity',
-    r'whisper\w*': 'gives a small weight', r'(un)?taught': 'trained', r'literal(ly)?': 'naive', r'hopeless': 'should abort',
-    r'[Ww]ho(ever)? (halves|reads|wants|finds|counts|needs|looks|knows)': 'if you', r'from cheap to dear': 'from cheap to expensive'}
+    r'pictures?': 'image', r'labels alone': 'supervised-only', r'look-?alikes?': 'similar positions',
+    r'likeness': 'similarity', r'whisper\w*': 'gives a small weight', r'(un)?taught': 'trained',
+    r'literal(ly)?': 'naive', r'hopeless': 'should abort', r'from cheap to dear': 'from cheap to expensive',
+    r'[Ww]ho(ever)? (halves|reads|wants|finds|counts|needs|looks|knows)': 'if you'}
 ALLOWED = re.compile(
-    r'`[^`]*`|"[^"\n]*"|\[[^\]]*\]\([^)]*\)|typing\.Literal|Literal\[|ast\.literal_eval|import Literal\w*|, Literal\b|Literal,'
-)
+    r'`[^`]*`|"[^"\n]*"|\[[^\]]*\]\([^)]*\)|typing\.Literal|Literal\[|ast\.literal_eval|'
+    r'import Literal\w*|, Literal\b|Literal,')
+
 
 
 def prose_of(path):
