@@ -23,9 +23,10 @@ demo: $(VENV)/installed  ## Train three times on the generated world and compare
 	$(BIN)/corrmatch demo $(ARGS)
 
 test: $(VENV)/installed-dev browser  ## Check that code and notebooks agree, run all notebooks and all tests
+	$(BIN)/python -m ruff check
 	$(BIN)/python tools/sync.py
 	$(ONE_THREAD) timeout -k 10 900 $(BIN)/nbdev_test --n_workers 2 --do_print
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 10 tests
 
 browser:  # the browser tests need one and are skipped without; root may install it
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
