@@ -196,19 +196,19 @@ def test_train_goes_on_and_counts_what_pseudo_labels_are_worth(tmp_path):
     finally:
         evidence.Watched = original
     evidence.train(interrupted, watch=3)
-    rows = list(csv.DictReader((tmp_path/'run'/'why.csv').read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path/'run'/'pseudo_labels.csv').read_text().splitlines()))
     assert [r['step'] for r in rows] == [s for s in '246' for _ in range(config.n_classes)]
     for r in rows:
-        n = {k: int(v) for k, v in r.items() if k in evidence.WHY}
+        n = {k: int(v) for k, v in r.items() if k in evidence.COUNTED}
         assert (
-            max(n['right'], n['kept'], n['out']) <= n['truth']
-            and n['kept_right'] <= min(n['kept'], n['kept_named'], n['right'])
-            and n['kept'] <= n['out'])
+            max(n['correct'], n['included'], n['after']) <= n['ground_truth']
+            and n['included_correct'] <= min(n['included'], n['included_named'], n['correct'])
+            and n['included'] <= n['after'])
     # three pictures, nothing ignored
-    assert sum(int(r['truth']) for r in rows if r['step'] == '2') == 3 * 33 * 33
+    assert sum(int(r['ground_truth']) for r in rows if r['step'] == '2') == 3 * 33 * 33
     regions = list(csv.DictReader((tmp_path/'run'/'regions.csv').read_text().splitlines()))
     assert len(regions) == 3 and all(
-        int(r['right']) <= int(r['accepted']) <= int(r['drawn']) for r in regions)
+        int(r['correct']) <= int(r['accepted']) <= int(r['drawn']) for r in regions)
     plain = small(tmp_path/'plain', steps=4, tau=.2)
     evidence.Trainer(plain, quiet=True).fit()
     states = [torch.load(tmp_path/name/'last.pt', weights_only=True)['model'] for name in ('whole', 'plain')]
@@ -226,14 +226,14 @@ def test_counts_by_hand():
         def read_image(self, i): return np.zeros((4, 6, 3), np.uint8)
         def read_mask(self, i): return np.array([[1, 1, 1, 0, 0, 255]]*4, np.uint8)
     counts, regions = evidence.pseudo_label_counts(Model(), Source(), [0], .85, preset('toy', n_classes=3))
-    assert counts['truth'].tolist() == [8, 12, 0] and counts['right'].tolist() == [0, 12, 0]
+    assert counts['ground_truth'].tolist() == [8, 12, 0] and counts['correct'].tolist() == [0, 12, 0]
     assert (
-        counts['kept'].tolist()
-        == counts['kept_right'].tolist()
-        == counts['kept_named'].tolist()
+        counts['included'].tolist()
+        == counts['included_correct'].tolist()
+        == counts['included_named'].tolist()
         == [0, 12, 0]
     )
-    assert regions['drawn'] == 0 and 'right_pixel' not in counts
+    assert regions['drawn'] == 0 and 'correct_pixel' not in counts
 
 
 def test_regions_judged_by_hand():
@@ -268,16 +268,23 @@ def test_collected_files_name_no_place(tmp_path):
     config_of = configs(tmp_path/'runs')
     for job in jobs:
         pretend(config_of(job))
-        evidence.collect_run(config_of(job).out, tmp_path/'results'/job.name)
-    folder = tmp_path/'results'/jobs[0].name
-    text = ''.join(p.read_text() for p in folder.iterdir())
-    assert str(tmp_path) not in text and '/pictures' not in text and '/nets' not in text and 'pid' not in text
-    rows = list(csv.DictReader((folder/'metrics.csv').read_text().splitlines()))
+    folders = {('small', job.name): config_of(job).out for job in jobs}
+    results = tmp_path/'results'
+    evidence.collect_runs(folders, results)
+    texts = {p.name: p.read_text() for p in results.iterdir()}
+    for text in texts.values():
+        assert str(tmp_path) not in text and '/pictures' not in text and '/nets' not in text and 'pid' not in text
+    rows = [r for r in csv.DictReader(texts['curves.csv'].splitlines()) if r['run'] == jobs[0].name]
     assert len(rows) == 60 and (rows[0]['step'], rows[-1]['step']) == ('1', '200')
-    line = next(l for l in evidence.summary(tmp_path/'results').splitlines() if 'corrmatch' in l).split()
+    evidence.collect_runs(folders, results)                                   # again: nothing is added
+    assert {p.name: p.read_text() for p in results.iterdir()} == texts
+    line = next(l for l in evidence.summary(results, 'small').splitlines() if 'corrmatch' in l).split()
     assert line == ['vocanimals', '1_32', 'corrmatch', '2', '33.50', '±', '0.71', '33.50', '±', '0.71']
+    evidence.add_renormed({('small', jobs[0].name): dict(as_trained=30., labeled_crops=29.)}, results)
+    evidence.collect_runs(folders, results)                                   # they stay
+    assert [r['miou'] for r in csv.DictReader((results/'scores.csv').read_text().splitlines()) if r['at'] == 'last'] == ['30.0', '29.0']
     from corrmatch.use.tables import table_of
-    assert 'corrmatch, w_s=0.25, w_fp=0.0' in table_of([tmp_path/'results'], vary=('w_s', 'w_fp'))
+    assert 'corrmatch, w_s=0.25, w_fp=0.0' in table_of([tmp_path/'runs'], vary=('w_s', 'w_fp'))
 
 
 def test_thin():
@@ -310,7 +317,7 @@ def test_pascal_smoke_small(tmp_path):
         and found['stopped_and_resumed_at'] == 2
         and {'x', 'x_corr'} <= set(found['losses_seen']))
     assert (
-        json.loads((tmp_path / 'found.json').read_text()) == found
+        json.loads((tmp_path / 'found.json').read_text()) == {'crop 33': found}
         and str(tmp_path) not in (tmp_path / 'found.json').read_text())
     masks = [np.asarray(Image.open(p)) for p in sorted((tmp_path/'data'/'SegmentationClass').iterdir())]
     assert masks[0].shape == (375, 500) and len(masks) == 14

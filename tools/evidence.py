@@ -4,8 +4,9 @@
   python tools/evidence.py run     --stage wide --steps 900 --camvid DIR --vocanimals DIR --weights FILE --out runs/wide                 25x25 positions a crop
   python tools/evidence.py time    --camvid DIR --weights FILE                                              measure seconds a step for that
   python tools/evidence.py run     --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence]       train what is not finished
-  python tools/evidence.py collect --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence --results nbs/results/evidence]
-  python tools/evidence.py renorm  --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence --json FILE]   scores with batch norm statistics measured anew
+  python tools/evidence.py collect --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence --set evidence --results nbs/results]
+  python tools/evidence.py renorm  --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence]   scores with batch norm statistics measured anew
+  python tools/evidence.py collect-demo runs/demo_s0 runs/demo_s1 runs/demo_s2 [--results nbs/results]
   python tools/evidence.py pascal-smoke --steps 300 --out runs/pascal_smoke [--json FILE]
 
 `run` may be started several times, once a core: each takes one thread (--threads), since processes with more threads than there are cores
@@ -18,6 +19,7 @@ import argparse
 import csv
 import fcntl
 import gc
+import io
 import json
 import math
 import os
@@ -215,12 +217,12 @@ def pseudo_label_counts(model, source, rows, tau, config, device='cpu', taus=Non
             confidence(logits)
             >= threshold_of(torch.tensor(tau) if taus is None else taus.cpu(), label).to(logits.device)
         ).cpu()
-        add('truth', mask, judged)
-        add('right', mask, judged & (label == mask))
-        stages = [('kept', label, keep)]
+        add('ground_truth', mask, judged)
+        add('correct', mask, judged & (label == mask))
+        stages = [('included', label, keep)]
         if correlated:
             label_pixel = pseudo_label(out.logits_corr).cpu()
-            add('right_pixel', mask, judged & (label_pixel == mask))
+            add('correct_pixel', mask, judged & (label_pixel == mask))
         if correlated and config.regions:
             n = out.f1.shape[-2]*out.f1.shape[-1]
             index = draw_positions(n, config.regions, torch.Generator().manual_seed(0)).to(image.device)
@@ -232,13 +234,13 @@ def pseudo_label_counts(model, source, rows, tau, config, device='cpu', taus=Non
             else:
                 label_out, keep_out, decided = propagate_regions(label, keep, shapes, tau)
                 regions += _judge_regions(shapes[0], decided[0], mask[0], k)
-            stages.append(('out', label_out, keep_out))
+            stages.append(('after', label_out, keep_out))
         for name, y, kept in stages:
             add(name, mask, judged & kept)                      # pixels of this true class that are taught
-            add(f'{name}_right', mask, judged & kept & (y == mask))
+            add(f'{name}_correct', mask, judged & kept & (y == mask))
             add(f'{name}_named', y, judged & kept)              # pixels taught as this class
     model.train(was_training)
-    return dict(counts), dict(zip(('drawn', 'accepted', 'right', 'pixels', 'pixels_right'), regions.tolist()))
+    return dict(counts), dict(zip(('drawn', 'accepted', 'correct', 'pixels', 'pixels_correct'), regions.tolist()))
 
 
 def _judge_regions(shapes, decided, mask, k):
@@ -272,20 +274,21 @@ class Watched(Trainer):
         counts, regions = pseudo_label_counts(
             self.model, source, rows, tau, self.config, self.device, getattr(self.threshold, 'taus', None))
         if self.logs is None:
-            self.logs = [CsvLog(self.out/name, self.step) for name in ('why.csv', 'regions.csv')]
+            self.logs = [CsvLog(self.out/name, self.step) for name in ('pseudo_labels.csv', 'regions.csv')]
         for c, name in enumerate(self.sources.class_names):
             self.logs[0].add(
                 step=self.step,
                 tau=round(tau, 5),
                 name=name,
-                **{n: int(counts[n][c]) if n in counts else '' for n in WHY},
+                **{n: int(counts[n][c]) if n in counts else '' for n in COUNTED},
             )
         if regions['drawn']:
             self.logs[1].add(step=self.step, tau=round(tau, 5), **regions)
         return confusion
 
 
-WHY = ('truth', 'right', 'right_pixel', 'kept', 'kept_right', 'kept_named', 'out', 'out_right', 'out_named')
+COUNTED = ('ground_truth', 'correct', 'correct_pixel', 'included', 'included_correct', 'included_named', 'after',
+           'after_correct', 'after_named')
 
 
 # ------------------------------------------------------------------ running
@@ -539,47 +542,102 @@ def thin(rows, n=60) -> list:
     return [rows[i] for i in np.linspace(0, len(rows)-1, n).round().astype(int)]
 
 
+# One table a kind, a row for each run, or for each run and step. `set` tells plans with different schedules apart,
+# `run` is DATA_SPLIT_VARIANT_sSEED.
+KEYS = ('set', 'run')
+TABLES = dict(
+    runs='settings of each run, and its state',
+    scores='mIoU of each validation (list val, at a step) and on the test list (list test, checkpoint best or last)',
+    classes='IoU of each class of the same',
+    curves='losses, threshold, coverage and accuracy of pseudo-labels at some sixty steps',
+    pseudo_labels='pixels of each class at each validation, before and after region propagation',
+    regions='regions drawn, accepted and correct at each validation')
+
+
 def _read_rows(path):
     with open(path, newline='') as f:
         return list(csv.DictReader(f))
 
 
 def _write_rows(path, rows):
-    with open(path, 'w', newline='') as f:
-        writer = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+    "Write rows that may lack some of the columns."
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline='')
+    writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode())
 
 
-def collect_run(folder, target):
-    "Copy what a table or a curve needs, without a path or a name of this machine."
-    folder, target, facts = Path(folder), Path(target), run_state(folder)
-    target.mkdir(parents=True, exist_ok=True)
+def run_rows(folder, key) -> dict:
+    "The rows that a run folder adds to each table, without a path or a name of this machine; `key`: (set, run)."
+    folder, facts = Path(folder), run_state(folder)
     record = json.loads((folder/'config.json').read_text())
     record |= {k: Path(record[k]).name for k in ('data', 'weights', 'out')}
-    (target/'config.json').write_text(json.dumps(record, indent=1) + '\n')
-    (target / 'state.json').write_text(
-        json.dumps({k: facts[k] for k in ('state', 'step', 'steps', 'best')}, indent=1) + '\n')
-    for name in ('metrics.csv', 'val.csv', 'test.csv', 'why.csv', 'regions.csv'):
-        if not (folder/name).exists():
-            continue
-        rows = _read_rows(folder/name)
-        _write_rows(target/name, thin(rows) if name == 'metrics.csv' else rows)
+    own = dict(zip(KEYS, key))
+    rows = {name: [] for name in TABLES}
+    rows['runs'] = [own | {k: facts[k] for k in ('state', 'step', 'best')} | record]
+    def scored(path, place, column):
+        for row in _read_rows(path) if path.exists() else ():
+            where = own | {'list': place, 'at': row[column]}
+            rows['scores'].append(where | dict(miou=row['miou']))
+            rows['classes'] += [where | {'class': name[4:], 'iou': v} for name, v in row.items() if name.startswith('iou_')]
+    scored(folder/'val.csv', 'val', 'step')
+    scored(folder/'test.csv', 'test', 'checkpoint')
+    for name, file in (('curves', 'metrics'), ('pseudo_labels', 'pseudo_labels'), ('regions', 'regions')):
+        path = folder/f'{file}.csv'
+        found = _read_rows(path) if path.exists() else []
+        rows[name] = [own | row for row in (thin(found) if name == 'curves' else found)]
+    return rows
 
 
-def summary(results) -> str:
-    "Mean and deviation over seeds of the collected runs, by data, split and variant."
+def collect_runs(folders, results):
+    "Put the rows of finished runs, {(set, run): folder}, in the place of older rows of the same runs."
+    results = Path(results)
+    results.mkdir(parents=True, exist_ok=True)
+    made = {key: run_rows(folder, key) for key, folder in folders.items()}
+    for name in TABLES:
+        path = results/f'{name}.csv'
+        old = _read_rows(path) if path.exists() else []
+        rows = [row for row in old if tuple(row[k] for k in KEYS) not in made or row.get('list') in RENORMED]
+        rows += [row for found in made.values() for row in found[name]]
+        if rows:
+            rows.sort(key=lambda row: tuple(row[k] for k in KEYS))  # stable: steps and classes stay in order
+            _write_rows(path, rows)
+
+
+def collect_demos(folders, results):
+    "Write the tables of several demos: scores, and the log of each CorrMatch run."
+    scores = [row for folder in folders for row in _read_rows(Path(folder)/'demo.csv')]
+    logs = [dict(seed=s) | row for s, folder in enumerate(folders)
+            for row in _read_rows(Path(folder)/'corrmatch'/'metrics.csv')]
+    _write_rows(Path(results)/'demo.csv', scores)
+    _write_rows(Path(results)/'demo_curves.csv', logs)
+
+
+RENORMED = dict(val_as_trained='as_trained', val_labeled_crops='labeled_crops')  # lists of such rows in scores.csv
+
+
+def add_renormed(found, results):
+    "Put scores with batch norm statistics measured anew, {(set, run): {as_trained, labeled_crops}}, beside the others."
+    path = Path(results)/'scores.csv'
+    rows = [r for r in _read_rows(path) if r['list'] not in RENORMED or tuple(r[k] for k in KEYS) not in found]
+    rows += [dict(zip(KEYS, key)) | {'list': place, 'at': 'last', 'miou': scores[name]}
+             for key, scores in found.items() for place, name in RENORMED.items()]
+    _write_rows(path, sorted(rows, key=lambda row: tuple(row[k] for k in KEYS)))
+
+
+def summary(results, chosen='evidence') -> str:
+    "Mean and deviation over seeds of the collected runs of one set, by data, split and variant."
+    scores = [r for r in _read_rows(Path(results)/'scores.csv') if r['set'] == chosen]
     groups = defaultdict(list)
-    for folder in sorted(Path(results).glob('*/state.json')):
-        data, *split, variant_seed = folder.parent.name.split('_', 3)
+    for run in dict.fromkeys(r['run'] for r in scores):
+        data, *split, variant_seed = run.split('_', 3)
         variant, _, _ = variant_seed.rpartition('_s')
-        miou = read_csv(folder.parent/'val.csv')['miou']
-        test = (
-            {r['checkpoint']: float(r['miou']) for r in _read_rows(folder.parent / 'test.csv')}
-            if (folder.parent / 'test.csv').exists()
-            else {})
-        groups[data, '_'.join(split), variant].append(
-            (miou.max(), miou[-1], test.get('best', math.nan), test.get('last', math.nan)))
+        val = [float(r['miou']) for r in scores if r['run'] == run and r['list'] == 'val']
+        test = {r['at']: float(r['miou']) for r in scores if r['run'] == run and r['list'] == 'test'}
+        row = max(val), val[-1], test.get('best', math.nan), test.get('last', math.nan)
+        groups[data, '_'.join(split), variant].append(row)
 
     def text(values):
         if any(math.isnan(v) for v in values):
@@ -587,9 +645,8 @@ def summary(results) -> str:
         m, sd = mean_sd([float(v) for v in values])
         return f'{m:.2f}' + (f' ± {sd:.2f}' if not math.isnan(sd) else '')
     order = [*METHODS, CEILING, *CHANGES]
-    lines = [
-        f"{'data':12}{'split':7}{'variant':24}{'n':>3}{'best':>15}{'last':>15}{'test best':>15}{'test last':>15}"
-    ]
+    head = ('best', 'last', 'test best', 'test last')
+    lines = [f"{'data':12}{'split':7}{'variant':24}{'n':>3}" + ''.join(f'{name:>15}' for name in head)]
     for key in sorted(groups, key=lambda k: (k[0], k[1], order.index(k[2]) if k[2] in order else len(order))):
         lines.append(
             f'{key[0]:12}{key[1]:7}{key[2]:24}{len(groups[key]):3}'
@@ -731,14 +788,17 @@ def pascal_smoke(steps, out, crop=321, batch=8, accumulate=1, json_path='', **ch
             k.removeprefix('loss_') for k, v in metrics.items() if k.startswith('loss_') and (v != 0).any()],
         loss=[round(float(metrics['loss'][i]), 4) for i in (0, -1)],
         tau=[round(float(metrics['tau'][i]), 5) for i in (0, -1)],
-        kept=[round(float(metrics['coverage_before'][i]), 4) for i in (0, -1)],
+        coverage=[round(float(metrics['coverage_before'][i]), 4) for i in (0, -1)],
         miou=val['miou'].tolist(),
         minutes=round((time.monotonic() - start) / 60, 1),
         faults=smoke_faults(run, recorded, steps),
     )
     if json_path:
-        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
-        Path(json_path).write_text(json.dumps(found, indent=1) + '\n')
+        path = Path(json_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        others = json.loads(path.read_text()) if path.exists() else {}
+        text = json.dumps(others | {f'crop {crop}': found}, indent=1) + '\n'
+        write_atomic(path, text.encode())
     return found
 
 
@@ -776,10 +836,12 @@ def parse(argv=None):
             help='unlabeled pictures whose pseudo-labels are judged at each validation; 0: none')
         if name in ('time', 'run', 'renorm'):
             sub.add_argument('--threads', type=int, default=1, help='of the processor, for each process [1]')
-        if name == 'collect':
-            sub.add_argument('--results', type=Path, default=Path('nbs/results/evidence'))
-        if name == 'renorm':
-            sub.add_argument('--json', type=Path, help='file for the scores')
+        if name in ('collect', 'renorm'):
+            sub.add_argument('--results', type=Path, default=Path('nbs/results'))
+            sub.add_argument('--set', default='evidence', help='name of the plan in the tables: evidence, evidence_long, wide')
+    sub = commands.add_parser('collect-demo')
+    sub.add_argument('demos', type=Path, nargs='+', help='folders of corrmatch demo, one a seed, in order')
+    sub.add_argument('--results', type=Path, default=Path('nbs/results'))
     sub = commands.add_parser('pascal-smoke')
     sub.add_argument('--steps', type=int, default=300)
     sub.add_argument('--crop', type=int, default=321)
@@ -793,6 +855,9 @@ def parse(argv=None):
 
 def main(argv=None) -> int:
     args = parse(argv)
+    if args.command == 'collect-demo':
+        collect_demos(args.demos, args.results)
+        return 0
     if args.command == 'pascal-smoke':
         found = pascal_smoke(args.steps, args.out, args.crop, args.batch, args.accumulate, args.json)
         print(json.dumps(found, indent=1))
@@ -834,14 +899,13 @@ def main(argv=None) -> int:
             for job in done:
                 found[job.name] = renorm(config_of(job).out, folders[job.data])
                 print(job.name, found[job.name], flush=True)
-            if args.json:
-                write_atomic(args.json, (json.dumps(found, indent=1) + '\n').encode())
+            add_renormed({(args.set, name): scores for name, scores in found.items()}, args.results)
             return 0
         for job in done:
             if DATA[job.data]['test']:
                 score_test(config_of(job).out, folders[job.data], DATA[job.data]['test'])
-            collect_run(config_of(job).out, args.results/job.name)
-        print(summary(args.results) if done else 'no finished run yet')
+        collect_runs({(args.set, job.name): config_of(job).out for job in done}, args.results)
+        print(summary(args.results, args.set) if done else 'no finished run yet')
         print(f'{len(done)} of {len(jobs)} runs are finished and stand in {args.results}')
     return 0
 
