@@ -493,7 +493,7 @@ def _pixel_maps(part):
 
 def _sum_results(results):
     "Losses of micro-steps add up, shares are averaged."
-    watch = {k: torch.stack([r.watch[k] for r in results]).mean() for k in results[0].watch}
+    watch = {k: torch.stack([r.metrics[k] for r in results]).mean() for k in results[0].metrics}
     return StepResult(
         sum(r.total for r in results), LossTerms(*map(sum, zip(*[r.terms for r in results]))), watch)
 
