@@ -122,7 +122,7 @@ class LabelQuality(NamedTuple):
 @torch.no_grad()
 def label_quality(
     model:nn.Module,      # CorrMatchNet, or anything whose output has logits, logits_corr, f1 and f2
-    pairs:Iterable[tuple[Tensor, Tensor]], # normalised image (1,3,h,w) and mask (1,h,w), such as eval_pairs gives
+    pairs:Iterable[tuple[Tensor, Tensor]], # image (1,3,h,w) and mask (1,h,w), from eval_pairs
     n_classes:int,        # k
     tau:float=.85,        # confidence threshold
     m:int=128,            # regions an image
