@@ -27,7 +27,7 @@ spec.loader.exec_module(evidence)
 
 
 def configs(out, steps=600):
-    return lambda job: evidence.make_config(job, '/pictures', '/nets/net.pth', out, steps)
+    return lambda job: evidence.make_config(job, '/images', '/nets/net.pth', out, steps)
 
 
 def pretend(config, rows=200):
@@ -204,7 +204,7 @@ def test_train_goes_on_and_counts_what_pseudo_labels_are_worth(tmp_path):
             max(n['correct'], n['included'], n['after']) <= n['ground_truth']
             and n['included_correct'] <= min(n['included'], n['included_named'], n['correct'])
             and n['included'] <= n['after'])
-    # three pictures, nothing ignored
+    # three images, nothing ignored
     assert sum(int(r['ground_truth']) for r in rows if r['step'] == '2') == 3 * 33 * 33
     regions = list(csv.DictReader((tmp_path/'run'/'regions.csv').read_text().splitlines()))
     assert len(regions) == 3 and all(
@@ -273,7 +273,7 @@ def test_collected_files_name_no_place(tmp_path):
     evidence.collect_runs(folders, results)
     texts = {p.name: p.read_text() for p in results.iterdir()}
     for text in texts.values():
-        assert str(tmp_path) not in text and '/pictures' not in text and '/nets' not in text and 'pid' not in text
+        assert str(tmp_path) not in text and '/images' not in text and '/nets' not in text and 'pid' not in text
     rows = [r for r in csv.DictReader(texts['curves.csv'].splitlines()) if r['run'] == jobs[0].name]
     assert len(rows) == 60 and (rows[0]['step'], rows[-1]['step']) == ('1', '200')
     evidence.collect_runs(folders, results)                                   # again: nothing is added
@@ -297,14 +297,14 @@ def test_plan_is_printed_with_hours(tmp_path, capsys):
     pretend(configs(tmp_path)(job))
     assert (
         evidence.main(
-            ['plan', '--camvid', '/pictures', '--weights', 'net.pth', '--out', str(tmp_path), '--seeds', '1'])
+            ['plan', '--camvid', '/images', '--weights', 'net.pth', '--out', str(tmp_path), '--seeds', '1'])
         == 0
     )
     shown = capsys.readouterr().out
     assert 'precision=bf16' in shown and f"{len(evidence.make_plan(['camvid'], 1))} runs, about" in shown
     line = next(l for l in shown.splitlines() if 'supervised' in l and '1_16' in l)
     assert 'finished' in line and float(line.split()[-1]) == pytest.approx(
-        (evidence.STEPS * 0.5 + 2 * 233 * evidence.SECONDS['picture']) / 3600, abs=0.006)
+        (evidence.STEPS * 0.5 + 2 * 233 * evidence.SECONDS['image']) / 3600, abs=0.006)
 
 
 def test_pascal_smoke_small(tmp_path):

@@ -14,7 +14,7 @@ def tool(name, *args):
 
 
 def test_pretraining_writes_a_backbone(tmp_path):
-    done = tool('pretrain_toy.py', '--steps', 2, '--pictures', 16, '--out', tmp_path/'net.pth')
+    done = tool('pretrain_toy.py', '--steps', 2, '--images', 16, '--out', tmp_path/'net.pth')
     assert done.returncode == 0, done.stderr[-2000:]
     ours, shipped = (
         torch.load(p, weights_only=True)

@@ -1,8 +1,10 @@
-"""Build the site of the book: pages from the notebooks' stored outputs, an API reference, the explorer; then check every link.
+"""Build the site of the book: pages from the notebooks' stored outputs, an API reference, the explorer; then
+check every link.
 
 Usage: python tools/docs.py [NOTEBOOK ...]      (default: all of nbs/; output: _docs/, open _docs/index.html)
-Nothing is executed but one small scene for the explorer. Cells marked `hide` are left out; directives are not shown; imports
-and private helpers of the package are folded; `name` in prose links to the API reference if the package exports that name.
+Nothing is executed but one small scene for the explorer. Cells marked `hide` are left out; directives are not
+shown; imports and private helpers of the package are folded; `name` in prose links to the API reference if
+the package exports that name.
 """
 import ast
 import getpass
@@ -22,10 +24,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = {  # folder of nbs/: caption of the sidebar
-    'start': 'Start here', 'method': 'The method', '': 'Settings and figures', 'data': 'Data', 'models': 'Models',
-    'training': 'Training', 'use': 'Use', 'results': 'Results', 'engine': 'Faster forms',
-}
+# folder of nbs/: caption of the sidebar
+PARTS = {
+    'start': 'Start here', 'method': 'The method', '': 'Settings and figures', 'data': 'Data',
+    'models': 'Models', 'training': 'Training', 'use': 'Use', 'results': 'Results', 'engine': 'Faster forms'}
 BESIDE = {
     'CONTRIBUTING.md': 'CONTRIBUTING.md', 'tests/golden/README.md': 'golden.md', 'LICENSE': 'LICENSE.txt',
     'CITATION.cff': 'CITATION.cff'}
@@ -38,11 +40,15 @@ EXPLORER = (
     '<iframe class="explorer" src="../explorer.html" title="Correlation explorer on a generated '
     'scene" loading="lazy"></iframe>'
 )
-EXPLORER_NOTE = {  # notebook: (words of the cell to put it after, text)
-    'index': ('In a notebook, `corrmatch.explore(', 'On this site: [the explorer on a generated scene](use/34_explore.ipynb#try-it-here).'),
-    'use/34_explore': ('Chapters 04 to 06 showed', f'## Try it here\n\n{EXPLORER}\n\nThis is the one-file form, on a generated scene. '
-                   '<a href="../explorer.html">Open it on a page of its own.</a>'),
-}
+# notebook: (words of the cell to put it after, text)
+EXPLORER_NOTE = {
+    'index': (
+        'In a notebook, `corrmatch.explore(',
+        'On this site: [the explorer on a generated scene](use/34_explore.ipynb#try-it-here).'),
+    'use/34_explore': (
+        'Chapters 04 to 06 showed',
+        f'## Try it here\n\n{EXPLORER}\n\nThis is the one-file form, on a generated scene. '
+        '<a href="../explorer.html">Open it on a page of its own.</a>')}
 
 
 # ---- the package, read without importing it
@@ -113,7 +119,8 @@ def is_patch(node) -> bool: return any('patch' in ast.unparse(d) for d in getatt
 
 
 def arguments(module: Module, node: ast.FunctionDef, skip_first: bool) -> list:
-    "List (name as written, type, default, comment) of a function's arguments and, named '', of what it returns."
+    """List (name as written, type, default, comment) of a function's arguments and, named '', of what it
+    returns."""
     a, rows = node.args, []
     positional = [*a.posonlyargs, *a.args]
     defaults = [None]*(len(positional)-len(a.defaults)) + a.defaults
@@ -580,7 +587,8 @@ def check_site(folder: Path, marks: list = ()) -> list:
 # ---- all of it
 
 def build(out: Path = ROOT/'_docs', work: Path = ROOT/'_proc', stems: list = (), scene=write_scene) -> int:
-    "Write the site of all or some notebooks into a folder, which is emptied first; return sphinx's exit code: 0 without a warning."
+    """Write the site of all or some notebooks into a folder, which is emptied first; return sphinx's exit
+    code: 0 without a warning."""
     from sphinx.cmd.build import build_main
     for folder in (out, work):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,19 +1,20 @@
-"""Measure methods and parts on real pictures; and try the Pascal preset on generated ones.
+"""Measure methods and parts on real images; and try the Pascal preset on generated ones.
 
-  python tools/evidence.py plan    --camvid DIR --vocanimals DIR --weights FILE [--steps 1500 --seeds 3]     what would run, and how long
-  python tools/evidence.py run     --stage wide --steps 900 --camvid DIR --vocanimals DIR --weights FILE --out runs/wide                 25x25 positions a crop
-  python tools/evidence.py time    --camvid DIR --weights FILE                                              measure seconds a step for that
-  python tools/evidence.py run     --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence]       train what is not finished
-  python tools/evidence.py collect --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence --set evidence --results nbs/results]
-  python tools/evidence.py renorm  --camvid DIR --vocanimals DIR --weights FILE [--out runs/evidence]   scores with batch norm statistics measured anew
+  python tools/evidence.py plan DATA WEIGHTS [--steps 1500 --seeds 3]       what would run, and how long
+  python tools/evidence.py time DATA WEIGHTS                                measure seconds a step for that
+  python tools/evidence.py run DATA WEIGHTS [--out runs/evidence]           train what is not finished
+  python tools/evidence.py collect DATA WEIGHTS [--out runs/evidence --set evidence]
+  python tools/evidence.py renorm DATA WEIGHTS [--out runs/evidence]        batch norm measured anew
+  python tools/evidence.py run DATA WEIGHTS --stage wide --steps 900 --out runs/wide
   python tools/evidence.py collect-demo runs/demo_s0 runs/demo_s1 runs/demo_s2 [--results nbs/results]
   python tools/evidence.py pascal-smoke --steps 300 --out runs/pascal_smoke [--json FILE]
 
-`run` may be started several times, once a core: each takes one thread (--threads), since processes with more threads than there are cores
-slow each other down. They share the list by file locks. A run that was killed goes on where it stopped; SIGTERM or Ctrl-C ends it behind
-a finished step and a saved checkpoint. `collect` copies settings, thinned
-metrics and scores of finished runs, without any path of this machine, and scores the test list where a data set has one.
-`corrmatch table RESULTS --vary any` reads the collected folders too.
+DATA is --camvid DIR, --vocanimals DIR or both; WEIGHTS is --weights FILE, ImageNet weights of lite0.
+`run` may be started several times, once a core: each takes one thread (--threads), since processes with more
+threads than there are cores slow each other down. They share the list by file locks. A run that was killed
+goes on where it stopped; SIGTERM or Ctrl-C ends it after a finished step and a saved checkpoint. `collect`
+puts settings, thinned metrics and scores of finished runs into the tables of nbs/results, without any path of
+this machine, and scores the test list where a data set has one.
 """
 import argparse
 import csv
@@ -55,30 +56,40 @@ from corrmatch.viz import palette
 
 # ------------------------------------------------------------------ the settings, all in one place
 
-# Chosen with seed 0, which is therefore not among the seeds that are reported. Labels of few and of all pictures must lie apart, or no
-# method can show anything: a frozen network with complete ImageNet weights parts them within 1000 steps at crop 129. The first 750
-# steps see labels alone: begun after 100 steps, pseudo-labels name nothing but the large classes and keep the thin ones from being learned.
+# Chosen with seed 0, which is therefore not among the seeds that are reported. Labels of few and of all
+# images must lie apart, or no method can show anything: a frozen network with complete ImageNet weights
+# parts them within 1000 steps at crop 129. The first 750 steps see supervised-only training: begun after 100
+# steps, pseudo-labels name nothing but the large classes and keep the thin ones from being learned.
 SETTINGS = dict(  # of every run: one schedule for all methods
-    backbone='timm:tf_efficientnet_lite0', freeze=True, crop=129, dim=64, stride=16, rate=2, batch_x=4, batch_u=4, cutmix='in_batch', kl_inside=False,
+    backbone='timm:tf_efficientnet_lite0', freeze=True, crop=129, dim=64, stride=16, rate=2, batch_x=4,
+    batch_u=4, cutmix='in_batch',
+    kl_inside=False,
     lr=.004, lr_multi=10., scale_min=.5, log_every=10,
-    precision='bf16')  # one type for all: 'auto' is settled by timing on a CPU, and a busy moment would give one run another type than the next
+    # one type for all: 'auto' is settled by timing on a CPU, and a busy moment would give one run another
+    # type than the next
+    precision='bf16')
 STEPS = 1500    # of each run
-WARMUP = 750    # first steps on labeled pictures alone; half of a run that is shorter than twice this
+WARMUP = 750    # first steps on labeled images alone; half of a run that is shorter than twice this
 VALIDATIONS = 4 # of each run, evenly spaced
 FIRST_SEED = 1
-DATA = {  # what differs between the data sets; `pictures`: of the validation and the test list, for the estimate of time
-    'camvid': dict(splits=('1_16', '1_30'), scale_max=1., test='test.txt', pictures=(101, 233)),
-    'vocanimals': dict(splits=('1_16', '1_32'), scale_max=1.2, test='', pictures=(433, 0))}
+# what differs between the data sets; `images`: of the validation and the test list, for the estimate of
+# time
+DATA = {
+    'camvid': dict(splits=('1_16', '1_30'), scale_max=1., test='test.txt', images=(101, 233)),
+    'vocanimals': dict(splits=('1_16', '1_32'), scale_max=1.2, test='', images=(433, 0))}
 METHODS = ('supervised', 'fixmatch', 'unimatch', 'corrmatch')
 # supervised with the masks of the whole train list: what labels could bring at most at this schedule
 CEILING = 'all_labels'
 
-# The weight of a part that is switched off goes to the term with the nearest target, so that the labeled and the unlabeled
-# terms weigh as much as before: x_corr to x (mask), s_corr to s (rewritten labels), w_corr to fp (label of the weak view), fp to s.
+# The weight of a part that is switched off goes to the term with the nearest target, so that the labeled and
+# the unlabeled terms weigh as much as before: x_corr to x (mask), s_corr to s (rewritten labels), w_corr to
+# fp (label of the weak view), fp to s.
 _NO_PIXEL = dict(w_x=.5, w_x_corr=0., w_s=.1875, w_s_corr=0., w_fp=.1875, w_w_corr=0.)
 PARTS = {  # name -> changes of corrmatch
-    'no_pixel': _NO_PIXEL,                      # nothing trains the correlation head then: its regions come from random projections
-    'head_from_labels': dict(w_s=.1875, w_s_corr=0., w_fp=.1875, w_w_corr=0.),  # the head learns from masks only: regions without pixel propagation of pseudo-labels
+    # nothing trains the correlation head then: its regions come from random projections
+    'no_pixel': _NO_PIXEL,
+    # the head learns from masks only: regions without pixel propagation of pseudo-labels
+    'head_from_labels': dict(w_s=.1875, w_s_corr=0., w_fp=.1875, w_w_corr=0.),
     'no_region': dict(regions=0),
     'no_pixel_no_region': _NO_PIXEL | dict(regions=0),
     'no_fp': dict(w_fp=0., w_s=.25),
@@ -86,34 +97,41 @@ PARTS = {  # name -> changes of corrmatch
     'fixed_tau': dict(threshold='fixed'),       # at the start value of the dynamic one
     'high_tau': dict(threshold='fixed', tau=.95), # that of FixMatch and UniMatch
     'transposed': dict(transposed=True),
-    'cutmix_same': dict(cutmix='same_image'), 'cutmix_other': dict(cutmix='other_image'),  # in_batch is the setting of all
+    # in_batch is the setting of all
+    'cutmix_same': dict(cutmix='same_image'), 'cutmix_other': dict(cutmix='other_image'),
     'regions_32': dict(regions=32), 'regions_512': dict(regions=512),                      # 128 likewise
     'cut_03': dict(region_cut=.3), 'cut_07': dict(region_cut=.7)}                          # 0.5 likewise
 BEYOND = {  # options that are not in the paper (chapter 08), each alone
-    'soft_votes': dict(region_votes='soft'), 'seeds_unsure': dict(region_seeds='unsure'), 'per_class': dict(threshold='per_class'),
+    'soft_votes': dict(region_votes='soft'), 'seeds_unsure': dict(region_seeds='unsure'),
+    'per_class': dict(threshold='per_class'),
     'teacher_pixel': dict(teacher_pixel=.3), 'teacher_cross': dict(teacher_cross=.3),
     'labels_double': dict(w_x=.5, w_x_corr=.5), 'warm_short': dict(warmup=100),
-    'rate_double': dict(lr=2*SETTINGS['lr']),  # the terms of the head that predicts weigh .625 together, in the other methods 1
-    'short': dict(threshold='fixed', tau=.95, w_x=.4, w_x_corr=.1)}  # a high bar, and the labels' weight on the head that predicts
-# With a frozen backbone nothing that the correlation head learns reaches the features. These train the backbone as well, at a quarter of the
-# rate (the head's stays), and leave its batch norm alone: what a batch of eight pictures measures spoils ImageNet's statistics.
+    # the terms of the head that predicts weigh .625 together, in the other methods 1
+    'rate_double': dict(lr=2*SETTINGS['lr']),
+    # a high threshold, and the labels' weight on the head that predicts
+    'short': dict(threshold='fixed', tau=.95, w_x=.4, w_x_corr=.1)}
+# With a frozen backbone nothing that the correlation head learns reaches the features. These train the
+# backbone as well, at a quarter of the rate (the head's stays), and leave its batch norm alone: what a batch
+# of eight images measures spoils ImageNet's statistics.
 _TRAINED = dict(freeze=False, freeze_norm=True, lr=SETTINGS['lr']/4, lr_multi=4*SETTINGS['lr_multi'])
 TRAINED = {
     f'trained_{name}': _TRAINED | (PARTS | BEYOND).get(name, {})
     for name in ('supervised', 'fixmatch', 'unimatch', 'corrmatch', 'no_pixel', 'no_region', 'per_class')}
-# Before pseudo-labels the terms of CorrMatch's head that predicts weigh a half. These are labels alone with that step.
+# Before pseudo-labels the terms of CorrMatch's head that predicts weigh a half. These are supervised-only
+# training with that step.
 BEYOND['supervised_slow'], TRAINED['trained_supervised_slow'] = (
     dict(lr=SETTINGS['lr'] / 2), _TRAINED | dict(lr=SETTINGS['lr'] / 8))
 # The runs above have 9x9 positions a crop, the paper has 41x41. These have 25x25, on a shorter schedule.
-# Reported are seeds 1 to 3 of every method, on the first split of each data set; an option joins them if it is the best of those that
-# were tried with seed 0 on vocanimals.
+# Reported are seeds 1 to 3 of every method, on the first split of each data set; an option joins them if it
+# is the best of those that were tried with seed 0 on vocanimals.
 _WIDE = dict(stride=8, rate=4, crop=193, warmup=350, precision='fp32')  # on processors without bfloat16
 WIDE = {f'wide_{name}': _WIDE for name in (*METHODS, CEILING)}
 CHANGES = PARTS | BEYOND | TRAINED | WIDE
 
-# Processor seconds a step and a scored picture on one thread of a server CPU (AMD EPYC) that other programs kept busy; `time` measures
-# those of another machine. Only for the estimate of a plan of which nothing has finished yet.
-SECONDS = dict(supervised=.07, fixmatch=.16, unimatch=.21, corrmatch=.25, picture=.04)
+# Processor seconds a step and a scored image on one thread of a server CPU (AMD EPYC) that other programs
+# kept busy; `time` measures those of another machine. Only for the estimate of a plan of which nothing has
+# finished yet.
+SECONDS = dict(supervised=.07, fixmatch=.16, unimatch=.21, corrmatch=.25, image=.04)
 
 
 class Job(NamedTuple):
@@ -131,7 +149,8 @@ class Job(NamedTuple):
 
 
 def make_plan(data, seeds=3, stage='all', splits=None, only=()) -> list:
-    "All runs, those first that say most: methods before their changes, one seed of everything before the next."
+    """All runs, those first that say most: methods before their changes, one seed of everything before the
+    next."""
     chosen = {
         name: [split for split in DATA[name]['splits'] if not splits or split in splits] for name in data}
     asked = set(splits or ()) - {split for name in data for split in DATA[name]['splits']}
@@ -188,14 +207,16 @@ def make_config(job, folder, weights, out, steps):
     )
 
 
-# ------------------------------------------------------------------ what the pseudo-labels are worth, before and after each propagation
+# ------------------------------------------------------------------ what the pseudo-labels are worth, before
+# and after each propagation
 
 @torch.no_grad()
 def pseudo_label_counts(model, source, rows, tau, config, device='cpu', taus=None):
-    """Pixels by true class over some pictures whose hidden masks are known, and what became of their regions.
+    """Pixels by true class over some images whose hidden masks are known, and what became of their regions.
 
-    Whole unlabeled pictures in evaluation mode, so that the numbers of different steps and runs are about the same pixels. `taus`: a
-    threshold for each class. What the labeled pictures of a step would say is left out of the labels here."""
+    Whole unlabeled images in evaluation mode, so that the numbers of different steps and runs are about the
+    same pixels. `taus`: a threshold for each class. What the labeled images of a step would say is left out
+    of the labels here."""
     k = config.n_classes
     counts = defaultdict(lambda: torch.zeros(config.n_classes, dtype=torch.long))
     regions = np.zeros(5, np.int64)
@@ -240,11 +261,13 @@ def pseudo_label_counts(model, source, rows, tau, config, device='cpu', taus=Non
             add(f'{name}_correct', mask, judged & kept & (y == mask))
             add(f'{name}_named', y, judged & kept)              # pixels taught as this class
     model.train(was_training)
-    return dict(counts), dict(zip(('drawn', 'accepted', 'correct', 'pixels', 'pixels_correct'), regions.tolist()))
+    return dict(counts), dict(
+        zip(('drawn', 'accepted', 'correct', 'pixels', 'pixels_correct'), regions.tolist()))
 
 
 def _judge_regions(shapes, decided, mask, k):
-    "Drawn, accepted, accepted with the class that most of their pixels have, pixels of accepted ones, and how many of these are right."
+    """Drawn, accepted, accepted with the class that most of their pixels have, pixels of accepted ones, and
+    how many of these are correct."""
     found = np.array([int(shapes.flatten(1).any(1).sum()), 0, 0, 0, 0])
     for shape, c in zip(shapes, decided.tolist()):
         inside = mask[shape & (mask != IGNORE_INDEX)]
@@ -257,7 +280,7 @@ def _judge_regions(shapes, decided, mask, k):
 
 class Watched(Trainer):
     "A trainer that also writes at every validation what its pseudo-labels are worth."
-    watch, logs = 16, None  # pictures
+    watch, logs = 16, None  # images
 
     def validate(self):
         "Score, then count."
@@ -266,7 +289,7 @@ class Watched(Trainer):
         if confusion is None:
             return None  # cut short by a signal
         if source is None:
-            source = self.sources.val  # supervised opens no unlabeled list: its counts are of other pictures
+            source = self.sources.val  # supervised opens no unlabeled list: its counts are of other images
         if not self.watch or not source.has_mask(0):
             return confusion
         rows = np.linspace(0, len(source)-1, min(self.watch, len(source))).round().astype(int).tolist()
@@ -287,8 +310,9 @@ class Watched(Trainer):
         return confusion
 
 
-COUNTED = ('ground_truth', 'correct', 'correct_pixel', 'included', 'included_correct', 'included_named', 'after',
-           'after_correct', 'after_named')
+COUNTED = (
+    'ground_truth', 'correct', 'correct_pixel', 'included', 'included_correct', 'included_named', 'after',
+    'after_correct', 'after_named')
 
 
 # ------------------------------------------------------------------ running
@@ -328,7 +352,8 @@ os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 @contextmanager
 def lock(path):
-    "Yield whether this process alone holds a file; the system gives it back when the process dies, however it dies."
+    """Yield whether this process alone holds a file; the system gives it back when the process dies, however
+    it dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w') as f:
         try:
@@ -393,14 +418,15 @@ def score_test(folder, data_folder, name, device='cpu'):
 
 
 @torch.no_grad()
-def measure_norms(model, pictures):
-    "Measure the batch norm statistics of the trained layers anew: the mean over some batches, all of which weigh alike."
+def measure_norms(model, images):
+    """Measure the batch norm statistics of the trained layers anew: the mean over some batches, all of which
+    weigh alike."""
     model.train()  # a frozen backbone stays as it is
     norms = [(m, m.momentum) for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     for m, _ in norms:
         m.reset_running_stats()
         m.momentum = None
-    for image in pictures:
+    for image in images:
         model(image)
     for m, momentum in norms:
         m.momentum = momentum
@@ -408,7 +434,8 @@ def measure_norms(model, pictures):
 
 
 def renorm(folder, data_folder, steps=60) -> dict:
-    "Validation scores of a finished run as it is, and with batch norm statistics of nothing but labeled crops."
+    """Validation scores of a finished run as it is, and with batch norm statistics of nothing but labeled
+    crops."""
     model, config = load_run(folder, 'last.pt', data=str(data_folder))
     sources = make_datasets(config)
     device = torch.device('cpu')
@@ -467,7 +494,7 @@ def measured_seconds(jobs, config_of) -> dict:
 
 def estimate(job, steps, known, seconds=SECONDS) -> float:
     "Seconds of a run: as finished runs of its kind, else by the measured step."
-    test = 2*DATA[job.data]['pictures'][1]*seconds['picture']
+    test = 2*DATA[job.data]['images'][1]*seconds['image']
     if (job.data, job.variant) in known:
         return steps*known[job.data, job.variant] + test
     # the mix stream's forward pass; more regions
@@ -476,7 +503,7 @@ def estimate(job, steps, known, seconds=SECONDS) -> float:
     return (
         warm * seconds['supervised']
         + (steps - warm) * seconds[job.method] * factor
-        + VALIDATIONS * (DATA[job.data]['pictures'][0] + 16 * 2) * seconds['picture']
+        + VALIDATIONS * (DATA[job.data]['images'][0] + 16 * 2) * seconds['image']
         + test)
 
 
@@ -514,7 +541,7 @@ def print_plan(jobs, config_of, steps, seconds) -> None:
 
 
 def time_steps(config_of, data, steps=3) -> dict:
-    "Processor seconds a step of each method and of scoring a picture, on one data set."
+    "Processor seconds a step of each method and of scoring a image, on one data set."
     seconds = {}
     for method in METHODS:
         trainer = Trainer(
@@ -530,7 +557,7 @@ def time_steps(config_of, data, steps=3) -> dict:
     evaluate(
         trainer.model.eval(), eval_pairs(trainer.sources.val, 'cpu', range(4)), trainer.config.n_classes,
         trainer.config.evaluation, trainer.config.crop)
-    return seconds | dict(picture=round((time.process_time() - before)/4, 3))
+    return seconds | dict(image=round((time.process_time() - before)/4, 3))
 
 
 # ------------------------------------------------------------------ collecting
@@ -542,16 +569,18 @@ def thin(rows, n=60) -> list:
     return [rows[i] for i in np.linspace(0, len(rows)-1, n).round().astype(int)]
 
 
-# One table a kind, a row for each run, or for each run and step. `set` tells plans with different schedules apart,
-# `run` is DATA_SPLIT_VARIANT_sSEED.
+# One table a kind, a row for each run, or for each run and step. `set` tells plans with different schedules
+# apart, `run` is DATA_SPLIT_VARIANT_sSEED.
 KEYS = ('set', 'run')
 TABLES = dict(
     runs='settings of each run, and its state',
-    scores='mIoU of each validation (list val, at a step) and on the test list (list test, checkpoint best or last)',
+    scores='mIoU of each validation (list val, at a step) and on the test list (list test, checkpoint '
+           'best or last)',
     classes='IoU of each class of the same',
     curves='losses, threshold, coverage and accuracy of pseudo-labels at some sixty steps',
     pseudo_labels='pixels of each class at each validation, before and after region propagation',
-    regions='regions drawn, accepted and correct at each validation')
+    regions='regions drawn, accepted and correct at each validation',
+)
 
 
 def _read_rows(path):
@@ -570,7 +599,8 @@ def _write_rows(path, rows):
 
 
 def run_rows(folder, key) -> dict:
-    "The rows that a run folder adds to each table, without a path or a name of this machine; `key`: (set, run)."
+    """The rows that a run folder adds to each table, without a path or a name of this machine; `key`: (set,
+    run)."""
     folder, facts = Path(folder), run_state(folder)
     record = json.loads((folder/'config.json').read_text())
     record |= {k: Path(record[k]).name for k in ('data', 'weights', 'out')}
@@ -581,7 +611,8 @@ def run_rows(folder, key) -> dict:
         for row in _read_rows(path) if path.exists() else ():
             where = own | {'list': place, 'at': row[column]}
             rows['scores'].append(where | dict(miou=row['miou']))
-            rows['classes'] += [where | {'class': name[4:], 'iou': v} for name, v in row.items() if name.startswith('iou_')]
+            rows['classes'] += [
+                where | {'class': name[4:], 'iou': v} for name, v in row.items() if name.startswith('iou_')]
     scored(folder/'val.csv', 'val', 'step')
     scored(folder/'test.csv', 'test', 'checkpoint')
     for name, file in (('curves', 'metrics'), ('pseudo_labels', 'pseudo_labels'), ('regions', 'regions')):
@@ -615,13 +646,16 @@ def collect_demos(folders, results):
     _write_rows(Path(results)/'demo_curves.csv', logs)
 
 
-RENORMED = dict(val_as_trained='as_trained', val_labeled_crops='labeled_crops')  # lists of such rows in scores.csv
+# lists of such rows in scores.csv
+RENORMED = dict(val_as_trained='as_trained', val_labeled_crops='labeled_crops')
 
 
 def add_renormed(found, results):
-    "Put scores with batch norm statistics measured anew, {(set, run): {as_trained, labeled_crops}}, beside the others."
+    """Put scores with batch norm statistics measured anew, {(set, run): {as_trained, labeled_crops}}, beside
+    the others."""
     path = Path(results)/'scores.csv'
-    rows = [r for r in _read_rows(path) if r['list'] not in RENORMED or tuple(r[k] for k in KEYS) not in found]
+    rows = [
+        r for r in _read_rows(path) if r['list'] not in RENORMED or tuple(r[k] for k in KEYS) not in found]
     rows += [dict(zip(KEYS, key)) | {'list': place, 'at': 'last', 'miou': scores[name]}
              for key, scores in found.items() for place, name in RENORMED.items()]
     _write_rows(path, sorted(rows, key=lambda row: tuple(row[k] for k in KEYS)))
@@ -657,7 +691,8 @@ def summary(results, chosen='evidence') -> str:
 # ------------------------------------------------------------------ the Pascal preset on generated data
 
 def paint_voc(folder, sizes=(4, 8, 2), h=375, w=500, seed=0):
-    "A folder in VOC's layout: 21 classes, objects with a border of ignored pixels; the labeled pictures show every class."
+    """A folder in VOC's layout: 21 classes, objects with a border of ignored pixels; the labeled images
+    show every class."""
     folder = Path(folder)
     rng = np.random.default_rng(seed)
     colors = palette(256, 'pascal')
@@ -674,7 +709,7 @@ def paint_voc(folder, sizes=(4, 8, 2), h=375, w=500, seed=0):
         for i in range(n):
             mask = np.zeros((h, w), np.uint8)
             image = rng.normal(110, 12, (h, w, 1)) + rng.uniform(-30, 30, 3)
-            # four pictures of eight objects show all of 1..20
+            # four images of eight objects show all of 1..20
             for j, c in enumerate((7 * i + np.arange(8)) % 20 + 1):
                 cy = (j//4 + .5 + rng.uniform(-.1, .1))*h/2
                 cx = (j % 4 + .5 + rng.uniform(-.1, .1))*w/4
@@ -731,7 +766,8 @@ def smoke_faults(out, config, steps) -> list:
 
 
 def pascal_smoke(steps, out, crop=321, batch=8, accumulate=1, json_path='', **changes) -> dict:
-    "Train the Pascal preset on generated pictures, stop and resume it half-way, and look at everything it left."
+    """Train the Pascal preset on generated images, stop and resume it half-way, and look at everything it
+    left."""
     out, start = Path(out), time.monotonic()
     if not (out/'data'/'splits'/'pascal'/'val.txt').exists():
         paint_voc(out/'data')
@@ -776,7 +812,7 @@ def pascal_smoke(steps, out, crop=321, batch=8, accumulate=1, json_path='', **ch
         accumulate=accumulate,
         backbone=config.backbone,
         parameters=sum(p.numel() for p in model.parameters()),
-        data='14 generated pictures of 375x500, 21 classes',
+        data='14 generated images of 375x500, 21 classes',
         precision=recorded.precision,
         device='cuda' if torch.cuda.is_available() else 'cpu',
         torch=torch.__version__,
@@ -833,19 +869,21 @@ def parse(argv=None):
             help='variants, such as corrmatch,no_region')
         sub.add_argument(
             '--watch', type=int, default=16,
-            help='unlabeled pictures whose pseudo-labels are judged at each validation; 0: none')
+            help='unlabeled images whose pseudo-labels are judged at each validation; 0: none')
         if name in ('time', 'run', 'renorm'):
             sub.add_argument('--threads', type=int, default=1, help='of the processor, for each process [1]')
         if name in ('collect', 'renorm'):
             sub.add_argument('--results', type=Path, default=Path('nbs/results'))
-            sub.add_argument('--set', default='evidence', help='name of the plan in the tables: evidence, evidence_long, wide')
+            sub.add_argument(
+                '--set', default='evidence',
+                help='name of the plan in the tables: evidence, evidence_long, wide')
     sub = commands.add_parser('collect-demo')
     sub.add_argument('demos', type=Path, nargs='+', help='folders of corrmatch demo, one a seed, in order')
     sub.add_argument('--results', type=Path, default=Path('nbs/results'))
     sub = commands.add_parser('pascal-smoke')
     sub.add_argument('--steps', type=int, default=300)
     sub.add_argument('--crop', type=int, default=321)
-    sub.add_argument('--batch', type=int, default=8, help='labeled, and as many unlabeled pictures a step')
+    sub.add_argument('--batch', type=int, default=8, help='labeled, and as many unlabeled images a step')
     sub.add_argument(
         '--accumulate', type=int, default=1, help='micro-steps, where memory is short; changes batch norm')
     sub.add_argument('--out', type=Path, default=Path('runs/pascal_smoke'))

@@ -1,13 +1,15 @@
 """Do the features of a backbone follow objects? Measured on real photographs, without any training.
 
-Usage: python tools/follow_objects.py DATA --efficientnet FILE [--resnet18 FILE] [--pictures 60] [--out nbs/results/follow_objects.json]
+Usage: python tools/follow_objects.py DATA --efficientnet FILE [--resnet18 FILE] [--images 60] [--out
+nbs/results/follow_objects.json]
 
-DATA holds `val.txt`, `images/`, `masks/` (or `IMAGE MASK` lines). Of each picture the central part is cut to SIZE x SIZE. For each
-backbone, stage and seed: mean over pictures of the mean gain of their positions (`corrmatch.models.backbones.follow_gain`) over the class's
-area (`area`), and over rows of the same distances among pairs at least APART positions apart (`rings`), the latter also of object
-positions (class > 0) alone (`object`). Pretrained weights have no seed, so their spread is over the draw of pictures alone;
-each seed draws other pictures and another random network. Random networks get batch statistics of the same pictures, as in training.
-Writes numbers only.
+DATA holds `val.txt`, `images/`, `masks/` (or `IMAGE MASK` lines). Of each image the central part is cut to
+SIZE x SIZE. For each backbone, stage and seed: mean over images of the mean gain of their positions
+(`corrmatch.models.backbones.follow_gain`) over the class's area (`area`), and over rows of the same distances
+among pairs at least APART positions apart (`rings`), the latter also of object positions (class > 0) alone
+(`object`). Pretrained weights have no seed, so their spread is over the draw of images alone; each seed
+draws other images and another random network. Random networks get batch statistics of the same images, as
+in training. Writes numbers only.
 """
 import argparse
 import json
@@ -24,10 +26,12 @@ from corrmatch.data.folders import FolderSource, read_split
 from corrmatch.data.views import normalize
 
 # pixels of the cut; positions a side at which stages are compared (stride 8); positions
-SIZE, BINS, APART = 257, 33, 6
+SIZE = 257
+BINS = 33
+APART = 6
 
 
-def pictures(source, seed, n):
+def draw_images(source, seed, n):
     "n normalised cuts (n,3,SIZE,SIZE) that show an object, and the class of each position (n,BINS*BINS)."
     images, labels = [], []
     for i in np.random.default_rng(seed).permutation(len(source)):
@@ -50,7 +54,7 @@ def pictures(source, seed, n):
 
 
 def stages(backbone, images, calibrate):
-    "Maps of every stage at BINS x BINS positions, picture by picture."
+    "Maps of every stage at BINS x BINS positions, image by image."
     if calibrate:
         norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for m in norms:
@@ -67,7 +71,7 @@ def stages(backbone, images, calibrate):
 
 
 def score(corrs, labels):
-    "Mean over pictures of the mean gain: over area, over rings, over rings at object positions."
+    "Mean over images of the mean gain: over area, over rings, over rings at object positions."
     gains = []
     for corr, label in zip(corrs, labels):
         area = follow_gain(corr, label[None])[0]
@@ -92,7 +96,7 @@ def main():
     parser.add_argument('data', type=Path)
     parser.add_argument('--efficientnet', help='weights of timm:tf_efficientnet_lite0')
     parser.add_argument('--resnet18', help='weights of resnet18; the last stage may be missing')
-    parser.add_argument('--pictures', type=int, default=60)
+    parser.add_argument('--images', type=int, default=60)
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--temperature', type=float, default=.1)
     parser.add_argument('--out', type=Path)
@@ -105,7 +109,7 @@ def main():
     found = {}
     def note(key, values): found.setdefault(key, []).append([100*float(v) for v in values])
     for seed in range(a.seeds):
-        images, labels = pictures(source, seed, a.pictures)
+        images, labels = draw_images(source, seed, a.images)
         def rows_of(maps): return (look_alikes(feats, a.temperature) for feats in maps)
         small = F.interpolate(images, (BINS, BINS), mode='bilinear', align_corners=True)
         note('colours', score(rows_of(small.split(1)), labels))
@@ -137,7 +141,7 @@ def main():
         for k, v in found.items()
     }
     result = dict(
-        pictures=a.pictures, seeds=a.seeds, temperature=a.temperature, size=SIZE, positions=BINS, apart=APART,
+        images=a.images, seeds=a.seeds, temperature=a.temperature, size=SIZE, positions=BINS, apart=APART,
         data=a.data.name, percent=rows)
     print(json.dumps(result, indent=1))
     if a.out:

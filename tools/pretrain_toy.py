@@ -1,9 +1,9 @@
 """Pretrain the small backbone that the demo starts from, on the toy module's *other* world.
 
-Usage: python tools/pretrain_toy.py --out corrmatch/assets/toynet.pth [--steps 6500] [--pictures 3000]
+Usage: python tools/pretrain_toy.py --out corrmatch/assets/toynet.pth [--steps 6500] [--images 3000]
 
-The other world has fourteen textures, none of which occurs in the demo's world. The network learns to tell them
-apart; its backbone is kept, in half precision (0.6 MB). About ten minutes on one CPU core.
+The other world has fourteen textures, none of which occurs in the demo's world. The network learns to tell
+them apart; its backbone is kept, in half precision (0.6 MB). About ten minutes on one CPU core.
 """
 import argparse
 from pathlib import Path
@@ -33,18 +33,18 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='file to write')
-    parser.add_argument('--steps', type=int, default=6500, help='training steps of 16 pictures [6500]')
-    parser.add_argument('--pictures', type=int, default=3000, help='training scenes [3000]')
+    parser.add_argument('--steps', type=int, default=6500, help='training steps of 16 images [6500]')
+    parser.add_argument('--images', type=int, default=3000, help='training scenes [3000]')
     parser.add_argument('--seed', type=int, default=0, help='of weights and draws [0]')
     args = parser.parse_args()
     n_classes = len(OTHER_TEXTURES)+1
     config = preset(
         'toy', 'supervised', n_classes=n_classes, stride=8, rate=1, weights='', lr=0.05, lr_multi=1.0,
         batch_x=16, seed=args.seed)
-    pictures = source(500_000, args.pictures, config.crop, n_classes)
+    images = source(500_000, args.images, config.crop, n_classes)
     held_out = source(900_000, 100, config.crop, n_classes)
     batches = StepBatches(
-        pictures, None, config.crop, config.batch_x, 0, config.seed, (config.scale_min, config.scale_max))
+        images, None, config.crop, config.batch_x, 0, config.seed, (config.scale_min, config.scale_max))
     model = make_model(config)[0].train()
     optimizer = make_optimizer(model, config)
     for step, batch in enumerate(tqdm(make_loader(batches, 0, args.steps), total=args.steps)):

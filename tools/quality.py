@@ -1,9 +1,11 @@
-"""Compare the pseudo-labels of a run at equal coverage, on unlabeled images whose masks are known but were not used.
+"""Compare the pseudo-labels of a run at equal coverage, on unlabeled images whose masks are known but were
+not used.
 
 Usage: python tools/quality.py RUN [--data DIR] [--images 50] [--tau 0.85] [--figure FILE.png]
 
-Prints coverage and accuracy of prediction, propagated scores and their mean, what regions add and rewrite, and what a
-lower threshold would add instead (corrmatch.training.quality). Without --tau the threshold of the run's end is taken.
+Prints coverage and accuracy of prediction, propagated scores and their mean, what regions add and rewrite,
+and what a lower threshold would add instead (corrmatch.training.quality). Without --tau the threshold of the
+run's end is taken.
 """
 import argparse
 from dataclasses import replace
@@ -32,12 +34,14 @@ def measure(run: Path, data: str = '', images: int = 50, tau: float | None = Non
         raise ValueError(f'{run}: none of its unlabeled images has a mask to judge by')
     if tau is None:
         tau = float(read_csv(Path(run)/'metrics.csv')['tau'][-1])
-    return label_quality(model, eval_pairs(source, device, known), config.n_classes, tau, config.regions or 128,
-                         config.region_cut)
+    return label_quality(
+        model, eval_pairs(source, device, known), config.n_classes, tau, config.regions or 128,
+        config.region_cut)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('run', type=Path)
     parser.add_argument('--data', default='', help='data folder, if it has moved since the run')
     parser.add_argument('--images', type=int, default=50)

@@ -1,8 +1,10 @@
-"""Train on the generated world for some minutes and watch what the process holds: memory, file handles, child processes.
+"""Train on the generated world for some minutes and watch what the process holds: memory, file handles, child
+processes.
 
 Usage: python tools/soak.py [--minutes 60] [--out FOLDER] [--workers 2]
-The run validates, saves and logs all the time. Ends with one JSON line; exit code 1 if memory grew by more than 5 % (and 20 MB) between the
-first and the last third, if the number of file handles or threads grew, or if a process, a temporary file or a shared memory segment is left.
+The run validates, saves and logs all the time. Ends with one JSON line; exit code 1 if memory grew by more
+than 5 % (and 20 MB) between the first and the last third, if the number of file handles or threads grew, or
+if a process, a temporary file or a shared memory segment is left.
 """
 import argparse
 import json

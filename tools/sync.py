@@ -2,7 +2,8 @@
 
 Usage: python tools/sync.py
 Runs `nbdev_export` in a temporary copy of nbs/ and settings.ini and compares every module byte for byte;
-a module that no notebook exports is named too. Nothing in the tree is changed. Exit code 1 if anything differs.
+a module that no notebook exports is named too. Nothing in the tree is changed. Exit code 1 if anything
+differs.
 """
 import os
 import shutil

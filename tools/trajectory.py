@@ -1,12 +1,13 @@
-"""Ten training steps of this package on the weights, batches, dropped channels and positions of the reference's ten.
+"""Ten training steps of this package on the weights, batches, dropped channels and positions of the
+reference's ten.
 
 Usage: python tools/trajectory.py [OUT]      (default: nbs/results/trajectory.csv; two minutes)
 
-Inputs and the reference's numbers lie in tests/golden/trajectory_pascal.npz; tests/test_golden_trajectory.py runs the
-same steps and compares them in float64. Here they run in float64, and in float32 with two memory layouts: the
-reference's (contiguous) and the one this package trains with (channels last). Each loss is written beside the
-reference's, a row for each run, step and loss; `reference_other_start` is the reference's float32 run from weights
-changed in their last bit.
+Inputs and the reference's numbers lie in tests/golden/trajectory_pascal.npz; tests/test_golden_trajectory.py
+runs the same steps and compares them in float64. Here they run in float64, and in float32 with two memory
+layouts: the reference's (contiguous) and the one this package trains with (channels last). Each loss is
+written beside the reference's, a row for each run, step and loss; `reference_other_start` is the reference's
+float32 run from weights changed in their last bit.
 """
 import csv
 import sys
@@ -22,7 +23,6 @@ import torch
 from corrmatch.config import IGNORE_INDEX, preset
 from corrmatch.engine.regions import FAST_REGIONS
 from corrmatch.method import step as steps
-from corrmatch.method.losses import LossTerms
 from corrmatch.models import deeplab as network
 from corrmatch.training import builders
 
@@ -84,7 +84,8 @@ def start_weight(key: str, like: torch.Tensor, tempered) -> torch.Tensor:
 
 
 def make_batch(golden, step: int) -> dict:
-    "The batch of a step, as `corrmatch.data.batches.StepBatches` gives it; keys number the images of both passes."
+    """The batch of a step, as `corrmatch.data.batches.StepBatches` gives it; keys number the images of both
+    passes."""
     batch = {name: torch.from_numpy(golden[f'batch{step % 5}/{name}']) for name in (
         'img_x', 'mask_x', 'img_u_w', 'img_u_s', 'img_mix_w', 'img_mix_s', 'ignore_u', 'ignore_mix', 'box')}
     images = {
