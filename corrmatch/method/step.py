@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .correlation import correlation_rows
 from .losses import (
     LossTerms, StepLogits, StepTargets, corrmatch_loss, supervised_ce, total_loss)
-from .pseudo_labels import confidence, cutmix, mix_maps, pseudo_label
+from .pseudo_labels import confidence, cutmix, pseudo_label
 from .region import RegionOps, draw_positions
 from .threshold import DynamicThreshold, FixedThreshold, threshold_of
 from .variants import Variants, draw_uncertain, soft_votes
@@ -43,7 +43,7 @@ def mixed_valid(
     "Mark the pixels of the pasted strong views that are picture, not padding."
     box, own = batch['box_u'], batch['valid_u']
     partner = batch['valid_mix'] if 'valid_mix' in batch else swap_pairs(own)
-    return mix_maps(box, partner.expand_as(box), own.expand_as(box))
+    return cutmix(partner.expand_as(box), own.expand_as(box), box)
 
 @torch.no_grad()
 def mix_logits(
@@ -105,7 +105,7 @@ def make_targets(
     else:
         partner = pseudo_label(logits_mix), confidence(logits_mix)
     box = batch['box_u']
-    label_u, conf_u = (mix_maps(box, p.expand_as(box), m.expand_as(box)) for p, m in zip(partner, own))
+    label_u, conf_u = (cutmix(p.expand_as(box), m.expand_as(box), box) for p, m in zip(partner, own))
     return PseudoTargets(*own, label_u, conf_u, mixed_valid(batch))
 
 # %% ../../nbs/method/09_step.ipynb #02e14ed2
@@ -120,19 +120,19 @@ def propagate_targets(
     m:int=128,       # regions a picture
     cut:float=0.5,   # of a min-max normalised row
     generator=None,  # CPU generator of the drawn positions
-    beyond:Variants=Variants(), # how regions are drawn and vote
+    variants:Variants=Variants(), # how regions are drawn and vote
     ops:RegionOps=RegionOps(), # the readable operations, or engine.regions.FAST_REGIONS
 )->tuple:            # label (v,b,h,w) and keep (v,b,h,w) after region propagation
     "Cut regions out of the weak view's correlation rows and let them rewrite the targets of every strong view."
     size = f1.shape[-2:]
     k = f1.shape[1]
     inside = targets.valid_u & ~box
-    if beyond.seeds == 'unsure':
+    if variants.seeds == 'uncertain':
         index = draw_uncertain(targets.conf_w, size, m, generator)
     else:
         index = draw_positions(size[0]*size[1], m, generator).to(f1.device, non_blocking=True)
     rows = correlation_rows(f1, f2, index)
-    if beyond.votes == 'soft':
+    if variants.votes == 'soft':
         shapes = ops.region_maps(rows, size, box.shape[-2:], cut)
         out = [
             soft_votes(label, conf, kept, shapes & within[:, None], tau**2, k)
@@ -225,20 +225,20 @@ def train_step(
     generator=None,           # CPU generator of the drawn positions
     kl_inside=True,           # kl also inside the CutMix boxes (reference)
     counts=(None,)*3,         # pixels of the whole batch when this is a part of it: Counts of chapter 28
-    beyond:Variants=Variants(),   # what is done otherwise than in the paper
+    variants:Variants=Variants(),   # what is done otherwise than in the paper
     ops:RegionOps=RegionOps(),# the readable operations, or engine.regions.FAST_REGIONS
 )->StepResult:
     "All stages of one step; the caller does the backward pass."
     n = len(batch['image_x'])
     passes = forward_views(model, batch, perturb=bool(weights.fp))
     out = passes.labeled_weak
-    targets = make_targets(beyond.teacher(out, batch['mask_x']), passes.logits_mix, batch)
+    targets = make_targets(variants.teacher(out, batch['mask_x']), passes.logits_mix, batch)
     tau = threshold.update(targets.conf_w, targets.label_w, targets.valid_u[0])
     before = after = targets.label_u, (targets.conf_u >= threshold_of(tau, targets.label_u)) & targets.valid_u
     if regions:
         after = propagate_targets(
             targets, before[1], out.f1[n:], out.f2[n:], batch['box_u'], tau.amax(), regions, cut, generator,
-            beyond, ops)
+            variants, ops)
     keep_kl = before[1] if kl_inside else before[1] & ~batch['box_u']
     logits, target = _step_pair(
         passes, targets, keep_kl, after, batch['mask_x'], threshold_of(tau, targets.label_w), counts)

@@ -137,7 +137,7 @@ def labels_from_labeled(
 class Variants(NamedTuple):
     "What a step does otherwise than the paper."
     votes:str = 'in_turn'      # of regions: in_turn | soft
-    seeds:str = 'uniform'      # of regions: uniform | unsure
+    seeds:str = 'uniform'      # of regions: uniform | uncertain
     teacher_pixel:float = 0.   # share of the propagated scores in the pseudo-label, 0..1
     teacher_cross:float = 0.   # share of the labeled pictures' answer in it, 0..1
     @property
