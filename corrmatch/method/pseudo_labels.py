@@ -40,26 +40,30 @@ def cutmix(
 
 # %% ../../nbs/method/02_pseudo_labels.ipynb #5e5f576d
 def masked_ce(
-    logits:Tensor, # (b,k,h,w) the student's scores
+    logits:Tensor, # (b,k,h,w) scores of the strong view (the student)
     label:Tensor,  # (b,h,w) int64 targets; any value where not kept
-    keep:Tensor,   # (b,h,w) bool, pixels whose label is believed
-    valid:Tensor,  # (b,h,w) bool, pixels that show a picture
-    n_valid=None,  # pixels to divide by when this is a part of a batch; None: the valid ones
+    keep:Tensor,   # (b,h,w) bool, pixels that enter the loss
+    valid:Tensor,  # (b,h,w) bool, pixels that are not padding
+    n_valid:Tensor|int|None=None, # pixels to divide by when this is a part of a batch; None: the valid ones
 )->Tensor:         # scalar; 0 when nothing is kept
     "Sum the cross-entropy over kept pixels and divide by the number of valid ones."
     target = label.masked_fill(~keep, -100)
     loss = F.cross_entropy(at_least_float32(logits), target, ignore_index=-100, reduction='none')
-    return loss.sum() / (valid.sum().clamp(min=1) if n_valid is None else n_valid)
+    if n_valid is None:
+        n_valid = valid.sum().clamp(min=1)
+    return loss.sum()/n_valid
 
 # %% ../../nbs/method/02_pseudo_labels.ipynb #37ae4f63
 def soft_kl(
-    logits_teacher:Tensor, # (b,k,h,w) the easier view's scores; no gradient flows into them
-    logits_student:Tensor, # (b,k,h,w) the harder view's scores
-    keep:Tensor,           # (b,h,w) bool, pixels whose teacher is believed
-    valid:Tensor,          # (b,h,w) bool, pixels that show a picture
-    n_valid=None,          # pixels to divide by when this is a part of a batch; None: the valid ones
+    logits_teacher:Tensor, # (b,k,h,w) scores of the weak view; no gradient flows into them
+    logits_student:Tensor, # (b,k,h,w) scores of the strong view
+    keep:Tensor,           # (b,h,w) bool, pixels that enter the loss
+    valid:Tensor,          # (b,h,w) bool, pixels that are not padding
+    n_valid:Tensor|int|None=None, # pixels to divide by when this is a part of a batch; None: the valid ones
 )->Tensor:                 # scalar, at least 0; 0 when nothing is kept
     "Sum KL(teacher || student) over classes and kept pixels, divided by the valid ones."
     teacher = at_least_float32(logits_teacher.detach()).softmax(1)
     loss = F.kl_div(at_least_float32(logits_student).log_softmax(1), teacher, reduction='none').sum(1)
-    return torch.where(keep, loss, 0).sum() / (valid.sum().clamp(min=1) if n_valid is None else n_valid)
+    if n_valid is None:
+        n_valid = valid.sum().clamp(min=1)
+    return torch.where(keep, loss, 0).sum()/n_valid
