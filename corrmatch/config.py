@@ -76,7 +76,7 @@ class Config:
     # in_turn: regions rewrite labels one after the other (reference) | soft: all at once, weighted by
     # confidence
     region_votes: str = 'in_turn'
-    # where regions are drawn: uniform (reference) | unsure: in proportion to the doubt
+    # where regions are drawn: uniform (reference) | uncertain: in proportion to the doubt
     region_seeds: str = 'uniform'
     teacher_pixel: float = 0.0       # share of the propagated scores in the pseudo-label, 0..1
     # share of what the step's labeled pictures say through the correlation, 0..1
@@ -314,6 +314,6 @@ CHOICES = MappingProxyType(
     dict(
         method=tuple(METHODS), cutmix=('same_image', 'other_image', 'in_batch', 'none'), strong_views=(1, 2),
         stride=(4, 8, 14, 16, 32), norm=('batch', 'group'), threshold=('dynamic', 'fixed', 'per_class'),
-        region_votes=('in_turn', 'soft'), region_seeds=('uniform', 'unsure'),
+        region_votes=('in_turn', 'soft'), region_seeds=('uniform', 'uncertain'),
         evaluation=('whole', 'center', 'slide'), miou=('all', 'present'), precision=('auto', 'fp32', 'bf16'))
 )

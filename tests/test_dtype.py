@@ -47,7 +47,7 @@ def one_step(config, dtype=None):
     with autocast('cpu', dtype):
         result = train_step(
             model, batch, make_weights(config), threshold, supervised, regions=16,
-            generator=torch.Generator().manual_seed(0), beyond=make_variants(config), ops=FAST_REGIONS)
+            generator=torch.Generator().manual_seed(0), variants=make_variants(config), ops=FAST_REGIONS)
     result.total.backward()
     make_optimizer(model, config).step()
     return result, threshold, model
@@ -63,7 +63,7 @@ def dtypes(result, threshold, model):
 CHANGES = [
     dict(), dict(cutmix='same_image', norm='batch'), dict(ohem=100, threshold='fixed', tau=0.0),
     dict(threshold='per_class', tau=0.2), dict(region_votes='soft', tau=0.2),
-    dict(region_seeds='unsure', tau=0.2), dict(teacher_pixel=0.3, teacher_cross=0.3), dict(crop=40, tau=0.2)]
+    dict(region_seeds='uncertain', tau=0.2), dict(teacher_pixel=0.3, teacher_cross=0.3), dict(crop=40, tau=0.2)]
 
 
 @pytest.mark.parametrize('changes', CHANGES, ids=lambda c: ' '.join(c) or 'default')

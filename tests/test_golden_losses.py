@@ -13,7 +13,7 @@ import torch
 
 from corrmatch.method.losses import (
     METHOD_WEIGHTS, StepLogits, StepTargets, corrmatch_loss, ohem_ce, supervised_ce, total_loss)
-from corrmatch.method.pseudo_labels import confidence, mix_maps, pseudo_label, cutmix
+from corrmatch.method.pseudo_labels import confidence, cutmix, pseudo_label
 from corrmatch.engine.regions import fast_propagate_regions
 from corrmatch.method.region import clear_regions
 from corrmatch.method.threshold import DynamicThreshold
@@ -42,9 +42,9 @@ def run_step(d):
     (x, w), (_, fp_w), (corr_x, corr_w) = (leaves[k].split(b) for k in LEAVES[:3])
     conf_w, label_w = mid['conf_u_w'], mid['mask_u_w'] = confidence(w), pseudo_label(w)
     mid['conf_u_w_mix'], mid['mask_u_w_mix'] = confidence(d['pred_u_w_mix']), pseudo_label(d['pred_u_w_mix'])
-    conf_u = mid['conf_u_w_cutmixed1'] = mix_maps(box, mid['conf_u_w_mix'], conf_w)
-    label_u = mid['labels_before_region'] = mix_maps(box, mid['mask_u_w_mix'], label_w)
-    ignore = mid['ignore_mask_cutmixed1'] = mix_maps(box, d['ignore_mask_mix'], d['ignore_mask'])
+    conf_u = mid['conf_u_w_cutmixed1'] = cutmix(mid['conf_u_w_mix'], conf_w, box)
+    label_u = mid['labels_before_region'] = cutmix(mid['mask_u_w_mix'], label_w, box)
+    ignore = mid['ignore_mask_cutmixed1'] = cutmix(d['ignore_mask_mix'], d['ignore_mask'], box)
     valid, valid_u = d['ignore_mask'] != 255, ignore != 255
     threshold = DynamicThreshold(float(d['thresh_init']), float(d['momentum']), int(d['nclass']))
     tau = mid['threshold'] = threshold.update(conf_w, label_w, valid_u)

@@ -102,7 +102,7 @@ PARTS = {  # name -> changes of corrmatch
     'regions_32': dict(regions=32), 'regions_512': dict(regions=512),                      # 128 likewise
     'cut_03': dict(region_cut=.3), 'cut_07': dict(region_cut=.7)}                          # 0.5 likewise
 BEYOND = {  # options that are not in the paper (chapter 08), each alone
-    'soft_votes': dict(region_votes='soft'), 'seeds_unsure': dict(region_seeds='unsure'),
+    'soft_votes': dict(region_votes='soft'), 'seeds_unsure': dict(region_seeds='uncertain'),
     'per_class': dict(threshold='per_class'),
     'teacher_pixel': dict(teacher_pixel=.3), 'teacher_cross': dict(teacher_cross=.3),
     'labels_double': dict(w_x=.5, w_x_corr=.5), 'warm_short': dict(warmup=100),

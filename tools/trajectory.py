@@ -138,7 +138,7 @@ class Trajectory:
         batch = builders.to_device(make_batch(self.golden, step), torch.device('cpu'))
         if self.layout == torch.contiguous_format:
             batch = {name: t.contiguous() for name, t in batch.items()}
-        with mock.patch.object(steps, 'watch_targets', wraps=steps.target_metrics) as watched:
+        with mock.patch.object(steps, 'target_metrics', wraps=steps.target_metrics) as watched:
             result = steps.train_step(
                 self.model, batch, builders.make_weights(self.config), self.threshold, ops=FAST_REGIONS)
         before, after, targets, *_ = watched.call_args.args

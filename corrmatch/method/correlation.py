@@ -10,10 +10,10 @@ from .pseudo_labels import at_least_float32
 
 # %% ../../nbs/method/04_correlation.ipynb #8d30a2a4
 def correlation_map(
-    f1:Tensor, # (b,k,h,w) or (b,k,p) query side: what a position looks for
-    f2:Tensor, # (b,k,h,w) or (b,k,q) key side: what a position shows
-)->Tensor:     # (b,p,q) at least float32; row p is a distribution over q, columns are not
-    "Share each position's attention among all positions, softmax over the last axis."
+    f1:Tensor, # (b,k,h,w) or (b,k,p) queries
+    f2:Tensor, # (b,k,h,w) or (b,k,q) keys
+)->Tensor:     # (b,p,q) at least float32; rows sum to 1, columns do not
+    "Compare every query with every key, softmax over the keys."
     f1 = at_least_float32(f1.flatten(2))
     f2 = at_least_float32(f2.flatten(2))
     with torch.autocast(f1.device.type, enabled=False):
@@ -22,8 +22,8 @@ def correlation_map(
 
 # %% ../../nbs/method/04_correlation.ipynb #f08ccd8d
 def correlation_rows(
-    f1:Tensor,    # (b,k,h,w) or (b,k,p) query side
-    f2:Tensor,    # (b,k,h,w) or (b,k,q) key side
+    f1:Tensor,    # (b,k,h,w) or (b,k,p) queries
+    f2:Tensor,    # (b,k,h,w) or (b,k,q) keys
     index:Tensor, # int64 positions y*w+x: (m,) the same for all images, or (b,m)
 )->Tensor:        # (b,m,q) these rows of the map
     "Compute some rows of the correlation map and none of the others."

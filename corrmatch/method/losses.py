@@ -8,7 +8,7 @@ __all__ = ['METHOD_WEIGHTS', 'supervised_ce', 'hard_pixels', 'ohem_ce', 'LossTer
 import torch
 import torch.nn.functional as F
 from types import MappingProxyType
-from typing import NamedTuple, cast
+from typing import Callable, Literal, NamedTuple, cast
 from torch import Tensor
 from .pseudo_labels import at_least_float32, masked_ce, soft_kl
 
@@ -17,21 +17,23 @@ def supervised_ce(
     logits:Tensor,                 # (b,k,h,w) class scores
     mask:Tensor,                   # (b,h,w) int64 ground truth
     ignore_index:int=255,          # value of a pixel without label
-    n_valid=None,                  # pixels to divide by when this is a part of a batch; None: the labeled ones
+    n_valid:Tensor|int|None=None,  # pixels of the whole batch when this is a part of it; None: this is all
 )->Tensor:                         # scalar; 0 when every pixel is ignored
     "Average the cross-entropy over labeled pixels."
     loss = F.cross_entropy(at_least_float32(logits), mask, ignore_index=ignore_index, reduction='none')
-    return loss.sum() / ((mask != ignore_index).sum().clamp(min=1) if n_valid is None else n_valid)
+    if n_valid is None:
+        n_valid = (mask != ignore_index).sum().clamp(min=1)
+    return loss.sum()/n_valid
 
 # %% ../../nbs/method/07_losses.ipynb #8cf8128c
 def hard_pixels(
     logits:Tensor,                 # (b,k,h,w) class scores
     mask:Tensor,                   # (b,h,w) int64 ground truth
-    thresh:float=0.7,              # pixels with a true-class probability up to this are hard
-    min_kept:int=100_000,          # keep at least so many of the batch; 0 keeps all
+    thresh:float=0.7,              # pixels with a true-class probability up to this are hard, 0..1
+    min_kept:int=100_000,          # keep at least so many pixels of the batch; 0 keeps all
     ignore_index:int=255,          # value of a pixel without label
 )->Tensor:                         # (b,h,w) bool, False where ignored
-    "Choose the labeled pixels the network is still bad at."
+    "Choose the labeled pixels with a low probability of the true class."
     valid = mask != ignore_index
     if min_kept <= 0:
         return valid
@@ -44,29 +46,31 @@ def hard_pixels(
 def ohem_ce(
     logits:Tensor,                 # (b,k,h,w) class scores
     mask:Tensor,                   # (b,h,w) int64 ground truth
-    thresh:float=0.7,              # pixels with a true-class probability up to this are hard
-    min_kept:int=100_000,          # keep at least so many of the batch; 0 keeps all
+    thresh:float=0.7,              # pixels with a true-class probability up to this are hard, 0..1
+    min_kept:int=100_000,          # keep at least so many pixels of the batch; 0 keeps all
     ignore_index:int=255,          # value of a pixel without label
     weight:Tensor|None=None,       # (k,) weight of each class
-    reduction:str='mean',          # 'mean' | 'sum' over kept pixels
-    n_valid=None,                  # labeled pixels of the whole batch when this is a part of it; None: this is all
+    reduction:Literal['mean', 'sum']='mean', # over kept pixels
+    n_valid:Tensor|int|None=None,  # labeled pixels of the whole batch; None: this is all of it
 )->Tensor:                         # scalar; 0 when every pixel is ignored
     "Average the cross-entropy over hard pixels."
     if reduction not in ('mean', 'sum'):
         raise ValueError(f"reduction='{reduction}': choose mean or sum")
     keep = hard_pixels(logits, mask, thresh, min_kept, ignore_index)
     hard = mask.masked_fill(~keep, ignore_index)
-    total = F.cross_entropy(
+    loss = F.cross_entropy(
         at_least_float32(logits), hard, weight, ignore_index=ignore_index, reduction='none').sum()
-    amount = keep.to(total.dtype) if weight is None else weight[mask.masked_fill(~keep, 0)]*keep
-    count = amount.sum() if reduction == 'mean' else torch.ones_like(total)
-    mean = total / torch.where(count > 0, count, 1)
-    return mean if n_valid is None else mean*(mask != ignore_index).sum()/n_valid
+    if reduction == 'mean':
+        amount = keep.to(loss.dtype) if weight is None else weight[mask.masked_fill(~keep, 0)]*keep
+        loss = loss/torch.where(amount.sum() > 0, amount.sum(), 1)
+    if n_valid is not None:
+        loss = loss*(mask != ignore_index).sum()/n_valid
+    return loss
 
 # %% ../../nbs/method/07_losses.ipynb #024fb33d
 class LossTerms(NamedTuple):
     "One value per term: losses (scalar tensors) or their weights (floats)."
-    x:Tensor|float = 0.      # labeled pictures against their masks
+    x:Tensor|float = 0.      # labeled images against their masks
     x_corr:Tensor|float = 0. # the same with propagated logits
     s:Tensor|float = 0.      # strong view against the region-propagated pseudo-label
     s_corr:Tensor|float = 0. # the same with propagated logits
@@ -93,8 +97,8 @@ def total_loss(
 
 # %% ../../nbs/method/07_losses.ipynb #27f081ce
 class StepLogits(NamedTuple):
-    "What the network said in one step; (b,k,h,w) each."
-    x:Tensor                   # labeled pictures
+    "Predictions of one step; (b,k,h,w) each."
+    x:Tensor                   # labeled images
     corr_x:Tensor|None = None  # labeled, propagated
     w:Tensor|None = None       # weak views
     fp_w:Tensor|None = None    # weak views, perturbed features
@@ -104,8 +108,8 @@ class StepLogits(NamedTuple):
 
 # %% ../../nbs/method/07_losses.ipynb #f3235a75
 class StepTargets(NamedTuple):
-    "What the network shall learn in one step; (b,h,w) each, the mixed maps also (v,b,h,w) or a list."
-    mask_x:Tensor                   # int64 ground truth of the labeled pictures
+    "Targets of one step; (b,h,w) each, the mixed maps also (v,b,h,w) or a list."
+    mask_x:Tensor                   # int64 ground truth of the labeled images
     label_w:Tensor|None = None      # int64 pseudo-labels of the weak views, un-mixed
     conf_w:Tensor|None = None       # their confidence
     valid:Tensor|None = None        # bool, un-mixed: not padding
@@ -118,59 +122,53 @@ class StepTargets(NamedTuple):
     counts: tuple = (None, None, None)
 
     @property
-    def keep_w(self):
-        "Confident and valid pixels of the weak views, (b,h,w) bool."
-        return None if self.conf_w is None else (self.conf_w >= self.tau) & self.valid
+    def keep_w(self)->Tensor|None: # (b,h,w) bool
+        "Confident and valid pixels of the weak views."
+        if self.conf_w is None:
+            return None
+        return (self.conf_w >= self.tau) & self.valid
 
 # %% ../../nbs/method/07_losses.ipynb #98b9a86d
-def _views(
-    x:Tensor|list, # scores (b,k,h,w), map (b,h,w), with one more axis in front for views, or a list of views
-)->list:           # of single views
-    "Split stacked views; one view becomes a list of one."
+def _views(x):
+    "Split stacked views of scores (v,b,k,h,w) or maps (v,b,h,w) into a list; one view becomes a list of one."
     if not isinstance(x, Tensor):
         return list(x)
-    return list(x) if x.ndim > (4 if x.is_floating_point() else 3) else [x]
+    dims_of_one_view = 4 if x.is_floating_point() else 3
+    return list(x) if x.ndim > dims_of_one_view else [x]
 
-def _term(
-    name:str, # for the error message
-    loss,     # function of one view's tensors
-    *inputs,  # its tensors, with or without views
-    count=None, # () or (v,) pixels of the whole batch to divide by; None: the loss counts its own
-)->Tensor:    # scalar
-    "Average a loss over views; what has no views is shared by all."
+def _term(name, loss, *inputs, count=None):
+    "Average a loss over views; an input without views is shared by all."
     if any(x is None for x in inputs):
         raise ValueError(
             f"loss term '{name}' has a weight but an input of it is None: pass it, or set the weight to 0")
-    views = [_views(x) for x in inputs]
-    n = max(map(len, views))
-    options = [{}] if count is None else [dict(n_valid=c) for c in count.reshape(-1)]
-    columns = [x*n if len(x) == 1 else x for x in (*views, options)]
-    return sum(loss(*view, **option) for *view, option in zip(*columns, strict=True)) / n
+    columns = [_views(x) for x in inputs]
+    columns.append([{}] if count is None else [dict(n_valid=c) for c in count.reshape(-1)])
+    n = max(map(len, columns[:-1]))
+    shared = [x*n if len(x) == 1 else x for x in columns]
+    return sum(loss(*view, **option) for *view, option in zip(*shared, strict=True))/n
 
 # %% ../../nbs/method/07_losses.ipynb #945010a7
 def corrmatch_loss(
     logits:StepLogits,        # of the three passes
     targets:StepTargets,      # masks, pseudo-labels and maps
     weights:LossTerms=METHOD_WEIGHTS['corrmatch'], # a term with weight 0 is not computed
-    supervised=supervised_ce, # (logits, mask) -> scalar, for the labeled terms
+    supervised:Callable=supervised_ce, # (logits, mask) -> scalar, for the labeled terms
 )->LossTerms:                 # unweighted scalars; 0 where not computed
     "Compute the loss terms of one training step."
     z, t = logits, targets
     strong = (t.label_u, t.keep_out, t.valid_u)
     weak = (t.label_w, t.keep_w, t.valid)
     n_x, n_w, n_u = t.counts
-    recipe:dict[str, tuple] = dict(
-        x=(supervised, z.x, t.mask_x),
-        x_corr=(supervised, z.corr_x, t.mask_x),
-        s=(masked_ce, z.s, *strong),
-        s_corr=(masked_ce, z.corr_s, *strong),
-        w_corr=(masked_ce, z.corr_w, *weak),
-        kl=(soft_kl, z.w, z.s, t.keep, t.valid_u),
-        fp=(masked_ce, z.fp_w, *weak))
-    zero = torch.zeros((), device=z.x.device)
-    counts = LossTerms(n_x, n_x, n_u, n_u, n_w, n_u, n_w)
-    return LossTerms(
-        *(
-            _term(name, *recipe[name], count=n) if w else zero
-            for name, n, w in zip(LossTerms._fields, counts, weights))
-    )
+    recipes:dict[str, tuple] = dict(  # loss, its inputs, pixels to divide by
+        x=(supervised, (z.x, t.mask_x), n_x),
+        x_corr=(supervised, (z.corr_x, t.mask_x), n_x),
+        s=(masked_ce, (z.s, *strong), n_u),
+        s_corr=(masked_ce, (z.corr_s, *strong), n_u),
+        w_corr=(masked_ce, (z.corr_w, *weak), n_w),
+        kl=(soft_kl, (z.w, z.s, t.keep, t.valid_u), n_u),
+        fp=(masked_ce, (z.fp_w, *weak), n_w))
+    terms = dict.fromkeys(recipes, torch.zeros((), device=z.x.device))
+    for name, (loss, inputs, count) in recipes.items():
+        if getattr(weights, name):
+            terms[name] = _term(name, loss, *inputs, count=count)
+    return LossTerms(**terms)

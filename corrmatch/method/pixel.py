@@ -4,6 +4,7 @@
 __all__ = ['propagate_pixels', 'resize', 'propagate_logits']
 
 # %% ../../nbs/method/05_pixel.ipynb #2911f850
+from typing import Callable
 import torch.nn.functional as F
 from torch import Tensor, einsum
 from .correlation import correlation_map
@@ -13,7 +14,7 @@ from .pseudo_labels import at_least_float32
 def propagate_pixels(
     corr:Tensor,   # (b,p,q) correlation map: rows sum to 1, columns do not
     logits:Tensor, # (b,k,h,w) or (b,k,p) class scores
-    transposed:bool=False, # False: send scores along rows (reference); True: fetch a weighted mean
+    transposed:bool=False, # False: send scores along rows (reference); True: collect a weighted mean
 )->Tensor:         # (b,k,h,w), or (b,k,q) for flat scores
     "Send each position's scores along its row of the correlation map."
     pattern = 'b k q, b p q -> b k p' if transposed else 'b k p, b p q -> b k q'
@@ -23,21 +24,21 @@ def propagate_pixels(
 # %% ../../nbs/method/05_pixel.ipynb #0619d417
 def resize(
     x:Tensor, # (b,d,h,w) maps
-    size,     # (height, width) wanted
+    size:tuple[int, int], # (height, width) wanted
 )->Tensor:    # (b,d,height,width) bilinear, corner pixels fall on corner pixels
     "Resize maps bilinearly with aligned corners, as everywhere in the network."
     return F.interpolate(x, size=size, mode='bilinear', align_corners=True)
 
 # %% ../../nbs/method/05_pixel.ipynb #3850a479
 def propagate_logits(
-    f1:Tensor,       # (b,d,h',w') query side
-    f2:Tensor,       # (b,d,h',w') key side
+    f1:Tensor,       # (b,d,h',w') queries
+    f2:Tensor,       # (b,d,h',w') keys
     logits:Tensor,   # (b,k,h,w) scores of the network at any size; get no gradient
-    size:tuple|None=None, # height and width of the result; None: those of logits
+    size:tuple[int, int]|None=None, # height and width of the result; None: those of logits
     transposed:bool=False, # see propagate_pixels
-    spread=None,     # (f1, f2, scores, transposed) -> scores; None: along the whole map. engine.pixels has one that needs less memory
+    spread:Callable|None=None, # (f1, f2, scores, transposed) -> scores; None: along the whole map
 )->Tensor:           # (b,k,h,w) at the wanted size
-    "Bring the scores to feature size, spread them along the map, bring them back."
+    "Bring the scores to feature size, propagate them along the map, bring them back."
     small = resize(at_least_float32(logits.detach()), f1.shape[2:])
     if spread is None:
         sent = propagate_pixels(correlation_map(f1, f2), small, transposed)

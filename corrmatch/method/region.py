@@ -15,11 +15,11 @@ from .pseudo_labels import at_least_float32
 # %% ../../nbs/method/06_region.ipynb #1fba3fb0
 def region_maps(
     rows:Tensor,     # (b,m,p) sampled rows of the correlation map
-    feat_size:tuple, # (h',w') with h'*w' == p
-    size:tuple,      # (h,w) pixels of the regions
-    cut:float=0.5,   # share of a row's range above which a pixel belongs to the region
+    feat_size:tuple[int, int], # (h',w') with h'*w' == p
+    size:tuple[int, int], # (h,w) pixels of the regions
+    cut:float=0.5,   # share of a row's range above which a pixel belongs to the region, 0..1
 )->Tensor:           # (b,m,h,w) bool; a constant row gives an empty region
-    "Upsample each row, stretch it to its own range, cut."
+    "Upsample each row, scale it to its own range, cut."
     grid = rearrange(at_least_float32(rows), 'b m (h w) -> b m h w', h=feat_size[0])
     values = F.interpolate(grid, size, mode='bilinear', align_corners=True)
     low = values.amin((2, 3), keepdim=True)
@@ -43,8 +43,8 @@ def sample_regions(
     corr:Tensor,               # (b,p,q) correlation map, rows sum to 1
     m:int=128,                 # regions per image
     seed:int=0,                # of the drawn positions, the same for all images of the batch
-    feat_size:tuple|None=None, # (h',w'); None: square
-    size:tuple|None=None,      # (h,w) of the regions; None: 8*(h'-1)+1 and likewise w
+    feat_size:tuple[int, int]|None=None, # (h',w'); None: square
+    size:tuple[int, int]|None=None, # (h,w) of the regions; None: 8*(h'-1)+1 and likewise w
     cut:float=0.5,             # see region_maps
 )->Tensor:                     # (b,m,h,w) bool
     "Draw positions and cut a region out of each one's correlation row."
@@ -53,8 +53,10 @@ def sample_regions(
         feat_size = (round(n**0.5),)*2
     if feat_size[0]*feat_size[1] != n:
         raise ValueError(f'{n} positions are not {feat_size[0]}x{feat_size[1]}: pass feat_size=(h,w)')
+    if size is None:
+        size = (8*(feat_size[0]-1)+1, 8*(feat_size[1]-1)+1)
     index = draw_positions(n, m, torch.Generator().manual_seed(seed)).to(corr.device, non_blocking=True)
-    return region_maps(corr[:, index], feat_size, size or tuple(8*(s-1)+1 for s in feat_size), cut)
+    return region_maps(corr[:, index], feat_size, size, cut)
 
 # %% ../../nbs/method/06_region.ipynb #15dbec26
 def clear_regions(
@@ -62,12 +64,12 @@ def clear_regions(
     valid:Tensor,   # (b,h,w) bool, false where ignored
     box:Tensor,     # (b,h,w) bool, true inside the CutMix box
 )->Tensor:          # (b,m,h,w) bool
-    "Take ignored and pasted pixels out of every region."
+    "Remove ignored and pasted pixels from every region."
     return regions & rearrange(valid & ~box, 'b h w -> b 1 h w')
 
 # %% ../../nbs/method/06_region.ipynb #bcd6940b
 class RegionVotes(NamedTuple):
-    "What the regions made of the pseudo-labels."
+    "Pseudo-labels after region propagation."
     label:Tensor     # (b,h,w) int64, rewritten
     keep:Tensor      # (b,h,w) bool, grown
     decisions:Tensor # (b,m) int64: the class that a region wrote, -1 if it was rejected
@@ -77,9 +79,9 @@ def propagate_regions(
     label:Tensor,   # (b,h,w) int64 pseudo-labels
     keep:Tensor,    # (b,h,w) bool, confident and valid
     regions:Tensor, # (b,m,h,w) bool, taken in this order
-    tau:float|Tensor, # gates the confident share (>=) and the majority share (>)
+    tau:float|Tensor, # gates the confident share (>=) and the majority share (>), 0..1
 )->RegionVotes:     # rewritten labels, grown mask, decision of each region
-    "Let each region, in turn, vote on its label and write the winner on all of itself."
+    "Let each region vote in turn and write its majority class on all of its pixels."
     label = label.clone()
     keep_out = keep.clone()
     tau = torch.as_tensor(tau)
@@ -99,20 +101,21 @@ def propagate_regions(
 # %% ../../nbs/method/06_region.ipynb #7b5b1d8f
 def region_targets(
     rows:Tensor,     # (b,m,p) sampled rows of the correlation map
-    feat_size:tuple, # (h',w') with h'*w' == p
+    feat_size:tuple[int, int], # (h',w') with h'*w' == p
     label:Tensor,    # (b,h,w) int64 pseudo-labels
     keep:Tensor,     # (b,h,w) bool, confident and valid
     within:Tensor,   # (b,h,w) bool, where regions may lie: valid and outside the CutMix box
     tau:float|Tensor, # see propagate_regions
     cut:float=0.5,   # see region_maps
-    n_classes:int=256, # labels lie below it; this form does not need to know
+    n_classes:int=256, # labels are below it; read by the fast form only
 )->tuple[Tensor, Tensor]: # rewritten labels, grown mask
     "Cut regions out of correlation rows and let them vote."
     regions = region_maps(rows, feat_size, label.shape[1:], cut) & within[:, None]
-    return propagate_regions(label, keep, regions, tau)[:2]
+    votes = propagate_regions(label, keep, regions, tau)
+    return votes.label, votes.keep
 
 # %% ../../nbs/method/06_region.ipynb #ef399bad
 class RegionOps(NamedTuple):
     "The two operations of a step that have a readable and a fast form."
-    region_maps:Callable = region_maps
-    region_targets:Callable = region_targets
+    region_maps:Callable = region_maps       # see region_maps
+    region_targets:Callable = region_targets # see region_targets

@@ -13,19 +13,21 @@ from torch import Tensor, nn
 from .correlation import correlation_rows
 from .losses import (
     LossTerms, StepLogits, StepTargets, corrmatch_loss, supervised_ce, total_loss)
-from .pseudo_labels import confidence, cutmix, mix_maps, pseudo_label
+from .pseudo_labels import confidence, cutmix, pseudo_label
 from .region import RegionOps, draw_positions
 from .threshold import DynamicThreshold, FixedThreshold, threshold_of
 from .variants import Variants, draw_uncertain, soft_votes
 
 # %% ../../nbs/method/09_step.ipynb #2d97e060
 def swap_pairs(
-    x:Tensor,   # pictures along an axis, two at least
+    x:Tensor,   # images along an axis, two at least
     axis:int=0, # that axis
 )->Tensor:      # same shape
-    "Exchange neighbours: 1 0 3 2; an odd last one makes a round of three: 1 0 3 4 2."
+    "Exchange neighbours: 1 0 3 2; with an odd number the last three are rotated: 1 0 3 4 2."
     n = x.shape[axis]
-    order = [i^1 for i in range(n - 3*(n % 2))] + ([n-2, n-1, n-3] if n % 2 else [])
+    order = [i^1 for i in range(n - 3*(n % 2))]
+    if n % 2:
+        order += [n-2, n-1, n-3]
     return torch.cat([x.narrow(axis, i, 1) for i in order], axis)
 
 # %% ../../nbs/method/09_step.ipynb #cd2d6952
@@ -40,16 +42,16 @@ def paste_partner(
 def mixed_valid(
     batch:dict, # on the device
 )->Tensor:      # (v,b,h,w) bool
-    "Mark the pixels of the pasted strong views that are picture, not padding."
+    "Mark the pixels of the mixed strong views that are not padding."
     box, own = batch['box_u'], batch['valid_u']
     partner = batch['valid_mix'] if 'valid_mix' in batch else swap_pairs(own)
-    return mix_maps(box, partner.expand_as(box), own.expand_as(box))
+    return cutmix(partner.expand_as(box), own.expand_as(box), box)
 
 @torch.no_grad()
 def mix_logits(
     model:nn.Module, # left in training mode
-    batch:dict,          # on the device
-)->Tensor|None:          # (b,k,h,w) scores of the mix stream's weak views; None when the partner is in the batch
+    batch:dict,      # on the device
+)->Tensor|None:      # (b,k,h,w) scores of the mix stream's weak views; None when the partner is in the batch
     "Predict the second stream in evaluation mode."
     if 'image_mix_w' not in batch:
         return None
@@ -60,36 +62,37 @@ def mix_logits(
 
 # %% ../../nbs/method/09_step.ipynb #6a4c1575
 class ForwardOutputs(NamedTuple):
-    "What the network said about the three kinds of views; SegOutput each."
-    labeled_weak:Any       # of [x; w]
-    strong:Any             # of the pasted strong views, views flattened into the batch
-    logits_mix:Tensor|None # of the mix stream
+    "Outputs of the network for the three kinds of views."
+    labeled_weak:Any       # SegOutput of [x; w]
+    strong:Any             # SegOutput of the mixed strong views, views flattened into the batch
+    logits_mix:Tensor|None # (b,k,h,w) of the mix stream
 
 # %% ../../nbs/method/09_step.ipynb #b9045892
 def forward_views(
     model:nn.Module, # in training mode
-    batch:dict,      # on the device; keys_x (b,), keys_u_w (b,), keys_u_s (v,b) choose the dropped channels, without them torch does
+    batch:dict,      # on the device; keys_x, keys_u_w (b,), keys_u_s (v,b) seed the dropped channels, if given
     perturb:bool,    # also decode dropped-out features (the fp term)
 )->ForwardOutputs:
     "Run the mix stream, then [x; w], then s."
     logits_mix = mix_logits(model, batch)
-    # some versions of torch keep weights that were cast without a graph, and nothing would learn
+    # some versions of torch keep weights that were cast without a graph, and they would get no gradient
     torch.clear_autocast_cache()
-    keys_xw, keys_s = (
-        (torch.cat([batch['keys_x'], batch['keys_u_w']]), batch['keys_u_s'].flatten())
-        if 'keys_x' in batch
-        else (None, None))
+    keys_xw = keys_s = None
+    if 'keys_x' in batch:
+        keys_xw = torch.cat([batch['keys_x'], batch['keys_u_w']])
+        keys_s = batch['keys_u_s'].flatten()
     labeled_weak = model(torch.cat([batch['image_x'], batch['image_u_w']]), perturb=perturb, keys=keys_xw)
-    return ForwardOutputs(labeled_weak, model(paste_partner(batch).flatten(0, 1), keys=keys_s), logits_mix)
+    strong = model(paste_partner(batch).flatten(0, 1), keys=keys_s)
+    return ForwardOutputs(labeled_weak, strong, logits_mix)
 
 # %% ../../nbs/method/09_step.ipynb #097e9017
 class PseudoTargets(NamedTuple):
-    "What the unlabeled pictures are taught; v strong views, b pictures."
-    label_w:Tensor # (b,h,w) pseudo-label of the weak view
-    conf_w:Tensor  # (b,h,w) its confidence
-    valid:Tensor   # (b,h,w) bool, padding excluded
-    label_u:Tensor # (v,b,h,w) with the partner's inside the box
-    conf_u:Tensor  # (v,b,h,w)
+    "Targets of the unlabeled images before region propagation; v strong views, b images."
+    label_w:Tensor # (b,h,w) int64 pseudo-label of the weak view
+    conf_w:Tensor  # (b,h,w) its confidence, 0..1
+    valid:Tensor   # (b,h,w) bool, not padding
+    label_u:Tensor # (v,b,h,w) int64 with the partner's inside the box
+    conf_u:Tensor  # (v,b,h,w) 0..1
     valid_u:Tensor # (v,b,h,w) bool
 
 # %% ../../nbs/method/09_step.ipynb #8c863db9
@@ -97,64 +100,65 @@ def make_targets(
     logits_w:Tensor,        # (b,k,h,w) weak view
     logits_mix:Tensor|None, # (b,k,h,w) mix stream; None: the neighbour in the batch
     batch:dict,             # box_u, valid_u, and valid_mix when there is a mix stream
-)->PseudoTargets:
+)->PseudoTargets:           # un-mixed and mixed
     "Take confidence and label of the weak view and put the partner's inside the boxes."
-    own = pseudo_label(logits_w), confidence(logits_w), batch['valid_u']
+    label, conf = pseudo_label(logits_w), confidence(logits_w)
     if logits_mix is None:
-        partner = swap_pairs(own[0]), swap_pairs(own[1])
+        partner_label, partner_conf = swap_pairs(label), swap_pairs(conf)
     else:
-        partner = pseudo_label(logits_mix), confidence(logits_mix)
+        partner_label, partner_conf = pseudo_label(logits_mix), confidence(logits_mix)
     box = batch['box_u']
-    label_u, conf_u = (mix_maps(box, p.expand_as(box), m.expand_as(box)) for p, m in zip(partner, own))
-    return PseudoTargets(*own, label_u, conf_u, mixed_valid(batch))
+    label_u = cutmix(partner_label.expand_as(box), label.expand_as(box), box)
+    conf_u = cutmix(partner_conf.expand_as(box), conf.expand_as(box), box)
+    return PseudoTargets(label, conf, batch['valid_u'], label_u, conf_u, mixed_valid(batch))
 
 # %% ../../nbs/method/09_step.ipynb #02e14ed2
 @torch.no_grad()
 def propagate_targets(
     targets:PseudoTargets, # from make_targets
     keep:Tensor,     # (v,b,h,w) bool, confident and valid
-    f1:Tensor,       # (b,k,h',w') query side of the weak view's correlation
-    f2:Tensor,       # (b,k,h',w') key side
+    f1:Tensor,       # (b,k,h',w') queries of the weak view's correlation map
+    f2:Tensor,       # (b,k,h',w') keys
     box:Tensor,      # (v,b,h,w) bool
     tau:Tensor,      # () threshold that gates the regions
-    m:int=128,       # regions a picture
-    cut:float=0.5,   # of a min-max normalised row
-    generator=None,  # CPU generator of the drawn positions
-    beyond:Variants=Variants(), # how regions are drawn and vote
+    m:int=128,       # regions per image
+    cut:float=0.5,   # share of a row's range above which a pixel belongs to the region, 0..1
+    generator:torch.Generator|None=None,  # CPU generator of the drawn positions
+    variants:Variants=Variants(), # how regions are drawn and vote
     ops:RegionOps=RegionOps(), # the readable operations, or engine.regions.FAST_REGIONS
-)->tuple:            # label (v,b,h,w) and keep (v,b,h,w) after region propagation
-    "Cut regions out of the weak view's correlation rows and let them rewrite the targets of every strong view."
-    size = f1.shape[-2:]
-    k = f1.shape[1]
-    inside = targets.valid_u & ~box
-    if beyond.seeds == 'unsure':
+)->tuple[Tensor, Tensor]: # label (v,b,h,w) and keep (v,b,h,w) after region propagation
+    "Cut regions out of the weak view's correlation rows and let them rewrite the strong views' targets."
+    size, k = f1.shape[-2:], f1.shape[1]
+    if variants.seeds == 'uncertain':
         index = draw_uncertain(targets.conf_w, size, m, generator)
     else:
         index = draw_positions(size[0]*size[1], m, generator).to(f1.device, non_blocking=True)
     rows = correlation_rows(f1, f2, index)
-    if beyond.votes == 'soft':
-        shapes = ops.region_maps(rows, size, box.shape[-2:], cut)
-        out = [
-            soft_votes(label, conf, kept, shapes & within[:, None], tau**2, k)
-            for label, conf, kept, within in zip(targets.label_u, targets.conf_u, keep, inside)]
+    within = targets.valid_u & ~box
+    if variants.votes == 'soft':
+        regions = ops.region_maps(rows, size, box.shape[-2:], cut)
+        views = [
+            soft_votes(label, conf, kept, regions & inside[:, None], tau**2, k)
+            for label, conf, kept, inside in zip(targets.label_u, targets.conf_u, keep, within)]
     else:
-        out = [
-            ops.region_targets(rows, size, label, kept, within, tau, cut, k)
-            for label, kept, within in zip(targets.label_u, keep, inside)]
-    return tuple(torch.stack(maps) for maps in zip(*out))
+        views = [
+            ops.region_targets(rows, size, label, kept, inside, tau, cut, k)
+            for label, kept, inside in zip(targets.label_u, keep, within)]
+    labels, keeps = zip(*views)
+    return torch.stack(labels), torch.stack(keeps)
 
 # %% ../../nbs/method/09_step.ipynb #e5adad7a
 class StepResult(NamedTuple):
     "One training step, before its backward pass."
-    total:Tensor     # weighted sum of the terms
+    total:Tensor     # () weighted sum of the terms
     terms:LossTerms  # seven scalars
-    metrics:dict       # name -> scalar tensor: tau, coverage_before, coverage_after, accuracy_before, accuracy_after
+    metrics:dict     # name -> scalar: tau, coverage_before, coverage_after, accuracy_before, accuracy_after
 
 # %% ../../nbs/method/09_step.ipynb #df9d403e
 def labeled_weights(
     weights:LossTerms, # of all terms
 )->LossTerms:          # the same sum on the labeled terms alone
-    "Give the weight of the unlabeled terms to the labeled ones, in their proportion."
+    "Give the weight of the unlabeled terms to the labeled ones, in proportion."
     factor = sum(weights)/(weights.x + weights.x_corr)
     return LossTerms(x=weights.x*factor, x_corr=weights.x_corr*factor)
 
@@ -162,86 +166,89 @@ def labeled_weights(
 def labeled_step(
     model:nn.Module,      # in training mode
     batch:dict,           # image_x and mask_x on the device
-    weights:LossTerms,    # those of the unlabeled terms are not used
-    supervised=supervised_ce, # (logits, mask) -> scalar
-    counts=(None,)*3,     # pixels of the whole batch when this is a part of it: Counts of chapter 28
-)->StepResult:
-    "One step on labeled pictures alone: supervised training, and the warm-up of the others."
+    weights:LossTerms,    # of all terms; those of the unlabeled ones go to the labeled ones
+    supervised:Callable=supervised_ce, # (logits, mask) -> scalar
+    counts:tuple=(None,)*3, # pixels of the whole batch when this is a part of it: Counts of chapter 28
+)->StepResult:            # without metrics
+    "Do a step on labeled images alone: supervised training, and the warm-up of the other methods."
     out = model(batch['image_x'], keys=batch.get('keys_x'))
     weights = labeled_weights(weights)
-    terms = corrmatch_loss(
-        StepLogits(out.logits, out.logits_corr), StepTargets(batch['mask_x'], counts=counts), weights,
-        supervised)
+    logits = StepLogits(out.logits, out.logits_corr)
+    targets = StepTargets(batch['mask_x'], counts=counts)
+    terms = corrmatch_loss(logits, targets, weights, supervised)
     return StepResult(total_loss(terms, weights), terms, {})
 
 # %% ../../nbs/method/09_step.ipynb #ab5d6c52
 def target_metrics(
-    before:tuple,    # label, keep (v,b,h,w) before region propagation
-    after:tuple,     # and after
+    before:tuple[Tensor, Tensor], # label, keep (v,b,h,w) before region propagation
+    after:tuple[Tensor, Tensor],  # and after
     targets:PseudoTargets, # their valid maps
-    batch:dict,      # box_u, and mask_u where the truth is known
-    tau:Tensor,      # the threshold in force
-)->dict:             # scalars
-    "Shares of kept pixels, and how many of the kept ones are right outside the boxes, where masks are known."
-    def share(part, whole): return part.sum()/whole.sum().clamp(min=1)
-    metrics = dict(
-        tau=tau.detach().clone(), coverage_before=share(before[1], targets.valid_u),
-        coverage_after=share(after[1], targets.valid_u))
+    batch:dict,      # box_u, and mask_u where the ground truth is known
+    tau:Tensor,      # () threshold of this step
+)->dict[str, Tensor]: # scalars
+    "Measure coverage, and accuracy outside the boxes where the ground truth is known."
+    def share(part, whole):
+        return part.sum()/whole.sum().clamp(min=1)
+    stages = {'before': before, 'after': after}
+    metrics = {'tau': tau.detach().clone()}
+    for name, (_, keep) in stages.items():
+        metrics[f'coverage_{name}'] = share(keep, targets.valid_u)
     if 'mask_u' not in batch:
         return metrics
     truth = batch['mask_u']
     judged = ~batch['box_u'] & (truth != 255)
-    for name, (label, keep) in (('accuracy_before', before), ('accuracy_after', after)):
-        metrics[name] = share((label == truth) & keep & judged, keep & judged)
+    for name, (label, keep) in stages.items():
+        metrics[f'accuracy_{name}'] = share((label == truth) & keep & judged, keep & judged)
     return metrics
 
 # %% ../../nbs/method/09_step.ipynb #2d3e26a5
-def _step_pair(passes, targets, keep_kl, after, mask_x, tau, counts):
-    "What the network said and what it shall learn, in the form the losses take."
-    weak = passes.labeled_weak
-    strong = passes.strong
-    n = len(mask_x)
-    v = len(targets.label_u)
-    def tail(x): return None if x is None else x[n:]
-    def views(x): return None if x is None else rearrange(x, '(v b) k h w -> v b k h w', v=v)
-    corr_x = None if weak.logits_corr is None else weak.logits_corr[:n]
+def _loss_inputs(passes, targets, keep_kl, after, mask_x, tau, counts):
+    "Arrange predictions and targets in the form that the losses take."
+    weak, strong = passes.labeled_weak, passes.strong
+    n, v = len(mask_x), len(targets.label_u)
+    def labeled(x):
+        return None if x is None else x[:n]
+    def unlabeled(x):
+        return None if x is None else x[n:]
+    def views(x):
+        return None if x is None else rearrange(x, '(v b) k h w -> v b k h w', v=v)
     logits = StepLogits(
-        weak.logits[:n], corr_x, tail(weak.logits), tail(weak.logits_fp), tail(weak.logits_corr),
-        views(strong.logits), views(strong.logits_corr))
-    target = StepTargets(
-        mask_x, targets.label_w, targets.conf_w, targets.valid, after[0], keep_kl, after[1], targets.valid_u,
-        tau, counts)
-    return logits, target
+        labeled(weak.logits), labeled(weak.logits_corr), unlabeled(weak.logits), unlabeled(weak.logits_fp),
+        unlabeled(weak.logits_corr), views(strong.logits), views(strong.logits_corr))
+    label_out, keep_out = after
+    return logits, StepTargets(
+        mask_x, targets.label_w, targets.conf_w, targets.valid, label_out, keep_kl, keep_out,
+        targets.valid_u, tau, counts)
 
 # %% ../../nbs/method/09_step.ipynb #8d9a3c15
 def train_step(
-    model:nn.Module,      # in training mode; CorrMatchNet where regions or corr terms are wanted
+    model:nn.Module,          # in training mode; CorrMatchNet where regions or corr terms are wanted
     batch:dict,               # from to_device
     weights:LossTerms,        # 0 switches a term off
-    threshold:DynamicThreshold|FixedThreshold, # updated in place; gives one tau or one a class
-    supervised=supervised_ce, # (logits, mask) -> scalar
-    regions:int=128,          # drawn a picture; 0: no region propagation
-    cut:float=0.5,            # of a min-max normalised row
-    generator=None,           # CPU generator of the drawn positions
-    kl_inside=True,           # kl also inside the CutMix boxes (reference)
-    counts=(None,)*3,         # pixels of the whole batch when this is a part of it: Counts of chapter 28
-    beyond:Variants=Variants(),   # what is done otherwise than in the paper
-    ops:RegionOps=RegionOps(),# the readable operations, or engine.regions.FAST_REGIONS
-)->StepResult:
-    "All stages of one step; the caller does the backward pass."
-    n = len(batch['image_x'])
+    threshold:DynamicThreshold|FixedThreshold, # updated in place; gives one tau or one per class
+    supervised:Callable=supervised_ce, # (logits, mask) -> scalar
+    regions:int=128,          # drawn per image; 0: no region propagation
+    cut:float=0.5,            # share of a row's range above which a pixel belongs to the region, 0..1
+    generator:torch.Generator|None=None, # CPU generator of the drawn positions
+    kl_inside:bool=True,      # kl also inside the CutMix boxes (reference)
+    counts:tuple=(None,)*3,   # pixels of the whole batch when this is a part of it: Counts of chapter 28
+    variants:Variants=Variants(), # options that are not in the paper
+    ops:RegionOps=RegionOps(), # the readable operations, or engine.regions.FAST_REGIONS
+)->StepResult:                # total loss, its terms, metrics
+    "Do all stages of one step; the caller does the backward pass."
+    n, box = len(batch['image_x']), batch['box_u']
     passes = forward_views(model, batch, perturb=bool(weights.fp))
     out = passes.labeled_weak
-    targets = make_targets(beyond.teacher(out, batch['mask_x']), passes.logits_mix, batch)
+    targets = make_targets(variants.teacher(out, batch['mask_x']), passes.logits_mix, batch)
     tau = threshold.update(targets.conf_w, targets.label_w, targets.valid_u[0])
-    before = after = targets.label_u, (targets.conf_u >= threshold_of(tau, targets.label_u)) & targets.valid_u
+    keep = (targets.conf_u >= threshold_of(tau, targets.label_u)) & targets.valid_u
+    before = after = targets.label_u, keep
     if regions:
         after = propagate_targets(
-            targets, before[1], out.f1[n:], out.f2[n:], batch['box_u'], tau.amax(), regions, cut, generator,
-            beyond, ops)
-    keep_kl = before[1] if kl_inside else before[1] & ~batch['box_u']
-    logits, target = _step_pair(
+            targets, keep, out.f1[n:], out.f2[n:], box, tau.amax(), regions, cut, generator, variants, ops)
+    keep_kl = keep if kl_inside else keep & ~box
+    logits, loss_targets = _loss_inputs(
         passes, targets, keep_kl, after, batch['mask_x'], threshold_of(tau, targets.label_w), counts)
-    terms = corrmatch_loss(logits, target, weights, supervised)
-    return StepResult(
-        total_loss(terms, weights), terms, target_metrics(before, after, targets, batch, tau.amax()))
+    terms = corrmatch_loss(logits, loss_targets, weights, supervised)
+    metrics = target_metrics(before, after, targets, batch, tau.amax())
+    return StepResult(total_loss(terms, weights), terms, metrics)

@@ -14,7 +14,7 @@ def class_confidence(
     label:Tensor,      # (b,h,w) int64 predicted classes; any value where not valid
     valid:Tensor,      # (b,h,w) bool, pixels that count
     n_classes:int,     # number of classes k
-)->tuple:              # top (k,) best confidence of a class, 0 if absent; present (k,) bool
+)->tuple[Tensor, Tensor]: # top (k,) best confidence of a class, 0 if absent; present (k,) bool
     "Find every predicted class's highest confidence on valid pixels."
     index = label.masked_fill(~valid, 0).flatten()
     value = confidence.masked_fill(~valid, 0).flatten()
@@ -56,7 +56,7 @@ class DynamicThreshold(nn.Module):
 
 # %% ../../nbs/method/03_threshold.ipynb #014063a4
 class FixedThreshold(nn.Module):
-    "A confidence threshold that stays where it was set."
+    "A confidence threshold that never changes."
     tau:Tensor  # () of torch's default dtype, a buffer
     def __init__(self,
         tau:float, # 0..1; 0 keeps every valid pixel
@@ -70,7 +70,7 @@ class FixedThreshold(nn.Module):
         confidence:Tensor, # (b,h,w) not read
         label:Tensor,      # (b,h,w) not read
         valid:Tensor,      # (b,h,w) not read
-    )->Tensor:             # scalar, the same tau as ever
+    )->Tensor:             # scalar, the fixed tau
         "Return tau."
         return self.tau.clone()
 
@@ -78,6 +78,6 @@ class FixedThreshold(nn.Module):
 def threshold_of(
     tau:Tensor,   # () one threshold, or (k,) one for each class
     label:Tensor, # (...) int64 predicted classes
-)->Tensor:        # () or (...): what the confidence of each pixel is held against
+)->Tensor:        # () or (...): threshold for the confidence of each pixel
     "Look up the threshold of every pixel."
     return tau if tau.ndim == 0 else tau[label]

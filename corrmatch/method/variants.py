@@ -4,7 +4,7 @@
 __all__ = ['soft_votes', 'draw_uncertain', 'ClassThresholds', 'blend_logits', 'labels_from_labeled', 'Variants']
 
 # %% ../../nbs/method/08_variants.ipynb #bd3ab2df
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -21,11 +21,11 @@ def soft_votes(
     conf:Tensor,    # (b,h,w) their confidence, 0..1
     keep:Tensor,    # (b,h,w) bool, confident and valid: these keep their label
     regions:Tensor, # (b,m,h,w) bool, in any order
-    gate,           # share that a region's best class must exceed, float or () tensor
-    n_classes:int,  # k
-)->tuple:           # (label, keep) as new tensors: filled labels, grown mask
+    gate:float|Tensor, # share that a region's best class must exceed, 0..1
+    n_classes:int,  # number of classes k
+)->tuple[Tensor, Tensor]: # filled labels, grown mask; new tensors
     "Let all regions vote at once, every pixel with its confidence as weight."
-    # shares are held against a bar: bfloat16 would round across it
+    # bfloat16 would round shares across the gate
     with torch.autocast(conf.device.type, enabled=False):
         support = torch.stack(
             [_support(*image, gate, n_classes) for image in zip(label, at_least_float32(conf), regions)])
@@ -33,22 +33,22 @@ def soft_votes(
     return torch.where(filled, support.argmax(1), label), keep | filled
 
 def _support(label, conf, regions, gate, n_classes):
-    "Sum of the shares (k,h,w) of the accepted regions of one image; one image after the other keeps the float copy of its regions small."
-    shapes = regions.flatten(1).to(conf.dtype)
+    "Sum the shares of the accepted regions of one image, (k,h,w). One image at a time saves memory."
+    members = regions.flatten(1).to(conf.dtype)
     votes = F.one_hot(label.flatten(), n_classes)*conf.flatten()[:, None]
-    shares = shapes @ votes/shapes.sum(1, keepdim=True).clamp(min=1)
+    shares = members @ votes/members.sum(1, keepdim=True).clamp(min=1)
     best, winner = shares.max(1)
     won = F.one_hot(winner, n_classes)*(best*(best > gate))[:, None]
-    return (won.mT @ shapes).view(n_classes, *label.shape)
+    return (won.mT @ members).view(n_classes, *label.shape)
 
 # %% ../../nbs/method/08_variants.ipynb #9243bfb3
 def draw_uncertain(
     conf:Tensor,     # (b,h,w) confidence, 0..1
-    feat_size:tuple, # (h',w') feature positions
+    feat_size:tuple[int, int], # (h',w') feature positions
     m:int=128,       # how many to draw, with replacement
     generator:torch.Generator|None=None, # CPU generator; the same numbers serve all images
 )->Tensor:           # (b,m) int64 in [0, h'*w')
-    "Draw positions in proportion to the doubt about them."
+    "Draw positions in proportion to their uncertainty."
     doubt = F.adaptive_avg_pool2d(1-at_least_float32(conf[:, None]), feat_size).flatten(1) + 1e-6
     total = doubt.cumsum(1)
     u = torch.rand(m, generator=generator).to(conf.device, non_blocking=True)
@@ -58,7 +58,7 @@ def draw_uncertain(
 class ClassThresholds(DynamicThreshold):
     "A dynamic threshold with a share of it for each class."
     total:Tensor  # (k,) running sum of mean confidences
-    weight:Tensor # (k,) running sum of what they count
+    weight:Tensor # (k,) running sum of their weights
     def __init__(self,
         tau:float=0.85,          # start of the largest one, 0..1
         momentum:float=0.999,    # share of the old values kept in each update, 0..1
@@ -74,60 +74,59 @@ class ClassThresholds(DynamicThreshold):
         label:Tensor,      # (b,h,w) int64, their classes
         valid:Tensor,      # (b,h,w) bool, pixels that count
     )->Tensor:             # (k,) thresholds; a class never seen gets the largest
-        "Move tau and every class's mean confidence."
+        "Update tau and the mean confidence of every class."
         super().update(confidence, label, valid)
-        # a sum of millions drifts in 32 bits
-        seen = torch.stack([confidence.double().where(valid, 0), valid.double()])
+        # a sum over millions of pixels loses digits in 32 bits
+        values = torch.stack([confidence.double().where(valid, 0), valid.double()])
         index = label.masked_fill(~valid, 0).flatten()
-        sums, counts = total = seen.new_zeros(2, self.n_classes).index_add_(1, index, seen.flatten(1))
+        sums = values.new_zeros(2, self.n_classes).index_add_(1, index, values.flatten(1))
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(total)
+            dist.all_reduce(sums)
+        confidences, counts = sums
+        means = (confidences/counts.clamp(min=1)).to(self.total.dtype)
         present = (counts > 0).to(self.weight.dtype)
-        self.total.mul_(self.momentum).add_((1-self.momentum)*(sums/counts.clamp(min=1)).to(self.total.dtype))
+        self.total.mul_(self.momentum).add_((1-self.momentum)*means)
         self.weight.mul_(self.momentum).add_((1-self.momentum)*present)
         return self.taus
 
     @property
     def taus(self)->Tensor: # (k,)
         "Threshold of every class, by its running mean."
-        known = self.weight > 0
-        standing = torch.where(known, self.total/self.weight.clamp(min=1e-12), 0)
-        return self.tau*torch.where(known, standing/standing.amax().clamp(min=1e-12), 1)
+        seen = self.weight > 0
+        mean = torch.where(seen, self.total/self.weight.clamp(min=1e-12), 0)
+        return self.tau*torch.where(seen, mean/mean.amax().clamp(min=1e-12), 1)
 
 # %% ../../nbs/method/08_variants.ipynb #75978c00
 def blend_logits(
     logits:Tensor,    # (b,k,h,w) scores of the network itself
-    *opinions:tuple,  # pairs of (b,k,h,w) probabilities and their share, 0..1
+    *others:tuple[Tensor, float], # pairs of (b,k,h,w) probabilities and their share, 0..1
 )->Tensor:            # (b,k,h,w) logarithm of the mixed probabilities
-    "Mix other opinions into a prediction."
-    rest = 1-sum(share for _, share in opinions)
-    if rest <= 0:
+    "Mix other predictions into a prediction."
+    shares = [share for _, share in others]
+    if sum(shares) >= 1:
         raise ValueError(
-            f'shares {[share for _, share in opinions]} leave nothing for the prediction itself: their '
-            'sum must be below 1'
-        )
-    mixed = rest*at_least_float32(logits).softmax(1)
-    for probs, share in opinions:
+            f'shares {shares} leave nothing for the prediction itself: their sum must be below 1')
+    mixed = (1-sum(shares))*at_least_float32(logits).softmax(1)
+    for probs, share in others:
         mixed = mixed + share*probs
     return mixed.clamp(min=1e-12).log()
 
 # %% ../../nbs/method/08_variants.ipynb #f65f3910
 def labels_from_labeled(
-    f1:Tensor,     # (b,k,h',w') query side of unlabeled pictures
-    f2_x:Tensor,   # (n,k,h',w') key side of labeled pictures
+    f1:Tensor,     # (b,k,h',w') queries of unlabeled images
+    f2_x:Tensor,   # (n,k,h',w') keys of labeled images
     mask_x:Tensor, # (n,h,w) int64 their ground truth
-    size:tuple,    # (h,w) wanted
+    size:tuple[int, int], # (h,w) wanted
     ignore_index:int=255, # mask value without a class
-)->Tensor:         # (b,k,h,w) class probabilities; sum to 1, less where attention falls on ignored places
-    "Let every position take the labels of the labeled positions that look like it."
+)->Tensor:         # (b,k,h,w) class probabilities; sum to 1, less where weight falls on ignored cells
+    "Let every position take the labels of the labeled positions that are similar to it."
     known = (mask_x != ignore_index)[..., None]
     one_hot = F.one_hot(mask_x.masked_fill(~known[..., 0], 0), f1.shape[1])*known
-    cells = F.adaptive_avg_pool2d(
-        rearrange(one_hot, 'n h w k -> n k h w').to(at_least_float32(f1).dtype),
-        (f2_x.shape[2], f2_x.shape[3]))
+    one_hot = rearrange(one_hot, 'n h w k -> n k h w').to(at_least_float32(f1).dtype)
+    cells = F.adaptive_avg_pool2d(one_hot, (f2_x.shape[2], f2_x.shape[3]))
     keys = rearrange(f2_x, 'n k h w -> 1 k (n h w)')
     values = rearrange(cells, 'n k h w -> k (n h w)')
-    # a picture at a time: its map alone has h'w' x n h'w' entries
+    # one image at a time: its map alone has h'w' x n h'w' entries
     with torch.autocast(f1.device.type, enabled=False):
         answers = [
             einsum('b p q, k q -> b k p', correlation_map(query, keys), values) for query in f1.split(1)]
@@ -135,28 +134,30 @@ def labels_from_labeled(
 
 # %% ../../nbs/method/08_variants.ipynb #b4a642e2
 class Variants(NamedTuple):
-    "What a step does otherwise than the paper."
-    votes:str = 'in_turn'      # of regions: in_turn | soft
-    seeds:str = 'uniform'      # of regions: uniform | unsure
+    "Options of a training step that are not in the paper."
+    votes:Literal['in_turn', 'soft'] = 'in_turn'      # how regions vote
+    seeds:Literal['uniform', 'uncertain'] = 'uniform' # where regions are drawn
     teacher_pixel:float = 0.   # share of the propagated scores in the pseudo-label, 0..1
-    teacher_cross:float = 0.   # share of the labeled pictures' answer in it, 0..1
+    teacher_cross:float = 0.   # share of the labels from labeled images in it, 0..1
+
     @property
-    def blends(self):
-        "Does anybody else speak for the teacher?"
+    def blends(self)->bool: # are other predictions mixed into the pseudo-labels?
+        "Say whether the pseudo-labels are more than the network's own prediction."
         return self.teacher_pixel > 0 or self.teacher_cross > 0
 
-    def teacher(self, out, mask_x):
-        "The scores (b,k,h,w) that make the pseudo-labels, from the pass over [x; w] and the masks of x."
-        n, logits = len(mask_x), out.logits.detach()
+    def teacher(self,
+        out:Any,       # SegOutput of the pass over [x; w]
+        mask_x:Tensor, # (n,h,w) int64 masks of x
+    )->Tensor:         # (b,k,h,w) scores that make the pseudo-labels of w
+        "Mix the chosen predictions into the scores of the weak views."
+        n = len(mask_x)
+        logits = out.logits[n:].detach()
         if not self.blends:
-            return logits[n:]
-        opinions = []
+            return logits
+        others = []
         if self.teacher_pixel:
-            opinions.append((out.logits_corr[n:].detach().softmax(1), self.teacher_pixel))
+            others.append((out.logits_corr[n:].detach().softmax(1), self.teacher_pixel))
         if self.teacher_cross:
-            opinions.append(
-                (
-                    labels_from_labeled(out.f1[n:].detach(), out.f2[:n].detach(), mask_x, mask_x.shape[1:]),
-                    self.teacher_cross)
-            )
-        return blend_logits(logits[n:], *opinions)
+            f1, f2_x = out.f1[n:].detach(), out.f2[:n].detach()
+            others.append((labels_from_labeled(f1, f2_x, mask_x, mask_x.shape[1:]), self.teacher_cross))
+        return blend_logits(logits, *others)

@@ -360,7 +360,7 @@ class Trainer:
         # a head in the warm-up, a layer that nobody reads
         idle = not c.w_x or (uses_correlation(c) and not c.w_x_corr) or c.backbone.startswith('timm:')
         self.shared = wrap_step(self.model, self.world, unused=idle)
-        self.weights, self.beyond = make_weights(c), make_variants(c)
+        self.weights, self.variants = make_weights(c), make_variants(c)
         self.supervised = partial(ohem_ce, min_kept=c.ohem) if c.ohem else supervised_ce
         self.steps = total_steps(c, self.sources)
         # the record says how many, whoever counts the pictures later
@@ -415,7 +415,7 @@ def _look_ahead(self:Trainer, parts):
             torch.cat([part['image_x'], part['image_u_w']]), perturb=perturb,
             keys=torch.cat([part['keys_x'], part['keys_u_w']]))
     with autocast(self.device, self.dtype):
-        logits = [self.beyond.teacher(weak(p), p['mask_x']) for p in parts]
+        logits = [self.variants.teacher(weak(p), p['mask_x']) for p in parts]
     self.guard.put_back()
     seen = [
         torch.cat(maps)
@@ -443,7 +443,7 @@ def _part(self:Trainer, model, part, counts, threshold):
         generator = torch.Generator().manual_seed(step_seed(c.seed, self.step, 1))
         return train_step(
             model, part, self.weights, threshold, self.supervised, c.regions, c.region_cut, generator,
-            c.kl_inside, counts, self.beyond, FAST_REGIONS)
+            c.kl_inside, counts, self.variants, FAST_REGIONS)
 
 @patch
 def _update(self:Trainer, total, names):
