@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, features
 
 from corrmatch.config import preset
-from corrmatch.data.folders import OUTPUT_MARK, mark_output, read_classes, read_split
+from corrmatch.data.folders import _OUTPUT_MARK, mark_output, read_classes, read_split
 from corrmatch.data.layouts import file_table, find_classes, find_layout
 from corrmatch.data.masks import Meaning
 from corrmatch.use.predict import LoadedModel, find_inputs

@@ -17,7 +17,7 @@ from corrmatch.data.folders import FolderSource, Pair, check_source, read_split
 from corrmatch.data.batches import StepBatches, make_loader
 from corrmatch.files import DataError
 from corrmatch.data.shards import (
-    LARGE, ListSource, NameStore, ShardSource, find_shards, list_folder, open_list, open_unlabeled,
+    _LARGE, ListSource, _NameStore, ShardSource, find_shards, list_folder, open_list, open_unlabeled,
     spot_check, write_shards)
 from errors_for_tests import refused
 
@@ -99,7 +99,7 @@ def test_a_million_names(tmp_path, record_property):
 
 def test_store_is_a_sequence():
     names = ['a', '', 'ü/\udcff', 'b'*1000]
-    store = NameStore(iter(names))
+    store = _NameStore(iter(names))
     assert (
         list(store) == names
         and store[-2] == names[-2]
@@ -107,7 +107,7 @@ def test_store_is_a_sequence():
         and 'a' in store
         and store.index('a') == 0)
     assert list(pickle.loads(pickle.dumps(store))) == names
-    assert NameStore().nbytes == 8 and list(NameStore()) == []
+    assert _NameStore().nbytes == 8 and list(_NameStore()) == []
 
 
 def test_long_list_equals_short_one(root):
@@ -151,10 +151,10 @@ def test_long_list_with_faults(root):
 
 
 def test_sample_of_a_long_list():
-    for n in (1, LARGE):
+    for n in (1, _LARGE):
         assert spot_check(range(n)) == range(n)
-    chosen = spot_check(range(LARGE+1))
-    assert len(chosen) == 1000 and chosen == sorted(set(chosen)) and chosen[-1] <= LARGE
+    chosen = spot_check(range(_LARGE+1))
+    assert len(chosen) == 1000 and chosen == sorted(set(chosen)) and chosen[-1] <= _LARGE
 
 
 # --- folders
