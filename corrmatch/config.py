@@ -24,7 +24,7 @@ class Config:
     # --- what to learn from
     data: str = ''                   # folder of the data set; empty: the generated toy world
     labeled: str = ''                # labeled list, relative to data
-    # unlabeled pictures: a list, a folder or tar shards, relative to data; may be empty for supervised
+    # unlabeled images: a list, a folder or tar shards, relative to data; may be empty for supervised
     unlabeled: str = ''
     val: str = 'val.txt'             # validation list, relative to data
     # backbone weights: a path, 'torchvision', 'timm', 'toy' (shipped), or empty for random
@@ -36,18 +36,18 @@ class Config:
     depth: str = ''
     # go on, with a warning, when no labeled mask shows some class; published lists are as they are
     allow_missing: bool = False
-    toy_labeled: int = 12            # toy world only: labeled pictures
-    toy_unlabeled: int = 400         # toy world only: unlabeled pictures
+    toy_labeled: int = 12            # toy world only: labeled images
+    toy_unlabeled: int = 400         # toy world only: unlabeled images
     # --- views
     crop: int = 65                   # pixels, side of the square training crop
     scale_min: float = 0.5           # smallest random resize, as a share of the long side
     scale_max: float = 2.0           # largest random resize, as a share of the long side
     # strength of the strong view's colour jitter, 1 = the paper's (0.5, 0.5, 0.5, 0.25)
     jitter: float = 1.0
-    # pixels, largest sigma of the strong view's blur; small pictures bear little; up to 0.1: none
+    # pixels, largest sigma of the strong view's blur; small images bear little; up to 0.1: none
     blur: float = 2.0
     cutmix: str = 'same_image'       # partner of a CutMix box: same_image | other_image | in_batch | none
-    strong_views: int = 1            # strong views per unlabeled picture, 1 or 2
+    strong_views: int = 1            # strong views per unlabeled image, 1 or 2
     # --- network
     # toynet | resnet18 | resnet34 | resnet50 | resnet101 | resnet50_deep | resnet101_deep, without the last
     # stage: resnet18_c3 …; timm:NAME
@@ -58,7 +58,7 @@ class Config:
     low_dim: int = 48                # channels kept of the stride-4 features in the decoder
     norm: str = 'batch'              # normalisation layers: batch | group
     freeze: bool = False             # leave the backbone's weights as they are
-    # batch norm layers of the backbone stay as its weights bring them; for batches of few pictures
+    # batch norm layers of the backbone stay as its weights bring them; for batches of few images
     freeze_norm: bool = False
     # factor on the backbone's rate from each layer to the one before it, 0..1
     layer_decay: float = 1.0
@@ -69,7 +69,7 @@ class Config:
     threshold: str = 'dynamic'
     tau: float = 0.85                # confidence threshold, 0..1; its start when dynamic
     momentum_tau: float = 0.999      # share of the old tau kept in each update
-    regions: int = 128               # regions drawn per picture; 0 turns region propagation off
+    regions: int = 128               # regions drawn per image; 0 turns region propagation off
     region_cut: float = 0.5          # cut of a min-max normalised correlation row, 0..1
     # propagate along columns (each position takes a weighted mean) instead of rows
     transposed: bool = False
@@ -79,9 +79,9 @@ class Config:
     # where regions are drawn: uniform (reference) | unsure: in proportion to the doubt
     region_seeds: str = 'uniform'
     teacher_pixel: float = 0.0       # share of the propagated scores in the pseudo-label, 0..1
-    # share of what the step's labeled pictures say through the correlation, 0..1
+    # share of what the step's labeled images say through the correlation, 0..1
     teacher_cross: float = 0.0
-    # first steps on labeled pictures alone, whose terms then carry all the weight
+    # first steps on labeled images alone, whose terms then carry all the weight
     warmup: int = 0
     # --- weights of the loss terms; 0 switches a term off
     w_x: float = 0.25                # labeled cross-entropy
@@ -96,13 +96,13 @@ class Config:
     # pixels kept at least by online hard example mining; 0: plain cross-entropy
     ohem: int = 0
     # --- steps
-    batch_x: int = 8                 # labeled pictures a step, over all processes
-    batch_u: int = 8                 # unlabeled pictures a step, over all processes
+    batch_x: int = 8                 # labeled images a step, over all processes
+    batch_u: int = 8                 # unlabeled images a step, over all processes
     epochs: int = 80                 # passes over the unlabeled list; used when steps is 0
     steps: int = 0                   # training steps; 0: epochs * len(unlabeled) // batch_u
     lr: float = 0.001                # learning rate of the backbone
     lr_multi: float = 10.0           # factor for everything else
-    # a preset's lr follows its batch: twice the pictures a step, twice the rate; a given lr stays
+    # a preset's lr follows its batch: twice the images a step, twice the rate; a given lr stays
     scale_lr: bool = True
     weight_decay: float = 1e-4       # on all parameters, norm layers included
     # micro-steps a step: each makes 1/accumulate of the batch, gradients add up
@@ -111,7 +111,7 @@ class Config:
     # share of the old average kept in each step, evaluated beside the weights; 0: no average
     ema: float = 0.0
     # --- scoring and running
-    evaluation: str = 'whole'        # whole | center | slide: how a validation picture is predicted
+    evaluation: str = 'whole'        # whole | center | slide: how a validation image is predicted
     # which mean is the mIoU, and chooses the best checkpoint: all | present: classes that validation masks
     # show
     miou: str = 'all'
@@ -127,12 +127,12 @@ class Config:
     # on a GPU
     deterministic: bool = False
     sync_bn: bool = True             # share batch norm statistics among processes; nothing to share with one
-    # cut views out of the needed part of a picture; False: the literal pipeline
+    # cut views out of the needed part of an image; False: the naive pipeline
     fast_views: bool = True
     strong_on_device: bool = False   # colour work of the strong views on the device, a batch at a time
     seed: int = 0                    # of weights, order of samples and every random draw
     workers: int = 0                 # processes that make batches; any number gives the same batches
-    cache: int = 256                 # MB of decoded labeled pictures that each process keeps; 0: none
+    cache: int = 256                 # MB of decoded labeled images that each process keeps; 0: none
     device: str = 'auto'             # auto | cpu | cuda | cuda:N
     out: str = ''                    # run folder; empty: runs/NAME_METHOD_sSEED
 
@@ -210,7 +210,7 @@ def _scaled_lr(
     config:Config,   # whose batch is used
     origin:Config,   # whose batch the rate was chosen for
 )->float:            # rate for the batch of `config`
-    "Scale a learning rate linearly with the pictures of a step."
+    "Scale a learning rate linearly with the images of a step."
     return lr*(config.batch_x + config.batch_u)/(origin.batch_x + origin.batch_u)
 
 # %% ../nbs/11_config.ipynb #093372cd

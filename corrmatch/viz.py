@@ -80,7 +80,7 @@ def show_image(
     title=None,  # text above the panel
     ax=None,     # matplotlib axis; None makes one
 ):               # the axis
-    "Draw a colour picture."
+    "Draw a colour pixels."
     ax = _panel(ax, title)
     ax.imshow(_hwc(image), interpolation='nearest')
     return ax
@@ -106,10 +106,10 @@ def show_overlay(
     colors=None, # (k,3) uint8 palette; None: toy
     alpha=0.55,  # share of the mask's colour, 0..1
 ):               # the axis
-    "Draw a mask through which the picture shines."
-    picture = _hwc(image)
-    picture = picture/255 if picture.dtype == np.uint8 else picture
-    return show_image((1-alpha)*picture + alpha*colorize(mask, colors)/255, title, ax)
+    "Draw a mask through which the pixels shines."
+    pixels = _hwc(image)
+    pixels = pixels/255 if pixels.dtype == np.uint8 else pixels
+    return show_image((1-alpha)*pixels + alpha*colorize(mask, colors)/255, title, ax)
 
 # %% ../nbs/10_viz.ipynb #92f64b3e
 def show_map(

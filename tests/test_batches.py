@@ -25,7 +25,7 @@ N_DRAWS = 240
 
 
 def scene(size, seed=0):
-    "A picture of blocks, edges and noise with a mask of as many values."
+    "An image of blocks, edges and noise with a mask of as many values."
     rng = np.random.default_rng(seed)
     w, h = size
     blocks = rng.integers(0, 256, (max(h//9, 1)+1, max(w//9, 1)+1, 3)).repeat(9, 0).repeat(9, 1)[:h, :w]
@@ -233,7 +233,7 @@ class Counting(ArraySource):
 
 
 @pytest.mark.parametrize('partner, reads', [('same_image', 4), ('other_image', 8), ('in_batch', 4), ('none', 4)])
-def test_pictures_are_read_as_often_as_needed(partner, reads):
+def test_images_are_read_as_often_as_needed(partner, reads):
     x, u = Counting(IMAGES, MASKS), Counting(IMAGES, MASKS)
     batches(x, u, partner=partner)[0]
     assert (x.images_read, x.masks_read) == (4, 4)
@@ -275,7 +275,7 @@ def children(): return multiprocessing.active_children()
 def test_worker_error_is_one_line_and_ends_all_workers():
     with pytest.raises(DataError) as caught:
         list(make_loader(batches(unlabeled=Broken(IMAGES, MASKS)), 0, 9, workers=2))
-    assert str(caught.value).startswith('20 pictures in a row cannot be read') and '\n' not in str(
+    assert str(caught.value).startswith('20 images in a row cannot be read') and '\n' not in str(
         caught.value)
     assert children() == []
 
@@ -299,7 +299,7 @@ def test_leaving_early_ends_all_workers():
     assert children() == []
 
 
-def test_pictures_on_disk(tmp_path):
+def test_images_on_disk(tmp_path):
     "JPEG and PNG files go through both pipelines alike."
     image, mask = scene((120, 90))
     image.save(tmp_path/'a.jpg', quality=95)

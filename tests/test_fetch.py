@@ -316,11 +316,11 @@ def test_voc_and_sbd(server, tmp_path):
         ),
     )
     refused(lambda: _fetch_sbd(tmp_path, sbd, server.base), 'corrmatch fetch voc')
-    assert '7 pictures, 3 masks' in _fetch_voc(tmp_path, voc, server.base, **QUICK)
+    assert '7 images, 3 masks' in _fetch_voc(tmp_path, voc, server.base, **QUICK)
     own = (tmp_path/'SegmentationClass/1.png').read_bytes()
 
     def read(path): return mask(100 + path.read_bytes()[0])
-    assert '5 training pictures, 2 with masks of VOC, 3 of SBD' in _fetch_sbd(
+    assert '5 training images, 2 with masks of VOC, 3 of SBD' in _fetch_sbd(
         tmp_path, sbd, server.base, 5, read, None, **QUICK)
     pairs = read_split(tmp_path/'train_aug.txt', tmp_path)
     assert [p.name for p in pairs] == ['0', '1', '3', '4', '5'], 'val is never trained on'
@@ -329,7 +329,7 @@ def test_voc_and_sbd(server, tmp_path):
     assert written.mode == 'P' and (np.asarray(written) == mask(104)).all()
     refused(
         lambda: _fetch_sbd(tmp_path, sbd, server.base, 10582, read, None),
-        'make 5 training pictures, not 10582')
+        'make 5 training images, not 10582')
     layout = find_layout(tmp_path)
     assert layout.kind == 'VOC' and [i.split for i in layout.items] == [
         'train', 'train', 'val', 'train', 'train', 'train']

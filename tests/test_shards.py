@@ -28,7 +28,7 @@ IDS = [f'p{i:02d}' for i in range(20)]
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    "Twenty pictures of 20x16 with masks, a list of them, and the same in shards of eight."
+    "Twenty images of 20x16 with masks, a list of them, and the same in shards of eight."
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     rng, root = np.random.default_rng(0), tmp_path/'data'
     for folder in ('images', 'masks'):
@@ -146,7 +146,7 @@ def test_long_list_with_faults(root):
     (root/'images'/'p04.jpg').unlink()
     source = open_list(root/'list.txt', root, large=1)
     refused(lambda: source.read_image(3), 'p03.jpg', 'unreadable')
-    refused(lambda: source.read_image(4), 'images/p04', 'no such picture')
+    refused(lambda: source.read_image(4), 'images/p04', 'no such image')
     refused(lambda: check_source(source, 3, masks=False, decode=False, progress=spot_check), 'p03')
 
 
@@ -210,7 +210,7 @@ def test_hidden_and_other_files_are_left_out(root):
     source = open_unlabeled('images', root)
     assert source.names[:] == ['my picture', *IDS] and source.image_size(0) == (20, 16)
     (root/'empty').mkdir()
-    refused(lambda: open_unlabeled('empty', root), 'empty', 'no picture')
+    refused(lambda: open_unlabeled('empty', root), 'empty', 'no image')
 
 
 # --- shards

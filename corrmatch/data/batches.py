@@ -26,11 +26,11 @@ PARTNERS = ('same_image', 'other_image', 'in_batch', 'none')  # of a CutMix box
 @dataclass(eq=False)
 class BatchPlan:
     "What the batches of all steps are made of."
-    labeled:Source                # pictures with masks
-    unlabeled:Source|None         # pictures; None or batch_u=0 trains on labels alone
+    labeled:Source                # images with masks
+    unlabeled:Source|None         # images; None or batch_u=0 trains on labels alone
     crop:int                      # pixels, side of every view
-    batch_x:int                   # labeled pictures a step, over all processes
-    batch_u:int                   # unlabeled pictures a step, over all processes
+    batch_x:int                   # labeled images a step, over all processes
+    batch_u:int                   # unlabeled images a step, over all processes
     seed:int                      # of every order and draw, at least 0
     scale:tuple=(0.5, 2.0)        # smallest and largest resize, as a share of the long side
     n_strong:int=1                # strong views of each weak one
@@ -40,27 +40,27 @@ class BatchPlan:
     positions_x:tuple|None=None   # places of the labeled batch that this process makes; None: all
     positions_u:tuple|None=None   # places of the unlabeled batch that this process makes; None: all
     ignore_index:int=IGNORE_INDEX # mask value on padding
-    with_hidden:bool=False        # also return the masks of unlabeled pictures, for measuring only
-    fast:bool=True                # fast_view and fast_strong; False: the literal pipeline of chapter 16
+    with_hidden:bool=False        # also return the masks of unlabeled images, for measuring only
+    fast:bool=True                # fast_view and fast_strong; False: the naive pipeline of chapter 16
     device_strong:bool=False      # send draws instead of strong views; add_strong makes them on the device
 
 # %% ../../nbs/data/17_batches.ipynb #cb0c088b
 def _next_readable(
-    source:Source,      # pictures
-    order:EndlessOrder, # which picture comes at which position
+    source:Source,      # images
+    order:EndlessOrder, # which scene comes at which position
     position:int,       # where to look first
-    broken:list,        # a line is added for every picture that cannot be read
+    broken:list,        # a line is added for every scene that cannot be read
     masks:bool=False,   # read the mask too
-    tries:int=20,       # pictures to try
+    tries:int=20,       # images to try
 )->tuple:               # index, RGB image, mask or None
-    "Read the picture at a position of an order, or the next one that can be read."
+    "Read the scene at a position of an order, or the next one that can be read."
     for place in range(position, position+tries):
         index = order[place]
         try:
             return (index, *read_pair(source, index)) if masks else (index, source.read_image(index), None)
         except DataError as e:
             broken.append(str(e))
-    raise DataError(f'{tries} pictures in a row cannot be read; check the disk. The last one: {broken[-1]}')
+    raise DataError(f'{tries} images in a row cannot be read; check the disk. The last one: {broken[-1]}')
 
 # %% ../../nbs/data/17_batches.ipynb #b67763ba
 def _to_tensor(views):
@@ -99,12 +99,12 @@ def labeled_batch(
 
 # %% ../../nbs/data/17_batches.ipynb #6c3a89b7
 class Views(NamedTuple):
-    "All views of one unlabeled picture, as arrays."
+    "All views of one unlabeled scene, as arrays."
     weak:np.ndarray   # (3,h,w) uint8
     strong:list       # n_strong views like weak, or n_strong rows of strong_numbers
     valid:np.ndarray  # (h,w) bool, False on padding
     box:np.ndarray    # (n_strong,h,w) bool
-    mask:np.ndarray   # (h,w) uint8 hidden ground truth, all ignored if there is none
+    mask:np.ndarray   # (h,w) uint8 hidden ground scene_mask, all ignored if there is none
 
 def _strong(plan, weak, draw):
     "A strong view of a weak one, by the pipeline of the plan; for the device its numbers."
@@ -119,9 +119,9 @@ def _make_views(
     plan:BatchPlan,              # settings
     image:Image.Image,           # RGB
     rng:np.random.Generator,     # of this sample
-    mask:Image.Image|None=None,  # hidden ground truth
+    mask:Image.Image|None=None,  # hidden ground scene_mask
 )->Views:
-    "Draw one crop of a picture, its strong views and their boxes."
+    "Draw one crop of a scene, its strong views and their boxes."
     c = plan.crop
     p = 0 if plan.partner == 'none' else plan.p_cutmix
     draw = draw_view(rng, image.size, c, plan.scale)
@@ -135,7 +135,7 @@ def _make_views(
 
 # %% ../../nbs/data/17_batches.ipynb #5351a791
 def _read_unlabeled(plan, order, place, broken):
-    "Name, picture and hidden mask at a place of an order; the mask is None if it is not wanted, absent or unfit."
+    "Name, scene and hidden mask at a place of an order; the mask is None if it is not wanted, absent or unfit."
     index, image, _ = _next_readable(plan.unlabeled, order, place, broken)
     mask, name = None, plan.unlabeled.names[index]
     if plan.with_hidden and plan.unlabeled.has_mask(index):
@@ -187,7 +187,7 @@ def unlabeled_batch(
 
 # %% ../../nbs/data/17_batches.ipynb #6e2cd561
 def add_strong(
-    batch:dict, # from StepBatches, its tensors on one device, pictures still uint8
+    batch:dict, # from StepBatches, its tensors on one device, images still uint8
 )->dict:        # with image_u_s and image_mix_s in place of the draws; other batches as they are
     "Make the strong views of a batch whose loader left them to the device."
     made = {}
@@ -212,10 +212,10 @@ class StepBatches(BatchPlan, Dataset):
         self.positions_u = tuple(range(self.batch_u) if self.positions_u is None else self.positions_u)
         if not self.positions_x:
             raise ValueError(
-                f'batch_x={self.batch_x} leaves this process without a labeled picture; raise batch_x')
+                f'batch_x={self.batch_x} leaves this process without a labeled scene; raise batch_x')
         if self.partner == 'in_batch' and len(self.positions_u) == 1:
             raise ValueError(
-                "partner='in_batch' needs two unlabeled pictures a process; raise batch_u or choose "
+                "partner='in_batch' needs two unlabeled images a process; raise batch_u or choose "
                 "another partner"
             )
         n_x = len(self.labeled)
@@ -264,7 +264,7 @@ class StepLoader(DataLoader):
 # %% ../../nbs/data/17_batches.ipynb #569bfdd3
 def _as_is(batch): return batch
 def keep_memory():
-    "Keep freed memory up to a gigabyte instead of giving it back: fresh pages must be cleared first, at every picture."
+    "Keep freed memory up to a gigabyte instead of giving it back: fresh pages must be cleared first, at every scene."
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
@@ -293,7 +293,7 @@ def make_loader(
 
 # %% ../../nbs/data/17_batches.ipynb #9fd7048b
 class CachedSource:
-    "A source that keeps decoded pictures in memory; what exceeds the limit is read again."
+    "A source that keeps decoded images in memory; what exceeds the limit is read again."
     def __init__(self,
         source:Source,   # what is read
         limit:float=256, # megabytes in each process
@@ -311,10 +311,10 @@ class CachedSource:
     def _read(self, kind, i, read):
         if (kind, i) in self._kept:
             return self._kept[kind, i]
-        picture = read(i)
+        scene = read(i)
         # PIL keeps four bytes a pixel
-        size = picture.width * picture.height * (4 if picture.mode == 'RGB' else 1)
+        size = scene.width * scene.height * (4 if scene.mode == 'RGB' else 1)
         if size <= self.left:
-            self._kept[kind, i] = picture
+            self._kept[kind, i] = scene
             self.left -= size
-        return picture
+        return scene

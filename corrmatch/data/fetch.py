@@ -281,13 +281,13 @@ _PASCAL_LISTS = MappingProxyType({
 
 # %% ../../nbs/data/23_fetch.ipynb #447a8894
 def _train_aug(root):
-    "Make the list of all training pictures from the two lists of a split."
+    "Make the list of all training images from the two lists of a split."
     folder = root/'splits'/'pascal'
     lines = sorted(l for name in ('labeled', 'unlabeled') for _, l in list_lines(folder/'1464'/f'{name}.txt'))
     text = ''.join(f'{l}\n' for l in lines)
     if _sha256_text(text) != _PASCAL_LISTS['pascal/train_aug.txt']:
         raise DataError(
-            f'{folder}/1464: its lists do not add up to the known 10582 pictures; remove the folder and '
+            f'{folder}/1464: its lists do not add up to the known 10582 images; remove the folder and '
             'fetch it again'
         )
     return write_file(folder/'train_aug.txt', text)
@@ -306,7 +306,7 @@ def _fetch_splits(
     hashes=None,              # name -> sha256; None: those of the published lists
     **kwargs,                 # passed to download
 )->list:                      # paths of the lists
-    "Fetch the published lists of labeled, unlabeled and val pictures."
+    "Fetch the published lists of labeled, unlabeled and val images."
     unknown = [f for f in families if f not in ('pascal', 'cityscapes')]
     if unknown:
         raise DataError(f"family '{unknown[0]}': choose pascal or cityscapes")
@@ -393,7 +393,7 @@ def _fetch_voc(
             raise DataError(f'{folder}: holds no {missing[0]}; remove {root/"downloads"} and fetch again')
         shutil.rmtree(folder)
     return (
-        f'{root}: {len(os.listdir(root / "JPEGImages"))} pictures, '
+        f'{root}: {len(os.listdir(root / "JPEGImages"))} images, '
         f'{len(os.listdir(root / "SegmentationClass"))} masks'
     )
 
@@ -403,7 +403,7 @@ def _merge_ids(
     voc_train, # ids that VOC itself trains on
     voc_val,   # ids that are scored
 )->dict:       # id -> 'voc' or 'sbd': whose mask is used
-    "Decide for every training picture whose mask is used."
+    "Decide for every training image whose mask is used."
     own = set(voc_train)
     return {i: 'voc' if i in own else 'sbd' for i in sorted({*sbd, *own} - {*voc_val})}
 
@@ -427,7 +427,7 @@ def _read_sbd(
 def _ids(path): return [line for _, line in list_lines(path)]
 
 def _merge_one(root, cls, name, read):
-    "Write the mask of one picture from SBD, unless it is there."
+    "Write the mask of one image from SBD, unless it is there."
     path = root/'SegmentationClass'/f'{name}.png'
     if not path.is_file():
         write_file(path, _palette_png(read(cls/f'{name}.mat'), palette(256, 'pascal')))
@@ -435,9 +435,9 @@ def _merge_one(root, cls, name, read):
 def _palette_png(ids, colors):
     "PNG bytes of class ids with a palette."
     import io
-    picture, buffer = Image.fromarray(ids), io.BytesIO()
-    picture.putpalette(np.vstack([colors, np.zeros((256-len(colors), 3), np.uint8)]).tobytes())
-    picture.save(buffer, 'PNG')
+    image, buffer = Image.fromarray(ids), io.BytesIO()
+    image.putpalette(np.vstack([colors, np.zeros((256-len(colors), 3), np.uint8)]).tobytes())
+    image.save(buffer, 'PNG')
     return buffer.getvalue()
 
 # %% ../../nbs/data/23_fetch.ipynb #ffa5984d
@@ -447,7 +447,7 @@ def _need_scipy():
         raise ValueError('the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]')
 
 def _has_masks(root, expected):
-    "Are the list of all training pictures and all its masks there?"
+    "Are the list of all training images and all its masks there?"
     if not (root/'train_aug.txt').is_file():
         return False
     lines = _ids(root/'train_aug.txt')
@@ -464,7 +464,7 @@ def _fetch_sbd(
     root:Path,          # data folder that holds VOC
     source:Remote|None=None, # the archive; None: SBD
     base:str='',        # a mirror; '': the official place
-    expected:int=10582, # training pictures there must be in the end
+    expected:int=10582, # training images there must be in the end
     read=_read_sbd,      # .mat file -> (h,w) uint8
     progress=follow,    # shows how far it has come; None: silent
     **kwargs,           # passed to download
@@ -474,7 +474,7 @@ def _fetch_sbd(
     if not (sets/'val.txt').is_file():
         raise DataError(f'{root}: holds no VOC yet; first run `corrmatch fetch voc`')
     if _has_masks(root, expected):
-        return f'{root}: {expected} training pictures are there: train_aug.txt'
+        return f'{root}: {expected} training images are there: train_aug.txt'
     if read is _read_sbd:
         _need_scipy()
     folder = _fetched(_mirror(source or _sbd_source(), base), root, 'sbd', **kwargs)
@@ -486,7 +486,7 @@ def _fetch_sbd(
         _ids(sets / 'val.txt'))
     if len(whose) != expected:
         raise DataError(
-            f'{root}: SBD and VOC make {len(whose)} training pictures, not {expected}; remove '
+            f'{root}: SBD and VOC make {len(whose)} training images, not {expected}; remove '
             f'{root / "downloads"} and fetch both again'
         )
     todo = [n for n, owner in whose.items() if owner == 'sbd']
@@ -496,7 +496,7 @@ def _fetch_sbd(
     write_file(
         root / 'train_aug.txt', ''.join(f'JPEGImages/{n}.jpg SegmentationClass/{n}.png\n' for n in whose))
     return (
-        f'{root}: {len(whose)} training pictures, {len(whose) - len(todo)} with masks of VOC, '
+        f'{root}: {len(whose)} training images, {len(whose) - len(todo)} with masks of VOC, '
         f'{len(todo)} of SBD: train_aug.txt'
     )
 
@@ -582,12 +582,12 @@ def _fetch_camvid(
         ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(CAMVID_NAMES, CAMVID_COLORS)))
     shutil.rmtree(folder)
     return (
-        f'{root}: ' + ', '.join(f'{len(names)} {s}' for s, names in lists.items()) + ' pictures, 11 classes')
+        f'{root}: ' + ', '.join(f'{len(names)} {s}' for s, names in lists.items()) + ' images, 11 classes')
 
 # %% ../../nbs/data/23_fetch.ipynb #f81e0776
 def _pets_sources(
 )->tuple:
-    "Where torchvision finds the Oxford-IIIT pets: pictures and annotations."
+    "Where torchvision finds the Oxford-IIIT pets: images and annotations."
     from torchvision.datasets import OxfordIIITPet
     return tuple(Remote(url, f'md5:{md5}') for url, md5 in OxfordIIITPet._RESOURCES)
 
@@ -601,7 +601,7 @@ def _pet_mask(
 # %% ../../nbs/data/23_fetch.ipynb #0f7fb137
 def _fetch_pets(
     root:Path,       # data folder
-    sources=None,    # archives of pictures and of annotations; None: the official ones
+    sources=None,    # archives of photos and of annotations; None: the official ones
     base:str='',     # a mirror; '': the official place
     progress=follow, # shows how far it has come; None: silent
     **kwargs,        # passed to download
@@ -615,17 +615,17 @@ def _fetch_pets(
         name: [l.split() for l in _ids(next(iter(folder.rglob(source)), folder / source))]
         for name, source in (('train', 'trainval.txt'), ('test', 'test.txt'))}
     if not all((root/'images'/f'{row[0]}.jpg').is_file() for side in rows.values() for row in side):
-        pictures = _fetched(images, root, 'pictures', **kwargs)
-        if not (pictures/'images').is_dir():
-            raise DataError(f'{pictures}: holds no images; remove {root/"downloads"} and fetch again')
-        _move_in(pictures/'images', make_folder(root/'images'))
-        shutil.rmtree(pictures)
+        photos = _fetched(images, root, 'pictures', **kwargs)
+        if not (photos/'images').is_dir():
+            raise DataError(f'{photos}: holds no images; remove {root/"downloads"} and fetch again')
+        _move_in(photos/'images', make_folder(root/'images'))
+        shutil.rmtree(photos)
     for name, side in rows.items():
         done = (_pet(root, folder, row) for row in side)
         names = list(progress(done, len(side), f'masks of {name}') if progress else done)
         write_file(root/f'{name}.txt', '\n'.join(names) + '\n')
     write_file(root/'classes.txt', 'background 0 0 0\ncat 230 159 0\ndog 86 180 233\n')
-    return f'{root}: {len(rows["train"])} train, {len(rows["test"])} test pictures, 3 classes'
+    return f'{root}: {len(rows["train"])} train, {len(rows["test"])} test photos, 3 classes'
 
 # %% ../../nbs/data/23_fetch.ipynb #def61d4b
 def _pet(root, notes, row):

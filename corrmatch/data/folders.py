@@ -209,9 +209,9 @@ def _find(root, path, listings, homes, where='line'):
 # %% ../../nbs/data/15_folders.ipynb #7462fcaa
 class Pair(NamedTuple):
     "One line of a list."
-    image:Path     # picture file
+    image:Path     # image file
     mask:Path|None # mask file; None if there is none
-    name:str       # id, or the stem of the picture's file name
+    name:str       # id, or the stem of the image's file name
 
 def _missing(missing, root, n_lines):
     "The error for lines whose files do not exist."
@@ -423,10 +423,10 @@ def too_large(
 def _open(path, modes, wanted, decode=True):
     "Open and decode a file of one of these PIL modes; every way to fail becomes a DataError."
     try:
-        with Image.open(path) as picture:
-            picture.info['pages'] = getattr(picture, 'n_frames', 1)
+        with Image.open(path) as image:
+            image.info['pages'] = getattr(image, 'n_frames', 1)
             if decode:
-                picture.load()
+                image.load()
     except Exception as e:  # decoders raise whatever they like
         if isinstance(e, FileNotFoundError):
             raise DataError(f'{path}: no such file; correct the path, or take it out of the list') from None
@@ -434,16 +434,16 @@ def _open(path, modes, wanted, decode=True):
             raise DataError(f'{path}: {too_large(e)}') from None
         reason = str(e).partition('\n')[0] or type(e).__name__
         raise DataError(
-            f'{path}: unreadable picture ({reason}); replace the file or take it out of the list') from None
-    if picture.mode not in modes:
-        raise DataError(f'{path}: a picture of mode {picture.mode}; {wanted}')
-    return picture
+            f'{path}: unreadable image ({reason}); replace the file or take it out of the list') from None
+    if image.mode not in modes:
+        raise DataError(f'{path}: a image of mode {image.mode}; {wanted}')
+    return image
 
 def open_image(
-    path:Path,        # picture, or an open file whose text form names it in errors
+    path:Path,        # image, or an open file whose text form names it in errors
     decode:bool=True, # False: read the header only
 )->Image.Image:
-    "Open a picture of 8 bits a channel."
+    "Open a image of 8 bits a channel."
     modes = ('RGB', 'L', 'P', '1', 'RGBA', 'LA', 'PA', 'CMYK', 'YCbCr', 'RGBX', 'LAB', 'HSV')
     return _open(path, modes, 'convert it to 8 bits a channel', decode)
 
@@ -467,11 +467,11 @@ def open_mask(
 
 # %% ../../nbs/data/15_folders.ipynb #4c07800a
 class Source(Protocol):
-    "What training needs to know of a set of pictures; index i counts from 0."
+    "What training needs to know of a set of images; index i counts from 0."
     @property
     def names(self)->Sequence[str]: ...
     def __len__(self)->int: ...
-    def where(self, i:int)->tuple[str, str]: ...           # what errors call the picture and its mask
+    def where(self, i:int)->tuple[str, str]: ...           # what errors call the image and its mask
     def image_size(self, i:int)->tuple[int, int]: ...      # (w, h) from the header alone
     def read_image(self, i:int)->Image.Image: ...          # RGB
     def has_mask(self, i:int)->bool: ...
@@ -479,7 +479,7 @@ class Source(Protocol):
 
 # %% ../../nbs/data/15_folders.ipynb #80e3d80a
 class FolderSource:
-    "Pictures on disk."
+    "Images on disk."
     def __init__(self,
         pairs:list[Pair], # from read_split
     ): self.pairs, self.names = pairs, [p.name for p in pairs]
@@ -487,8 +487,8 @@ class FolderSource:
     def where(self, i): return str(self.pairs[i].image), str(self.pairs[i].mask)
     def image_size(self, i): return open_image(self.pairs[i].image, decode=False).size
     def read_image(self, i):
-        picture = open_image(self.pairs[i].image)
-        return picture if picture.mode == 'RGB' else picture.convert('RGB')
+        image = open_image(self.pairs[i].image)
+        return image if image.mode == 'RGB' else image.convert('RGB')
     def has_mask(self, i): return self.pairs[i].mask is not None
     def read_mask(self, i):
         if not self.has_mask(i):
@@ -497,7 +497,7 @@ class FolderSource:
 
 # %% ../../nbs/data/15_folders.ipynb #570179b6
 class ArraySource:
-    "Pictures in memory."
+    "Images in memory."
     def __init__(self,
         images:np.ndarray,          # (n,h,w,3) uint8
         masks:np.ndarray|None=None, # (n,h,w) uint8 class ids
@@ -537,10 +537,10 @@ def count_ids(
 
 # %% ../../nbs/data/15_folders.ipynb #21a3c6c1
 def read_pair(
-    source:Source,                       # pictures with masks
+    source:Source,                       # images with masks
     i:int,                               # which
 )->tuple[Image.Image, Image.Image]:      # RGB image and mask of the same size
-    "Read a picture and its mask."
+    "Read an image and its mask."
     image, mask = source.read_image(i), source.read_mask(i)
     if image.size == mask.size:
         return image, mask
@@ -552,9 +552,9 @@ def read_pair(
 class ClassCounts(NamedTuple):
     "What the masks of a source hold."
     pixels:np.ndarray # (k,) int64 pixels of each class
-    images:np.ndarray # (k,) int64 pictures in which the class occurs
+    images:np.ndarray # (k,) int64 images in which the class occurs
     ignored:int       # pixels without a class
-    n_images:int      # pictures checked
+    n_images:int      # images checked
 
 # %% ../../nbs/data/15_folders.ipynb #41be7c6d
 def check_source(
@@ -562,7 +562,7 @@ def check_source(
     n_classes:int,                 # ids 0..n_classes-1
     masks:bool=True,               # False: unlabeled, masks are not looked at
     ignore_index:int=IGNORE_INDEX, # mask value without a class
-    decode:bool=True,              # False: of unlabeled pictures read the headers only
+    decode:bool=True,              # False: of unlabeled images read the headers only
     progress=None,                 # wraps the sequence of indices, like tqdm
 )->ClassCounts:                    # zeros if masks is False
     "Look at every file of a source; raise DataError for the first that cannot be trained on."
@@ -589,7 +589,7 @@ def missing_classes(
     return (
         f'{len(absent)} of {len(counts.images)} classes occur in none of the {counts.n_images} masks: '
         f'{", ".join(absent[:8])}{", ..." if len(absent) > 8 else ""}; '
-        'add labeled pictures that show them, or lower n_classes'
+        'add labeled images that show them, or lower n_classes'
     )
 
 # %% ../../nbs/data/15_folders.ipynb #d41e9c02
@@ -608,7 +608,7 @@ def refuse_shared(
     if not shared:
         return
     raise DataError(
-        f"{name}='{path}': holds {len(shared)} of the pictures of val='{val_path}', such as {shared[0]}; "
+        f"{name}='{path}': holds {len(shared)} of the images of val='{val_path}', such as {shared[0]}; "
         'a score on what was learned says nothing: take them out of one of the lists'
     )
 
@@ -630,13 +630,13 @@ class EndlessOrder:
     "An endless sequence of indices: shuffled epochs one after the other."
     _epoch:int|None  # the one whose order is held
     def __init__(self,
-        n:int,                # pictures; indices are 0..n-1
+        n:int,                # images; indices are 0..n-1
         seed:int,             # of the run
         stream:int,           # LABELED, UNLABELED or MIX
         length:int|None=None, # samples an epoch; the list is repeated up to it. None: n
     ):
         if n < 1:
-            raise DataError('a list of 0 pictures cannot be put in order; give at least one')
+            raise DataError('a list of 0 images cannot be put in order; give at least one')
         self.n = n
         self.seed = seed
         self.stream = stream
@@ -646,7 +646,7 @@ class EndlessOrder:
         epoch, place = divmod(position, self.length)
         if epoch != self._epoch:
             shuffled = rng_for(self.seed, self.stream+_ORDER, epoch).permutation(self.length) % self.n
-            self._shuffled = shuffled.astype(np.int32)  # of a million pictures: 4 MB
+            self._shuffled = shuffled.astype(np.int32)  # of a million images: 4 MB
             self._epoch = epoch
         return int(self._shuffled[place])
 

@@ -66,7 +66,7 @@ class _Mapped(Sequence):
 
 # %% ../../nbs/data/18_shards.ipynb #9498d0b7
 class ListSource:
-    "Pictures on disk that a long list names; each is looked up when it is drawn."
+    "Images on disk that a long list names; each is looked up when it is drawn."
     def __init__(self,
         lines:Sequence[str], # a _NameStore
         root:Path,           # data folder
@@ -96,12 +96,12 @@ class ListSource:
     def _image(self, i, decode):
         found = self._file(i, 1)
         if found is None:
-            raise DataError(f'{self.where(i)[0]}: no such picture; add it or take it out of the list')
+            raise DataError(f'{self.where(i)[0]}: no such image; add it or take it out of the list')
         return open_image(found, decode)
     def image_size(self, i): return self._image(i, decode=False).size
     def read_image(self, i):
-        picture = self._image(i, decode=True)
-        return picture if picture.mode == 'RGB' else picture.convert('RGB')
+        image = self._image(i, decode=True)
+        return image if image.mode == 'RGB' else image.convert('RGB')
     def has_mask(self, i): return self._file(i, 2) is not None
     def read_mask(self, i):
         found = self._file(i, 2)
@@ -110,7 +110,7 @@ class ListSource:
         return open_mask(found)
 
 # %% ../../nbs/data/18_shards.ipynb #656b3838
-_LARGE = 50_000  # pictures; a list up to this length is checked file by file before a run
+_LARGE = 50_000  # images; a list up to this length is checked file by file before a run
 
 def open_list(
     path:Path,       # lines `IMAGE MASK`, `IMAGE`, or bare ids
@@ -144,9 +144,9 @@ def _twice(values):
 def spot_check(
     indices:Sequence[int], # of a source
     n:int=1000,            # how many to look at
-    large:int=_LARGE,       # from more pictures than this
+    large:int=_LARGE,       # from more images than this
 )->Sequence[int]:          # all of a short list, a sample of a long one; the same each time
-    "Choose the pictures to look at before a run."
+    "Choose the images to look at before a run."
     if len(indices) <= large:
         return indices
     places = (np.arange(n) + np.random.default_rng(0).random(n))*len(indices)/n
@@ -259,7 +259,7 @@ def list_folder(
     folder:Path,           # searched with everything below it
     cache:Path|None=None,  # folder of cache files; None: the user's
 )->_NameStore:              # paths relative to the folder, in the same order everywhere
-    "List the pictures in a folder; the second time from the cache."
+    "List the images in a folder; the second time from the cache."
     def fresh(found):
         folders = _NameStore.of(found['folders'], found['folder_ends'])
         return all(
@@ -279,7 +279,7 @@ def list_folder(
         raise DataError(f'{folder}: cannot list this folder ({e.strerror}); check the path') from None
     if len(found['ends']) < 2:
         raise DataError(
-            f'{folder}: no picture in this folder (looked for {" ".join(IMAGE_SUFFIXES)}); check the path')
+            f'{folder}: no image in this folder (looked for {" ".join(IMAGE_SUFFIXES)}); check the path')
     if len(left := _NameStore.of(found['left'], found['left_ends'])):
         logging.getLogger('corrmatch').warning(
             f'{folder}: masks, visualisations or outputs are no images and left out, {len(left)} files and '
@@ -289,7 +289,7 @@ def list_folder(
 
 # %% ../../nbs/data/18_shards.ipynb #7c1e5a06
 def _members(pair, keys):
-    "Name in the shard and path of the files of one picture; in the key a line stands for what could not be read back."
+    "Name in the shard and path of the files of one image; in the key a line stands for what could not be read back."
     key = ''.join(c if c.isprintable() and c != '.' else '_' for c in pair.name)
     suffix = pair.image.suffix[1:].lower()
     if key.startswith('__'):
@@ -314,9 +314,9 @@ def _add(tar, name, path):
 def write_shards(
     pairs:Sequence[Pair],  # from read_split
     folder:Path,           # gets shard-000000.tar and so on
-    per_shard:int=1000,    # pictures a file
+    per_shard:int=1000,    # images a file
 )->list[Path]:
-    "Pack pictures, and masks where there are some, into tar shards in webdataset layout."
+    "Pack images, and masks where there are some, into tar shards in webdataset layout."
     shards, keys = list[Path](), set[str]()
     Path(folder).mkdir(parents=True, exist_ok=True)
     for start in range(0, len(pairs), per_shard):
@@ -357,13 +357,13 @@ def _plain(member, path):
     if is_path_traversal(name) or not name.isprintable():
         raise DataError(f'{where}: a shard must not hold such a name; pack it again with relative names')
     if not member.isreg() or member.issparse():
-        raise DataError(f'{where}: a link or special file, not a picture; pack the files themselves (tar -h)')
+        raise DataError(f'{where}: a link or special file, not a image; pack the files themselves (tar -h)')
     return name, member.offset_data, member.size
 
 # %% ../../nbs/data/18_shards.ipynb #134c5cc6
 def shard_samples(
     path:Path|str,              # one shard
-)->dict[str, tuple]:            # key -> suffix, offset and length of the picture, suffix, offset and length of the mask (or '', 0, 0)
+)->dict[str, tuple]:            # key -> suffix, offset and length of the image, suffix, offset and length of the mask (or '', 0, 0)
     "Group the members of a shard by their key, in the order of the file."
     found, samples = dict[str, dict](), {}
     for name, offset, length in _tar_members(path):
@@ -381,7 +381,7 @@ def shard_samples(
             samples[key] = files[image] + files.get(mask, ('', 0, 0))
     if not samples:
         raise DataError(
-            f'{path}: no picture in this shard (looked for {" ".join(IMAGE_SUFFIXES)}); check how it was '
+            f'{path}: no image in this shard (looked for {" ".join(IMAGE_SUFFIXES)}); check how it was '
             'packed'
         )
     return samples
@@ -394,9 +394,9 @@ _ROW = np.dtype(
 )
 
 def _index_shards(
-    shards:Sequence[str|Path], # in the order that counts the pictures
+    shards:Sequence[str|Path], # in the order that counts the images
 )->dict:                       # rows (n,) _ROW; blob and ends of the keys; suffixes, texts
-    "Make the table of all pictures in a list of shards."
+    "Make the table of all images in a list of shards."
     suffixes, chunks = {'': 0}, []
     def keys():
         for number, path in enumerate(shards):
@@ -427,9 +427,9 @@ def _stamp(path):
 
 # %% ../../nbs/data/18_shards.ipynb #a374a04e
 class ShardSource:
-    "Pictures inside of tar shards, read where they lie."
+    "Images inside of tar shards, read where they lie."
     def __init__(self,
-        shards:Sequence[Path], # uncompressed tar files; their order counts the pictures
+        shards:Sequence[Path], # uncompressed tar files; their order counts the images
         cache:Path|None=None,  # folder of cache files; None: the user's
     ):
         self.shards = [os.fspath(p) for p in shards]
@@ -458,8 +458,8 @@ class ShardSource:
         return _Member(data, name)
     def image_size(self, i): return open_image(self._read(i, 'image'), decode=False).size
     def read_image(self, i):
-        picture = open_image(self._read(i, 'image'))
-        return picture if picture.mode == 'RGB' else picture.convert('RGB')
+        image = open_image(self._read(i, 'image'))
+        return image if image.mode == 'RGB' else image.convert('RGB')
     def has_mask(self, i): return bool(self.rows[i]['mask_suffix'])
     def read_mask(self, i):
         if not self.has_mask(i):
@@ -518,7 +518,7 @@ def _listed_shards(path, root):
 
 # %% ../../nbs/data/18_shards.ipynb #56b8a5c6
 def open_unlabeled(
-    name:str,              # list of pictures, list of shards, pattern of shards, or folder
+    name:str,              # list of images, list of shards, pattern of shards, or folder
     root:Path,             # data folder
     cache:Path|None=None,  # folder of cache files; None: the user's
     large:int=_LARGE,       # a list up to this length is checked file by file
@@ -528,11 +528,11 @@ def open_unlabeled(
     if name.endswith('.tar') or '://' in name:
         return ShardSource(find_shards(name, root), cache)
     if path.is_dir():
-        return ListSource(list_folder(path, cache), path, _picture)
+        return ListSource(list_folder(path, cache), path, _open_listed)
     if next(iter_lines(path))[1].endswith('.tar'):
         return ShardSource(find_shards(name, root), cache)
     return open_list(path, root, large)
 
-def _picture(path):
+def _open_listed(path):
     "Name, image and mask of a file found in a folder."
     return os.path.splitext(os.path.basename(path))[0], path, None

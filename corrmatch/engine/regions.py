@@ -125,7 +125,7 @@ def _pack_classes(
         blocks = rearrange(
             np.pad(blocks, [(0, -n % side) for n in label.shape]), '(i r) (j c) -> (i j r c)', r=side, c=side)
     planes = np.stack([_words(np.packbits(blocks.ravel() == c, bitorder='little')) for c in classes])
-    return planes & _pack_bits(np.ones(label.shape, bool), side)  # nothing outside the picture
+    return planes & _pack_bits(np.ones(label.shape, bool), side)  # nothing outside the image
 
 # %% ../../nbs/engine/46_regions.ipynb #ce34250a
 def _unpack_bits(
@@ -196,7 +196,7 @@ def _cut_packed(
     size:tuple,      # (h,w) pixels of the regions
     cut:float=0.5,   # share of a row's range
 )->tuple:            # packed regions (m,words) uint64, the side of their blocks or 0
-    "Cut regions and keep them as bits; those outside the picture, in the last blocks, hold anything."
+    "Cut regions and keep them as bits; those outside the image, in the last blocks, hold anything."
     maps = _grid(rows[None], feat_size)[0]
     if side := _block_side(maps, size):
         return _cut_blocks(maps, side, cut), side
@@ -251,7 +251,7 @@ def fast_region_maps(
 def _rewrite(
     y:np.ndarray,     # (h,w) int64 labels, written
     kept:np.ndarray,  # (h,w) bool, written
-    words:np.ndarray, # (m,words) packed regions, nothing set outside the picture
+    words:np.ndarray, # (m,words) packed regions, nothing set outside the image
     tau:np.ndarray,   # () float32 or float64, gate; shares are formed in its dtype
     side:int,         # of the blocks they are packed in, or 0
 ):
