@@ -286,7 +286,7 @@ def test_masks_in_colours_count_where_there_are_no_others(tmp_path):
 def test_reports_and_runs_inside_of_the_data(tmp_path):
     fill(tmp_path)
     save_report(check(tmp_path), tmp_path/'runs/check_d')
-    assert (tmp_path/'runs/check_d'/OUTPUT_MARK).is_file()
+    assert (tmp_path/'runs/check_d'/_OUTPUT_MARK).is_file()
     put(tmp_path/'runs/old/pictures/000100.png')
     wrote(tmp_path/'runs/old/config.json', '{}')
     wrote(tmp_path/'runs/old/metrics.csv')   # an older version: no mark
@@ -319,7 +319,7 @@ def test_predictions_inside_of_the_data(tmp_path, names, marked):
 
 def test_a_folder_with_data_gets_no_mark(tmp_path):
     mark_output(fill(tmp_path)/'images', 'report')
-    assert not (tmp_path/'images'/OUTPUT_MARK).exists() and len(find_layout(tmp_path).items) == 6
+    assert not (tmp_path/'images'/_OUTPUT_MARK).exists() and len(find_layout(tmp_path).items) == 6
 
 
 def test_a_second_check_after_a_split_says_nothing_of_prepared(tmp_path):

@@ -625,7 +625,7 @@ def _fetch_pets(
         names = list(progress(done, len(side), f'masks of {name}') if progress else done)
         write_file(root/f'{name}.txt', '\n'.join(names) + '\n')
     write_file(root/'classes.txt', 'background 0 0 0\ncat 230 159 0\ndog 86 180 233\n')
-    return f'{root}: {len(rows["train"])} train, {len(rows["test"])} test photos, 3 classes'
+    return f'{root}: {len(rows["train"])} train, {len(rows["test"])} test images, 3 classes'
 
 # %% ../../nbs/data/23_fetch.ipynb #def61d4b
 def _pet(root, notes, row):

@@ -341,7 +341,7 @@ def mark_output(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not any(folder.iterdir()):
-            (folder/OUTPUT_MARK).write_text(f'{kind}\n')
+            (folder/_OUTPUT_MARK).write_text(f'{kind}\n')
     except OSError:
         pass  # whoever writes into the folder says what is wrong with it
     return folder
@@ -436,14 +436,14 @@ def _open(path, modes, wanted, decode=True):
         raise DataError(
             f'{path}: unreadable image ({reason}); replace the file or take it out of the list') from None
     if image.mode not in modes:
-        raise DataError(f'{path}: a image of mode {image.mode}; {wanted}')
+        raise DataError(f'{path}: an image of mode {image.mode}; {wanted}')
     return image
 
 def open_image(
     path:Path,        # image, or an open file whose text form names it in errors
     decode:bool=True, # False: read the header only
 )->Image.Image:
-    "Open a image of 8 bits a channel."
+    "Open an image of 8 bits a channel."
     modes = ('RGB', 'L', 'P', '1', 'RGBA', 'LA', 'PA', 'CMYK', 'YCbCr', 'RGBX', 'LAB', 'HSV')
     return _open(path, modes, 'convert it to 8 bits a channel', decode)
 

@@ -357,7 +357,7 @@ def _plain(member, path):
     if is_path_traversal(name) or not name.isprintable():
         raise DataError(f'{where}: a shard must not hold such a name; pack it again with relative names')
     if not member.isreg() or member.issparse():
-        raise DataError(f'{where}: a link or special file, not a image; pack the files themselves (tar -h)')
+        raise DataError(f'{where}: a link or special file, not an image; pack the files themselves (tar -h)')
     return name, member.offset_data, member.size
 
 # %% ../../nbs/data/18_shards.ipynb #134c5cc6

@@ -53,7 +53,7 @@ def apply_view(
     crop:int,                   # pixels, side of the result
     pad_value:int=IGNORE_INDEX, # mask value right of and below the image; the image is black there
 )->tuple[Image.Image, Image.Image|None]: # both crop x crop
-    "Resize, pad, crop and flip a image and its mask."
+    "Resize, pad, crop and flip an image and its mask."
     w, h = resized(image.size, draw.long_side)
     x = draw.x
     y = draw.y
