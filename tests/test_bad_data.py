@@ -296,7 +296,7 @@ def test_everything_breaks(root, workers):
     refused(lambda: next(iter(make_loader(made, 0, 1, workers=workers))), 'in a row cannot be read', '.jpg')
 
 
-def test_empty_source(): refused(lambda: StepBatches(FolderSource([]), None, 9, 2, 0, seed=0), '0 pictures')
+def test_empty_source(): refused(lambda: StepBatches(FolderSource([]), None, 9, 2, 0, seed=0), '0 images')
 
 
 def test_bad_settings(root):

@@ -1,4 +1,4 @@
-"""The fast views against the literal ones on equal draws and as distributions; batches that depend on nothing but seed and step.
+"""The fast views against the naive ones on equal draws and as distributions; batches that depend on nothing but seed and step.
 
 Tolerances, in grey levels of 255: weak views 0.3 on average and 8 at most, masks equal; strong views 1 on average over draws, 3 for any
 one view; the device's strong views 1 on average and 12 at most beside the fast ones. Pictures are generated with hard edges, the worst case.
@@ -25,7 +25,7 @@ N_DRAWS = 240
 
 
 def scene(size, seed=0):
-    "A picture of blocks, edges and noise with a mask of as many values."
+    "An image of blocks, edges and noise with a mask of as many values."
     rng = np.random.default_rng(seed)
     w, h = size
     blocks = rng.integers(0, 256, (max(h//9, 1)+1, max(w//9, 1)+1, 3)).repeat(9, 0).repeat(9, 1)[:h, :w]
@@ -52,8 +52,8 @@ def test_weak_views_agree_pixel_by_pixel(size, crop):
         assert np.array_equal(fast_mask, plain_mask)
         d = off(last(fast), plain)
         means.append(d.mean())
-        assert d.max() <= 8
-    assert np.mean(means) < 0.3
+        assert d.max() <= 2
+    assert np.mean(means) < 0.05
 
 
 @pytest.mark.parametrize('size, long_side', [((1, 1), 1), ((1, 1), 7), ((9, 1), 40), ((3, 200), 33), ((50, 40), 500), ((300, 200), 3)])
@@ -65,7 +65,7 @@ def test_odd_sizes(size, long_side):
             min(place, max(resized(size, long_side)[1] - 5, 0)), True)
         (fast, fast_mask), (plain, plain_mask) = (
             fast_view(image, mask, draw, 5), apply_view(image, mask, draw, 5))
-        assert np.array_equal(fast_mask, plain_mask) and off(last(fast), plain).max() <= 8
+        assert np.array_equal(fast_mask, plain_mask) and off(last(fast), plain).max() <= 2
 
 
 def test_palette_masks_keep_their_ids():
@@ -97,7 +97,7 @@ def test_any_strength_of_jitter(strength):
 def test_whole_batch_on_the_device_agrees():
     views = [np.asarray(scene((65, 65), i)[0]).transpose(2, 0, 1) for i in range(24)]
     draws = [draw_strong(rng_for(3, 1, i)) for i in range(24)]
-    rows = torch.from_numpy(np.stack([strong_numbers(d, 6) for d in draws]))
+    rows = torch.from_numpy(np.stack([strong_numbers(d) for d in draws]))
     made = strong_on_device(torch.from_numpy(np.stack(views)), rows)
     assert made.dtype == torch.uint8
     for ours, view, draw in zip(made, views, draws):
@@ -110,7 +110,7 @@ def test_device_work_has_one_graph():
     views = torch.from_numpy(
         np.stack([np.asarray(scene((33, 33), i)[0]).transpose(2, 0, 1) for i in range(6)]))
     rows = [
-        torch.from_numpy(np.stack([strong_numbers(draw_strong(rng_for(s, 1, i)), 6) for i in range(6)]))
+        torch.from_numpy(np.stack([strong_numbers(draw_strong(rng_for(s, 1, i))) for i in range(6)]))
         for s in (0, 1)]
     graph = make_fx(strong_on_device)(views, rows[0])
     assert torch.equal(graph(views.flip(0), rows[1]), strong_on_device(views.flip(0), rows[1]))
@@ -119,7 +119,7 @@ def test_device_work_has_one_graph():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_device_work_never_waits():
     views = torch.zeros(4, 3, 65, 65, dtype=torch.uint8)
-    rows = torch.from_numpy(np.stack([strong_numbers(draw_strong(rng_for(0, 1, i)), 6) for i in range(4)]))
+    rows = torch.from_numpy(np.stack([strong_numbers(draw_strong(rng_for(0, 1, i))) for i in range(4)]))
     views, rows = views.cuda(), rows.cuda()
     torch.cuda.set_sync_debug_mode('error')
     try:
@@ -203,7 +203,7 @@ def test_shares_of_a_step_make_the_step(options):
             assert torch.equal(value, whole[key].movedim(axis, 0)[rank::2].movedim(0, axis)), key
 
 
-def test_literal_and_fast_batches_are_the_same_batches():
+def test_naive_and_fast_batches_are_the_same_batches():
     plain = batches(fast=False)[2]
     fast = batches()[2]
     device = add_strong(batches(device_strong=True)[2])
@@ -233,7 +233,7 @@ class Counting(ArraySource):
 
 
 @pytest.mark.parametrize('partner, reads', [('same_image', 4), ('other_image', 8), ('in_batch', 4), ('none', 4)])
-def test_pictures_are_read_as_often_as_needed(partner, reads):
+def test_images_are_read_as_often_as_needed(partner, reads):
     x, u = Counting(IMAGES, MASKS), Counting(IMAGES, MASKS)
     batches(x, u, partner=partner)[0]
     assert (x.images_read, x.masks_read) == (4, 4)
@@ -275,7 +275,7 @@ def children(): return multiprocessing.active_children()
 def test_worker_error_is_one_line_and_ends_all_workers():
     with pytest.raises(DataError) as caught:
         list(make_loader(batches(unlabeled=Broken(IMAGES, MASKS)), 0, 9, workers=2))
-    assert str(caught.value).startswith('20 pictures in a row cannot be read') and '\n' not in str(
+    assert str(caught.value).startswith('20 images in a row cannot be read') and '\n' not in str(
         caught.value)
     assert children() == []
 
@@ -299,7 +299,7 @@ def test_leaving_early_ends_all_workers():
     assert children() == []
 
 
-def test_pictures_on_disk(tmp_path):
+def test_images_on_disk(tmp_path):
     "JPEG and PNG files go through both pipelines alike."
     image, mask = scene((120, 90))
     image.save(tmp_path/'a.jpg', quality=95)

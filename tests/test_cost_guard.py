@@ -174,7 +174,7 @@ def test_only_outlines_are_computed():
         return original(maps, corner, side)
     regions_module._block_values = counted
     try:
-        regions_module.cut_packed(rows[0], feat_size, label.shape[1:])
+        regions_module._cut_packed(rows[0], feat_size, label.shape[1:])
     finally:
         regions_module._block_values = original
     assert 0 < sum(seen) < M*SIZE**2/4

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.data.fetch import fetch as F
+import corrmatch.data.fetch as F
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import read_split
 from corrmatch.files import DataError
 from corrmatch.data.fetch import (
-    Remote, download, fetch_camvid, fetch_cityscapes, fetch_pets, fetch_sbd, fetch_splits, fetch_voc, unpack)
+    Remote, download, _fetch_camvid, _fetch_cityscapes, _fetch_pets, _fetch_sbd, _fetch_splits, _fetch_voc, unpack)
 from corrmatch.data.layouts import find_layout
 from corrmatch.training.run_folder import hold_folder
 from runs_for_tests import environment
@@ -274,25 +274,25 @@ def test_published_lists(server, tmp_path):
         server.faults[f'lists/{name}'] = [['cut'], [500], ['slow'], []][n % 4]
     hashes = {n: hashlib.sha256(data).hexdigest() for n, data in lists.items()}
     kwargs = dict(base=server.base + 'lists/', hashes=hashes, **QUICK)
-    assert len(fetch_splits(tmp_path, **kwargs)) == 8
+    assert len(_fetch_splits(tmp_path, **kwargs)) == 8
     assert {n: (tmp_path/'splits'/n).read_bytes() for n in lists} == lists
     server.asked.clear()
-    fetch_splits(tmp_path, **kwargs)
+    _fetch_splits(tmp_path, **kwargs)
     assert server.asked == []
     (tmp_path/'splits/pascal/2/labeled.txt').write_text('edited')
     server.bodies['lists/pascal/2/labeled.txt'] = b'changed at the source'
-    refused(lambda: fetch_splits(tmp_path, **kwargs), 'pascal/2/labeled.txt', 'the source has changed')
+    refused(lambda: _fetch_splits(tmp_path, **kwargs), 'pascal/2/labeled.txt', 'the source has changed')
     assert (tmp_path/'splits/pascal/2/labeled.txt').read_text() == 'edited'
 
 
 def test_hashes_of_the_published_lists():
-    names = {**F.PASCAL_LISTS, **F.CITYSCAPES_LISTS}
+    names = {**F._PASCAL_LISTS, **F._CITYSCAPES_LISTS}
     assert (
         len(names) == 35
         and len(set(names.values())) == 35
         and all(len(h) == 64 and set(h) <= set('0123456789abcdef') for h in names.values()))
     assert {n.rpartition('/')[2] for n in names} == {
-        'labeled.txt', 'unlabeled.txt', 'val.txt', 'train_aug.txt'} and F.SPLITS_BASE.endswith('/splits/')
+        'labeled.txt', 'unlabeled.txt', 'val.txt', 'train_aug.txt'} and F._SPLITS_BASE.endswith('/splits/')
 
 
 def voc_files():
@@ -315,12 +315,12 @@ def test_voc_and_sbd(server, tmp_path):
                 'benchmark_RELEASE/dataset/val.txt': b'4\n5\n'}
         ),
     )
-    refused(lambda: fetch_sbd(tmp_path, sbd, server.base), 'corrmatch fetch voc')
-    assert '7 pictures, 3 masks' in fetch_voc(tmp_path, voc, server.base, **QUICK)
+    refused(lambda: _fetch_sbd(tmp_path, sbd, server.base), 'corrmatch fetch voc')
+    assert '7 images, 3 masks' in _fetch_voc(tmp_path, voc, server.base, **QUICK)
     own = (tmp_path/'SegmentationClass/1.png').read_bytes()
 
     def read(path): return mask(100 + path.read_bytes()[0])
-    assert '5 training pictures, 2 with masks of VOC, 3 of SBD' in fetch_sbd(
+    assert '5 training images, 2 with masks of VOC, 3 of SBD' in _fetch_sbd(
         tmp_path, sbd, server.base, 5, read, None, **QUICK)
     pairs = read_split(tmp_path/'train_aug.txt', tmp_path)
     assert [p.name for p in pairs] == ['0', '1', '3', '4', '5'], 'val is never trained on'
@@ -328,8 +328,8 @@ def test_voc_and_sbd(server, tmp_path):
     written = Image.open(tmp_path/'SegmentationClass/4.png')
     assert written.mode == 'P' and (np.asarray(written) == mask(104)).all()
     refused(
-        lambda: fetch_sbd(tmp_path, sbd, server.base, 10582, read, None),
-        'make 5 training pictures, not 10582')
+        lambda: _fetch_sbd(tmp_path, sbd, server.base, 10582, read, None),
+        'make 5 training images, not 10582')
     layout = find_layout(tmp_path)
     assert layout.kind == 'VOC' and [i.split for i in layout.items] == [
         'train', 'train', 'val', 'train', 'train', 'train']
@@ -339,9 +339,9 @@ def test_sbd_needs_scipy_or_reads_it(tmp_path):
     pytest.importorskip('scipy')
     from scipy.io import savemat
     savemat(tmp_path/'a.mat', {'GTcls': {'Boundaries': np.zeros((2, 2)), 'Segmentation': mask(1)}})
-    assert (F.read_sbd(tmp_path/'a.mat') == mask(1)).all()
+    assert (F._read_sbd(tmp_path/'a.mat') == mask(1)).all()
     (tmp_path/'b.mat').write_bytes(b'nonsense')
-    refused(lambda: F.read_sbd(tmp_path/'b.mat'), 'b.mat')
+    refused(lambda: F._read_sbd(tmp_path/'b.mat'), 'b.mat')
 
 
 def test_camvid(server, tmp_path):
@@ -350,8 +350,8 @@ def test_camvid(server, tmp_path):
     files = {f'repo-1/CamVid/{s}/{i:02d}.png': png(image(i)) for i, s in enumerate(sides)}
     files |= {f'repo-1/CamVid/{s}annot/{i:02d}.png': png(masks[f'{i:02d}']) for i, s in enumerate(sides)}
     archive = serve(server, 'camvid.zip', zip_of(files))
-    refused(lambda: fetch_camvid(tmp_path/'x', archive, server.base, **QUICK), 'not the known 701')
-    line = fetch_camvid(tmp_path/'y', archive, server.base, F.content_hash(masks), **QUICK)
+    refused(lambda: _fetch_camvid(tmp_path/'x', archive, server.base, **QUICK), 'not the known 701')
+    line = _fetch_camvid(tmp_path/'y', archive, server.base, F._content_hash(masks), **QUICK)
     assert '40 train, 2 val, 2 test' in line
     got = np.asarray(Image.open(tmp_path/'y/masks/03.png'))
     assert ((got == IGNORE_INDEX) == (mask(3) == 4)).all()
@@ -378,10 +378,10 @@ def test_pets(server, tmp_path):
             }
         ),
     )
-    assert '2 train, 1 test' in fetch_pets(tmp_path, (photos, notes), server.base, None, **QUICK)
+    assert '2 train, 1 test' in _fetch_pets(tmp_path, (photos, notes), server.base, None, **QUICK)
     assert np.asarray(Image.open(tmp_path/'masks/b.png'))[0, :3].tolist() == [2, 0, IGNORE_INDEX]
     assert [i.split for i in find_layout(tmp_path).items] == ['train', 'train', 'test']
-    again = lambda: fetch_pets(tmp_path, (photos, notes), server.base, None, **QUICK)
+    again = lambda: _fetch_pets(tmp_path, (photos, notes), server.base, None, **QUICK)
     assert 'are there' in again()
     for lost in ('images/b.jpg', 'masks/c.png', 'test.txt'):
         (tmp_path/lost).unlink()
@@ -389,10 +389,10 @@ def test_pets(server, tmp_path):
 
 
 def test_cityscapes_explains_itself(tmp_path):
-    line = fetch_cityscapes(tmp_path)
+    line = _fetch_cityscapes(tmp_path)
     assert 'gtFine_trainvaltest.zip' in line and 'needs a login' in line
     (tmp_path/'gtFine_trainvaltest.zip').write_bytes(zip_of({'other/a.txt': b'x'}))
-    refused(lambda: fetch_cityscapes(tmp_path), 'holds no gtFine')
+    refused(lambda: _fetch_cityscapes(tmp_path), 'holds no gtFine')
     refused(lambda: F.fetch('mnist', tmp_path), 'choose voc')
 
 
@@ -401,8 +401,8 @@ def test_cityscapes_explains_itself(tmp_path):
 HOLD = '''
 import sys, time
 from pathlib import Path
-from corrmatch.data.fetch import alone_in
-with alone_in(Path(sys.argv[1])):
+from corrmatch.data.fetch import _alone_in
+with _alone_in(Path(sys.argv[1])):
     print('held', flush=True)
     time.sleep(60)
 '''
@@ -440,7 +440,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, error):
     "There a fetch goes on without one, and a run folder is opened."
     def flock(*args): raise OSError(error, os.strerror(error))
     monkeypatch.setattr(fcntl, 'flock', flock)
-    with F.alone_in(tmp_path):
+    with F._alone_in(tmp_path):
         pass
     assert hold_folder(tmp_path) is None
 
@@ -448,10 +448,10 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, error):
 def test_the_lock_is_given_back_behind_an_error_and_a_folder_in_its_place_is_named(tmp_path):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
-            with F.alone_in(tmp_path):
+            with F._alone_in(tmp_path):
                 1/0
     (tmp_path/'other'/'.fetch.lock').mkdir(parents=True)
-    refused(lambda: F.alone_in(tmp_path/'other').__enter__(), tmp_path, 'cannot be written')
+    refused(lambda: F._alone_in(tmp_path/'other').__enter__(), tmp_path, 'cannot be written')
 
 
 def test_archives_are_kept_or_removed(server, tmp_path):
@@ -506,7 +506,7 @@ def test_classes_alone_are_not_camvid(server, tmp_path, lost):
             files
             | {'repo-1/CamVid/test/50.png': png(image(50)), 'repo-1/CamVid/testannot/50.png': png(mask(50))}),
     )
-    again = lambda: fetch_camvid(tmp_path, archive, server.base, '', **QUICK)
+    again = lambda: _fetch_camvid(tmp_path, archive, server.base, '', **QUICK)
     again()
     assert 'is there' in again()
     (tmp_path/lost).unlink()
@@ -515,7 +515,7 @@ def test_classes_alone_are_not_camvid(server, tmp_path, lost):
 
 def test_a_folder_with_other_classes_is_left_alone(server, tmp_path):
     (tmp_path/'classes.txt').write_text('road 1 2 3\ntree 4 5 6\n')
-    for call in (fetch_camvid, fetch_pets):
+    for call in (_fetch_camvid, _fetch_pets):
         refused(
             lambda: call(tmp_path, base=server.base, **QUICK), 'classes.txt', 'another data set',
             'choose another folder')

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, features
 
 from corrmatch.config import preset
-from corrmatch.data.folders import OUTPUT_MARK, mark_output, read_classes, read_split
+from corrmatch.data.folders import _OUTPUT_MARK, mark_output, read_classes, read_split
 from corrmatch.data.layouts import file_table, find_classes, find_layout
 from corrmatch.data.masks import Meaning
 from corrmatch.use.predict import LoadedModel, find_inputs
@@ -286,7 +286,7 @@ def test_masks_in_colours_count_where_there_are_no_others(tmp_path):
 def test_reports_and_runs_inside_of_the_data(tmp_path):
     fill(tmp_path)
     save_report(check(tmp_path), tmp_path/'runs/check_d')
-    assert (tmp_path/'runs/check_d'/OUTPUT_MARK).is_file()
+    assert (tmp_path/'runs/check_d'/_OUTPUT_MARK).is_file()
     put(tmp_path/'runs/old/pictures/000100.png')
     wrote(tmp_path/'runs/old/config.json', '{}')
     wrote(tmp_path/'runs/old/metrics.csv')   # an older version: no mark
@@ -319,7 +319,7 @@ def test_predictions_inside_of_the_data(tmp_path, names, marked):
 
 def test_a_folder_with_data_gets_no_mark(tmp_path):
     mark_output(fill(tmp_path)/'images', 'report')
-    assert not (tmp_path/'images'/OUTPUT_MARK).exists() and len(find_layout(tmp_path).items) == 6
+    assert not (tmp_path/'images'/_OUTPUT_MARK).exists() and len(find_layout(tmp_path).items) == 6
 
 
 def test_a_second_check_after_a_split_says_nothing_of_prepared(tmp_path):

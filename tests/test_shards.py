@@ -17,7 +17,7 @@ from corrmatch.data.folders import FolderSource, Pair, check_source, read_split
 from corrmatch.data.batches import StepBatches, make_loader
 from corrmatch.files import DataError
 from corrmatch.data.shards import (
-    LARGE, ListSource, NameStore, ShardSource, find_shards, list_folder, open_list, open_unlabeled,
+    _LARGE, ListSource, _NameStore, ShardSource, find_shards, list_folder, open_list, open_unlabeled,
     spot_check, write_shards)
 from errors_for_tests import refused
 
@@ -28,7 +28,7 @@ IDS = [f'p{i:02d}' for i in range(20)]
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    "Twenty pictures of 20x16 with masks, a list of them, and the same in shards of eight."
+    "Twenty images of 20x16 with masks, a list of them, and the same in shards of eight."
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     rng, root = np.random.default_rng(0), tmp_path/'data'
     for folder in ('images', 'masks'):
@@ -99,7 +99,7 @@ def test_a_million_names(tmp_path, record_property):
 
 def test_store_is_a_sequence():
     names = ['a', '', 'ü/\udcff', 'b'*1000]
-    store = NameStore(iter(names))
+    store = _NameStore(iter(names))
     assert (
         list(store) == names
         and store[-2] == names[-2]
@@ -107,7 +107,7 @@ def test_store_is_a_sequence():
         and 'a' in store
         and store.index('a') == 0)
     assert list(pickle.loads(pickle.dumps(store))) == names
-    assert NameStore().nbytes == 8 and list(NameStore()) == []
+    assert _NameStore().nbytes == 8 and list(_NameStore()) == []
 
 
 def test_long_list_equals_short_one(root):
@@ -146,15 +146,15 @@ def test_long_list_with_faults(root):
     (root/'images'/'p04.jpg').unlink()
     source = open_list(root/'list.txt', root, large=1)
     refused(lambda: source.read_image(3), 'p03.jpg', 'unreadable')
-    refused(lambda: source.read_image(4), 'images/p04', 'no such picture')
+    refused(lambda: source.read_image(4), 'images/p04', 'no such image')
     refused(lambda: check_source(source, 3, masks=False, decode=False, progress=spot_check), 'p03')
 
 
 def test_sample_of_a_long_list():
-    for n in (1, LARGE):
+    for n in (1, _LARGE):
         assert spot_check(range(n)) == range(n)
-    chosen = spot_check(range(LARGE+1))
-    assert len(chosen) == 1000 and chosen == sorted(set(chosen)) and chosen[-1] <= LARGE
+    chosen = spot_check(range(_LARGE+1))
+    assert len(chosen) == 1000 and chosen == sorted(set(chosen)) and chosen[-1] <= _LARGE
 
 
 # --- folders
@@ -210,7 +210,7 @@ def test_hidden_and_other_files_are_left_out(root):
     source = open_unlabeled('images', root)
     assert source.names[:] == ['my picture', *IDS] and source.image_size(0) == (20, 16)
     (root/'empty').mkdir()
-    refused(lambda: open_unlabeled('empty', root), 'empty', 'no picture')
+    refused(lambda: open_unlabeled('empty', root), 'empty', 'no image')
 
 
 # --- shards

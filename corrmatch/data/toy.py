@@ -141,7 +141,7 @@ def toy_scene(
 
 # %% ../../nbs/data/14_toy.ipynb #0a76d057
 def toy_arrays(
-    seeds,         # numbers of the scenes, one a picture
+    seeds,         # numbers of the scenes, one an image
     size:int=65,   # pixels, side
     **kwargs,      # passed to toy_scene
 )->tuple:          # images (n,h,w,3) uint8 and masks (n,h,w) uint8

@@ -35,7 +35,7 @@ class ViewDraw(NamedTuple):
 
 def draw_view(
     rng:np.random.Generator,              # of this sample
-    size:tuple[int, int],                 # (w, h) of the picture
+    size:tuple[int, int],                 # (w, h) of the image
     crop:int,                             # pixels, side of the crop
     scale:tuple[float, float]=(0.5, 2.0), # smallest and largest resize, as a share of the long side
 )->ViewDraw:
@@ -51,9 +51,9 @@ def apply_view(
     mask:Image.Image|None,      # 'L' or 'P', same size; None if there is none
     draw:ViewDraw,              # from draw_view
     crop:int,                   # pixels, side of the result
-    pad_value:int=IGNORE_INDEX, # mask value right of and below the picture; the image is black there
+    pad_value:int=IGNORE_INDEX, # mask value right of and below the image; the image is black there
 )->tuple[Image.Image, Image.Image|None]: # both crop x crop
-    "Resize, pad, crop and flip a picture and its mask."
+    "Resize, pad, crop and flip an image and its mask."
     w, h = resized(image.size, draw.long_side)
     x = draw.x
     y = draw.y
@@ -72,11 +72,11 @@ def apply_view(
 
 # %% ../../nbs/data/16_views.ipynb #2053d869
 def view_valid(
-    size:tuple[int, int], # (w, h) of the picture before the view
+    size:tuple[int, int], # (w, h) of the image before the view
     draw:ViewDraw,        # from draw_view
     crop:int,             # pixels, side of the crop
 )->np.ndarray:            # (crop, crop) bool
-    "Mark the pixels of a view that are picture, not padding."
+    "Mark the pixels of a view that are image, not padding."
     w, h = resized(size, draw.long_side)
     valid = np.zeros((crop, crop), bool)
     valid[:h-draw.y, :w-draw.x] = True
@@ -178,6 +178,6 @@ def normalize(
 def denormalize(
     image:Tensor, # (...,3,h,w) from normalize
 )->Tensor:        # same shape, 0..1
-    "Undo `normalize`, for pictures."
+    "Undo `normalize`, for images."
     channels = [c*std + mean for c, mean, std in zip(image.unbind(-3), IMAGENET_MEAN, IMAGENET_STD)]
     return torch.stack(channels, -3).clamp(0, 1)

@@ -169,7 +169,7 @@ def recorded_config(
     **changes,       # fields to change
 )->Config:
     "Make a record of what a checkpoint or config.json says."
-    kinds:dict[str, Any] = {f.name: f.type for f in fields(Config)}
+    kinds:dict[str, Any] = {f.name: type(f.default) for f in fields(Config)}
     if not isinstance(record, dict):
         raise DataError(f'{where}: holds no settings; this is not a record of corrmatch')
     for k, v in record.items():

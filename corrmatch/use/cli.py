@@ -19,15 +19,21 @@ import sys
 import warnings
 from dataclasses import fields
 from pathlib import Path
-from typing import cast
 from ..config import METHODS, PRESETS, Config, nearest, preset
 
 # %% ../../nbs/use/42_cli.ipynb #d7a2ed0f
 def field_help(
-)->dict: # field name -> its comment
-    "Read the comment of every field of Config."
-    found = re.findall(r'^ {4}(\w+): *\w+ *= *.*?  +# (.*)$', inspect.getsource(Config), re.M)
-    return {name: text.replace('%', '%%') for name, text in found}
+)->dict[str, str]: # field name -> its comment
+    "Read the comment of every field of Config, at the end of its line or on the lines above."
+    texts = {}
+    above = []
+    for line in inspect.getsource(Config).splitlines():
+        field = re.fullmatch(r' {4}(\w+):[^#=]+=[^#]*(?:# (.*))?', line)
+        comment = re.fullmatch(r' {4}# (?!---)(.*)', line)
+        if field:
+            texts[field[1]] = ' '.join([*above, field[2] or '']).strip().replace('%', '%%')
+        above = [*above, comment[1]] if comment else []
+    return texts
 
 # %% ../../nbs/use/42_cli.ipynb #9ac76e0c
 def _yes_no(text):
@@ -52,7 +58,7 @@ def _device(text):
 
 def _reader(field):
     "What reads the flag of a field."
-    return _device if field.name == 'device' else _yes_no if field.type is bool else cast(type, field.type)
+    return _device if field.name == 'device' else _yes_no if field.type is bool else type(field.default)
 
 # %% ../../nbs/use/42_cli.ipynb #d9545e95
 def add_fields(
@@ -68,7 +74,7 @@ def add_fields(
     for f in fields(Config):
         if f.name in skip:
             continue
-        kind = cast(type, f.type)
+        kind = type(f.default)
         names = dict.fromkeys([f'--{f.name}', f'--{f.name.replace("_", "-")}'])
         group.add_argument(
             *names,
@@ -266,7 +272,7 @@ def add_resume(
         if f.name in RESUME_FIELDS:
             parser.add_argument(
                 f'--{f.name}', type=_reader(f), default=argparse.SUPPRESS,
-                metavar='YES|NO' if f.type is bool else f.type.__name__.upper(), help=field_help()[f.name])
+                metavar='YES|NO' if f.type is bool else type(f.default).__name__.upper(), help=field_help()[f.name])
     parser.add_argument(
         '--force', action='store_true',
         help='although settings or lists have changed, or a machine that is gone seems to be training there')
