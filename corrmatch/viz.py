@@ -5,9 +5,13 @@ __all__ = ['VERDICT_COLORS', 'palette', 'colorize', 'show_image', 'show_mask', '
            'show_verdict', 'palette_card']
 
 # %% ../nbs/10_viz.ipynb #6ef6df58
+from collections.abc import Sequence
+from typing import Literal
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from .config import IGNORE_INDEX
 
 # %% ../nbs/10_viz.ipynb #29d77532
@@ -33,7 +37,7 @@ _TOY = (
 # %% ../nbs/10_viz.ipynb #4cf35e63
 def palette(
     n_classes:int=8,   # colours wanted, at most 256
-    name:str='toy',    # toy | pascal | cityscapes | coco (the same as pascal)
+    name:Literal['toy', 'pascal', 'cityscapes', 'coco']='toy', # coco is the same as pascal
 )->np.ndarray:         # (n_classes,3) uint8 RGB
     "Give class id c the colour of row c."
     if name in ('pascal', 'coco'):
@@ -47,7 +51,7 @@ def palette(
 
 # %% ../nbs/10_viz.ipynb #294a15b3
 def colorize(
-    mask,                # (h,w) class ids, IGNORE_INDEX where ignored; tensor or array
+    mask:ArrayLike,      # (h,w) class ids, IGNORE_INDEX where ignored; tensor or array
     colors:np.ndarray|None=None, # (k,3) uint8; None: the toy palette
 )->np.ndarray:           # (h,w,3) uint8
     "Paint class ids; ignored pixels get grey diagonal hatching on white."
@@ -77,50 +81,50 @@ def _hwc(image):
 
 # %% ../nbs/10_viz.ipynb #82935dd8
 def show_image(
-    image,       # (3,h,w) or (h,w,3), float 0..1 or uint8
-    title=None,  # text above the panel
-    ax=None,     # matplotlib axis; None makes one
-):               # the axis
-    "Draw a colour picture."
+    image:ArrayLike,     # (3,h,w) or (h,w,3), float 0..1 or uint8
+    title:str|None=None, # text above the panel
+    ax:Axes|None=None,   # None makes one
+)->Axes:
+    "Draw a colour image."
     ax = _panel(ax, title)
     ax.imshow(_hwc(image), interpolation='nearest')
     return ax
 
 # %% ../nbs/10_viz.ipynb #ee0d4e20
 def show_mask(
-    mask,        # (h,w) class ids, IGNORE_INDEX hatched
-    title=None,  # text above the panel
-    ax=None,     # matplotlib axis; None makes one
-    colors=None, # (k,3) uint8 palette; None: toy
-):               # the axis
-    "Draw class ids, nearest neighbour, ignored pixels hatched."
+    mask:ArrayLike,      # (h,w) class ids, IGNORE_INDEX hatched
+    title:str|None=None, # text above the panel
+    ax:Axes|None=None,   # None makes one
+    colors:np.ndarray|None=None, # (k,3) uint8 palette; None: toy
+)->Axes:
+    "Draw class ids without smoothing, ignored pixels hatched."
     ax = _panel(ax, title)
     ax.imshow(colorize(mask, colors), interpolation='nearest')
     return ax
 
 # %% ../nbs/10_viz.ipynb #931131fe
 def show_overlay(
-    image,       # (3,h,w) or (h,w,3), float 0..1 or uint8
-    mask,        # (h,w) class ids
-    title=None,  # text above the panel
-    ax=None,     # matplotlib axis; None makes one
-    colors=None, # (k,3) uint8 palette; None: toy
-    alpha=0.55,  # share of the mask's colour, 0..1
-):               # the axis
-    "Draw a mask through which the picture shines."
-    picture = _hwc(image)
-    picture = picture/255 if picture.dtype == np.uint8 else picture
-    return show_image((1-alpha)*picture + alpha*colorize(mask, colors)/255, title, ax)
+    image:ArrayLike,     # (3,h,w) or (h,w,3), float 0..1 or uint8
+    mask:ArrayLike,      # (h,w) class ids
+    title:str|None=None, # text above the panel
+    ax:Axes|None=None,   # None makes one
+    colors:np.ndarray|None=None, # (k,3) uint8 palette; None: toy
+    alpha:float=0.55,    # share of the mask's colour, 0..1
+)->Axes:
+    "Draw a transparent mask on an image."
+    pixels = _hwc(image)
+    pixels = pixels/255 if pixels.dtype == np.uint8 else pixels
+    return show_image((1-alpha)*pixels + alpha*colorize(mask, colors)/255, title, ax)
 
 # %% ../nbs/10_viz.ipynb #92f64b3e
 def show_map(
-    values,         # (h,w) floats
-    title=None,     # text above the panel
-    ax=None,        # matplotlib axis; None makes one
-    vmin=None,      # value of the darkest colour; None: the smallest
-    vmax=None,      # value of the lightest colour; None: the largest
-    cmap='viridis', # matplotlib colour map; viridis grows evenly in lightness
-):                  # the axis
+    values:ArrayLike,       # (h,w) floats
+    title:str|None=None,    # text above the panel
+    ax:Axes|None=None,      # None makes one
+    vmin:float|None=None,   # value of the darkest colour; None: the smallest
+    vmax:float|None=None,   # value of the lightest colour; None: the largest
+    cmap:str='viridis',     # matplotlib colour map; viridis grows evenly in lightness
+)->Axes:
     "Draw a heat map with its scale."
     ax = _panel(ax, title)
     drawn = ax.imshow(np.asarray(values), vmin=vmin, vmax=vmax, cmap=cmap, interpolation='nearest')
@@ -139,12 +143,13 @@ def _kind(panel):
 
 # %% ../nbs/10_viz.ipynb #249a7bae
 def show_row(
-    *panels,      # images (3,h,w), masks (h,w) int, regions (h,w) bool, maps (h,w) float; or (1,h,w) ints and bools
-    titles=None,  # one text a panel; None: its kind
-    keep=None,    # (h,w) bool; masks are faded where it is False
-    colors=None,  # (k,3) uint8 palette; None: toy
-    size=2.2,     # inches a panel
-)->Figure:        # the figure, drawn and closed
+    *panels:ArrayLike,         # image (3,h,w), mask (h,w) int, region (h,w) bool or map (h,w) float; ints and
+                               # bools also (1,h,w)
+    titles:Sequence[str]|None=None, # one text a panel; None: its kind
+    keep:ArrayLike|None=None,  # (h,w) bool; masks are faded where it is False
+    colors:np.ndarray|None=None, # (k,3) uint8 palette; None: toy
+    size:float=2.2,            # inches a panel
+)->Figure:                     # drawn and closed
     "Draw several views of one place side by side."
     arrays = [np.asarray(p) for p in panels]
     arrays = [a[0] if a.ndim == 3 and a.shape[0] == 1 else a for a in arrays]
@@ -165,7 +170,7 @@ def _draw(panel, title, ax, keep, colors):
     if kind == 'map':
         return show_map(panel, title, ax)
     if kind == 'region':
-        return show_image(np.where(panel[..., None], [0.99, 0.91, 0.14], [0.27, 0.0, 0.33]), title, ax)
+        return show_image(np.where(panel[..., None], [0.95]*3, [0.25]*3), title, ax)
     rgb = colorize(panel, colors)
     if keep is not None:
         kept = np.asarray(keep).reshape(panel.shape)[..., None]
@@ -203,12 +208,13 @@ def show_verdict(
 
 # %% ../nbs/10_viz.ipynb #fd677148
 def palette_card(
-    names,        # class names, one a colour
-    colors=None,  # (k,3) uint8; None: toy
-)->Figure:        # a strip of labelled squares, ignore last
+    names:Sequence[str], # class names, one a colour
+    colors:np.ndarray|None=None, # (k,3) uint8; None: toy
+)->Figure:               # a strip of labelled squares, ignore last
     "Draw every class's colour with its name."
     fig, axes = plt.subplots(1, len(names)+1, figsize=(1.0*(len(names)+1), 1.25), layout='constrained')
-    for ax, name, c in zip(axes, [*names, 'ignore'], [*range(len(names)), IGNORE_INDEX]):
-        show_mask(np.full((12, 12), c), f'{c} {name}'.replace(f'{IGNORE_INDEX} ', ''), ax, colors)
+    for c, name in enumerate(names):
+        show_mask(np.full((12, 12), c), f'{c} {name}', axes[c], colors)
+    show_mask(np.full((12, 12), IGNORE_INDEX), 'ignore', axes[-1], colors)
     plt.close(fig)
     return fig
