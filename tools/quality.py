@@ -2,19 +2,22 @@
 not used.
 
 Usage: python tools/quality.py RUN [--data DIR] [--images 50] [--tau 0.85] [--figure FILE.png]
+       [--results nbs/results]
 
 Prints coverage and accuracy of prediction, propagated scores and their mean, what regions add and rewrite,
 and what a lower threshold would add instead (corrmatch.training.quality). Without --tau the threshold of the
 run's end is taken.
 """
 import argparse
+import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from corrmatch.files import text_table
+from corrmatch.files import text_table, write_atomic
 from corrmatch.models.corrmatch_net import CorrMatchNet
 from corrmatch.training.builders import eval_pairs, make_datasets
 from corrmatch.training.quality import draw_quality, label_quality
@@ -39,6 +42,21 @@ def measure(run: Path, data: str = '', images: int = 50, tau: float | None = Non
         config.region_cut)
 
 
+def keep(path: Path, run: str, quality):
+    "Put the rows of a run into a table, in place of older ones."
+    old = []
+    if path.exists():
+        with open(path, newline='') as file:
+            old = [row for row in csv.DictReader(file) if row['run'] != run]
+    rows = [dict(run=run, what=what, coverage=coverage, accuracy=accuracy) for what, coverage, accuracy in quality.table()]
+    rows += [dict(run=run, what=f'mIoU, {name}', coverage=1., accuracy=score) for name, score in quality.scores.items()]
+    text = io.StringIO(newline='')
+    writer = csv.DictWriter(text, ['run', 'what', 'coverage', 'accuracy'], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows([*old, *rows])
+    write_atomic(path, text.getvalue().encode())
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,6 +65,7 @@ def main():
     parser.add_argument('--images', type=int, default=50)
     parser.add_argument('--tau', type=float)
     parser.add_argument('--figure', type=Path)
+    parser.add_argument('--results', type=Path, help='folder whose quality.csv takes the rows of this run')
     args = parser.parse_args()
     torch.set_num_threads(1)
     quality = measure(args.run, args.data, args.images, args.tau)
@@ -54,6 +73,8 @@ def main():
     rows += [(what, f'{coverage:.1%}', f'{accuracy:.1%}') for what, coverage, accuracy in quality.table()]
     print(text_table(rows))
     print(', '.join(f'{name} {score:.1%} mIoU' for name, score in quality.scores.items()))
+    if args.results:
+        keep(args.results/'quality.csv', args.run.resolve().name, quality)
     if args.figure:
         draw_quality(quality, args.run.name).savefig(args.figure)
 
