@@ -17,7 +17,7 @@ IDS = ['a', 'b', 'c.d', 'e']
 
 @pytest.fixture
 def root(tmp_path):
-    "A sound data set: four pictures of 20x16 with masks of classes 0..2 and some ignored pixels."
+    "A sound data set: four images of 20x16 with masks of classes 0..2 and some ignored pixels."
     rng = np.random.default_rng(0)
     for folder in ('images', 'masks'):
         (tmp_path/folder).mkdir()
@@ -161,7 +161,7 @@ def test_classes_are_optional(root):
     assert read_classes(root) is None
 
 
-# --- pictures and masks
+# --- images and masks
 
 @pytest.mark.parametrize('kind', ['jpeg', 'png', 'bmp', 'webp', 'tiff'])
 @pytest.mark.parametrize('share', [0, 0.02, 0.5, 0.97])

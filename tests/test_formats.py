@@ -1,4 +1,4 @@
-"Folders as people keep them: class files, lists of splits, COCO files and odd pictures; each fault is one line that says where."
+"Folders as people keep them: class files, lists of splits, COCO files and odd images; each fault is one line that says where."
 import json
 
 import numpy as np
@@ -61,7 +61,7 @@ def test_csv_without_header_keeps_its_first_class(tmp_path):
 
 @pytest.fixture
 def twins(tmp_path):
-    "Pictures 0 and 1 in two folders, 2 in one of them."
+    "Images 0 and 1 in two folders, 2 in one of them."
     for name in ('A/0', 'A/1', 'B/0', 'B/1', 'B/2'):
         for role in ('images', 'masks'):
             put(tmp_path/f'{role}/{name}.png')
@@ -103,7 +103,7 @@ SQUARE = [[1, 1, 4, 1, 4, 4, 1, 4]]
 
 
 def notes(*names, category=7):
-    "A COCO file with one object a picture."
+    "A COCO file with one object an image."
     return dict(
         images=[dict(id=i, file_name=n) for i, n in enumerate(names)],
         categories=[dict(id=3, name='cat'), dict(id=7, name='cup')],
@@ -220,7 +220,7 @@ def test_area_null():
     assert draw_objects((inner | {'class': 2}, outer | {'class': 1}), (8, 6))[2, 2] == 2
 
 
-# --- pictures
+# --- images
 
 def test_picture_above_the_limit(tmp_path):
     huge = wrote(tmp_path/'huge.ppm', b'P5 20000 10000 255 ')

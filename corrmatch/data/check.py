@@ -36,13 +36,13 @@ from ..viz import colorize
 class FileScan(NamedTuple):
     "What the files of one item hold."
     item:Item
-    size:tuple|None=None      # (w, h) of the picture
-    mode:str=''               # of the picture, as PIL names it
+    size:tuple|None=None      # (w, h) of the image
+    mode:str=''               # of the image, as PIL names it
     digest:str=''             # of the decoded pixels
     mask_size:tuple|None=None # (w, h)
     mask_mode:str=''          # '' without a mask
     values:dict|None=None     # stored value -> pixels; None without a mask
-    turned:bool=False         # the mask fits the picture only after the EXIF turn
+    turned:bool=False         # the mask fits the image only after the EXIF turn
     fault:str=''              # why a file cannot be read
     note:int=1                # EXIF orientation; 5 to 8 exchange width and height
     span:tuple|None=None      # of an image of more than 8 bits: smallest and largest value, are they floats
@@ -55,7 +55,7 @@ class FileScan(NamedTuple):
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0a81
 def _looks(picture):
-    "Size and RGB bytes of a picture in parts; its own bytes where RGB cannot hold them."
+    "Size and RGB bytes of an image in parts; its own bytes where RGB cannot hold them."
     own = picture.mode.startswith(('I', 'F')) or picture.mode == 'LAB'
     if not own and picture.mode != 'RGB':
         picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB').convert('RGB')
@@ -90,7 +90,7 @@ def _core(picture):
 
 # %% ../../nbs/data/22_check.ipynb #a037f160
 def scan_item(
-    item:Item, # picture, perhaps with a mask
+    item:Item, # image, perhaps with a mask
 )->FileScan:
     "Open both files of an item and count what is in them; a fault becomes a line, not an exception."
     try:
@@ -168,7 +168,7 @@ def scan_items(
 
 # %% ../../nbs/data/22_check.ipynb #7bf57802
 def _unsure(scan):
-    "Does a mask fit its picture both as it is stored and as its EXIF note turns it?"
+    "Does a mask fit its image both as it is stored and as its EXIF note turns it?"
     return (
         scan.note > 1
         and not scan.fault
@@ -208,8 +208,7 @@ def _line(paths):
     if not same:
         raise DataError(
             f'{paths[0]!r}: a list cannot hold this name; rename the file, without tabs, line breaks and '
-            'blanks at the ends'
-        )
+            'blanks at the ends')
     return line + '\n'
 
 def _rescaled(scans, root):
@@ -221,13 +220,9 @@ def _rescaled(scans, root):
     (s, (w, h)), (mw, mh) = other[0], other[0][0].mask_size
     return [
         (
-            'warning',
-            'size',
-            _rel(s.item.image, root),
+            'warning', 'size', _rel(s.item.image, root),
             f'annotated with {w}x{h} pixels, and {mw}x{mh} now: its outlines are scaled, '
-            f'as in all such images, {len(other)} in number',
-        )
-    ]
+            f'as in all such images, {len(other)} in number')]
 
 def _drawing(objects):
     "A digest of the outlines of an item, None without; they may change while the image stays."
@@ -235,7 +230,7 @@ def _drawing(objects):
 
 # %% ../../nbs/data/22_check.ipynb #b4fb35a6
 def _judge(scan, mapping, root):
-    "Findings of one picture and its mask."
+    "Findings of one image and its mask."
     item, out = scan.item, []
     mask = _rel(item.mask or item.image, root)
     if scan.fault:
@@ -243,8 +238,7 @@ def _judge(scan, mapping, root):
             Issue(
                 'error', 'unreadable',
                 _rel(item.mask if scan.size else item.image, root) if item.mask else _rel(item.image, root),
-                scan.fault.partition(': ')[2] or scan.fault)
-        ]
+                scan.fault.partition(': ')[2] or scan.fault)]
     if scan.values is None:
         return out
     try:
@@ -253,25 +247,20 @@ def _judge(scan, mapping, root):
         return [Issue('error', 'name', mask, str(e).partition(': ')[2])]
     if scan.size != scan.mask_size and not scan.turned:
         (w, h), (mw, mh) = scan.size, scan.mask_size
-        text = f'mask has {mw}x{mh} pixels, its picture {w}x{h}; make both the same size'
+        text = f'mask has {mw}x{mh} pixels, its image {w}x{h}; make both the same size'
         if item.objects:
             text = (
-                f'annotated with {mw}x{mh} pixels, and has {w}x{h}: turn the picture, or correct width '
-                'and height in the COCO file'
-            )
+                f'annotated with {mw}x{mh} pixels, and has {w}x{h}: turn the image, or correct width '
+                'and height in the COCO file')
         out.append(Issue('error', 'size', mask, text))
     if is_color(scan.mask_mode) != mapping.packed:
         stored, others = ('colours', 'values') if is_color(scan.mask_mode) else ('values', 'colours')
         return [
             *out,
             Issue(
-                'error',
-                'mode',
-                mask,
+                'error', 'mode', mask,
                 f'mask of mode {scan.mask_mode} holds {stored}, most others hold {others}; save it like '
-                'the others',
-            ),
-        ]
+                'the others')]
     fault = scan.facts.fault if scan.facts and mapping.kind not in ('given', 'objects') else ''
     return [*out, Issue('error', 'values', mask, fault)] if fault else out + _strange(scan, mapping, mask)
 
@@ -286,8 +275,7 @@ def _strange(scan, mapping, mask):
     n = sum(scan.values[v] for v in bad)
     text = (
         f'{what} {shown}{" ..." if len(bad) > 3 else ""} in {n} pixels is no class ({mapping.text}); '
-        'correct the mask or name the classes in classes.txt'
-    )
+        'correct the mask or name the classes in classes.txt')
     return [Issue('error', 'values', mask, text)]
 
 # %% ../../nbs/data/22_check.ipynb #01750954
@@ -296,24 +284,21 @@ def _whole(layout, scans, usable):
     out = [
         Issue(
             'warning', 'lonely mask', _rel(p, layout.root),
-            'mask without a picture is not used; add the picture or remove it')
-        for p in layout.orphan_masks
-    ]
+            'mask without an image is not used; add the image or remove it')
+        for p in layout.orphan_masks]
     root = layout.root
     out += [
         Issue(
             'warning', 'duplicate', _rel(p, root),
             f'not used: {_rel(kept, root)} has the same name; rename one of them or remove it')
-        for p, kept in layout.duplicates
-    ]
+        for p, kept in layout.duplicates]
     out += [Issue(*remark) for remark in (*layout.remarks, *_rescaled(scans, root))]
     bare = [s for s in scans if not s.fault and s.values is None]
     if bare:
         out.append(
             Issue(
                 'warning', 'no mask', _rel(bare[0].item.image, root),
-                f'has no mask and serves as unlabeled, like all such pictures: {len(bare)} in number')
-        )
+                f'has no mask and serves as unlabeled, like all such images: {len(bare)} in number'))
     groups = {}
     for s in scans:
         if s.digest:
@@ -322,7 +307,7 @@ def _whole(layout, scans, usable):
         names = [_rel(s.item.image, root) for s in same]
         sides = {s.item.split for s in same}
         leak = len(sides) > 1 and bool(sides & {'val', 'test'})
-        text = f'the same picture as {names[1]}' + (f' and {len(names)-2} more' if len(names) > 2 else '')
+        text = f'the same image as {names[1]}' + (f' and {len(names)-2} more' if len(names) > 2 else '')
         out.append(
             Issue(
                 'warning',
@@ -331,19 +316,13 @@ def _whole(layout, scans, usable):
                 f'{text}, in {" and ".join(sorted(s or "train" for s in sides))}: scores on it would be '
                 'too good; remove one of them'
                 if leak
-                else f'{text}; one is enough',
-            )
-        )
+                else f'{text}; one is enough'))
     if len(usable) < 2:
         out.append(
             Issue(
-                'error',
-                'no mask',
-                '',
-                f'{len(usable)} usable pictures with a mask; at least 2 are needed, one to learn from and '
-                'one to score',
-            )
-        )
+                'error', 'no mask', '',
+                f'{len(usable)} usable images with a mask; at least 2 are needed, one to learn from and '
+                'one to score'))
     return out
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0a76
@@ -381,22 +360,16 @@ def _learnable(mapping, shares, sound, root, allow_missing):
         [
             Issue(
                 'warning', 'empty', _rel(empty[0].item.mask or empty[0].item.image, root),
-                f'every pixel is ignored: {len(empty)} such masks; their images serve as unlabeled')
-        ]
+                f'every pixel is ignored: {len(empty)} such masks; their images serve as unlabeled')]
         if empty
-        else []
-    )
+        else [])
     shown = np.flatnonzero(shares.sum(0))
     if len(shares) and len(shown) < 2:
         out.append(
             Issue(
-                'error',
-                'classes',
-                '',
+                'error', 'classes', '',
                 f'all masks show one class alone ({mapping.names[shown[0]]}): there is nothing to tell '
-                f'apart; add masks that show other classes{_if_void(mapping, sound)}',
-            )
-        )
+                f'apart; add masks that show other classes{_if_void(mapping, sound)}'))
     absent = _absent(mapping, shares) if len(shares) else ''
     if absent and not (out and out[-1].level == 'error'):
         out.append(Issue('warning' if allow_missing else 'error', 'classes', '', absent))
@@ -450,15 +423,11 @@ def _depth_findings(layout, scans, depth):
         name = _rel(faint[0].item.image, layout.root)
         out.append(
             Issue(
-                level,
-                'depth',
-                '',
+                level, 'depth', '',
                 f'{name}: colours of 16 bits a channel that stay below {256 * 64}: {len(faint)} of '
                 f'{len(dark)} such '
                 'images, of which only the upper 8 bits are read, would be nearly black; save them with 8 '
-                'bits a channel',
-            )
-        )
+                'bits a channel'))
     if not deep:
         return out
     low, high = depth or find_depth([s.span for s in deep])
@@ -478,13 +447,9 @@ def _depth_findings(layout, scans, depth):
     return [
         *out,
         Issue(
-            'error',
-            'depth',
-            '',
+            'error', 'depth', '',
             f'{text}, but half of them span less than a sixteenth of that ({reach}): most would be nearly '
-            'one grey; say which range is meant with --depth LOW:HIGH',
-        ),
-    ]
+            'one grey; say which range is meant with --depth LOW:HIGH')]
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a51
 def _is_narrow(scan, low, high):
@@ -494,7 +459,7 @@ def _is_narrow(scan, low, high):
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a72
 def _odd_image(scan):
-    "Can training not read this picture as it is?"
+    "Can training not read this image as it is?"
     return (
         scan.turned
         or scan.mode.startswith(('I', 'F'))
@@ -512,47 +477,31 @@ def _remarks(layout, mapping, scans, remembered=''):
     if n_images + n_masks:
         out.append(
             Issue(
-                'warning',
-                'conversion',
-                '',
-                f'not readable in training as they are: {n_images} of the pictures, {n_masks} of the '
-                f'masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies',
-            )
-        )
+                'warning', 'conversion', '',
+                f'not readable in training as they are: {n_images} of the images, {n_masks} of the '
+                f'masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies'))
     unsure = [s for s in scans if _unsure(s) and not s.turned]
     if unsure:
         out.append(
             Issue(
-                'warning',
-                'orientation',
-                _rel(unsure[0].item.image, layout.root),
+                'warning', 'orientation', _rel(unsure[0].item.image, layout.root),
                 'has an EXIF note that turns it, and the size of its mask does not tell whether that was '
-                f'drawn on the turned picture: {len(unsure)} such pictures are used as they are stored; '
-                'where masks do not fit, save the pictures turned and without the note',
-            )
-        )
+                f'drawn on the turned image: {len(unsure)} such images are used as they are stored; '
+                'where masks do not fit, save the images turned and without the note'))
     paged = [s for s in scans if s.pages > 1]
     if paged:
         out.append(
             Issue(
-                'warning',
-                'pages',
-                _rel(paged[0].item.image, layout.root),
+                'warning', 'pages', _rel(paged[0].item.image, layout.root),
                 f'has {paged[0].pages} pages, of which the first is used: {len(paged)} such images; save '
-                'each page as an image of its own',
-            )
-        )
+                'each page as an image of its own'))
     banded = [s for s in scans if s.bands]
     if banded:
         out.append(
             Issue(
-                'warning',
-                'bands',
-                _rel(banded[0].item.image, layout.root),
+                'warning', 'bands', _rel(banded[0].item.image, layout.root),
                 f'has {banded[0].bands} bands, of which the first three are read as red, green and blue: '
-                f'{len(banded)} such images; export the three that count',
-            )
-        )
+                f'{len(banded)} such images; export the three that count'))
     try:
         other = _other_classes(layout, mapping)
     except DataError as e:
@@ -570,8 +519,7 @@ def _other_classes(layout, mapping):
     return (
         f'names other classes ({few(own[0])}: {len(own[0])}) than the masks are read with ({few(names)}: '
         f'{len(names)}); '
-        'write those names, or take the file away and give no classes'
-    )
+        'write those names, or take the file away and give no classes')
 
 # %% ../../nbs/data/22_check.ipynb #d313ae42
 @dataclass
@@ -582,9 +530,9 @@ class Report:
     scans:list         # of Scan, one an item
     findings:list      # of Finding, errors first
     usable:list        # of Scan: with a mask, nothing wrong
-    shares:np.ndarray  # (n,k) float64: share of each class in each usable picture
+    shares:np.ndarray  # (n,k) float64: share of each class in each usable image
     ignored:float      # share of pixels without a class
-    converted:dict = field(default_factory=dict) # name -> (picture, mask), set by convert_data
+    converted:dict = field(default_factory=dict) # name -> (image, mask), set by convert_data
     depth:Depth = Depth()        # values of deep images that become 0 and 255
     meaning:Meaning = Meaning()  # what was said about the masks
 
@@ -595,7 +543,7 @@ class Report:
     def errors(self): return [f for f in self.findings if f.level == 'error']
     @cached_property
     def plain(self):
-        "Names without blanks for the pictures whose names have some, {name: unique name}."
+        "Names without blanks for the images whose names have some, {name: unique name}."
         taken, out = {s.item.name for s in self.scans}, {}
         for name in (s.item.name for s in self.scans if any(c.isspace() for c in s.item.name)):
             new = ''.join('_' if c.isspace() else c for c in name)
@@ -607,7 +555,7 @@ class Report:
 
 # %% ../../nbs/data/22_check.ipynb #9a266ee0
 def _shares(scans, mapping):
-    "Share of each class in each picture (n,k), and the share of ignored pixels in all."
+    "Share of each class in each image (n,k), and the share of ignored pixels in all."
     k, ignored = len(mapping.names), 0.
     shares = np.zeros((len(scans), k))
     for row, s in zip(shares, scans):
@@ -677,15 +625,14 @@ def _no_masks(layout, scans):
         f'the first fault: {faults[0]}'
         if faults
         else f'{describe_layout(layout)}; put masks into masks/ (same names as in images/), or beside the '
-             'pictures as NAME_mask.png'
-    )
+             'images as NAME_mask.png')
     return f'{layout.root}: no readable mask; {reason}'
 
 # %% ../../nbs/data/22_check.ipynb #ada6aeb4
 def _split_of(report): return np.array([s.item.split or 'train' for s in report.usable])
 
 def _share_rows(report):
-    "Rows of the table of classes: name, pictures, share, share in train and val where they are told apart."
+    "Rows of the table of classes: name, images, share, share in train and val where they are told apart."
     shares, side = report.shares, _split_of(report)
     sides = [s for s in ('train', 'val', 'test') if (side == s).any()]
     columns = ['class', 'pictures', 'share %', *[f'{s} %' for s in sides if len(sides) > 1], '']
@@ -696,10 +643,8 @@ def _share_rows(report):
             int((shares[:, c] > 0).sum()),
             percent(shares, c),
             *[percent(shares[side == s], c) for s in sides if len(sides) > 1],
-            '#' * round(30 * shares[:, c].mean() if len(shares) else 0),
-        ]
-        for c, name in enumerate(report.mapping.names)
-    ]
+            '#' * round(30 * shares[:, c].mean() if len(shares) else 0)]
+        for c, name in enumerate(report.mapping.names)]
     return columns, rows
 
 # %% ../../nbs/data/22_check.ipynb #c51f0001
@@ -726,7 +671,7 @@ def report_text(
     (w, h), n = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
     lines = [
         describe_layout(report.layout), f'masks: {report.mapping.text}',
-        f'sizes: {len(sizes)} different, most often {w}x{h} ({n} pictures)', '',
+        f'sizes: {len(sizes)} different, most often {w}x{h} ({n} images)', '',
         text_table([columns, *rows], (0, len(columns) - 1)),
         f'ignored: {100 * report.ignored:.2f} % of the pixels', '']
     lines += _file_lines(report)
@@ -741,7 +686,7 @@ def report_text(
         if report.ok
         else f'cannot be trained on as it is, faulty files: {n_bad}; mend or remove them'
         + ', or let `corrmatch split` leave them out' * bool(n_bad))
-    return '\n'.join([*lines, f'usable pictures with a mask: {len(report.usable)}; {verdict}'])
+    return '\n'.join([*lines, f'usable images with a mask: {len(report.usable)}; {verdict}'])
 
 # %% ../../nbs/data/22_check.ipynb #47c43f2f
 def report_json(
@@ -753,8 +698,7 @@ def report_json(
         dict(
             id=c, name=n, color=[int(v) for v in m.colors[c]], pictures=int((report.shares[:, c] > 0).sum()),
             share=round(float(report.shares[:, c].mean()), 6) if len(report.usable) else None)
-        for c, n in enumerate(m.names)
-    ]
+        for c, n in enumerate(m.names)]
     sizes = Counter(f'{s.size[0]}x{s.size[1]}' for s in report.scans if s.size)
     return json.dumps(
         dict(
@@ -766,12 +710,11 @@ def report_json(
             files=[dict(zip(('use', 'files', 'example', 'why'), row)) for row in file_table(report.layout)],
             findings=[f._asdict() for f in report.findings]),
         indent=1,
-        ensure_ascii=False,
-    )
+        ensure_ascii=False)
 
 # %% ../../nbs/data/22_check.ipynb #3273f557
 def show_shares(
-    shares:dict,         # title -> (n,k) class shares of pictures
+    shares:dict,         # title -> (n,k) class shares of images
     names:list,          # k class names
     colors:np.ndarray,   # (k,3) uint8
 ):                       # Figure
@@ -787,7 +730,7 @@ def show_shares(
         ax.set(
             xscale='log', xlim=(0.01, 300), xticks=(0.01, 0.1, 1, 10, 100),
             xticklabels=('0.01', '0.1', '1', '10', '100'), yticks=y, title=title,
-            xlabel='share of the pixels, %; number: pictures')
+            xlabel='share of the pixels, %; number: images')
         ax.set_yticklabels(names)
         ax.tick_params(labelsize=8)
         ax.title.set_size(9)
@@ -807,7 +750,7 @@ def _overlay(scan, report):
     image = read_photo(scan.item.image, scan.turned, report.depth if scan.span else None)
     n = max(1, max(image.shape)//640)  # of a large image every n-th pixel is enough
     image = image[::n, ::n].copy()
-    plain = thumbnail(image, f'picture {name}', 160)
+    plain = thumbnail(image, f'image {name}', 160)
     if scan.values is None or scan.fault:
         return [plain]
     ids = map_ids(read_stored(scan.item, scan.size, mapping.by_color).values[::n, ::n], mapping.table)
@@ -828,7 +771,7 @@ def _card(scan, report, text=''):
 def _share_png(report):
     "The figure of class shares."
     mapping = report.mapping
-    return figure_png(show_shares({'usable pictures': report.shares}, mapping.names, mapping.colors))
+    return figure_png(show_shares({'usable images': report.shares}, mapping.names, mapping.colors))
 
 # %% ../../nbs/data/22_check.ipynb #e528d149
 def report_html(
@@ -870,7 +813,7 @@ def save_report(
 
 # %% ../../nbs/data/22_check.ipynb #d2745ea9
 def _targets(scan, report, everything):
-    "Where picture and mask of an item go, relative to the new folder; None for what stays."
+    "Where image and mask of an item go, relative to the new folder; None for what stays."
     name = scan.item.name
     item = scan.item
     inside = '' if everything else 'prepared/'
@@ -906,7 +849,7 @@ def _encode(picture):
     return buffer.getvalue()
 
 def _convert_one(scan, report, root, everything, current):
-    "Write what one item needs and what is not current; (picture, mask) relative to root."
+    "Write what one item needs and what is not current; (image, mask) relative to root."
     (image, mask), item = _targets(scan, report, everything), scan.item
     if image and not (image in current and (root/image).is_file()):
         if _odd_image(scan):
@@ -914,8 +857,7 @@ def _convert_one(scan, report, root, everything, current):
                 root / image,
                 _encode(
                     Image.fromarray(read_photo(item.image, scan.turned, report.depth if scan.span else None))
-                ),
-            )
+                ))
         else:
             write_file(root/image, partial(link_or_copy, item.image))
     if mask and not (mask in current and (root/mask).is_file()):
@@ -923,8 +865,7 @@ def _convert_one(scan, report, root, everything, current):
             map_ids(read_stored(item, scan.size, report.mapping.by_color).values, report.mapping.table))
         ids.putpalette(
             np.vstack(
-                [report.mapping.colors, np.zeros((256 - len(report.mapping.colors), 3), np.uint8)]).tobytes()
-        )
+                [report.mapping.colors, np.zeros((256 - len(report.mapping.colors), 3), np.uint8)]).tobytes())
         write_file(root/mask, _encode(ids))
     return image or _rel(item.image, root), mask or (
         _rel(item.mask, root) if item.mask and scan.values is not None else None)
@@ -959,7 +900,7 @@ def convert_data(
     out:Path|None=None,# folder of a new data set; None: only what needs it, into prepared/ of the data folder
     progress=follow,   # shows how far it has come; None: silent
 )->Path:               # the folder that can be trained on; report.converted names the files in it
-    "Make the copies that training can read; faulty pictures are left out."
+    "Make the copies that training can read; faulty images are left out."
     bad = {f.file for f in report.errors}
     root = Path(out) if out else report.layout.root
     rel = partial(_rel, root=report.layout.root)
@@ -986,8 +927,7 @@ def convert_data(
     report.converted = dict(
         zip(
             [s.item.name for s in good], progress(done, len(good), 'convert') if progress and needed else done
-        )
-    )
+        ))
     if needed:
         write_file(note, json.dumps(dict(**mark, stamps=needed)))
     if out:
@@ -1012,13 +952,13 @@ def _write_classes(root, mapping):
 
 # %% ../../nbs/data/22_check.ipynb #c52e879b
 def _nearest_share(front, shares, total, target):
-    "Of some pictures the one that brings the shares closest to the target; distances are rounded, so that no machine's last bit decides."
+    "Of some images the one that brings the shares closest to the target; distances are rounded, so that no machine's last bit decides."
     after = total + shares[front]
     after = np.sqrt(after/np.maximum(after.sum(1, keepdims=True), 1e-12))
     return front[int(np.round(((after - target)**2).sum(1), 9).argmin())]
 
 def _first_missing(pool, shows, missing, allowed, width):
-    "A picture that shows the rarest missing class, and most of the others; None if there is none."
+    "An image that shows the rarest missing class, and most of the others; None if there is none."
     for c in sorted(np.flatnonzero(missing), key=lambda c: (shows[:, c].sum(), c)):
         front = list(islice((i for i in pool if shows[i, c] and allowed(i)), width))
         if front:
@@ -1027,14 +967,14 @@ def _first_missing(pool, shows, missing, allowed, width):
 
 # %% ../../nbs/data/22_check.ipynb #ff973249
 def choose_pictures(
-    shares:np.ndarray, # (n,k) share of each class in each picture
+    shares:np.ndarray, # (n,k) share of each class in each image
     names:list,        # n names; the order depends on nothing else but the seed
-    size:int,          # pictures wanted
-    seed:int=0,        # another seed, other pictures
-    leave:int=0,       # pictures of each class that must not be taken
-    width:int=32,      # pictures that are compared at a time
+    size:int,          # images wanted
+    seed:int=0,        # another seed, other images
+    leave:int=0,       # images of each class that must not be taken
+    width:int=32,      # images that are compared at a time
 )->list:               # indices in the order in which they were taken
-    "Choose pictures in which every class occurs, with shares close to those of all."
+    "Choose images in which every class occurs, with shares close to those of all."
     pool = sorted(range(len(names)), key=lambda i: hashlib.sha256(f'{seed}/{names[i]}'.encode()).digest())
     shows, total = shares > 0, np.zeros(shares.shape[1])
     chosen:list[int] = []
@@ -1055,7 +995,7 @@ def choose_pictures(
 
 # %% ../../nbs/data/22_check.ipynb #8733058f
 class Split(NamedTuple):
-    "Which pictures are used for what."
+    "Which images are used for what."
     labeled:list   # names
     unlabeled:list # names
     val:list       # names
@@ -1077,13 +1017,12 @@ def _choose_val(report, share, seed):
         report.shares[free], [report.usable[i].item.name for i in free], wanted, seed, leave=1)
     if not rows:
         raise DataError(
-            f'{report.layout.root}: every picture is the only one of some class, none can be spared for '
-            'val; add labeled pictures or a val list'
-        )
+            f'{report.layout.root}: every image is the only one of some class, none can be spared for '
+            'val; add labeled images or a val list')
     return [free[i] for i in rows], True
 
 def _rest(report, val):
-    "Rows of `usable` for training, scans of all pictures that may serve as unlabeled, copies of val and test pictures left out."
+    "Rows of `usable` for training, scans of all images that may serve as unlabeled, copies of val and test images left out."
     scored = {report.usable[i].digest for i in val} | {
         s.digest for s in report.scans if s.digest and s.item.split in ('val', 'test')}
     bad = {f.file for f in report.errors}
@@ -1105,15 +1044,14 @@ def _rest(report, val):
 
 # %% ../../nbs/data/22_check.ipynb #32013cd1
 def _keep_val(folder, size, text):
-    "Refuse a val.txt of other pictures where label sets of other sizes were made with the one that is there."
+    "Refuse a val.txt of other images where label sets of other sizes were made with the one that is there."
     def images(text): return {parse_line(line)[1] for line in text.split('\n') if line.strip()}
     val = folder/'val.txt'
     others = sorted(p.parent.name for p in folder.glob('*/labeled.txt') if p.parent.name != size)
     if others and val.is_file() and images(val.read_text(encoding='utf-8')) != images(text):
         raise DataError(
-            f'{val}: names other pictures than this split needs, and {", ".join(others[:3])} beside it '
-            f'were made with it; take another seed, or delete {folder} to make all sets anew'
-        )
+            f'{val}: names other images than this split needs, and {", ".join(others[:3])} beside it '
+            f'were made with it; take another seed, or delete {folder} to make all sets anew')
 
 def _write_lists(report, root, folder, lists):
     "Write the lists; {name: path}, relative to root where they lie inside."
@@ -1130,7 +1068,7 @@ def _write_lists(report, root, folder, lists):
     return files
 
 def _split_text(report, rows, labeled, val, notes):
-    "The table that explains a split: pictures and shares of every class in all, labeled and val."
+    "The table that explains a split: images and shares of every class in all, labeled and val."
     parts = {'train': report.shares[rows], 'labeled': report.shares[labeled], 'val': report.shares[val]}
     columns = ['class', *[f'{p} {u}' for p in parts for u in ('pictures', '%')]]
     body = [
@@ -1139,18 +1077,16 @@ def _split_text(report, rows, labeled, val, notes):
             *[
                 v
                 for part in parts.values()
-                for v in ((part[:, c] > 0).sum(), f'{100 * part[:, c].mean():.2f}')],
-        ]
-        for c, n in enumerate(report.mapping.names)
-    ]
+                for v in ((part[:, c] > 0).sum(), f'{100 * part[:, c].mean():.2f}')]]
+        for c, n in enumerate(report.mapping.names)]
     return '\n'.join([*notes, '', text_table([columns, *body])])
 
 # %% ../../nbs/data/22_check.ipynb #0b565fe7
 def make_split(
-    folder:Path,       # data set; faulty pictures are left out
-    labels:int=92,     # labeled pictures
+    folder:Path,       # data set; faulty images are left out
+    labels:int=92,     # labeled images
     seed:int=0,        # another seed, another choice
-    val:float=.2,      # share of the pictures with masks kept for scoring, where the data set names none
+    val:float=.2,      # share of the images with masks kept for scoring, where the data set names none
     out:Path|None=None,# folder of the lists; None: splits/sSEED in the data folder
     classes=None,      # a class file or a number of classes; None: found
     report:Report|None=None,# from check_data, if it was made already
@@ -1158,7 +1094,7 @@ def make_split(
     meaning:Meaning|None=None,# as in check_data
     depth:Depth|None=None, # as in check_data
 )->Split:
-    "Choose labeled, unlabeled and val pictures, convert what needs it, and write the lists."
+    "Choose labeled, unlabeled and val images, convert what needs it, and write the lists."
     report = report or check_data(folder, classes, progress=progress, meaning=meaning, depth=depth)
     if not out:
         _need_writable(report.layout.root, 'the lists', '--out of `split` or --lists of `train`')
@@ -1179,20 +1115,16 @@ def make_split(
         - sum(s.item.split == 'test' for s in report.scans if not s.fault))
     text = _split_text(report, rows, labeled, val_rows, _split_notes(lists, made, seed, left, copies))
     return Split(
-        **lists,
-        root=root,
-        files=files,
-        text='\n'.join([text, '', *[f'{name}: {path}' for name, path in files.items()]]),
-    )
+        **lists, root=root, files=files,
+        text='\n'.join([text, '', *[f'{name}: {path}' for name, path in files.items()]]))
 
 # %% ../../nbs/data/22_check.ipynb #32147792
 def _choose_labeled(report, rows, labels, seed):
     "Rows of `usable` that are labeled."
     if not 1 <= labels <= len(rows):
         raise DataError(
-            f'labels={labels}: {len(rows)} usable pictures with a mask are there for training; ask for 1 '
-            f'to {len(rows)}'
-        )
+            f'labels={labels}: {len(rows)} usable images with a mask are there for training; ask for 1 '
+            f'to {len(rows)}')
     chosen = choose_pictures(report.shares[rows], [report.usable[i].item.name for i in rows], labels, seed)
     absent = np.flatnonzero((report.shares[rows][chosen].sum(0) == 0) & (report.shares[rows].sum(0) > 0))
     if not len(absent):
@@ -1202,13 +1134,11 @@ def _choose_labeled(report, rows, labels, seed):
         for n in range(labels, len(rows) + 1)
         if _covers(
             report.shares[rows],
-            choose_pictures(report.shares[rows], [report.usable[i].item.name for i in rows], n, seed))
-    )
+            choose_pictures(report.shares[rows], [report.usable[i].item.name for i in rows], n, seed)))
     raise DataError(
         f'labels={labels}: too few to show every class '
         f'({", ".join(report.mapping.names[c] for c in absent[:5])} would be missing); ask for at least '
-        f'{enough}'
-    )
+        f'{enough}')
 
 def _covers(shares, chosen): return not ((shares[chosen].sum(0) == 0) & (shares.sum(0) > 0)).any()
 
@@ -1216,20 +1146,18 @@ def _split_notes(lists, made, seed, left, copies):
     "The sentences above the table."
     notes = [
         f"{len(lists['labeled'])} labeled, {len(lists['unlabeled'])} unlabeled, {len(lists['val'])} val "
-        f"pictures (seed {seed})",
-        'labeled: every class first, rarest first, then the picture that brings the class shares closest '
-        'to those of all',
-        'val: chosen by the same rule' if made else 'val: as the data set says',
-    ]
+        f"images (seed {seed})",
+        'labeled: every class first, rarest first, then the image that brings the class shares closest '
+        'to those of all', 'val: chosen by the same rule' if made else 'val: as the data set says']
     if left > 0:
         notes.append(f'left out as faulty: {left}; see `corrmatch check`')
     if copies:
-        notes.append(f'copies of val or test pictures, kept out of training: {copies}')
+        notes.append(f'copies of val or test images, kept out of training: {copies}')
     return notes
 
 # %% ../../nbs/data/22_check.ipynb #f98cda08
 def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
-    "Numbers of a run from picture sizes, counts and what was given, each with its reason."
+    "Numbers of a run from image sizes, counts and what was given, each with its reason."
     long = int(np.median([max(s) for s in sizes]))
     top = max(max(s) for s in sizes)
     short = int(np.median([min(s) for s in sizes]))
@@ -1249,22 +1177,19 @@ def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
         'stride': (stride, f'{((given.get("crop") or found) - 1) // stride + 1} feature positions a side'),
         'batch_x': (
             batch_x,
-            f'{n_labeled} labeled pictures'
+            f'{n_labeled} labeled images'
             if n_labeled > 1
-            else 'the labeled image twice a step: batch norm needs two',
-        ),
+            else 'the labeled image twice a step: batch norm needs two'),
         'batch_u': (8, 'as in the paper'),
         'steps': (
             steps,
-            f'{passes} passes over {n_unlabeled} unlabeled pictures'
-            + ('' if 'epochs' in given else ', at least 1000, at most 40000'),
-        ),
-        'evaluation': ('slide' if slide else 'whole', f'the largest picture has {top} pixels a side'),
-    }
+            f'{passes} passes over {n_unlabeled} unlabeled images'
+            + ('' if 'epochs' in given else ', at least 1000, at most 40000')),
+        'evaluation': ('slide' if slide else 'whole', f'the largest image has {top} pixels a side')}
 
 # %% ../../nbs/data/22_check.ipynb #781f4b9b
 def _known(report):
-    "Names of the pictures by what a list may call them: their path or that of their copy, without the ending."
+    "Names of the images by what a list may call them: their path or that of their copy, without the ending."
     root = report.layout.root
     return {
         _bare(p): s.item.name
@@ -1278,30 +1203,28 @@ def _bare(path):
     return stem + suffix*(suffix.lower() not in IMAGE_SUFFIXES)
 
 def _names_in(path, known, root):
-    "Names of the pictures in a list; the path where none is known by it."
+    "Names of the images in a list; the path where none is known by it."
     return {
         known.get(p := _bare(parse_line(line, f'{path} line {n}', root)[1]), p)
         for n, line in list_lines(path)}
 
 def _hold_out(report, val, known):
-    "The same report with the pictures of a list as val; what the data set calls val is kept out of training as well."
+    "The same report with the images of a list as val; what the data set calls val is kept out of training as well."
     named = _names_in(val, known, report.layout.root)
     def side(s):
         return s._replace(
             item=s.item._replace(
-                split='val' if s.item.name in named else 'test' if s.item.split == 'val' else s.item.split)
-        )
+                split='val' if s.item.name in named else 'test' if s.item.split == 'val' else s.item.split))
     marked = replace(report, scans=[side(s) for s in report.scans], usable=[side(s) for s in report.usable])
     if not any(s.item.split == 'val' for s in marked.usable):
         raise DataError(
-            f'{val}: names no picture of {report.layout.root} that has a usable mask; give labeled=LIST '
-            'and unlabeled=LIST too'
-        )
+            f'{val}: names no image of {report.layout.root} that has a usable mask; give labeled=LIST '
+            'and unlabeled=LIST too')
     return marked
 
 # %% ../../nbs/data/22_check.ipynb #a44cbe7b
 def _found_lists(root, known, val=None):
-    "Lists in the data folder: the longest labeled list that shares no picture with val, and what belongs to it; {} without any."
+    "Lists in the data folder: the longest labeled list that shares no image with val, and what belongs to it; {} without any."
     labeled = sorted(
         (p for p in Path(root).rglob('labeled.txt') if 'prepared' not in p.parts),
         key=lambda p: (-len(list_lines(p)), str(p)))
@@ -1312,15 +1235,14 @@ def _found_lists(root, known, val=None):
                 p
                 for folder in (best.parent, *best.parent.parents)
                 if folder.is_relative_to(root) and (p := folder / 'val.txt').is_file()),
-            None,
-        )
+            None)
         if own is None:
             continue
         lists = {
             k: p
             for k, p in dict(labeled=best, unlabeled=best.parent / 'unlabeled.txt', val=own).items()
             if p.is_file()}
-        # one that holds pictures of the val beside it is refused before training (chapter 33)
+        # one that holds images of the val beside it is refused before training (chapter 33)
         taught = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]
         if any(_names_in(p, known, root) & _names_in(own, known, root) for p in taught):
             passed += 1
@@ -1334,7 +1256,7 @@ def _found_lists(root, known, val=None):
         }, f'lists: found in {_rel(best.parent, root)}{others}{_passed(passed)}'
     return {}, _passed(passed)
 
-def _passed(n): return f'; passed over because they share pictures with val: {n}' if n else ''
+def _passed(n): return f'; passed over because they share images with val: {n}' if n else ''
 
 def _made_lists(report, labels, seed, share, out, progress):
     "Lists made here, and the sentence that says so."
@@ -1345,13 +1267,12 @@ def _made_lists(report, labels, seed, share, out, progress):
     note = (
         ''
         if 'unlabeled' in lists
-        else '; no picture is left, so the labeled ones serve as unlabeled too (hide some with labels=N)')
+        else '; no image is left, so the labeled ones serve as unlabeled too (hide some with labels=N)')
     lists.setdefault('unlabeled', lists['labeled'])
     return (
         lists,
         f'lists: {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} val, '
-        f'made with seed {seed}{note}',
-    )
+        f'made with seed {seed}{note}')
 
 # %% ../../nbs/data/22_check.ipynb #ad2a2bae
 def _make_readable(report, lists, progress):
@@ -1374,8 +1295,7 @@ def _refuse_odd(report, lists):
             raise DataError(
                 f'{name}: names {_rel(named[0], root)}, which training cannot read as it is '
                 f'({report.mapping.text}); let `corrmatch split` make the list, or `corrmatch check '
-                f'{root} --convert NEW_FOLDER` a clean folder'
-            )
+                f'{root} --convert NEW_FOLDER` a clean folder')
 
 def _at(root, name): return root/name if (root/name).is_file() else Path(name)
 
@@ -1419,9 +1339,7 @@ def rehearse(
             'classes',
             '',
             missing_classes(ClassCounts(counts, counts, 0, len(labeled)), report.mapping.names)
-            + ' (--allow_missing yes goes on without them)',
-        )
-    ]
+            + ' (--allow_missing yes goes on without them)')]
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0d01
 def _rehearsed_split(report, labels):
@@ -1477,8 +1395,8 @@ def _weights_at_hand(name='resnet18', seconds=4.):
 def auto_config(
     folder:Path,            # data set, in any layout
     method:str='corrmatch', # as in preset
-    labels:int=0,           # labeled pictures; 0: all that have masks
-    share:float=.2,         # share kept for scoring, where neither the data set nor val= names pictures
+    labels:int=0,           # labeled images; 0: all that have masks
+    share:float=.2,         # share kept for scoring, where neither the data set nor val= names images
     lists:Path|None=None,   # folder for lists that have to be made; None: splits/ in the data folder
     classes=None,           # a class file or a number of classes; None: found
     progress=follow,        # shows how far it has come; None: silent
@@ -1499,7 +1417,7 @@ def auto_config(
     chosen, why = _choose_lists(report, given, labels, 0, share, lists, progress)
     if 'unlabeled' not in chosen:
         chosen = chosen | dict(unlabeled=chosen['labeled'])
-        why = f'{why}; no unlabeled list, so the labeled pictures serve as unlabeled too'
+        why = f'{why}; no unlabeled list, so the labeled images serve as unlabeled too'
     count = {
         k: len(open_unlabeled(str(p), root)) if k == 'unlabeled' else len(list_lines(_at(root, p)))
         for k, p in chosen.items()
@@ -1529,24 +1447,19 @@ def _backbone(changes):
 def _explain(report, config, why, rules, changes):
     "What was chosen, and why."
     lines = [
-        describe_layout(report.layout),
-        f'masks: {report.mapping.text}',
+        describe_layout(report.layout), f'masks: {report.mapping.text}',
         f'classes: {config.n_classes} '
-        f'({", ".join(report.mapping.names[:12])}{", ..." if config.n_classes > 12 else ""})',
-        why,
-    ]
+        f'({", ".join(report.mapping.names[:12])}{", ..." if config.n_classes > 12 else ""})', why]
     if report.errors:
         lines.append(
             f'faults: {len(report.errors)}; their files are left out of lists made here, see `corrmatch '
-            'check`'
-        )
+            'check`')
     lines += [
         f'{k}={getattr(config, k)}: {"given" if k in changes else reason}' for k, (_, reason) in rules.items()
     ]
     missing = (
         'ImageNet weights cannot be had here (offline?): training starts from random weights and '
-        'will end far lower; give weights=PATH'
-    )
+        'will end far lower; give weights=PATH')
     lines.append(
         f"backbone={config.backbone}, weights={config.weights or 'none'}"
         + (': given' if 'weights' in changes else f': {missing}' if not config.weights else ''))

@@ -36,8 +36,7 @@ IMAGE_TAILS = ('_leftImg8bit', '_image', '_img', '_sat', '_rgb')
 SPLIT_NAMES = MappingProxyType(
     dict(
         train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test'
-    )
-)
+    ))
 SKIPPED = MappingProxyType({  # folders that hold neither images nor masks: use of their files, and why
     'prepared': ('own output', 'copies that were converted'), 'splits': ('list', 'lists'), 'downloads': ('own output', 'archives that `fetch` keeps'),
     'segmentationobject': ('other', 'instance masks'), 'instance_masks': ('other', 'instance masks'), 'instance': ('other', 'instance masks'), 'instances': ('other', 'instance masks'), 'gtcoarse': ('other', 'coarse annotations'),
@@ -141,12 +140,12 @@ def parse_place(
 
 # %% ../../nbs/data/21_layouts.ipynb #e40db889
 class Item(NamedTuple):
-    "One picture of a data set."
+    "One image of a data set."
     name:str             # unique: the stem, or the path where stems repeat
-    image:Path           # picture file
+    image:Path           # image file
     mask:Path|None=None  # mask file
     split:str=''         # train, val, test, or '' where nothing tells
-    objects:tuple|None=None # COCO annotations of this picture
+    objects:tuple|None=None # COCO annotations of this image
 
     @property
     def has_mask(self): return self.mask is not None or self.objects is not None
@@ -386,11 +385,9 @@ def _set_aside(places, include):
 _SIDES = frozenset('train training val valid validation test testing'.split())
 _WORDS = frozenset(
     (
-        'image images img imgs im photo picture mask masks label labels lbl gt groundtruth ground truth '
+        'image images img imgs im photo image mask masks label labels lbl gt groundtruth ground truth '
         'seg segmentation '
-        'semantic annotation annotations annot target'
-    ).split()
-)
+        'semantic annotation annotations annot target').split())
 
 def _core(stem, words):
     "What is left of a name without these words, capitals and leading zeros."
@@ -527,7 +524,7 @@ def _listed(root, texts, items):
             )
         split[kind] = [r for r in rows if r is not None]
         used.append(text)
-    # val last: a picture in train and val is scored, so it must not train
+    # val last: an image in train and val is scored, so it must not train
     for kind in ('train', 'test', 'val'):
         for row in split.get(kind, ()):
             items[row] = items[row]._replace(split=kind)
@@ -544,8 +541,7 @@ def _use_lists(layout, found):
         (
             levels[text], 'list', text,
             f'{why}; {"these lines are" if text in used else "the list is"} not used')
-        for text, why in faults.items()
-    )
+        for text, why in faults.items())
     return used
 
 # %% ../../nbs/data/21_layouts.ipynb #62af0d3a
@@ -573,8 +569,7 @@ def _class_fields(path):
 CLASS_FORMS = MappingProxyType(
     {
         'classes.txt': 'name R G B', 'label_colors.txt': 'R G B name', 'class_dict.csv': 'name,r,g,b',
-        'labelmap.txt': 'name:R,G,B::', 'class_names.txt': 'name'}
-)
+        'labelmap.txt': 'name:R,G,B::', 'class_names.txt': 'name'})
 
 def _class_rows(path):
     "Names, and colours as numbers or [], of a class file."
@@ -647,8 +642,7 @@ def _coco_layout(root, found, coco, classes, include):
         raise DataError(
             f'{root}: holds COCO annotations ({source}) and {n} masks ({mask}); '
             'only one of the two can count: name the folder of masks with --masks FOLDER, or take the '
-            'masks out of the data folder'
-        )
+            'masks out of the data folder')
     others = [p for files in images.values() for p in files if p not in coco.images]
     entries = coco.images | {p: Outlined('', os.path.basename(p), parse_place(p).split, None) for p in others}
     named = zip(_coco_names(entries), entries.items())
@@ -680,8 +674,7 @@ def _given(classes):
     if str(classes).isdigit() and not 2 <= int(classes) <= IGNORE_INDEX:
         raise DataError(
             f"classes={classes}: give 2 to {IGNORE_INDEX}; a mask of 8 bits holds no more, and "
-            f"{IGNORE_INDEX} means ignored"
-        )
+            f"{IGNORE_INDEX} means ignored")
     if str(classes).isdigit():
         return [f'class {c}' for c in range(int(classes))], None, f'classes={classes}'
     if not Path(classes).is_file():
@@ -691,7 +684,7 @@ def _given(classes):
 
 # %% ../../nbs/data/21_layouts.ipynb #82fb9ce7
 def _one_numbering(items):
-    "Cityscapes with train ids for some pictures only: take the label ids of all."
+    "Cityscapes with train ids for some images only: take the label ids of all."
     if all('TrainIds' in i.mask.name for i in items if i.mask):
         return items
     label = {i: i.mask.with_name(i.mask.name.replace('_labelTrainIds', '_labelIds')) for i in items if i.mask}
@@ -705,8 +698,7 @@ def _arrange(root, found, classes, include, masks, remarks=()):
     if masks and not any(p.role == 'mask' for p in places.values()):
         raise DataError(
             f"{root}: masks='{masks}': no file lies in a folder of that name; give the name or path of "
-            "the folder of masks"
-        )
+            "the folder of masks")
     aside |= (left := _set_aside(places, include))
     matched = _match(root, {p: place for p, place in places.items() if p not in left})
     items, derived = _not_derived(root, _sole_masks(matched.items, left), places)
@@ -722,10 +714,7 @@ def _arrange(root, found, classes, include, masks, remarks=()):
         remarks=remarks)
     _need_masks(root, layout, found, matched)
     layout.remarks += (
-        *_two_masks(root, matched, kind),
-        *_loose_pairs(root, matched),
-        *_named_after(root, items),
-    )
+        *_two_masks(root, matched, kind), *_loose_pairs(root, matched), *_named_after(root, items))
     if kind == 'Cityscapes':
         layout.items = items = _one_numbering(items)
     used = _use_lists(layout, found)
@@ -799,8 +788,7 @@ def _named_after(root, items):
                     found.setdefault(word, []).append(_below(root, i.image))
     text = (
         'is named after an image with a mask, with `{}` added, and serves as unlabeled, like all such '
-        'images, {} in number; if they are changed copies or show ground truth, take them out'
-    )
+        'images, {} in number; if they are changed copies or show ground truth, take them out')
     return [
         ('warning', 'names', paths[0], text.format(word, len(paths)))
         for word, paths in found.items()
@@ -819,14 +807,12 @@ def _two_masks(root, matched, kind):
             continue
         raise DataError(
             f'{root}: {used} and {other} are both masks of one image; say which folder counts, --masks '
-            f'{a} or --masks {b}'
-        )
+            f'{a} or --masks {b}')
     if not pairs or kind in ('VOC', 'Cityscapes'):
         return []
     text = (
         f'not used: {pairs[0][0]} counts as the mask of the same image; such cases: {len(pairs)}; take '
-        'the others out of the folder'
-    )
+        'the others out of the folder')
     return [('warning', 'other mask', pairs[0][1], text)]
 
 def _loose_pairs(root, matched):
@@ -835,8 +821,7 @@ def _loose_pairs(root, matched):
     for image, mask in matched.loose[:1]:
         text = (
             f'paired with {_below(root, mask)} by what their names share; images paired so: '
-            f'{len(matched.loose)}; look whether they belong together'
-        )
+            f'{len(matched.loose)}; look whether they belong together')
         out.append(('warning', 'names', _below(root, image), text))
     for i in matched.items:
         if i.mask and i.mask.parent.name != i.image.parent.name:
@@ -849,8 +834,7 @@ def _loose_pairs(root, matched):
     if len(groups) > 1:
         text = (
             f'the masks lie in folders such as {groups[0]} and {groups[1]}, whose names are not read '
-            'as classes: the values in the masks count'
-        )
+            'as classes: the values in the masks count')
         out.append(('warning', 'classes', groups[0], text))
     return out
 
@@ -893,13 +877,11 @@ def _need_masks(root, layout, found, matched):
             f
             for f in folders
             if re.search(r'(?<![a-z])(gts?|ground_?truth|masks?|labels?|annot|seg)', f.lower())),
-        None,
-    )
+        None)
     if told and len(folders) > 1:
         raise DataError(
             f'{root}: no image has a mask; if the files of {told} are the masks, say --masks {told}, and '
-            'give each the name of its image'
-        )
+            'give each the name of its image')
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c26
 def _refuse_annotations(root, layout, found):
@@ -911,15 +893,13 @@ def _refuse_annotations(root, layout, found):
         told = ''.join(f'; {file}: {text}' for _, _, file, text in layout.remarks[:1])
         raise DataError(
             f'{root}: no readable mask, but annotations ({what}){told}; draw them into masks first: one '
-            'PNG of class ids an image, in masks/'
-        )
+            'PNG of class ids an image, in masks/')
     arrays = [p for p, (use, _) in found['aside'].items() if use == 'array']
     if arrays and not layout.orphan_masks:
         raise DataError(
             f"{root}: no masks as images, but arrays: {arrays[0]}, like {len(arrays)} files; save masks "
             "as PNG of class ids, "
-            "Image.fromarray(mask.astype('uint8')).save(...)"
-        )
+            "Image.fromarray(mask.astype('uint8')).save(...)")
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c14
 def _account(layout, found, used):
@@ -987,9 +967,8 @@ def _no_images(root, aside):
     use = next((u for u in ('unsupported', 'link', 'visualisation', 'own output', 'name') if u in first), '')
     if not use:
         return (
-            f'holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...); give the folder that holds '
-            'images and masks'
-        )
+            f'holds no images ({" ".join(PICTURE_SUFFIXES[:5])} ...); give the folder that holds '
+            'images and masks')
     (path, why), n = first[use], sum(u == use for u, _ in aside.values())
     if use == 'link':
         return f'holds no images but links: {path} {ESCAPES_ROOT} {root}'
@@ -1049,10 +1028,9 @@ def describe_layout(
     parts = [
         f'found: {layout.kind} layout'
         if layout.kind != 'folders'
-        else 'found: folders of pictures and masks',
-        f'{len(items)} pictures',
-        f'{n_masks} masks',
-    ]
+        else 'found: folders of images and masks',
+        f'{len(items)} images',
+        f'{n_masks} masks']
     if splits:
         parts.append(
             'lists or folders say '
@@ -1062,7 +1040,7 @@ def describe_layout(
     if layout.account:
         parts.append(str(layout.account))
     if layout.orphan_masks:
-        parts.append(f'masks without a picture: {len(layout.orphan_masks)}')
+        parts.append(f'masks without an image: {len(layout.orphan_masks)}')
     if layout.n_ignored:
         parts.append(f'left out because no list names them: {layout.n_ignored}')
     if layout.classes:
