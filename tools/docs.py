@@ -73,8 +73,19 @@ class Module:
         tokens = tokenize.generate_tokens(io.StringIO(text).readline)
         self.comments = {
             t.start[0]: t.string.lstrip('# ').strip() for t in tokens if t.type == tokenize.COMMENT}
+        self.alone = {n for n, line in enumerate(text.splitlines(), 1) if line.lstrip().startswith('#')}
         self.cells = {int(m.start()): m[1] for m in re.finditer(r'^# %% \S+ #(\w+)', text, re.M)}
         self.starts = [0, *(m.end() for m in re.finditer('\n', text))]
+
+    def comment(self, line: int) -> str:
+        "The comment at the end of a line, or on the lines above it that hold nothing else."
+        if line in self.comments:
+            return self.comments[line]
+        above = []
+        while line-1 in self.alone:
+            line -= 1
+            above.insert(0, self.comments[line])
+        return ' '.join(above)
 
     @cached_property
     def public(self) -> list:
@@ -138,7 +149,7 @@ def arguments(module: Module, node: ast.FunctionDef, skip_first: bool) -> list:
         rows.append(
             (
                 name, arg and arg.annotation and ast.unparse(arg.annotation),
-                default and ast.unparse(default), module.comments.get(ends[i], '') if last_on_line else '')
+                default and ast.unparse(default), module.comment(ends[i]) if last_on_line else '')
         )
     after = max([*ends, node.lineno]) + (1 if any(ends) else 0)
     lines = [node.returns.end_lineno] if node.returns else range(after, node.body[0].lineno)
@@ -153,7 +164,7 @@ def fields(module: Module, node: ast.ClassDef) -> list:
     return [
         (
             n.target.id, ast.unparse(n.annotation), n.value and ast.unparse(n.value),
-            module.comments.get(n.end_lineno, ''))
+            module.comment(n.end_lineno))
         for n in node.body
         if isinstance(n, ast.AnnAssign) and not n.target.id.startswith('_')
     ]
