@@ -70,7 +70,7 @@ class ForwardOutputs(NamedTuple):
 # %% ../../nbs/method/09_step.ipynb #b9045892
 def forward_views(
     model:nn.Module, # in training mode
-    batch:dict,      # on the device; keys_x, keys_u_w (b,), keys_u_s (v,b) seed the dropped channels, if given
+    batch:dict,      # on the device; keys_x, keys_u_w (b,) and keys_u_s (v,b) seed the dropped channels
     perturb:bool,    # also decode dropped-out features (the fp term)
 )->ForwardOutputs:
     "Run the mix stream, then [x; w], then s."
