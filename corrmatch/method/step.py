@@ -56,7 +56,7 @@ def mix_logits(
     if 'image_mix_w' not in batch:
         return None
     model.eval()
-    logits = model.predict_logits(batch['image_mix_w'])
+    logits = model.predict_logits(batch['image_mix_w'])  # type: ignore[operator]
     model.train()
     return logits
 

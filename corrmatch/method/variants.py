@@ -44,7 +44,7 @@ def _support(label, conf, regions, gate, n_classes):
 # %% ../../nbs/method/08_variants.ipynb #9243bfb3
 def draw_uncertain(
     conf:Tensor,     # (b,h,w) confidence, 0..1
-    feat_size:tuple[int, int], # (h',w') feature positions
+    feat_size:tuple[int, ...], # (h',w') feature positions
     m:int=128,       # how many to draw, with replacement
     generator:torch.Generator|None=None, # CPU generator; the same numbers serve all images
 )->Tensor:           # (b,m) int64 in [0, h'*w')
@@ -116,7 +116,7 @@ def labels_from_labeled(
     f1:Tensor,     # (b,k,h',w') queries of unlabeled images
     f2_x:Tensor,   # (n,k,h',w') keys of labeled images
     mask_x:Tensor, # (n,h,w) int64 their ground truth
-    size:tuple[int, int], # (h,w) wanted
+    size:tuple[int, ...], # (h,w) wanted
     ignore_index:int=255, # mask value without a class
 )->Tensor:         # (b,k,h,w) class probabilities; sum to 1, less where weight falls on ignored cells
     "Let every position take the labels of the labeled positions that are similar to it."
