@@ -31,12 +31,13 @@ _all_ = [
     'pseudo_label', 'confidence']
 
 def __getattr__(name):
-    "Import a name of the top level when it is first used."
+    "Import a top-level name when it is first used."
     if name not in _HOMES:
         raise AttributeError(f"module 'corrmatch' has no attribute '{name}'; it has {', '.join(_HOMES)}")
-    globals()[name] = value = getattr(import_module(f'corrmatch.{_HOMES[name]}'), name)
+    value = getattr(import_module(f'corrmatch.{_HOMES[name]}'), name)
+    globals()[name] = value
     return value
 
 def __dir__():
-    "The names of the top level."
+    "List the top-level names."
     return sorted([*_HOMES, '__version__', '__all__', '__doc__', '__file__', '__name__', '__path__'])

@@ -1,6 +1,8 @@
-"""The cost of regions and of propagated scores, counted in operations and bytes and not in seconds, so that no machine is too slow to judge it.
+"""The cost of regions and of propagated scores, in operations and bytes and not in seconds.
 
-Each guard is also held against the plain version of what it guards: a guard that lets that pass is no guard."""
+Each guard is also held against the plain version of what it guards: a guard that lets that pass is no
+guard.
+"""
 import tracemalloc
 import weakref
 from collections import Counter
@@ -63,7 +65,7 @@ def watched(run, *args, **kwargs):
 
 
 def extra_bytes(run, *args):
-    "Peak of what NumPy and tensor operations hold beyond their inputs: NumPy's by tracemalloc, tensors' by Watch."
+    "Peak of what NumPy (by tracemalloc) and tensors (by Watch) hold beyond the inputs."
     tracemalloc.start()
     watch = watched(run, *args)
     numpy_peak = tracemalloc.get_traced_memory()[1]
@@ -143,7 +145,7 @@ def plain_targets(rows, feat_size, label, keep, within, tau):
 
 
 def assert_lean(run, case):
-    "No float picture of the regions, few operations, and less memory than the regions of one image take as bytes."
+    "No float image of the regions, few operations, and less memory than one image's regions take as bytes."
     memory, watch = extra_bytes(run, *case)
     pixels = M*SIZE**2
     assert max(watch.largest[d] for d in (torch.float32, torch.float64, torch.bool)) < pixels, (

@@ -63,7 +63,8 @@ def dtypes(result, threshold, model):
 CHANGES = [
     dict(), dict(cutmix='same_image', norm='batch'), dict(ohem=100, threshold='fixed', tau=0.0),
     dict(threshold='per_class', tau=0.2), dict(region_votes='soft', tau=0.2),
-    dict(region_seeds='uncertain', tau=0.2), dict(teacher_pixel=0.3, teacher_cross=0.3), dict(crop=40, tau=0.2)]
+    dict(region_seeds='uncertain', tau=0.2), dict(teacher_pixel=0.3, teacher_cross=0.3),
+    dict(crop=40, tau=0.2)]
 
 
 @pytest.mark.parametrize('changes', CHANGES, ids=lambda c: ' '.join(c) or 'default')
@@ -117,7 +118,12 @@ def test_regions_in_float64_equal_their_definition(size):
     assert torch.equal(ours, device)
 
 
-@pytest.mark.parametrize('run', [regions_module.fast_propagate_regions, regions_module._propagate_on_device, regions_module._propagate_on_cpu])
+@pytest.mark.parametrize(
+    'run',
+    [
+        regions_module.fast_propagate_regions, regions_module._propagate_on_device,
+        regions_module._propagate_on_cpu],
+)
 def test_shares_are_formed_in_the_dtype_of_the_threshold(run):
     "7 of 10 is above float32's 0.7 in float64 alone."
     label = torch.tensor([[[1]*7 + [2]*3]])
@@ -128,7 +134,8 @@ def test_shares_are_formed_in_the_dtype_of_the_threshold(run):
     assert run(label, keep, keep[None], torch.tensor(.7, dtype=torch.float64))[0].tolist() == label.tolist()
 
 
-@pytest.mark.parametrize('kind', [float, np.float64, np.float32, np.array, torch.tensor, int], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    'kind', [float, np.float64, np.float32, np.array, torch.tensor, int], ids=lambda k: k.__name__)
 def test_any_number_is_a_threshold(kind):
     label = torch.zeros(1, 2, 2).long()
     keep = torch.ones(1, 2, 2, dtype=torch.bool)

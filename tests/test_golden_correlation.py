@@ -1,4 +1,4 @@
-"""Correlation map, sampled rows and propagated scores with gradients against outputs of the reference implementation."""
+"""Correlation map, sampled rows and propagated scores with gradients, against outputs of the reference."""
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,7 @@ def test_propagated_and_gradients(name, form):
     (result*a['grad_out']).sum().backward()
     assert logits.grad is None
     assert_close(feature.grad, a['grad_feature'])
-    # A constant added to every key changes no row, so conv2's bias has gradient 0 and both sides hold rounding noise only.
+    # A constant added to every key changes no row: the gradient of conv2's bias is rounding noise.
     scale = a['grad_conv1_bias'].abs().max()
     for key, weight in head.named_parameters():
         assert_close(weight.grad, a['grad_'+key.replace('.', '_')], scale if key == 'conv2.bias' else None)

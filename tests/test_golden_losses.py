@@ -1,8 +1,8 @@
-"""One training step, from the logits of its passes to loss and gradients, against numbers of the reference implementation.
+"""One training step, from the logits of its passes to loss and gradients, against the reference.
 
-golden/losses_*.npz: inputs, intermediate maps (mid/), loss terms (loss/) and gradients of the total (grad/). Scores are stored as
-float16 and masks as uint8 where that is exact; of each gradient every second row and third column is stored, with the sum of
-all absolute values; images are kept in one case only.
+golden/losses_*.npz: inputs, intermediate maps (mid/), loss terms (loss/) and gradients of the total
+(grad/). Scores are stored as float16 and masks as uint8 where that is exact; of each gradient every second
+row and third column is stored, with the sum of all absolute values; images are kept in one case only.
 """
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ def load(path):
 
 
 def run_step(d):
-    "Do stages 4 to 8 of a step. Return every intermediate map, the terms, the total and the leaves with gradients."
+    "Do stages 4 to 8 of a step; return every intermediate map, the terms, the total and the leaves."
     leaves = {k: d[k].clone().requires_grad_() for k in LEAVES}
     b = len(d['mask_x'])
     box = d['cutmix_box'] == 1

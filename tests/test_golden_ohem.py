@@ -1,7 +1,7 @@
 """OHEM cross-entropy against numbers of the reference implementation.
 
-golden/ohem.npz: scores, mask, settings, selected pixels, loss and gradient of eleven cases. Of each gradient every second row and
-third column is stored, with the sum of all absolute values.
+golden/ohem.npz: scores, mask, settings, selected pixels, loss and gradient of eleven cases. Of each
+gradient every second row and third column is stored, with the sum of all absolute values.
 """
 from pathlib import Path
 

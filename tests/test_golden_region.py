@@ -1,4 +1,4 @@
-"""Region masks and region propagation against outputs of the reference implementation (booleans and labels: equal)."""
+"""Region masks and region propagation against outputs of the reference (booleans and labels: equal)."""
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from corrmatch.engine import regions as regions_module
-from corrmatch.method import region
 
 GOLDEN = Path(__file__).parent/'golden'
 REGION = np.load(GOLDEN/'region.npz')

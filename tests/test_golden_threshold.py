@@ -1,7 +1,7 @@
 """The dynamic threshold against numbers of the reference implementation.
 
-golden/threshold.npz: 20 consecutive updates for three settings on the same logits. Logits are stored as float16 and masks as
-uint8 where that is exact; nothing else was changed.
+golden/threshold.npz: 20 consecutive updates for three settings on the same logits. Logits are stored as
+float16 and masks as uint8 where that is exact; nothing else was changed.
 """
 from pathlib import Path
 

@@ -1,10 +1,11 @@
-"""Whole training steps in float64 against the reference's: losses, threshold, gradients, labels, rates, weights, momentum.
+"""Training steps in float64 against the reference's: losses, threshold, gradients, labels, rates, weights.
 
-`golden/trajectory_pascal.npz` holds two runs with dynamic threshold and plain cross-entropy: ten steps of `pascal`,
-which starts at τ = 0.85, and two of `active`, which starts at 0.6, so that regions rewrite more labels.
-`tools/trajectory.py` takes the same steps with this package's network, step, optimizer, schedule and threshold; only
-dropped channels and region positions are given instead of drawn. The Cityscapes setting (OHEM, fixed threshold) is not
-in the file: `test_golden_losses.py` has a single step with OHEM, from the logits on.
+`golden/trajectory_pascal.npz` holds two runs with dynamic threshold and plain cross-entropy: ten steps of
+`pascal`, which starts at τ = 0.85, and two of `active`, which starts at 0.6, so that regions rewrite more
+labels. `tools/trajectory.py` takes the same steps with this package's network, step, optimizer, schedule
+and threshold; only dropped channels and region positions are given instead of drawn. The Cityscapes setting
+(OHEM, fixed threshold) is not in the file: `test_golden_losses.py` has a single step with OHEM, from the
+logits on.
 """
 import csv
 import importlib.util

@@ -1,4 +1,4 @@
-"The questions of a first reader are answered where index.ipynb says: every link to a heading of a notebook leads to one."
+"The ten questions of index.ipynb are answered, and every link to a heading of a notebook leads to one."
 import json
 import re
 from functools import cache

@@ -1,6 +1,7 @@
-"""The vote as one GPU kernel: equal to the definition in Triton's interpreter, and accepted by the compiler for GPUs.
+"""The vote as one GPU kernel: equal to the definition in Triton's interpreter, accepted by its compiler.
 
-Triton decides when it is imported whether it interprets, so each test runs in a process of its own."""
+Triton decides when it is imported whether it interprets, so each test runs in a process of its own.
+"""
 import os
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ from corrmatch.method.region import propagate_regions
 def case(seed, b, m, h, w, n_classes, spread=1):
     "Smooth labels, kept pixels and regions; the first region empty, one single pixel, one all."
     draw = torch.Generator().manual_seed(seed)
-    waves = torch.nn.functional.interpolate(torch.randn(b, m+2, 5, 6, generator=draw), (h, w), mode='bilinear', align_corners=True)
+    noise = torch.randn(b, m+2, 5, 6, generator=draw)
+    waves = torch.nn.functional.interpolate(noise, (h, w), mode='bilinear', align_corners=True)
     label = ((waves[:, 0]*1.5+2).round().clamp(0, 4).long()*spread).clamp(max=n_classes-1)
     regions = waves[:, 2:] > .2
     regions[:, 0], regions[:, 1], regions[:, 2] = False, False, True
@@ -37,7 +39,10 @@ def compare(name, label, keep, regions, tau, n_classes):
     return int((theirs[2] >= 0).sum()), int((theirs[2] < 0).sum())
 
 accepted = rejected = 0
-for seed, tau, k, spread in ((0, .3, 5, 1), (1, .5, 5, 1), (2, .85, 21, 4), (3, .6, 256, 63), (4, 0., 5, 1), (5, 1., 5, 1), (6, .4, 8, 2)):
+cases = (
+    (0, .3, 5, 1), (1, .5, 5, 1), (2, .85, 21, 4), (3, .6, 256, 63), (4, 0., 5, 1), (5, 1., 5, 1),
+    (6, .4, 8, 2))
+for seed, tau, k, spread in cases:
     a, r = compare((seed, tau, k), *case(seed, 2, 7, 19, 27, k, spread), tau, k)
     accepted, rejected = accepted+a, rejected+r
 assert accepted > 9 and rejected > 9, (accepted, rejected)
@@ -52,7 +57,8 @@ everyone = torch.ones(1, 1, 10, dtype=torch.bool)
 compare('seven of ten', torch.tensor([[[1]*7 + [2]*3]]), everyone, everyone[None], .7, 3)
 compare('tie', torch.tensor([[[2]*5 + [1]*5]]), everyone, everyone[None], .4, 3)
 compare('tie at a half', torch.tensor([[[2]*5 + [1]*5]]), everyone, everyone[None], .5, 3)
-compare('no majority, digits spell a class nobody has', torch.tensor([[[3]*4 + [5]*3 + [6]*3]]), everyone, everyone[None], .5, 8)
+split = torch.tensor([[[3]*4 + [5]*3 + [6]*3]])
+compare('no majority, digits spell a class that no pixel has', split, everyone, everyone[None], .5, 8)
 compare('more words than a block', *case(8, 1, 3, 183, 187, 5), .5, 5)
 print('equal')
 '''
@@ -66,14 +72,19 @@ from corrmatch.engine import regions as region
 tail = dict(n='i32', n_words='i32')
 arguments = {
     '_pack_labels': dict(label='*i64', keep='*u8', planes='*i32', trusted='*i32', grown='*i32', **tail),
-    '_pack_regions': dict(regions='*u8', trusted='*i32', words='*i32', size='*i32', overlap='*i32', m='i32', **tail),
-    '_vote_in_turn': dict(words='*i32', trusted='*i32', planes='*i32', grown='*i32', size='*i32', overlap='*i32', tau='*fp32', m='i32', n_words='i32', n_classes='i32'),
+    '_pack_regions': dict(
+        regions='*u8', trusted='*i32', words='*i32', size='*i32', overlap='*i32', m='i32', **tail),
+    '_vote_in_turn': dict(
+        words='*i32', trusted='*i32', planes='*i32', grown='*i32', size='*i32', overlap='*i32', tau='*fp32',
+        m='i32', n_words='i32', n_classes='i32'),
     '_unpack': dict(planes='*i32', grown='*i32', label='*i64', keep='*u8', **tail)}
 for name, signature in arguments.items():
     kernel = getattr(region, name)
-    fixed = {k: v for k, v in dict(BITS=5, BLOCK=64 if 'pack_' in name else 1024).items() if k in kernel.arg_names}
+    sizes = dict(BITS=5, BLOCK=64 if 'pack_' in name else 1024)
+    fixed = {k: v for k, v in sizes.items() if k in kernel.arg_names}
     options = dict(num_warps=16, num_stages=1) if name == '_vote_in_turn' else {}
-    source = ASTSource(fn=kernel, signature={**signature, **dict.fromkeys(fixed, 'constexpr')}, constexprs=fixed)
+    signature = {**signature, **dict.fromkeys(fixed, 'constexpr')}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed)
     ptx = triton.compile(source, target=GPUTarget('cuda', 90, 32), options=options).asm['ptx']
     assert 'div.full' not in ptx and 'div.approx' not in ptx, name
     if name == '_vote_in_turn': assert ptx.count('div.rn') == 2 and 'popc' in ptx and 'bar.sync' in ptx

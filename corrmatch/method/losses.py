@@ -124,7 +124,7 @@ class StepTargets(NamedTuple):
     @property
     def keep_w(self)->Tensor|None: # (b,h,w) bool
         "Confident and valid pixels of the weak views."
-        if self.conf_w is None:
+        if self.conf_w is None or self.valid is None or self.tau is None:
             return None
         return (self.conf_w >= self.tau) & self.valid
 

@@ -24,7 +24,7 @@ def propagate_pixels(
 # %% ../../nbs/method/05_pixel.ipynb #0619d417
 def resize(
     x:Tensor, # (b,d,h,w) maps
-    size:tuple[int, int], # (height, width) wanted
+    size:tuple[int, ...], # (height, width) wanted
 )->Tensor:    # (b,d,height,width) bilinear, corner pixels fall on corner pixels
     "Resize maps bilinearly with aligned corners, as everywhere in the network."
     return F.interpolate(x, size=size, mode='bilinear', align_corners=True)
@@ -34,7 +34,7 @@ def propagate_logits(
     f1:Tensor,       # (b,d,h',w') queries
     f2:Tensor,       # (b,d,h',w') keys
     logits:Tensor,   # (b,k,h,w) scores of the network at any size; get no gradient
-    size:tuple[int, int]|None=None, # height and width of the result; None: those of logits
+    size:tuple[int, ...]|None=None, # height and width of the result; None: those of logits
     transposed:bool=False, # see propagate_pixels
     spread:Callable|None=None, # (f1, f2, scores, transposed) -> scores; None: along the whole map
 )->Tensor:           # (b,k,h,w) at the wanted size

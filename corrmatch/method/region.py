@@ -15,8 +15,8 @@ from .pseudo_labels import at_least_float32
 # %% ../../nbs/method/06_region.ipynb #1fba3fb0
 def region_maps(
     rows:Tensor,     # (b,m,p) sampled rows of the correlation map
-    feat_size:tuple[int, int], # (h',w') with h'*w' == p
-    size:tuple[int, int], # (h,w) pixels of the regions
+    feat_size:tuple[int, ...], # (h',w') with h'*w' == p
+    size:tuple[int, ...], # (h,w) pixels of the regions
     cut:float=0.5,   # share of a row's range above which a pixel belongs to the region, 0..1
 )->Tensor:           # (b,m,h,w) bool; a constant row gives an empty region
     "Upsample each row, scale it to its own range, cut."
@@ -43,8 +43,8 @@ def sample_regions(
     corr:Tensor,               # (b,p,q) correlation map, rows sum to 1
     m:int=128,                 # regions per image
     seed:int=0,                # of the drawn positions, the same for all images of the batch
-    feat_size:tuple[int, int]|None=None, # (h',w'); None: square
-    size:tuple[int, int]|None=None, # (h,w) of the regions; None: 8*(h'-1)+1 and likewise w
+    feat_size:tuple[int, ...]|None=None, # (h',w'); None: square
+    size:tuple[int, ...]|None=None, # (h,w) of the regions; None: 8*(h'-1)+1 and likewise w
     cut:float=0.5,             # see region_maps
 )->Tensor:                     # (b,m,h,w) bool
     "Draw positions and cut a region out of each one's correlation row."
@@ -101,7 +101,7 @@ def propagate_regions(
 # %% ../../nbs/method/06_region.ipynb #7b5b1d8f
 def region_targets(
     rows:Tensor,     # (b,m,p) sampled rows of the correlation map
-    feat_size:tuple[int, int], # (h',w') with h'*w' == p
+    feat_size:tuple[int, ...], # (h',w') with h'*w' == p
     label:Tensor,    # (b,h,w) int64 pseudo-labels
     keep:Tensor,     # (b,h,w) bool, confident and valid
     within:Tensor,   # (b,h,w) bool, where regions may lie: valid and outside the CutMix box

@@ -43,7 +43,8 @@ def mixed_valid(
     batch:dict, # on the device
 )->Tensor:      # (v,b,h,w) bool
     "Mark the pixels of the mixed strong views that are not padding."
-    box, own = batch['box_u'], batch['valid_u']
+    box = batch['box_u']
+    own = batch['valid_u']
     partner = batch['valid_mix'] if 'valid_mix' in batch else swap_pairs(own)
     return cutmix(partner.expand_as(box), own.expand_as(box), box)
 
@@ -56,7 +57,7 @@ def mix_logits(
     if 'image_mix_w' not in batch:
         return None
     model.eval()
-    logits = model.predict_logits(batch['image_mix_w'])
+    logits = model.predict_logits(batch['image_mix_w'])  # type: ignore[operator]
     model.train()
     return logits
 
@@ -70,7 +71,7 @@ class ForwardOutputs(NamedTuple):
 # %% ../../nbs/method/09_step.ipynb #b9045892
 def forward_views(
     model:nn.Module, # in training mode
-    batch:dict,      # on the device; keys_x, keys_u_w (b,), keys_u_s (v,b) seed the dropped channels, if given
+    batch:dict,      # on the device; keys_x, keys_u_w (b,) and keys_u_s (v,b) seed the dropped channels
     perturb:bool,    # also decode dropped-out features (the fp term)
 )->ForwardOutputs:
     "Run the mix stream, then [x; w], then s."
@@ -102,11 +103,14 @@ def make_targets(
     batch:dict,             # box_u, valid_u, and valid_mix when there is a mix stream
 )->PseudoTargets:           # un-mixed and mixed
     "Take confidence and label of the weak view and put the partner's inside the boxes."
-    label, conf = pseudo_label(logits_w), confidence(logits_w)
+    label = pseudo_label(logits_w)
+    conf = confidence(logits_w)
     if logits_mix is None:
-        partner_label, partner_conf = swap_pairs(label), swap_pairs(conf)
+        partner_label = swap_pairs(label)
+        partner_conf = swap_pairs(conf)
     else:
-        partner_label, partner_conf = pseudo_label(logits_mix), confidence(logits_mix)
+        partner_label = pseudo_label(logits_mix)
+        partner_conf = confidence(logits_mix)
     box = batch['box_u']
     label_u = cutmix(partner_label.expand_as(box), label.expand_as(box), box)
     conf_u = cutmix(partner_conf.expand_as(box), conf.expand_as(box), box)
@@ -128,7 +132,8 @@ def propagate_targets(
     ops:RegionOps=RegionOps(), # the readable operations, or engine.regions.FAST_REGIONS
 )->tuple[Tensor, Tensor]: # label (v,b,h,w) and keep (v,b,h,w) after region propagation
     "Cut regions out of the weak view's correlation rows and let them rewrite the strong views' targets."
-    size, k = f1.shape[-2:], f1.shape[1]
+    size = f1.shape[-2:]
+    k = f1.shape[1]
     if variants.seeds == 'uncertain':
         index = draw_uncertain(targets.conf_w, size, m, generator)
     else:
@@ -204,8 +209,10 @@ def target_metrics(
 # %% ../../nbs/method/09_step.ipynb #2d3e26a5
 def _loss_inputs(passes, targets, keep_kl, after, mask_x, tau, counts):
     "Arrange predictions and targets in the form that the losses take."
-    weak, strong = passes.labeled_weak, passes.strong
-    n, v = len(mask_x), len(targets.label_u)
+    weak = passes.labeled_weak
+    strong = passes.strong
+    n = len(mask_x)
+    v = len(targets.label_u)
     def labeled(x):
         return None if x is None else x[:n]
     def unlabeled(x):
@@ -236,7 +243,8 @@ def train_step(
     ops:RegionOps=RegionOps(), # the readable operations, or engine.regions.FAST_REGIONS
 )->StepResult:                # total loss, its terms, metrics
     "Do all stages of one step; the caller does the backward pass."
-    n, box = len(batch['image_x']), batch['box_u']
+    n = len(batch['image_x'])
+    box = batch['box_u']
     passes = forward_views(model, batch, perturb=bool(weights.fp))
     out = passes.labeled_weak
     targets = make_targets(variants.teacher(out, batch['mask_x']), passes.logits_mix, batch)

@@ -36,7 +36,8 @@ class DynamicThreshold(nn.Module):
         for name, value in (('tau', tau), ('momentum', momentum)):
             if not 0 <= value <= 1:
                 raise ValueError(f'{name}={value} must lie between 0 and 1')
-        self.momentum, self.n_classes = momentum, n_classes
+        self.momentum = momentum
+        self.n_classes = n_classes
         self.register_buffer('tau', torch.tensor(float(tau)))
 
     @torch.no_grad()

@@ -44,12 +44,13 @@ def _support(label, conf, regions, gate, n_classes):
 # %% ../../nbs/method/08_variants.ipynb #9243bfb3
 def draw_uncertain(
     conf:Tensor,     # (b,h,w) confidence, 0..1
-    feat_size:tuple[int, int], # (h',w') feature positions
+    feat_size:tuple[int, ...], # (h',w') feature positions
     m:int=128,       # how many to draw, with replacement
     generator:torch.Generator|None=None, # CPU generator; the same numbers serve all images
 )->Tensor:           # (b,m) int64 in [0, h'*w')
     "Draw positions in proportion to their uncertainty."
-    doubt = F.adaptive_avg_pool2d(1-at_least_float32(conf[:, None]), feat_size).flatten(1) + 1e-6
+    doubt = F.adaptive_avg_pool2d(1-at_least_float32(conf[:, None]), (feat_size[0], feat_size[1]))
+    doubt = doubt.flatten(1) + 1e-6
     total = doubt.cumsum(1)
     u = torch.rand(m, generator=generator).to(conf.device, non_blocking=True)
     return torch.searchsorted(total, u*total[:, -1:]).clamp(max=doubt.shape[1]-1)
@@ -116,7 +117,7 @@ def labels_from_labeled(
     f1:Tensor,     # (b,k,h',w') queries of unlabeled images
     f2_x:Tensor,   # (n,k,h',w') keys of labeled images
     mask_x:Tensor, # (n,h,w) int64 their ground truth
-    size:tuple[int, int], # (h,w) wanted
+    size:tuple[int, ...], # (h,w) wanted
     ignore_index:int=255, # mask value without a class
 )->Tensor:         # (b,k,h,w) class probabilities; sum to 1, less where weight falls on ignored cells
     "Let every position take the labels of the labeled positions that are similar to it."
@@ -158,6 +159,6 @@ class Variants(NamedTuple):
         if self.teacher_pixel:
             others.append((out.logits_corr[n:].detach().softmax(1), self.teacher_pixel))
         if self.teacher_cross:
-            f1, f2_x = out.f1[n:].detach(), out.f2[:n].detach()
-            others.append((labels_from_labeled(f1, f2_x, mask_x, mask_x.shape[1:]), self.teacher_cross))
+            labels = labels_from_labeled(out.f1[n:].detach(), out.f2[:n].detach(), mask_x, mask_x.shape[1:])
+            others.append((labels, self.teacher_cross))
         return blend_logits(logits, *others)
