@@ -24,7 +24,7 @@ class DataError(ValueError):
 # %% ../nbs/13_files.ipynb #99381453
 def write_atomic(
     path:Path,  # final name, in a folder that exists
-    write:bytes|str|Callable[[Path], object], # bytes, text, or a function that is called with the temporary path
+    write:bytes|str|Callable[[Path], object], # content, or a function that gets the temporary path
 )->Path:        # the same path
     "Write a file so that readers see either the old one or the new one."
     path = Path(path)

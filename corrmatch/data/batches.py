@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple, cast, get_args
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from ..config import IGNORE_INDEX
 from .folders import LABELED, MIX, UNLABELED, EndlessOrder, Source, read_pair, rng_for

@@ -14,7 +14,6 @@ import re
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Callable, Iterator, NamedTuple, Protocol, Sequence
 import numpy as np
 from PIL import Image
