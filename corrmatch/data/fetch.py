@@ -469,6 +469,18 @@ def _has_masks(root, expected):
     lines = _ids(root/'train_aug.txt')
     return len(lines) == expected and all((root/line.split()[-1]).is_file() for line in lines)
 
+def _owners(root, sbd, expected):
+    "Whose mask each training image gets, from the lists of both sets; refuse another number than expected."
+    sets = root/'ImageSets'/'Segmentation'
+    sbd_ids = _ids(sbd/'train.txt') + _ids(sbd/'val.txt')
+    whose = _merge_ids(sbd_ids, _ids(sets/'train.txt'), _ids(sets/'val.txt'))
+    if len(whose) != expected:
+        raise DataError(
+            f'{root}: SBD and VOC make {len(whose)} training images, not {expected}; remove '
+            f'{root / "downloads"} and fetch both again'
+        )
+    return whose
+
 def _sbd_source(
 )->Remote:
     "Where torchvision finds the Semantic Boundaries Dataset."
@@ -487,8 +499,7 @@ def _fetch_sbd(
 )->str:                 # what is there now
     "Add SBD's masks to VOC's."
     root = Path(root)
-    sets = root/'ImageSets'/'Segmentation'
-    if not (sets/'val.txt').is_file():
+    if not (root/'ImageSets'/'Segmentation'/'val.txt').is_file():
         raise DataError(f'{root}: holds no VOC yet; first run `corrmatch fetch voc`')
     if _has_masks(root, expected):
         return f'{root}: {expected} training images are there: train_aug.txt'
@@ -498,13 +509,7 @@ def _fetch_sbd(
     cls = next((p for p in sorted(folder.rglob('cls')) if p.is_dir()), None)
     if cls is None:
         raise DataError(f'{folder}: holds no folder cls; remove {root/"downloads"} and fetch again')
-    sbd_ids = _ids(cls.parent/'train.txt') + _ids(cls.parent/'val.txt')
-    whose = _merge_ids(sbd_ids, _ids(sets/'train.txt'), _ids(sets/'val.txt'))
-    if len(whose) != expected:
-        raise DataError(
-            f'{root}: SBD and VOC make {len(whose)} training images, not {expected}; remove '
-            f'{root / "downloads"} and fetch both again'
-        )
+    whose = _owners(root, cls.parent, expected)
     todo = [n for n, owner in whose.items() if owner == 'sbd']
     done = (_merge_one(root, cls, n, read) for n in todo)
     list(progress(done, len(todo), 'masks of SBD') if progress else done)
