@@ -522,16 +522,16 @@ def fast_propagate_regions(
     n_classes:int=256, # labels lie below it; a GPU counts faster if it is known
 )->tuple[Tensor, Tensor]: # (label, keep) as new tensors: rewritten labels, grown mask
     "Let each region, in turn, vote on its label and write the winner on all of itself."
-    tau = _gate(tau, label.device)
+    gate = _gate(tau, label.device)
     if not regions.shape[1]:
         return label.clone(), keep.clone()
     if label.device.type == 'cpu':
-        return _propagate_on_cpu(label, keep, regions, tau)
+        return _propagate_on_cpu(label, keep, regions, gate)
     run = (
         _propagate_by_kernel
-        if tau.dtype == torch.float32 and _has_kernel(label.device, n_classes)
+        if gate.dtype == torch.float32 and _has_kernel(label.device, n_classes)
         else _propagate_on_device)
-    return run(label, keep, regions, tau, n_classes)
+    return run(label, keep, regions, gate, n_classes)
 
 # %% ../../nbs/engine/46_regions.ipynb #7952bb60
 def fast_region_targets(
@@ -550,11 +550,11 @@ def fast_region_targets(
         return fast_propagate_regions(label, keep, regions, tau, n_classes)
     label = label.clone()
     keep = keep.clone()
-    tau = _gate(tau, 'cpu').numpy()
+    gate = _gate(tau, 'cpu').numpy()
     for image_rows, y, kept, inside in zip(rows, label.numpy(), keep.numpy(), within.numpy()):
         words, side = _cut_packed(image_rows, feat_size, y.shape, cut)
         words &= _pack_bits(inside, side)
-        _rewrite(y, kept, words, tau, side)
+        _rewrite(y, kept, words, gate, side)
     return label, keep
 
 # %% ../../nbs/engine/46_regions.ipynb #0445f510
