@@ -76,8 +76,8 @@ class Config:
     transposed: bool = False
     # in_turn: regions vote one after the other (reference) | soft: all at once, weighted by confidence
     region_votes: Literal['in_turn', 'soft'] = 'in_turn'
-    # where regions are drawn: uniform (reference) | unsure: more often where confidence is low
-    region_seeds: Literal['uniform', 'unsure'] = 'uniform'
+    # where regions are drawn: uniform (reference) | uncertain: more often where confidence is low
+    region_seeds: Literal['uniform', 'uncertain'] = 'uniform'
     teacher_pixel: float = 0.0       # share of the propagated scores in the pseudo-label, 0..1
     # share of the labels propagated from the step's labeled images, 0..1
     teacher_cross: float = 0.0

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import sys
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tabulate import tabulate
 
@@ -23,10 +23,10 @@ class DataError(ValueError):
 
 # %% ../nbs/13_files.ipynb #99381453
 def write_atomic(
-    path:Path,  # final name, in a folder that is there
-    write,      # bytes, text, or a function that is called with the temporary path
+    path:Path,  # final name, in a folder that exists
+    write:bytes|str|Callable[[Path], object], # content, or a function that gets the temporary path
 )->Path:        # the same path
-    "Write a file so that it is either the old one or the new one."
+    "Write a file so that readers see either the old one or the new one."
     path = Path(path)
     draft = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
@@ -47,7 +47,7 @@ def write_atomic(
 
 def remove_draft(
     draft:Path, # may be gone already, or lie in a folder that cannot be written
-):
+)->None:
     "Delete a temporary file if that is possible."
     try:
         draft.unlink(missing_ok=True)
@@ -56,21 +56,21 @@ def remove_draft(
 
 # %% ../nbs/13_files.ipynb #7c1e5a02
 def make_folder(
-    path:Path, # folder; those it lies in are made, too
+    path:Path, # folder; its parents are made too
 )->Path:       # the same path
-    "Make a folder that may be there already."
+    "Make a folder if it does not exist."
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise DataError(
-            f'{path}: is a file, and a folder is to be made there; choose another folder') from None
+            f'{path}: is a file where a folder is needed; choose another folder') from None
     except OSError as e:
         raise DataError(f'{path}: cannot be made ({e.strerror}); choose another folder') from None
     return Path(path)
 
 def write_file(
     path:Path,  # target; its folders are made
-    write,      # as for write_atomic
+    write:bytes|str|Callable[[Path], object], # as for write_atomic
 )->Path:        # the same path
     "Write a file atomically, and the folders it lies in."
     make_folder(Path(path).parent)
@@ -78,9 +78,9 @@ def write_file(
 
 def link_or_copy(
     old:Path, # a file
-    new:Path, # has no file yet
-):
-    "Give a file a second name, or copy it where the file system knows no hard links."
+    new:Path, # does not exist
+)->None:
+    "Give a file a second name by a hard link; copy it where the file system has none."
     try:
         os.link(os.path.realpath(old), new)
     except OSError:
@@ -88,9 +88,9 @@ def link_or_copy(
 
 # %% ../nbs/13_files.ipynb #1fb3977c
 def check_place(
-    path:Path, # a file that shall be written later
-):
-    "Refuse a place where no file can be written, before the work and not behind it."
+    path:Path, # a file that will be written later
+)->None:
+    "Raise DataError if no file can be written at this place."
     path = Path(path)
     if path.is_dir():
         raise DataError(f'{path}: is a folder; name a file in it')
@@ -104,7 +104,7 @@ def check_place(
 log = logging.getLogger('corrmatch')
 
 class _Lines(logging.StreamHandler):
-    "Plain lines on standard output, wherever that is when a line comes."
+    "Print plain lines on the current standard output."
     def __init__(self):
         logging.Handler.__init__(self)
         self.setFormatter(logging.Formatter('%(message)s'))
@@ -124,9 +124,9 @@ def show_log(
 
 # %% ../nbs/13_files.ipynb #7c1e5a04
 def text_table(
-    rows,      # sequences of cells, the heading first
-    left=(0,), # columns that are aligned to the left
-)->str:        # without a line at the end
-    "Align rows of text; numbers stand to the right."
+    rows:Sequence[Sequence[str]],  # rows of cells, the heading first
+    left:Sequence[int]=(0,), # columns that are aligned to the left
+)->str:                      # without a line break at the end
+    "Align the columns of a table in plain text; numbers to the right."
     align = ['left' if i in left else 'right' for i in range(len(rows[0]))]
     return tabulate(rows, tablefmt='plain', colalign=align, disable_numparse=True, preserve_whitespace=True)

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import NamedTuple
 from urllib.parse import quote
 import numpy as np
+from matplotlib.figure import Figure
 from jinja2 import Environment, FunctionLoader
 from PIL import Image
 
@@ -54,7 +55,7 @@ def render_page(
 # %% ../nbs/12_pages.ipynb #2ef8f2c5
 class Embedded(NamedTuple):
     "An image that is part of a page."
-    alt: str    # plain text for those who cannot see it
+    alt: str    # plain text for readers who cannot see it
     width: int  # pixels
     height: int # pixels
     src: str    # its bytes as a data: address
@@ -68,7 +69,7 @@ class Card(NamedTuple):
 
 def embed(
     data:bytes, # of a PNG or JPEG
-    alt:str,    # plain text for those who cannot see it
+    alt:str,    # plain text for readers who cannot see it
 )->Embedded:
     "Put the bytes of an image file into a page."
     with Image.open(io.BytesIO(data)) as image:
@@ -78,7 +79,7 @@ def embed(
 # %% ../nbs/12_pages.ipynb #3246d05c
 def thumbnail(
     image:np.ndarray, # (h,w,3) uint8
-    alt:str,          # plain text for those who cannot see it
+    alt:str,          # plain text for readers who cannot see it
     longest:int=320,  # pixels of the long side at most
 )->Embedded:
     "Put a small copy of an image into a page; a tiny one is enlarged, pixel by pixel."
@@ -93,9 +94,9 @@ def thumbnail(
 
 # %% ../nbs/12_pages.ipynb #df25ac0c
 def figure_png(
-    figure,      # matplotlib Figure
-    dpi:int=100, # dots an inch
-)->bytes:        # a PNG
+    figure:Figure, # what to draw
+    dpi:int=100,   # dots an inch
+)->bytes:          # a PNG
     "Write a figure as a PNG."
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=dpi, bbox_inches='tight', metadata={'Software': None})

@@ -194,7 +194,7 @@ def test_nobody_there_and_odd_addresses(tmp_path):
     for url in ('file:///etc/hosts', 'ftp://x/y', '/etc/hosts'):
         refused(lambda: download(url, tmp_path/'a'), 'not a web address')
     (tmp_path/'file').write_text('x')
-    refused(lambda: download('http://127.0.0.1:9/a', tmp_path/'file'/'a', **QUICK), 'cannot be made')
+    refused(lambda: download('http://127.0.0.1:9/a', tmp_path/'file'/'a', **QUICK), 'is a file where a folder is needed')
 
 
 # --- archives ---

@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple, cast, get_args
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from ..config import IGNORE_INDEX
 from .folders import LABELED, MIX, UNLABELED, EndlessOrder, Source, read_pair, rng_for
@@ -135,7 +134,7 @@ def _make_views(
 
 # %% ../../nbs/data/17_batches.ipynb #5351a791
 def _read_unlabeled(plan, order, place, broken):
-    "Name, scene and hidden mask at a place of an order; the mask is None if it is not wanted, absent or unfit."
+    "Read name, image and hidden mask at a place of an order; the mask is None if absent or unfit."
     index, image, _ = _next_readable(plan.unlabeled, order, place, broken)
     mask, name = None, plan.unlabeled.names[index]
     if plan.with_hidden and plan.unlabeled.has_mask(index):
@@ -147,7 +146,7 @@ def _read_unlabeled(plan, order, place, broken):
 
 # %% ../../nbs/data/17_batches.ipynb #b20a40e5
 def _pack(plan, kind, named_views):
-    "Stack the views of a batch under the keys of its kind, u or mix; strong views and boxes get a first axis of their own."
+    "Stack the views under the keys of their kind, u or mix; strong views and boxes get a first axis."
     names, views = zip(*named_views)
     weak, strong, *maps = zip(*views)
     valid, box, mask = (torch.from_numpy(np.stack(v)) for v in maps)
@@ -234,13 +233,13 @@ class StepBatches(BatchPlan, Dataset):
 def is_loader_death(
     error:BaseException, # while batches are used
 )->bool:
-    "Is it torch's word that a loader process has died?"
+    "Tell whether torch reports that a loader process has died."
     return isinstance(error, RuntimeError) and 'DataLoader worker' in str(error)
 
 def loader_fault(
     error:BaseException, # of a loader process that died
 )->DataError:
-    "Say it in one line, with the usual reason."
+    "Describe it in one line, with the usual reason."
     return DataError(
         f'a loader process died ({str(error).split(". ")[0]}); often memory: lower workers, crop or batch; '
         'in a container give more shared memory (--shm-size)'
@@ -263,8 +262,8 @@ class StepLoader(DataLoader):
 
 # %% ../../nbs/data/17_batches.ipynb #569bfdd3
 def _as_is(batch): return batch
-def keep_memory():
-    "Keep freed memory up to a gigabyte instead of giving it back: fresh pages must be cleared first, at every scene."
+def keep_memory()->None:
+    "Keep up to a gigabyte of freed memory, because fresh pages are cleared first."
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
@@ -273,7 +272,7 @@ def keep_memory():
     mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the largest that is allowed
 
 def _start_worker(worker):
-    "One thread each; signals are the trainer's business: torchrun sends SIGTERM to the whole group, and a step must still be finished and saved."
+    "Use one thread and ignore signals: torchrun sends SIGTERM to all, and the trainer must finish its step."
     keep_memory()
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -14,8 +14,7 @@ import re
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Iterator, NamedTuple, Protocol, Sequence
+from typing import Callable, Iterator, NamedTuple, Protocol, Sequence
 import numpy as np
 from PIL import Image
 from ..config import IGNORE_INDEX
@@ -29,7 +28,7 @@ _HEADER = re.compile(_TITLES.format('image|img|file|photo|input|name|id|path') +
 
 def iter_lines(
     path:Path,                  # text file, UTF-8
-)->Iterator[tuple[int, str]]:   # (line number from 1, stripped text) of each line, without blank ones and a header
+)->Iterator[tuple[int, str]]:   # (line number from 1, stripped text), without blank lines and a header
     "Read a list line by line."
     empty = True
     try:
@@ -63,7 +62,7 @@ def list_lines(
     return list(iter_lines(path))
 
 def _in_order(path, lines):
-    "Names of classes, in the order of the numbers that all lines give, `0: cat` or `cat=0`; where they do not, as they stand."
+    "Sort class names by the numbers of their lines, `0: cat` or `cat=0`, if all lines have one."
     for form in (
         r'(?P<id>\d+)(?:\s*[:,;=]\s*|\s+)(?P<name>[^\d\s].*)',
         r'(?P<name>.*[^\d\s])\s*[:,;=\t]\s*(?P<id>\d+)'):
@@ -153,7 +152,7 @@ def escapes_root(
 
 # %% ../../nbs/data/15_folders.ipynb #06cbde7a
 def _listing(folder, homes):
-    "What a list may write (full names, stems of images) -> file; the names that lead out of the data folder; room for other spellings."
+    "Full names and stems of images -> file; names that lead out of the data folder; a cache of spellings."
     try:
         with os.scandir(folder) as entries:
             is_link = {e.name: e.is_symlink() for e in entries}
@@ -178,7 +177,7 @@ def _respelled(names, spellings, name):
     return next(iter(found)) if len(found) == 1 else None
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c03
-# + folder
+# the name of the folder follows
 ESCAPES_ROOT = (
     'is a link that leads out of the data folder; put a copy there, or link the folder it lies '
     'in directly inside'
@@ -192,7 +191,7 @@ def _folder_as_stored(root, folder):
     return next((f for f in forms if os.path.isdir(os.path.join(root, f))), folder)
 
 def _find(root, path, listings, homes, where='line'):
-    "The file a list means, or None; other spellings are tried after the one that is written, and each folder is listed once."
+    "Find the file that a list means, else None; list each folder once, try the spelling as written first."
     for text in dict.fromkeys((path, path.replace('\\', '/'))) if path else ():
         folder, _, name = text.rpartition('/')
         folder = _folder_as_stored(root, folder)
@@ -268,20 +267,23 @@ _MASK_FOLDERS = (
 _MASKS = 'masks?|labels?|gt|seg|segmentations?|segmentationclass|annot|annotations?|targets?|semantic'
 _COLORS = '(rgb|colou?r(s|ed|ized)?)'
 _VISUAL = re.compile(
-    r'(.*[_-])?(overlays?|overlay(ed)?|overlaid|vis|viz|visuals?|drawn|painted|super_?pixels?|visuali[sz]ations?|blend(ed)?|previews?|thumb(nail)?s?)|predictions?|preds?|confidence|'
-    r'segmentation(class|object)visuali[sz]ation|heat_?maps?|masks_human|semantic_rgb|fov|fov_?masks?|field_of_view'
+    r'(.*[_-])?(overlays?|overlay(ed)?|overlaid|vis|viz|visuals?|drawn|painted|super_?pixels?|'
+    r'visuali[sz]ations?|blend(ed)?|previews?|thumb(nail)?s?)|predictions?|preds?|confidence|'
+    r'segmentation(class|object)visuali[sz]ation|heat_?maps?|masks_human|semantic_rgb|'
+    r'fov|fov_?masks?|field_of_view'
 )
 _COLORED = re.compile(rf'({_MASKS})[_-]?{_COLORS}|({_COLORS}[_-])+(image[_-])?({_MASKS})')
 _LONG = re.compile(r'.+annot|.+[_-]ground_?truth|labeled_?approved.*')  # of CVAT, ISIC and CamVid
 _STORED = re.compile(
-    rf'({_MASKS})[_-](?:pngs?|ids?|index|indexed|trainids|raw|gray|grey|machine|1ch)|({_MASKS}|images?|img)[_-]?\d+'
+    rf'({_MASKS})[_-](?:pngs?|ids?|index|indexed|trainids|raw|gray|grey|machine|1ch)|'
+    rf'({_MASKS}|images?|img)[_-]?\d+'
 )
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c05
 @lru_cache(maxsize=4096)
 def folder_role(
     name:str,         # of a folder
-)->tuple[str, int]:   # image, mask, visual or '' where the name says nothing; of two masks the smaller rank counts
+)->tuple[str, int]:   # image, mask, visual or '' (unknown); of two masks the smaller rank is taken
     "Tell from its name what a folder holds."
     low = name.lower()
     if _VISUAL.fullmatch(low):
@@ -298,11 +300,12 @@ def folder_role(
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c13
 _SHOWN = (
-    r'overlay(?:ed)?|overlaid|vis|viz|visual|visuali[sz]ation|drawn|painted|superpixel|pred|prediction|predicted|heat_?map|blend|blended|'
-    r'result|with_?mask|preview|thumb|thumbnail'
+    r'overlay(?:ed)?|overlaid|vis|viz|visual|visuali[sz]ation|drawn|painted|superpixel|'
+    r'pred|prediction|predicted|heat_?map|blend|blended|result|with_?mask|preview|thumb|thumbnail'
 )
 _DERIVED = re.compile(
-    rf'(.+?)[ ._-](?:mask[_-])?(?:{_SHOWN}|colou?r(?:ed|mask)?|prob|conf|confidence|fov|2ndho|manual2|parts_\d+|annotated|output|out)s?|'
+    rf'(.+?)[ ._-](?:mask[_-])?(?:{_SHOWN}|colou?r(?:ed|mask)?|prob|conf|confidence|'
+    r'fov|2ndho|manual2|parts_\d+|annotated|output|out)s?|'
     rf'(?:{_SHOWN})s?[ ._-](.+)',
     re.I,
 )
@@ -324,9 +327,10 @@ def mask_of(
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c16
 _OUTPUT_MARK = '.corrmatch'  # a file in every folder that a command of this package made
+_RUN_FILES = 'val.csv skipped.csv last.pt best.pt before.pt pictures figures report.html'
 _OUTPUTS = (  # kind, names that tell it, names that belong to it
-    ('run', 'config.json metrics.csv', 'val.csv skipped.csv state.json last.pt best.pt before.pt pictures figures report.html'),
-    ('run', 'config.json state.json', 'val.csv skipped.csv last.pt best.pt before.pt pictures figures report.html'),
+    ('run', 'config.json metrics.csv', f'state.json {_RUN_FILES}'),
+    ('run', 'config.json state.json', _RUN_FILES),
     ('report', 'report.json report.html', 'report.txt shares.png'),
     ('predictions', 'index.html table.csv masks overlays', 'confidence'),
     ('pseudo-labels', 'index.html shares.csv weak', 'classes.txt pixel region'),
@@ -343,7 +347,7 @@ def mark_output(
         if not any(folder.iterdir()):
             (folder/_OUTPUT_MARK).write_text(f'{kind}\n')
     except OSError:
-        pass  # whoever writes into the folder says what is wrong with it
+        pass  # the command that writes into the folder reports the fault
     return folder
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c17
@@ -351,17 +355,18 @@ def own_outputs(
     folder:Path, # that is searched
     names:set,   # of all files and folders in it
     top:bool,    # it is the data folder itself, in which a mark counts for nothing
-)->dict:         # name -> what it belongs to: run, report, predictions, ...
+)->dict[str, str]: # name -> what it belongs to: run, report, predictions, ...
     "Find what this package wrote into a folder, by its mark or by its content."
     if _OUTPUT_MARK in names and not top:
         try:
-            kind = Path(folder, _OUTPUT_MARK).read_text(encoding='utf-8', errors='replace').strip() or 'output'
+            text = Path(folder, _OUTPUT_MARK).read_text(encoding='utf-8', errors='replace')
+            kind = text.strip() or 'output'
         except OSError:
             kind = 'output'
         return dict.fromkeys(names, kind)
     if 'mapping.json' in names and not top:
         return dict.fromkeys(names, 'converted copies')
-    found:dict = {}
+    found = dict[str, str]()
     for kind, telling, others in _OUTPUTS:
         if names >= {*telling.split()}:
             found |= dict.fromkeys(names & {*telling.split(), *others.split()}, kind)
@@ -370,7 +375,7 @@ def own_outputs(
 # %% ../../nbs/data/15_folders.ipynb #23150ee7
 def class_rows(
     path:Path,                      # classes.txt or a file like it: lines `name R G B`, or names alone
-)->list[tuple[str, list[int]]]:     # name and colour of each class; all colours are [] where no line gives one
+)->list[tuple[str, list[int]]]:     # name and colour of each class; all colours are [] if none is given
     "Read a file of classes; lines that start with # are comments, labelme's `__ignore__` (255) is no class."
     lines = [(n, l) for n, l in list_lines(path) if not l.startswith('#')]
     colored = [(n, l) for n, l in lines if re.fullmatch(_NAME_RGB, l)]
@@ -563,7 +568,7 @@ def check_source(
     masks:bool=True,               # False: unlabeled, masks are not looked at
     ignore_index:int=IGNORE_INDEX, # mask value without a class
     decode:bool=True,              # False: of unlabeled images read the headers only
-    progress=None,                 # wraps the sequence of indices, like tqdm
+    progress:Callable|None=None,   # wraps the sequence of indices, like tqdm
 )->ClassCounts:                    # zeros if masks is False
     "Look at every file of a source; raise DataError for the first that cannot be trained on."
     pixels = np.zeros(256, np.int64)
@@ -599,8 +604,8 @@ def refuse_shared(
     source:Source,  # its images; more than fifty thousand are not compared
     val_path:str,   # the validation list
     val:Source,     # its images
-):
-    "Raise DataError if a validation image is learned from."
+)->None:
+    "Raise DataError if a list for training holds a validation image."
     if len(source) > 50_000:
         return
     def files(images): return {os.path.realpath(images.where(i)[0]) for i in range(len(images))}
@@ -653,8 +658,8 @@ class EndlessOrder:
 # %% ../../nbs/data/15_folders.ipynb #4081b971
 def read_conversion(
     path:Path, # mapping.json, in prepared/ of a data folder
-)->dict|None:  # kind, table (pairs of stored value and class id), packed, meaning, stamps; None without a whole one
-    "Read what a conversion noted: what stored values mean, what the user said, and the files it copied."
+)->dict|None:  # kind, table (stored value, class id), packed, meaning, stamps; None if incomplete
+    "Read the record of a conversion: the meaning of stored values, the user's choices, the copied files."
     wanted = dict(kind=str, table=list, packed=bool, meaning=dict, stamps=dict)
     try:
         note = json.loads(Path(path).read_text(encoding='utf-8'))

@@ -5,9 +5,13 @@ __all__ = ['ListSource', 'open_list', 'spot_check', 'cached', 'list_folder', 'wr
            'find_shards', 'open_unlabeled']
 
 # %% ../../nbs/data/18_shards.ipynb #21f09304
-import glob, hashlib, io, logging, os, tarfile
+import glob
+import hashlib
+import io
+import os
+import tarfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +22,7 @@ from .folders import (
     IMAGE_SUFFIXES, ESCAPES_ROOT, FolderSource, Pair, Source, _find, is_path_traversal, derived_from,
     folder_homes, folder_role, iter_lines, escapes_root, mask_of, open_image, open_mask, own_outputs,
     parse_line, read_split)
-from ..files import DataError
+from ..files import DataError, log
 
 # %% ../../nbs/data/18_shards.ipynb #bbe951b4
 class _NameStore(Sequence):
@@ -154,10 +158,10 @@ def spot_check(
 
 # %% ../../nbs/data/18_shards.ipynb #072b33ce
 def cached(
-    path:Path, # .npz
-    fresh,     # dict of arrays -> is it still true?
-    make,      # () -> dict of arrays
-)->dict:
+    path:Path,                    # .npz
+    fresh:Callable[[dict], bool], # is the content of the file still valid?
+    make:Callable[[], dict],      # makes the arrays
+)->dict[str, np.ndarray]:
     "Load arrays from a file while they are fresh; else make them and keep them there."
     try:
         with np.load(path, allow_pickle=False) as found:
@@ -196,8 +200,14 @@ def _cache_file(
 # %% ../../nbs/data/18_shards.ipynb #9c1edc2d
 _ENDINGS = tuple(s.encode() for s in IMAGE_SUFFIXES)
 
+def _is_folder(entry, top, homes):
+    "Is an entry a folder to search? Links are followed at the top only, and not out of the homes."
+    if not entry.is_symlink():
+        return entry.is_dir(follow_symlinks=False)
+    return top and os.path.isdir(entry.path) and not escapes_root(os.fsdecode(entry.path), homes)
+
 def _scan(folder, homes, top):
-    "Names in one folder: sub-folders (sorted list), images (sorted array), and files and folders that are no images, as bytes."
+    "Names in one folder as bytes: sub-folders, images (sorted array), and what is no image."
     folders = []
     chunks = []
     names = []
@@ -208,28 +218,31 @@ def _scan(folder, homes, top):
                 known.add(os.fsdecode(e.name))  # the names that tell an output are short
             if e.name.startswith(b'.'):
                 continue
-            if os.path.isdir(e.path) if top and e.is_symlink() else e.is_dir(follow_symlinks=False):
-                if not (e.is_symlink() and escapes_root(os.fsdecode(e.path), homes)):
-                    folders.append(e.name)
-            elif e.name.lower().endswith(_ENDINGS):
+            if _is_folder(e, top, homes):
+                folders.append(e.name)
+            elif e.name.lower().endswith(_ENDINGS) and not (top and e.is_symlink() and os.path.isdir(e.path)):
                 names.append(e.name)
             if len(names) == 1 << 16:
                 chunks.append(np.array(names))
                 names = []
     names = np.sort(np.concatenate([*chunks, np.array(names, 'S')]))
     own = {os.fsencode(n) for n in own_outputs(folder, known, top)}
-    aside = own | {
+    return _set_aside(folders, names, own)
+
+def _set_aside(folders, names, own):
+    "Part sub-folders and images from masks, visualisations and outputs."
+    other = own | {
         f for f in folders if f == b'prepared' or folder_role(os.fsdecode(f))[0] in ('mask', 'visual')}
     made = [n for n in names if n in own] if own else []
     made += _derived(names)
     images = np.setdiff1d(names, np.array(made, names.dtype)) if made else names
-    return sorted({*folders} - aside), images, made + sorted({*folders} & aside)
+    return sorted({*folders} - other), images, made + sorted({*folders} & other)
 
 # %% ../../nbs/data/18_shards.ipynb #a31f5b02
 def _stem(name): return os.path.splitext(os.fsdecode(name))[0]
 
 def _derived(names):
-    "Names of the files that are masks or visualisations of others in the same folder: a_mask.png and a_overlay.png of a, a.png of a.jpg."
+    "Find masks and visualisations of other files: a_mask.png and a_overlay.png of a, a.png of a.jpg."
     found = {n: of for n in names if (of := derived_from(stem := _stem(n)) or mask_of(stem))}
     is_photo = np.char.endswith(np.char.lower(names), b'.jpg') | np.char.endswith(
         np.char.lower(names), b'.jpeg')
@@ -243,7 +256,7 @@ def _derived(names):
 
 # %% ../../nbs/data/18_shards.ipynb #a31f5b01
 def _walk(top, seen, aside):
-    "Paths of all images below a folder; `seen` gets each folder and its time stamp, `aside` the paths of what is no image."
+    "Yield the images below a folder; `seen` gets folders and their stamps, `aside` what is no image."
     todo, homes = [''], folder_homes(top)
     while todo:
         folder = todo.pop()
@@ -255,33 +268,38 @@ def _walk(top, seen, aside):
             yield os.path.join(folder, os.fsdecode(name))
 
 # %% ../../nbs/data/18_shards.ipynb #4e9dadf7
+def _unchanged(folder, found):
+    "Has no folder of a stored listing changed?"
+    folders = _NameStore.of(found['folders'], found['folder_ends'])
+    now = [os.stat(os.path.join(folder, f)).st_mtime_ns for f in folders]
+    return np.array_equal(now, found['stamps'])
+
+def _list_now(folder):
+    "List the images of a folder, its sub-folders and what is left out, as arrays."
+    seen = {}
+    aside = []
+    names = _NameStore(_walk(folder, seen, aside))
+    folders = _NameStore(seen)
+    left = _NameStore(aside)
+    return dict(
+        blob=names.blob, ends=names.ends, folders=folders.blob, folder_ends=folders.ends, left=left.blob,
+        left_ends=left.ends, stamps=np.array(list(seen.values()), np.int64))
+
 def list_folder(
     folder:Path,           # searched with everything below it
     cache:Path|None=None,  # folder of cache files; None: the user's
-)->_NameStore:              # paths relative to the folder, in the same order everywhere
+)->Sequence[str]:         # paths relative to the folder, in the same order everywhere
     "List the images in a folder; the second time from the cache."
-    def fresh(found):
-        folders = _NameStore.of(found['folders'], found['folder_ends'])
-        return all(
-            os.stat(os.path.join(folder, f)).st_mtime_ns == t
-            for f, t in zip(folders, found['stamps'], strict=True))
-    def make():
-        seen, aside = {}, []
-        names = _NameStore(_walk(folder, seen, aside))
-        folders, left = _NameStore(seen), _NameStore(aside)
-        kept = dict(
-            blob=names.blob, ends=names.ends, folders=folders.blob, folder_ends=folders.ends, left=left.blob,
-            left_ends=left.ends)
-        return kept | dict(stamps=np.array(list(seen.values()), np.int64))
     try:
-        found = cached(_cache_file('images', [folder], cache), fresh, make)
+        found = cached(
+            _cache_file('images', [folder], cache), partial(_unchanged, folder), partial(_list_now, folder))
     except OSError as e:
         raise DataError(f'{folder}: cannot list this folder ({e.strerror}); check the path') from None
     if len(found['ends']) < 2:
         raise DataError(
             f'{folder}: no image in this folder (looked for {" ".join(IMAGE_SUFFIXES)}); check the path')
     if len(left := _NameStore.of(found['left'], found['left_ends'])):
-        logging.getLogger('corrmatch').warning(
+        log.warning(
             f'{folder}: masks, visualisations or outputs are no images and left out, {len(left)} files and '
             f'folders such as {left[0]}; name a folder itself to take what is in it'
         )
@@ -289,7 +307,7 @@ def list_folder(
 
 # %% ../../nbs/data/18_shards.ipynb #7c1e5a06
 def _members(pair, keys):
-    "Name in the shard and path of the files of one image; in the key a line stands for what could not be read back."
+    "Name in the shard and path of the files of one image; underscores replace unreadable characters."
     key = ''.join(c if c.isprintable() and c != '.' else '_' for c in pair.name)
     suffix = pair.image.suffix[1:].lower()
     if key.startswith('__'):
@@ -305,7 +323,7 @@ def _members(pair, keys):
     return sorted(files)
 
 def _add(tar, name, path):
-    "Pack one file, of no date and nobody's, so that equal files make equal shards."
+    "Pack one file without date and owner, so that equal files make equal shards."
     data, member = path.read_bytes(), tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
@@ -363,7 +381,7 @@ def _plain(member, path):
 # %% ../../nbs/data/18_shards.ipynb #134c5cc6
 def shard_samples(
     path:Path|str,              # one shard
-)->dict[str, tuple]:            # key -> suffix, offset and length of the image, suffix, offset and length of the mask (or '', 0, 0)
+)->dict[str, tuple]:            # key -> suffix, offset, length of image and mask ('', 0, 0: none)
     "Group the members of a shard by their key, in the order of the file."
     found, samples = dict[str, dict](), {}
     for name, offset, length in _tar_members(path):
@@ -402,8 +420,8 @@ def _index_shards(
         for number, path in enumerate(shards):
             samples = shard_samples(path)
             def code(suffix): return suffixes.setdefault(suffix, len(suffixes))
-            chunks.append(
-                np.array([(number, *s[1:3], *s[4:6], code(s[0]), code(s[3])) for s in samples.values()], _ROW))
+            rows = [(number, *s[1:3], *s[4:6], code(s[0]), code(s[3])) for s in samples.values()]
+            chunks.append(np.array(rows, _ROW))
             yield from samples
     store = _NameStore(keys())
     return dict(
@@ -442,9 +460,9 @@ class ShardSource:
         self.names = _NameStore.of(index['blob'], index['ends'])
     def __len__(self): return len(self.rows)
     def where(self, i):
-        return tuple(
-            f"{self.shards[self.rows[i]['shard']]}:{self.names[i]}.{self.suffixes[self.rows[i][f'{kind}_suffix']]}"
-            for kind in ('image', 'mask'))
+        row = self.rows[i]
+        stem = f"{self.shards[row['shard']]}:{self.names[i]}"
+        return tuple(f'{stem}.{self.suffixes[row[kind]]}' for kind in ('image_suffix', 'mask_suffix'))
     def _read(self, i, kind):
         row, name = self.rows[i], self.where(i)[kind == 'mask']
         try:
@@ -499,7 +517,7 @@ def _below(name, root):
     return Path(name) if not os.path.exists(inside) and os.path.exists(name) else Path(inside)
 
 def _matching(pattern, root):
-    "The paths that match a pattern below the data folder, whose own name is no pattern, else where the command runs."
+    "Find the paths that match a pattern below the data folder, else below the working directory."
     return [
         Path(p)
         for p in sorted(glob.glob(os.path.join(glob.escape(os.fspath(root)), pattern)) or glob.glob(pattern))]

@@ -4,6 +4,7 @@
 __all__ = ['TEXTURES', 'TOY_CLASSES', 'OTHER_TEXTURES', 'toy_scene', 'toy_arrays', 'toy_features', 'toy_logits']
 
 # %% ../../nbs/data/14_toy.ipynb #a601a311
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 import numpy as np
 import torch
@@ -122,9 +123,9 @@ def toy_scene(
     seed:int,              # the scene's number; equal seeds give equal scenes
     size:int=97,           # pixels, side
     n_classes:int=6,       # background and the first n_classes-1 textures
-    textures=TEXTURES,     # name -> pattern(u, v)
+    textures:Mapping[str, Callable]=TEXTURES, # name -> pattern(u, v)
     spread:float=1.,       # turns of hue, standard deviation of a class's colour; 1: any colour
-)->tuple:                  # image (3,h,w) float32 0..1 and mask (h,w) int64
+)->tuple[Tensor, Tensor]:  # image (3,h,w) float32 0..1 and mask (h,w) int64
     "Draw a scene of overlapping textured objects over clutter, with its mask."
     rng = np.random.default_rng([seed, len(textures)])
     patterns = list(textures.values())[:n_classes-1]
@@ -141,10 +142,10 @@ def toy_scene(
 
 # %% ../../nbs/data/14_toy.ipynb #0a76d057
 def toy_arrays(
-    seeds,         # numbers of the scenes, one an image
+    seeds:Iterable[int], # numbers of the scenes, one an image
     size:int=65,   # pixels, side
     **kwargs,      # passed to toy_scene
-)->tuple:          # images (n,h,w,3) uint8 and masks (n,h,w) uint8
+)->tuple[np.ndarray, np.ndarray]: # images (n,h,w,3) uint8 and masks (n,h,w) uint8
     "Draw a set of scenes as bytes."
     images, masks = zip(*[toy_scene(int(s), size, **kwargs) for s in seeds])
     as_bytes = lambda image: (image*255).round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -172,16 +173,16 @@ def toy_features(
 def toy_logits(
     mask:Tensor,         # (h,w) or (b,h,w) class ids
     n_classes:int=6,     # k, background included
-    bonus:float=5.,      # added to the true class
+    bonus:float=5.,      # added to the ground truth class
     noise:float=2.3,     # standard deviation of the clouds, in logits
     cells:int=5,         # clouds along a side
     seed:int=0,          # of the clouds
 )->Tensor:               # (b,k,h,w) logits
-    "Imitate a network that is mostly right and wrong in smooth patches."
+    "Imitate a network that is mostly correct and wrong in smooth patches."
     mask = mask if mask.ndim == 3 else mask[None]
     generator = torch.Generator().manual_seed(seed)
     grid = torch.randn(len(mask), n_classes, cells, cells, generator=generator)
     clouds = F.interpolate(grid, mask.shape[-2:], mode='bicubic', align_corners=True)
-    truth = F.one_hot(mask.where(mask != IGNORE_INDEX, 0), n_classes).permute(0, 3, 1, 2).float()
-    soft = F.avg_pool2d(truth, 5, 1, 2, count_include_pad=False)  # unsure near outlines
+    target = F.one_hot(mask.where(mask != IGNORE_INDEX, 0), n_classes).permute(0, 3, 1, 2).float()
+    soft = F.avg_pool2d(target, 5, 1, 2, count_include_pad=False)  # less confident near outlines
     return bonus*soft + noise*clouds

@@ -86,8 +86,8 @@ def view_valid(
 class StrongDraw(NamedTuple):
     "The random numbers of one strong view."
     jitter:tuple|None # (order of the four, brightness, contrast, saturation, hue) or None
-    gray:bool         # colour taken away
-    sigma:float|None  # radius of the blur in pixels, or None
+    gray:bool         # without colour
+    sigma:float|None  # sigma of the blur in pixels, or None
 
 # %% ../../nbs/data/16_views.ipynb #3d1cea0e
 def draw_strong(
@@ -115,7 +115,7 @@ def draw_strong(
 # %% ../../nbs/data/16_views.ipynb #3996e052
 def jitter_options(
     strength:float=1.0, # 1: brightness, contrast, saturation 0.5 and hue 0.25
-)->dict:                # keyword arguments of draw_strong
+)->dict[str, float]:    # keyword arguments of draw_strong
     "Scale all four colour jitters together."
     return dict(
         brightness=0.5 * strength, contrast=0.5 * strength, saturation=0.5 * strength,
@@ -178,6 +178,6 @@ def normalize(
 def denormalize(
     image:Tensor, # (...,3,h,w) from normalize
 )->Tensor:        # same shape, 0..1
-    "Undo `normalize`, for images."
+    "Undo `normalize`."
     channels = [c*std + mean for c, mean, std in zip(image.unbind(-3), IMAGENET_MEAN, IMAGENET_STD)]
     return torch.stack(channels, -3).clamp(0, 1)

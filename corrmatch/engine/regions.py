@@ -422,7 +422,9 @@ def _unpack(planes, grown, label, keep, n, n_words, BITS:constexpr, BLOCK:conste
 
 # %% ../../nbs/engine/46_regions.ipynb #408199f0
 @_jit
-def _vote_in_turn(words, trusted, planes, grown, size, overlap, tau, m, n_words, n_classes, BITS:constexpr, BLOCK:constexpr):
+def _vote_in_turn(
+    words, trusted, planes, grown, size, overlap, tau, m, n_words, n_classes, BITS:constexpr, BLOCK:constexpr
+):
     "Let the m regions of one image vote in order on its planes."
     image = tl.program_id(0).to(tl.int64)
     gate = tl.load(tau)
@@ -485,18 +487,18 @@ def _propagate_by_kernel(
 
 # %% ../../nbs/engine/46_regions.ipynb #f6e490b0
 def _has_kernel(device, n_classes):
-    "Say whether the kernels can run there."
+    "Tell whether the kernels can run there."
     return triton is not None and device.type == 'cuda' and n_classes <= 256 and _kernel_runs(device)
 
 @cache
 def _kernel_runs(device):
-    "Build the kernels and run them on a small case, once a device; where they cannot be built, say so and do without."
+    "Build the kernels and run them on a small case, once a device; warn if they cannot be built."
     label, keep, tau = (
         torch.zeros(1, 8, 8, dtype=dtype, device=device) for dtype in (torch.int64, torch.bool, torch.float32)
     )
     try:
         _propagate_by_kernel(label, keep, keep[:, None], tau[0, 0, 0], 2)
-    except Exception as e:  # no compiler, no Python headers, a GPU that Triton does not know: many libraries, many types of error
+    except Exception as e:  # no compiler, no headers, an unknown GPU: many libraries, many types of error
         warnings.warn(
             f'regions vote without the fast kernel on {device}, which cannot be built '
             f'({" ".join(str(e).split())[:120]}); it needs a C compiler and the headers of Python'
@@ -516,20 +518,20 @@ def fast_propagate_regions(
     label:Tensor,   # (b,h,w) int64 pseudo-labels
     keep:Tensor,    # (b,h,w) bool, confident and valid
     regions:Tensor, # (b,m,h,w) bool, taken in this order
-    tau,            # float or () tensor: gates the confident share (>=) and the majority share (>)
+    tau:float|Tensor, # number or () tensor: gates the confident share (>=) and the majority share (>)
     n_classes:int=256, # labels lie below it; a GPU counts faster if it is known
-)->tuple:           # (label, keep) as new tensors: rewritten labels, grown mask
+)->tuple[Tensor, Tensor]: # (label, keep) as new tensors: rewritten labels, grown mask
     "Let each region, in turn, vote on its label and write the winner on all of itself."
-    tau = _gate(tau, label.device)
+    gate = _gate(tau, label.device)
     if not regions.shape[1]:
         return label.clone(), keep.clone()
     if label.device.type == 'cpu':
-        return _propagate_on_cpu(label, keep, regions, tau)
+        return _propagate_on_cpu(label, keep, regions, gate)
     run = (
         _propagate_by_kernel
-        if tau.dtype == torch.float32 and _has_kernel(label.device, n_classes)
+        if gate.dtype == torch.float32 and _has_kernel(label.device, n_classes)
         else _propagate_on_device)
-    return run(label, keep, regions, tau, n_classes)
+    return run(label, keep, regions, gate, n_classes)
 
 # %% ../../nbs/engine/46_regions.ipynb #7952bb60
 def fast_region_targets(
@@ -538,21 +540,21 @@ def fast_region_targets(
     label:Tensor,    # (b,h,w) int64 pseudo-labels
     keep:Tensor,     # (b,h,w) bool, confident and valid
     within:Tensor,   # (b,h,w) bool, where regions may lie: valid and outside the CutMix box
-    tau,             # float or () tensor, see fast_propagate_regions
+    tau:float|Tensor, # number or () tensor, see fast_propagate_regions
     cut:float=0.5,   # see fast_region_maps
     n_classes:int=256, # labels lie below it
-)->tuple:            # (label, keep) as new tensors
-    "Cut regions out of correlation rows and let them vote: fast_region_maps, clear_regions and fast_propagate_regions in one."
+)->tuple[Tensor, Tensor]: # (label, keep) as new tensors
+    "Cut regions out of correlation rows, clear them outside of `within` and let them vote."
     if rows.device.type != 'cpu':
         regions = fast_region_maps(rows, feat_size, label.shape[1:], cut).logical_and_(within[:, None])
         return fast_propagate_regions(label, keep, regions, tau, n_classes)
     label = label.clone()
     keep = keep.clone()
-    tau = _gate(tau, 'cpu').numpy()
+    gate = _gate(tau, 'cpu').numpy()
     for image_rows, y, kept, inside in zip(rows, label.numpy(), keep.numpy(), within.numpy()):
         words, side = _cut_packed(image_rows, feat_size, y.shape, cut)
         words &= _pack_bits(inside, side)
-        _rewrite(y, kept, words, tau, side)
+        _rewrite(y, kept, words, gate, side)
     return label, keep
 
 # %% ../../nbs/engine/46_regions.ipynb #0445f510
