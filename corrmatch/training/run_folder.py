@@ -22,7 +22,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, Callable, Literal, NamedTuple
 import numpy as np
 import torch
 from fastcore.imports import in_jupyter
@@ -31,7 +31,7 @@ from tabulate import tabulate
 from tqdm.auto import tqdm
 from ..config import Config, check_config
 from ..data.folders import read_conversion
-from ..files import DataError, link_or_copy, remove_draft, text_table, write_atomic
+from ..files import DataError, link_or_copy, log, remove_draft, text_table, write_atomic
 
 # %% ../../nbs/training/29_run_folder.ipynb #4430fdb5
 def _is_intact(data):
@@ -122,9 +122,9 @@ def save_checkpoint(
 
 # %% ../../nbs/training/29_run_folder.ipynb #15073caf
 def read_latest(
-    folder:Path,  # run folder
-    warn=print,   # told in one line when last.pt had to be left out
-)->dict:          # the newest state that is intact
+    folder:Path,                            # run folder
+    warn:Callable[[str], None]=log.warning, # gets one line when last.pt had to be left out
+)->dict:                                    # the newest state that is intact
     "Read last.pt, or before.pt when last.pt is damaged or gone."
     folder = Path(folder)
     try:
