@@ -44,7 +44,7 @@ def _timm():
 
 # %% ../../nbs/models/25_backbones.ipynb #54afba25
 class FitPicture(nn.Module):
-    "Turn a picture normalised for ImageNet into what another network was trained on."
+    "Turn an image normalised for ImageNet into what another network was trained on."
     def __init__(self,
         mean=IMAGENET_MEAN, # of the network, per channel, for colours 0..1
         std=IMAGENET_STD,   # of the network
@@ -80,7 +80,7 @@ class StageBackbone(nn.Module):
             self.fit.multiple = max(strides)
         m = self.fit.multiple
         if not self._fills(-(-97//m)*m, -(-129//m)*m):
-            raise ValueError('works on pictures of one size only')
+            raise ValueError('works on images of one size only')
     def forward(self, image):
         maps = self.net(self.fit(image))[self.first:]
         return [c.permute(0, 3, 1, 2).contiguous() for c in maps] if self.last_axis else maps
@@ -115,7 +115,7 @@ class PatchBackbone(nn.Module):
             try:
                 self.eval()(torch.zeros(1, 3, 7*patch, 9*patch))
             except (AssertionError, RuntimeError):
-                raise ValueError('works on pictures of one size only') from None
+                raise ValueError('works on images of one size only') from None
         self.train()
     def forward(self, image):
         maps = self.net.forward_intermediates(
@@ -125,7 +125,7 @@ class PatchBackbone(nn.Module):
 
 # %% ../../nbs/models/25_backbones.ipynb #a41b0baf
 def _create(short, **options):
-    "A timm network with random weights that takes pictures of any size, if it can."
+    "A timm network with random weights that takes images of any size, if it can."
     for free in (dict(dynamic_img_size=True), dict(strict_img_size=False), {}):
         try:
             return _timm().create_model(short, pretrained=False, **free, **options)

@@ -223,10 +223,10 @@ class ASPP(nn.Module):
 
 # %% ../../nbs/models/24_deeplab.ipynb #77460459
 def keep_channels(
-    keys:Tensor,    # (b,) int64, one a picture
+    keys:Tensor,    # (b,) int64, one an image
     n:int,          # channels
     p:float,        # share of channels that is dropped
-    stream:int=0,   # another mask of the same pictures
+    stream:int=0,   # another mask of the same images
 )->Tensor:          # (b,n) bool
     "Choose channels by a hash of key, stream and channel."
     x = keys[:, None] + (torch.arange(n, device=keys.device) + 2**20*stream + 1)*-7046029254386353131

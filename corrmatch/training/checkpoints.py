@@ -164,7 +164,7 @@ def versions()->dict: # name -> version
 def make_card(
     config:Config,    # of the run
     scores:dict|None=None, # name -> number, such as {'mIoU on val': 76.4}
-    data:dict|None=None,   # anything worth knowing: pictures per list, class names
+    data:dict|None=None,   # anything worth knowing: images per list, class names
     step:int|None=None,    # after which the weights were taken
     date:str|None=None,    # ISO date; None: today
     note:str='',      # a sentence or two for whoever opens the file

@@ -53,7 +53,7 @@ def mean_iou(
     ignore_index:int=IGNORE_INDEX, # mask value of pixels that are not scored
     absent:str='zero',             # classes that never occur: 'zero' or 'skip'
 )->float:                          # 0..1
-    "Mean intersection over union of one prediction, or of a batch as one picture."
+    "Mean intersection over union of one prediction, or of a batch as one image."
     intersection, union, _ = intersection_union(label, mask, n_classes, ignore_index)
     return class_mean(intersection.double()/(union.double()+1e-10), union, absent)
 
@@ -94,7 +94,7 @@ def update(self:ConfusionMatrix,
     label:Tensor, # (...) predicted class ids, 0..k-1
     mask:Tensor,  # (...) ground truth, same shape and device
 )->ConfusionMatrix:
-    "Add the pixels of one or more pictures; the counts move to their device."
+    "Add the pixels of one or more images; the counts move to their device."
     if label.shape != mask.shape:
         raise ValueError(f'label is {tuple(label.shape)}, mask {tuple(mask.shape)}: they must be equal')
     k = self.n_classes
@@ -196,7 +196,7 @@ def whole_predict(
 def center_crop(
     maps:Tensor, # (...,h,w) image or mask
     crop:int,    # pixels, side of the square
-)->Tensor:       # (...,crop,crop), or smaller where the picture is
+)->Tensor:       # (...,crop,crop), or smaller where the image is
     "Cut the middle square, starting at (size-crop)//2."
     y, x = [max(0, (n-crop)//2) for n in maps.shape[-2:]]
     return maps[..., y:y+crop, x:x+crop]
@@ -310,7 +310,7 @@ def evaluate(
     crop:int|None=None,  # pixels, side of the centre crop or the window
     ignore_index:int=IGNORE_INDEX, # mask value of pixels that are not scored
 )->ConfusionMatrix:      # of this process; call `.sync()` to add the others
-    "Predict every picture and count."
+    "Predict every image and count."
     if mode not in ('whole', 'center', 'slide'):
         raise ValueError(f"mode is {mode!r}: use 'whole', 'center' or 'slide'")
     if mode != 'whole' and crop is None:
