@@ -247,7 +247,7 @@ def total_steps(
     config:Config,    # steps or epochs, batch_u
     sources:Datasets, # from make_datasets
 )->int:
-    "Count the steps of a run; epochs go over the unlabeled list if there is one, even for supervised training."
+    "Count the steps of a run; epochs count the unlabeled list if there is one, for every method."
     if config.steps:
         return config.steps
     unlabeled = sources.unlabeled
@@ -377,7 +377,8 @@ def show_prediction(
     if isinstance(model, CorrMatchNet):
         titles += ['after pixel propagation', 'after region propagation'][:2 if m else 1]
     fig, axes = plt.subplots(
-        len(rows), len(titles), figsize=(2*len(titles), 2*len(rows) + .2), squeeze=False, layout='constrained')
+        len(rows), len(titles), figsize=(2*len(titles), 2*len(rows) + .2), squeeze=False,
+        layout='constrained')
     for row, (image, mask) in zip(axes, eval_pairs(source, device, rows)):
         labels = _predicted(model, image, tau, m, cut)
         show_image(denormalize(image[0]).cpu(), titles[0], row[0])

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -27,10 +27,11 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from ..data.batches import StepBatches, is_loader_death, loader_fault, make_loader
+from ..data.batches import is_loader_death, loader_fault, make_loader
 from ..config import IGNORE_INDEX, PRESETS, Config, check_config
 from .checkpoints import fitted_model
-from ..data.folders import ArraySource, ClassCounts, check_source, mark_output, missing_classes, refuse_shared
+from ..data.folders import (
+    ArraySource, ClassCounts, check_source, mark_output, missing_classes, refuse_shared)
 from ..files import DataError, log, show_log, text_table, write_atomic
 from ..method.losses import LossTerms, ohem_ce, supervised_ce
 from .builders import make_weights
@@ -1092,7 +1093,8 @@ def summary(self:Trainer)->str:
     if self.broken:
         lines.append(
             f'{len(self.broken)} images could not be read and were skipped: {", ".join(self.broken)}')
-    lines += [f'score it: corrmatch eval {self.out}', f'use it: corrmatch predict {self.out} IMAGES --out masks']
+    lines.append(f'score it: corrmatch eval {self.out}')
+    lines.append(f'use it: corrmatch predict {self.out} IMAGES --out masks')
     return '\n'.join(lines)
 
 def _iou_rows(columns, names, miou):
