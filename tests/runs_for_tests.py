@@ -11,7 +11,7 @@ SMALL = dict(
 
 
 def small(out, method='corrmatch', **changes):
-    "The record of a run of some steps on pictures of 33 pixels."
+    "The record of a run of some steps on images of 33 pixels."
     from corrmatch.config import preset
     return preset('toy', method, **SMALL | dict(out=str(out)) | changes)
 

@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 
+from corrmatch.data.batches import make_loader
 from corrmatch.use.cli import main
 from corrmatch.files import DataError
 from corrmatch.training.run_folder import CsvLog, read_checkpoint, run_state, save_checkpoint
@@ -172,6 +173,18 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_alone(tmp_path, processe
         state['state'] == 'stopped'
         and 0 < state['step'] == read_checkpoint(tmp_path / 'run' / 'last.pt')['step'] < 4000), said[-2000:]
     assert processes or process.returncode == 143
+
+
+def test_a_signal_while_loader_processes_start(monkeypatch):
+    "It comes before a process can ignore it: here at the first thing that torch does in one."
+    trainer = Trainer(small('unused', workers=2), quiet=True)
+    parent, threads = os.getpid(), torch.set_num_threads
+    def early(n):
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+        threads(n)
+    monkeypatch.setattr(torch, 'set_num_threads', early)
+    assert len(list(make_loader(trainer.batches, 0, 4, workers=2))) == 4
 
 
 @pytest.mark.parametrize('step', [2, 6])

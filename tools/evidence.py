@@ -386,7 +386,7 @@ def train(config, watch=16):
     "Start a run, or go on with it."
     trainer = Watched(config)
     trainer.watch = watch
-    trainer.say(trainer.describe())
+    print(trainer.describe(), flush=True)
     trainer.fit(resume=any((trainer.out/name).exists() for name in ('last.pt', 'before.pt')))
 
 
@@ -788,7 +788,7 @@ def pascal_smoke(steps, out, crop=321, batch=8, accumulate=1, json_path='', **ch
     run, stopped_at = out/'run', 0
     if not (run/'last.pt').exists() and steps > 1:
         trainer = _StopsHalfway(config)
-        trainer.say(trainer.describe())
+        print(trainer.describe(), flush=True)
         try:
             trainer.fit()
         except Stopped:

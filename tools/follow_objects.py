@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from corrmatch.models.backbones import build_backbone, follow_gain, load_pretrained, look_alikes, ring_index
+from corrmatch.models.backbones import build_backbone, follow_gain, load_pretrained, similar_positions, _ring_index
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import FolderSource, read_split
 from corrmatch.data.views import normalize
@@ -86,7 +86,7 @@ def score(corrs, labels):
 
 def nearness(sigma):
     "A map whose rows depend on distance alone."
-    scores = -ring_index(BINS, BINS).float().square()/(2*sigma**2)
+    scores = -_ring_index(BINS, BINS).float().square()/(2*sigma**2)
     return scores.fill_diagonal_(-torch.inf).softmax(1)[None]
 
 
@@ -110,7 +110,7 @@ def main():
     def note(key, values): found.setdefault(key, []).append([100*float(v) for v in values])
     for seed in range(a.seeds):
         images, labels = draw_images(source, seed, a.images)
-        def rows_of(maps): return (look_alikes(feats, a.temperature) for feats in maps)
+        def rows_of(maps): return (similar_positions(feats, a.temperature) for feats in maps)
         small = F.interpolate(images, (BINS, BINS), mode='bilinear', align_corners=True)
         note('colours', score(rows_of(small.split(1)), labels))
         note('distance', score([nearness(2.)]*len(labels), labels))

@@ -7,6 +7,7 @@ __all__ = ['Partner', 'BatchPlan', 'labeled_batch', 'Views', 'unlabeled_batch', 
 # %% ../../nbs/data/17_batches.ipynb #29e7c3d4
 import ctypes
 import signal
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast, get_args
 import numpy as np
@@ -249,7 +250,8 @@ def loader_fault(
 class StepLoader(DataLoader):
     "A loader whose processes end with its iteration, whatever ends it."
     def __iter__(self):
-        iterator = super().__iter__()
+        with _signals_blocked(self.num_workers):
+            iterator = super().__iter__()
         try:
             yield from iterator
         except RuntimeError as e:
@@ -259,6 +261,18 @@ class StepLoader(DataLoader):
         finally:
             if self.num_workers:
                 iterator._shutdown_workers()
+
+@contextmanager
+def _signals_blocked(workers):
+    "Let new loader processes inherit a mask: a signal may come before they begin to ignore it."
+    if not workers:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 # %% ../../nbs/data/17_batches.ipynb #569bfdd3
 def _as_is(batch): return batch

@@ -4,6 +4,7 @@
 __all__ = ['CorrelationHead', 'CorrMatchNet']
 
 # %% ../../nbs/models/26_corrmatch_net.ipynb #247d7d71
+from typing import Literal, Sequence
 import torch
 from torch import nn
 from ..engine.pixels import spread_pixels
@@ -13,10 +14,11 @@ from .deeplab import DeepLabV3Plus, drop_channels, make_norm
 
 # %% ../../nbs/models/26_corrmatch_net.ipynb #5135f2e0
 class CorrelationHead(nn.Module):
-    "Two 1x1 convolutions that give each position a query and a key of `n_classes` numbers."
+    "Give each position a query and a key of `n_classes` numbers, by two 1x1 convolutions."
     def __init__(self,
         dim:int,        # channels of the features
-        n_classes:int): # k, length of query and key
+        n_classes:int,  # k, length of query and key
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(dim, n_classes, 1)
         self.conv2 = nn.Conv2d(dim, n_classes, 1)
@@ -26,15 +28,16 @@ class CorrelationHead(nn.Module):
 
 # %% ../../nbs/models/26_corrmatch_net.ipynb #ce082273
 class CorrMatchNet(DeepLabV3Plus):
-    "DeepLabV3+ with a correlation head on its last stage."
+    "Segment with DeepLabV3+ and a correlation head on its last stage."
     def __init__(self,
-        backbone,              # gives [c1..c4]; needs `.channels` and `.stride`
+        backbone:nn.Module,    # gives [c1..c4]; needs `.channels` and `.stride`
         n_classes:int,         # k
         dim:int=256,           # channels of ASPP, decoder and projection
         low_dim:int=48,        # as DeepLabV3Plus
-        rates=None,            # as DeepLabV3Plus
-        norm:str='batch',      # 'batch' or 'group'
-        transposed:bool=False):# see spread_pixels
+        rates:Sequence[int]|None=None, # as DeepLabV3Plus
+        norm:Literal['batch', 'group']='batch', # of decoder, ASPP and projection
+        transposed:bool=False, # see spread_pixels
+    ):
         super().__init__(backbone, n_classes, dim, low_dim, rates, norm)
         self.corr = CorrelationHead(dim, n_classes)
         self.transposed = transposed
@@ -47,7 +50,7 @@ class CorrMatchNet(DeepLabV3Plus):
             return seg
         *projection, dropout = self.proj
         feats = nn.Sequential(*projection)(seg.feats)
-        keyed = keys is not None and self.training  # channels chosen by the picture's key, see drop_channels
+        keyed = keys is not None and self.training  # channels chosen by the image's key, see drop_channels
         kept = drop_channels(feats, dropout.p, keys=keys, stream=2) if keyed else dropout(feats)
         with torch.autocast(image.device.type, enabled=False):
             f1, f2 = self.corr(at_least_float32(kept))

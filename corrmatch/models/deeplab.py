@@ -19,7 +19,7 @@ from ..method.pseudo_labels import at_least_float32
 
 # %% ../../nbs/models/24_deeplab.ipynb #513a6f7e
 class SegOutput(NamedTuple):
-    "What the network returns; parts that were not asked for are None."
+    "Output of the network; parts that were not asked for are None."
     logits: Tensor                  # (b,k,h,w) class scores at the size of the image
     logits_fp: Tensor|None = None   # (b,k,h,w) scores from randomly dropped feature channels
     feats: Tensor|None = None       # (b,d,h',w') last stage of the backbone
@@ -31,7 +31,7 @@ class SegOutput(NamedTuple):
 def stage_plan(
     stem_stride:int, # stride of stage 1: 4 with a max-pool, 2 without
     stride:int,      # wanted output stride: 4, 8, 16 or 32
-)->list[tuple]:      # for each of the 4 stages (stride, dilation of the layer that had it, of all layers after it)
+)->list[tuple]:      # per stage: stride, dilation of the layer that had it, dilation of all later layers
     "Trade the strides that would exceed the output stride for dilation."
     if stride not in (4, 8, 16, 32) or not stem_stride <= stride <= stem_stride*8:
         raise ValueError(
@@ -42,8 +42,10 @@ def stage_plan(
     now = stem_stride
     dilation = 1
     for _ in range(3):
-        before, step = dilation, 2 if now < stride else 1
-        now, dilation = now*step, dilation*2//step
+        before = dilation
+        step = 2 if now < stride else 1
+        now = now*step
+        dilation = dilation*2//step
         plan.append((step, before, dilation))
     return plan
 
@@ -128,7 +130,7 @@ class ResNet(nn.Module):
     def __init__(self,
         block:str='bottleneck',    # 'basic' or 'bottleneck'
         layers=(3, 4, 6, 3),       # blocks of each stage, four stages or fewer
-        width:int=64,              # channels of stage 1 (before the bottleneck's factor 4); doubles each stage
+        width:int=64,              # channels of stage 1 before the bottleneck's factor 4; doubles per stage
         stem:str='torchvision',    # 'torchvision' (7x7), 'deep' (three 3x3) or 'small' (one 3x3, no max-pool)
         stride:int=8,              # output stride: 4, 8, 16 or 32
         norm:str='batch'):         # 'batch' or 'group'
@@ -158,7 +160,7 @@ class ResNet(nn.Module):
 
 # %% ../../nbs/models/24_deeplab.ipynb #33b23bf2
 def make_backbone(
-    name:str='resnet50_deep', # resnet18/34/50/101, resnet50_deep, resnet101_deep, toynet; with _c3 behind it, without the last stage
+    name:str='resnet50_deep', # resnet18/34/50/101, resnet50_deep, resnet101_deep, toynet; +_c3: no last stage
     stride:int=8,             # output stride: 4, 8, 16 or 32
     norm:str='batch',         # 'batch' or 'group'
 )->ResNet:                    # with `.channels` and `.stride`
@@ -223,10 +225,10 @@ class ASPP(nn.Module):
 
 # %% ../../nbs/models/24_deeplab.ipynb #77460459
 def keep_channels(
-    keys:Tensor,    # (b,) int64, one a picture
+    keys:Tensor,    # (b,) int64, one per image
     n:int,          # channels
     p:float,        # share of channels that is dropped
-    stream:int=0,   # another mask of the same pictures
+    stream:int=0,   # another mask of the same images
 )->Tensor:          # (b,n) bool
     "Choose channels by a hash of key, stream and channel."
     x = keys[:, None] + (torch.arange(n, device=keys.device) + 2**20*stream + 1)*-7046029254386353131
@@ -271,7 +273,7 @@ class DeepLabV3Plus(nn.Module):
             *_conv_norm_relu(dim + low_dim, dim, 3, 1, norm), *_conv_norm_relu(dim, dim, 3, 1, norm))
         self.classifier = nn.Conv2d(dim, n_classes, 1)
     def train(self, mode=True):
-        "Switch to training or evaluation; a backbone, or a batch norm of it, with nothing to train stays in evaluation."
+        "Switch to training or evaluation; what has nothing to train in the backbone stays in evaluation."
         super().train(mode)
         if not any(p.requires_grad for p in self.backbone.parameters()):
             self.backbone.eval()
@@ -291,7 +293,7 @@ class DeepLabV3Plus(nn.Module):
         context = resize(self.head(c4), c1.shape[-2:])
         return self.classifier(self.fuse(torch.cat([self.reduce(c1), context], dim=1)))
     def decode_perturbed(self, c1, c4, part=slice(None), generator=None, keys=None):
-        "Return the logits of the features and those of channel-dropped copies of `part`, decoded as one batch."
+        "Return logits of the features and of channel-dropped copies of `part`, decoded as one batch."
         keys = None if keys is None else keys[part]
         both = [
             torch.cat([c, drop_channels(c[part], 0.5, generator, keys, stream)])
@@ -299,21 +301,20 @@ class DeepLabV3Plus(nn.Module):
         low = self.decode(*both)
         return low[:len(c1)], low[len(c1):]
     def forward(self, image, perturb=False, part=slice(None), generator=None, keys=None):
-        "Return a SegOutput at the size of image (b,3,h,w); perturb=True adds `logits_fp`, of the images in `part`."
+        "Return a SegOutput at the size of image (b,3,h,w); perturb=True adds `logits_fp` for `part`."
         c1, c4 = self.features(image)
-        low, low_fp = (
-            self.decode_perturbed(c1, c4, part, generator, keys) if perturb else (self.decode(c1, c4), None))
         size = image.shape[-2:]
-        return SegOutput(
-            resize(at_least_float32(low), size),
-            None if low_fp is None else resize(at_least_float32(low_fp), size), c4)
+        if not perturb:
+            return SegOutput(resize(at_least_float32(self.decode(c1, c4)), size), feats=c4)
+        low, low_fp = self.decode_perturbed(c1, c4, part, generator, keys)
+        return SegOutput(resize(at_least_float32(low), size), resize(at_least_float32(low_fp), size), c4)
     def predict_logits(self, image):
         "Return logits (b,k,h,w) of image (b,3,h,w) and nothing that only training reads."
         return resize(at_least_float32(self.decode(*self.features(image))), image.shape[-2:])
 
 # %% ../../nbs/models/24_deeplab.ipynb #df102983
 class WeightReport(NamedTuple):
-    "What `load_backbone` did, by key."
+    "Report what `load_backbone` did, by key."
     loaded: tuple     # taken from the file
     missing: tuple    # of the network, not in the file: kept as initialised
     unexpected: tuple # in the file, not of the network: ignored
@@ -373,7 +374,7 @@ def read_tensors(
         ) from None
 
 def _safetensors():
-    "The part of safetensors that speaks torch."
+    "Import the torch part of safetensors."
     try:
         import safetensors.torch as module
     except ImportError:
@@ -383,7 +384,7 @@ def _safetensors():
     return module
 
 def _numpy_numbers():
-    "What a pickled NumPy number consists of, under its old and its new name."
+    "List what a pickled NumPy number consists of, under its old and its new name."
     scalar = np._core.multiarray.scalar
     return [
         (scalar, 'numpy.core.multiarray.scalar'),
@@ -394,7 +395,7 @@ def _numpy_numbers():
 
 # %% ../../nbs/models/24_deeplab.ipynb #40e09c38
 def _backbone_keys(state, source, own):
-    "Unwrap a checkpoint and strip from its keys what stands before the backbone's own names, such as `module.` or `backbone.body.`."
+    "Unwrap a checkpoint and strip prefixes such as `module.` or `backbone.body.` from its keys."
     if isinstance(state, dict):
         state = next((state[n] for n in ('state_dict', 'model') if isinstance(state.get(n), dict)), state)
     if not isinstance(state, dict):
@@ -408,10 +409,9 @@ def _backbone_keys(state, source, own):
     below = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
     return below | {k: v for k, v in state.items() if not k.startswith(start) and k not in own}
 
-
 # %% ../../nbs/models/24_deeplab.ipynb #f7492db6
 def _zero_open_blocks(backbone, missing):
-    "Zero the last norm of blocks whose convolutions are missing but whose shortcut is not; return their names."
+    "Zero the last norm of blocks that lack only their convolutions; return their names."
     blocks = {name: m for name,m in backbone.named_modules() if isinstance(m, (BasicBlock, Bottleneck))}
     zeroed = [
         name

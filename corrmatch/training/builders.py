@@ -14,10 +14,11 @@ import sysconfig
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterable, Iterator, Literal, NamedTuple, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from ..config import Config
 from ..data.batches import CachedSource, StepBatches, add_strong
@@ -46,7 +47,7 @@ def lr_after_step(
     total_steps:int,  # steps of the run
     power:float=0.9,  # 1 would be a straight line
 )->float:             # rate set after that step
-    "Poly schedule: the rate that is set once a step is done."
+    "Return the rate that the poly schedule sets after a step."
     return base*(1 - step/total_steps)**power
 
 def lr_in_force(
@@ -54,7 +55,7 @@ def lr_in_force(
     step:int,         # the step about to run, from 0
     total_steps:int,  # steps of the run
 )->float:             # rate this step runs with
-    "The rate of a step as a pure function of its number, which is all that resuming needs."
+    "Return the rate of a step, a pure function of its number."
     return base if step == 0 else lr_after_step(base, step-1, total_steps)
 
 # %% ../../nbs/training/30_builders.ipynb #06294c5a
@@ -68,7 +69,7 @@ class Datasets:
     colors:np.ndarray         # (k,3) uint8
 
 def _toy_sources(config):
-    "Scenes of the generated world; each seed of a run has its own training scenes, all share the validation scenes."
+    "Make scenes: training scenes depend on the seed of the run, validation scenes do not."
     first = 10_000*(config.seed+1)
     n_x = config.toy_labeled
     n_u = config.toy_unlabeled
@@ -80,57 +81,60 @@ def _toy_sources(config):
 
 # %% ../../nbs/training/30_builders.ipynb #2767a7bc
 def make_datasets(
-    config:Config, # data, labeled, unlabeled, val, n_classes
-    only_val=False, # leave the training sets closed, as scoring does
+    config:Config,       # data, labeled, unlabeled, val, n_classes
+    only_val:bool=False, # leave the training sets closed, as scoring does
 )->Datasets:
     "Open the data of a run; raise DataError when a folder, a list or a file is missing."
     if only_val:
-        config = replace(
-            config, labeled=config.val, unlabeled='', toy_unlabeled=0, w_s=0.0, w_s_corr=0.0, w_w_corr=0.0,
-            w_kl=0.0, w_fp=0.0)
+        no_terms = dict.fromkeys(('w_s', 'w_s_corr', 'w_w_corr', 'w_kl', 'w_fp'), 0.)
+        config = replace(config, labeled=config.val, unlabeled='', toy_unlabeled=0, **no_terms)
     if uses_unlabeled(config) and not (config.unlabeled if config.data else config.toy_unlabeled):
+        remedy = 'unlabeled=LIST' if config.data else 'toy_unlabeled=N'
         raise DataError(
-            f"method='{config.method}' learns from unlabeled pictures and has none: set "
-            f"{'unlabeled=LIST' if config.data else 'toy_unlabeled=N'}, or method=supervised"
-        )
+            f"method='{config.method}' learns from unlabeled images and has none: set {remedy}, or "
+            "method=supervised")
     if not config.data:
         return _toy_sources(config)
     root = Path(config.data)
-    if not root.is_dir():
-        raise DataError(
-            f"data='{root}': no such folder{'' if root.is_absolute() else f' in {Path.cwd()}'}; give the "
-            "one that holds the images (--data)"
-        )
-    def pairs(name, masks): return FolderSource(read_split(_list_path(root, name), root, masks))
-    names, colors = read_classes(root) or (
-        [f'class {c}' for c in range(config.n_classes)], palette(config.n_classes, 'pascal'))
-    if len(names) != config.n_classes:
-        raise DataError(
-            f'{root / "classes.txt"}: names {len(names)} classes, but n_classes={config.n_classes}; make '
-            'them equal'
-        )
+    names, colors = _classes(root, config.n_classes)
     if not config.labeled:
         raise DataError(
             f"data='{root}': no labeled list given; set labeled=LIST (one id or IMAGE MASK a line)")
-    unlabeled = (
-        open_unlabeled(config.unlabeled, root) if config.unlabeled and uses_unlabeled(config) else None)
-    return Datasets(pairs(config.labeled, True), unlabeled, pairs(config.val, True), names, colors)
+    unlabeled = None
+    if config.unlabeled and uses_unlabeled(config):
+        unlabeled = open_unlabeled(config.unlabeled, root)
+    labeled, val = (
+        FolderSource(read_split(_list_path(root, name), root, True)) for name in (config.labeled, config.val))
+    return Datasets(labeled, unlabeled, val, names, colors)
+
+def _classes(root, n_classes):
+    "Return names and colours of the classes of a data folder."
+    if not root.is_dir():
+        where = '' if root.is_absolute() else f' in {Path.cwd()}'
+        raise DataError(
+            f"data='{root}': no such folder{where}; give the one that holds the images (--data)")
+    names, colors = read_classes(root) or (
+        [f'class {c}' for c in range(n_classes)], palette(n_classes, 'pascal'))
+    if len(names) != n_classes:
+        raise DataError(
+            f'{root / "classes.txt"}: names {len(names)} classes, but n_classes={n_classes}; make them equal')
+    return names, colors
 
 # %% ../../nbs/training/30_builders.ipynb #0ee16e97
 def _list_path(root, name):
-    "A list given relative to the data folder, or to where the command runs."
+    "Find a list, given relative to the data folder or to where the command runs."
     return Path(name) if not (root/name).is_file() and Path(name).is_file() else root/name
 
 def uses_unlabeled(
     config:Config, # its w_* fields
 )->bool:
-    "Does any term need unlabeled pictures?"
+    "Say whether any loss term needs unlabeled images."
     return any((config.w_s, config.w_s_corr, config.w_w_corr, config.w_kl, config.w_fp))
 
 # %% ../../nbs/training/30_builders.ipynb #8203953e
 def batch_norms(
     net:nn.Module, # any
-):                 # iterates over its batch norm layers, shared among processes or not
+)->Iterator[nn.Module]: # its batch norm layers, synchronised or not
     "Find the batch norm layers of a network."
     return (layer for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
 
@@ -138,7 +142,7 @@ def freeze_backbone(
     backbone:nn.Module, # changed in place
     whole:bool=True,    # every weight
     norm:bool=False,    # the batch norm layers; ValueError if there are none
-):
+)->None:
     "Take a backbone, or the batch norm of it, out of training."
     if whole:
         backbone.requires_grad_(False)
@@ -153,7 +157,7 @@ def freeze_backbone(
 # %% ../../nbs/training/30_builders.ipynb #ca3528da
 def make_model(
     config:Config, # backbone, stride, dim, low_dim, norm, freeze, freeze_norm, weights, n_classes, seed
-)->tuple:          # the network and a text that says which weights were loaded
+)->tuple[DeepLabV3Plus, str]: # the network, and a text that says which weights were loaded
     "Build the network of a run from its seed; load backbone weights if the record names some."
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone, config.stride, config.norm)
@@ -163,25 +167,22 @@ def make_model(
     model = kind(backbone, config.n_classes, config.dim, config.low_dim, rates, norm=config.norm, **options)
     freeze_backbone(model.backbone, config.freeze, config.freeze_norm)
     if not config.weights:
-        return model, 'backbone: random weights' + (
-            ', while published scores start from ImageNet weights: give weights=FILE'
-            if config.backbone != 'toynet'
-            else '')
+        text = 'backbone: random weights'
+        if config.backbone != 'toynet':
+            text += ', while published scores start from ImageNet weights: give weights=FILE'
+        return model, text
     weights = toy_weights() if config.weights == 'toy' else config.weights
-    return (
-        model,
-        f'backbone weights {config.weights}: '
-        f'{load_pretrained(backbone, config.backbone, weights, config.allow_partial)}',
-    )
+    report = load_pretrained(backbone, config.backbone, weights, config.allow_partial)
+    return model, f'backbone weights {config.weights}: {report}'
 
-def toy_weights():
-    "Path of the small backbone that comes with the package."
+def toy_weights()->Path:
+    "Return the path of the small backbone that comes with the package."
     return Path(str(files('corrmatch')))/'assets'/'toynet.pth'
 
 def uses_correlation(
     config:Config, # its w_*, regions and teacher_* fields
 )->bool:
-    "Does any term or the regions need a correlation map?"
+    "Say whether any loss term or the regions need a correlation map."
     return bool(
         config.regions
         or config.w_x_corr
@@ -195,7 +196,7 @@ def make_optimizer(
     model:nn.Module, # has .backbone
     config:Config,   # lr, lr_multi, layer_decay, weight_decay
 )->torch.optim.SGD:  # groups, each with its full rate in 'base'
-    "SGD with momentum 0.9; the backbone has a rate of its own, or one for each layer."
+    "Make SGD with momentum 0.9; the backbone has its own rate, or one for each layer."
     groups = param_groups(model, config.lr, config.lr_multi, config.layer_decay)
     return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
 
@@ -203,8 +204,8 @@ def set_lr(
     optimizer:torch.optim.Optimizer, # groups with 'base'
     step:int,                        # about to run, from 0
     total_steps:int,                 # of the run
-):
-    "Put the rate of a step in force."
+)->None:
+    "Set the rate of a step."
     for group in optimizer.param_groups:
         group['lr'] = lr_in_force(group['base'], step, total_steps)
 
@@ -212,14 +213,14 @@ def set_lr(
 def make_variants(
     config:Config,    # region_votes, region_seeds, teacher_pixel, teacher_cross
 )->Variants:
-    "What the steps of a run do otherwise than the paper's."
+    "Gather how the steps of a run differ from the paper's."
     return Variants(config.region_votes, config.region_seeds, config.teacher_pixel, config.teacher_cross)
 
 # %% ../../nbs/training/30_builders.ipynb #4afeca0d
 def make_threshold(
     config:Config,    # threshold, tau, momentum_tau, n_classes
 )->DynamicThreshold|FixedThreshold: # has .tau and .update(confidence, label, valid)
-    "The confidence threshold of a run."
+    "Make the confidence threshold of a run."
     if config.threshold == 'fixed':
         return FixedThreshold(config.tau)
     kind = ClassThresholds if config.threshold == 'per_class' else DynamicThreshold
@@ -228,12 +229,13 @@ def make_threshold(
 # %% ../../nbs/training/30_builders.ipynb #3c4d12c2
 def make_batches(
     config:Config,    # crop, batch sizes, seed, scales, views, cutmix
-    sources:Datasets,  # from make_sources
+    sources:Datasets, # from make_datasets
 )->StepBatches:       # item `step` is that step's batch
-    "The batches of a run; hidden masks come along where there are some, for measuring only."
+    "Make the batches of a run; hidden masks are included where they exist, for measuring only."
     unlabeled = sources.unlabeled if uses_unlabeled(config) else None
-    # few, and read again and again
-    labeled = CachedSource(sources.labeled, config.cache) if config.data and config.cache else sources.labeled
+    labeled = sources.labeled
+    if config.data and config.cache:  # few images, read again and again
+        labeled = CachedSource(labeled, config.cache)
     return StepBatches(
         labeled, unlabeled, config.crop, config.batch_x, config.batch_u, config.seed,
         (config.scale_min, config.scale_max), config.strong_views, config.cutmix,
@@ -243,9 +245,9 @@ def make_batches(
 
 def total_steps(
     config:Config,    # steps or epochs, batch_u
-    sources:Datasets,  # from make_sources
+    sources:Datasets, # from make_datasets
 )->int:
-    "Steps of a run: given, or epochs over the unlabeled list, which counts for supervised training too; without one over the labeled."
+    "Count the steps of a run; epochs count the unlabeled list if there is one, for every method."
     if config.steps:
         return config.steps
     unlabeled = sources.unlabeled
@@ -254,16 +256,16 @@ def total_steps(
             unlabeled = open_unlabeled(config.unlabeled, Path(config.data))
         except DataError:
             pass  # a list that only counts may be missing
-    n, batch = (
-        (len(unlabeled), config.batch_u) if unlabeled is not None else (len(sources.labeled), config.batch_x))
-    return max(1, config.epochs*n//batch)
+    if unlabeled is None:
+        return max(1, config.epochs*len(sources.labeled)//config.batch_x)
+    return max(1, config.epochs*len(unlabeled)//config.batch_u)
 
 # %% ../../nbs/training/30_builders.ipynb #75c9594b
 def to_device(
     batch:dict,          # from StepBatches
     device:torch.device, # where the network lives
-)->dict:                 # the same keys; pictures normalised, lists untouched
-    "Move a batch and normalise its pictures there."
+)->dict:                 # the same keys; images normalised, lists untouched
+    "Move a batch and normalise its images there."
     moved = add_strong(
         {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()})
     return {k: normalize(v) if k.startswith('image_') else v for k, v in moved.items()}
@@ -272,23 +274,23 @@ def to_device(
 def make_weights(
     config:Config, # its seven w_* fields
 )->LossTerms:      # floats
-    "Gather a run's loss weights."
+    "Gather the loss weights of a run."
     return LossTerms(*(getattr(config, f'w_{term}') for term in LossTerms._fields))
 
 # %% ../../nbs/training/30_builders.ipynb #0c79584e
 def autocast(
     device:torch.device|str, # where the step runs
     dtype:torch.dtype|None,  # torch.bfloat16; None: everything in float32
-):                           # context manager
+)->torch.autocast:
     "Run convolutions and matrix products in a smaller type."
     return torch.autocast(torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 # %% ../../nbs/training/30_builders.ipynb #53cd53d3
 def pick_precision(
-    precision:str,              # auto | fp32 | bf16
-    device:torch.device|str,    # where the step runs
+    precision:Literal['auto', 'fp32', 'bf16'], # of a Config
+    device:torch.device|str,       # where the step runs
     model:DeepLabV3Plus|None=None, # its size counts for 'auto' on a CPU; None: float32 there
-)->torch.dtype|None:            # for autocast
+)->torch.dtype|None:               # for autocast
     "Choose the type of the convolutions."
     device = torch.device(device)
     if precision not in ('auto', 'fp32', 'bf16'):
@@ -299,10 +301,8 @@ def pick_precision(
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type != 'cpu' or model is None or sum(p.numel() for p in model.parameters()) < 5_000_000:
         return None
-    return (
-        torch.bfloat16
-        if any(getattr(torch.cpu, f'_is_{name}_supported', bool)() for name in ('avx512_bf16', 'amx_tile'))
-        else None)
+    fast = any(getattr(torch.cpu, f'_is_{name}_supported', bool)() for name in ('avx512_bf16', 'amx_tile'))
+    return torch.bfloat16 if fast else None
 
 # %% ../../nbs/training/30_builders.ipynb #ef88dc2a
 def prepare_model(
@@ -310,7 +310,7 @@ def prepare_model(
     config:Config,           # compile
     device:torch.device|str, # where it will train
 )->DeepLabV3Plus:            # the same network
-    "Move a network, lay its weights out channels last, compile it if the record says so."
+    "Move a network, lay its weights out channels last, and compile it if the configuration says so."
     model.to(device).to(memory_format=torch.channels_last)
     if config.compile:
         name = os.environ.get('CXX') or ('clang++' if sys.platform == 'darwin' else 'g++')
@@ -330,10 +330,10 @@ def prepare_model(
 
 # %% ../../nbs/training/30_builders.ipynb #13ce68a3
 class Propagated(NamedTuple):
-    "One picture's prediction and what the correlation map makes of it."
-    logits:Tensor    # (1,k,h,w)
-    label:Tensor     # (h,w) weak prediction
-    keep:Tensor      # (h,w) bool, confident
+    "The prediction for one image and what propagation makes of it."
+    logits:Tensor       # (1,k,h,w)
+    label:Tensor        # (h,w) weak prediction
+    keep:Tensor         # (h,w) bool, confident
     label_pixel:Tensor  # (h,w) after pixel propagation
     label_region:Tensor # (h,w) after region propagation
     keep_region:Tensor  # (h,w) bool, confident or in an accepted region
@@ -348,16 +348,15 @@ def propagate_image(
     cut:float=0.5,   # of a min-max normalised row
     seed:int=0,      # of the drawn positions
 )->Propagated:
-    "Predict one picture and propagate along its correlation map, in evaluation mode."
+    "Predict one image and propagate along its correlation map, in evaluation mode."
     was_training = model.training
     out = model.eval()(image[None])
     model.train(was_training)
     label = pseudo_label(out.logits)
     keep = confidence(out.logits) >= tau
-    index = draw_positions(out.f1.shape[-2] * out.f1.shape[-1], m, torch.Generator().manual_seed(seed)).to(
-        image.device)
-    shapes = fast_region_maps(
-        correlation_rows(out.f1, out.f2, index), out.f1.shape[-2:], image.shape[-2:], cut)
+    size = out.f1.shape[-2:]
+    index = draw_positions(size.numel(), m, torch.Generator().manual_seed(seed)).to(image.device)
+    shapes = fast_region_maps(correlation_rows(out.f1, out.f2, index), size, image.shape[-2:], cut)
     label_region, keep_region = fast_propagate_regions(label, keep, shapes, tau)
     maps = (label, keep, pseudo_label(out.logits_corr), label_region, keep_region)
     return Propagated(out.logits, *[m[0].cpu() for m in maps])
@@ -365,20 +364,20 @@ def propagate_image(
 # %% ../../nbs/training/30_builders.ipynb #b3040e0c
 def show_prediction(
     model:nn.Module,     # CorrMatchNet shows five panels, a plain network three
-    source,              # Source with masks
-    rows=(0, 1, 2),      # which pictures
+    source:Source,       # with masks
+    rows:Sequence[int]=(0, 1, 2), # which images
     tau:float=0.85,      # confidence threshold
     m:int=128,           # regions; 0 leaves their panel out
     cut:float=0.5,       # of a min-max normalised row
-    colors=None,         # (k,3) uint8
-    device='cpu',        # where the model is
-):                       # Figure
+    colors:np.ndarray|None=None,  # (k,3) uint8
+    device:torch.device|str='cpu', # where the model is
+)->Figure:
     "Draw image, mask, prediction, and what pixel and region propagation make of it."
-    correlated = isinstance(model, CorrMatchNet)
-    titles = ['image', 'mask', 'weak prediction', 'after pixel propagation', 'after region propagation'][
-        : (4 + bool(m)) if correlated else 3]
+    titles = ['image', 'mask', 'prediction']
+    if isinstance(model, CorrMatchNet):
+        titles += ['after pixel propagation', 'after region propagation'][:2 if m else 1]
     fig, axes = plt.subplots(
-        len(rows), len(titles), figsize=(2 * len(titles), 2 * len(rows) + 0.2), squeeze=False,
+        len(rows), len(titles), figsize=(2*len(titles), 2*len(rows) + .2), squeeze=False,
         layout='constrained')
     for row, (image, mask) in zip(axes, eval_pairs(source, device, rows)):
         labels = _predicted(model, image, tau, m, cut)
@@ -390,7 +389,7 @@ def show_prediction(
     return fig
 
 def _predicted(model, image, tau, m, cut):
-    "Label maps (h,w) to draw beside the mask."
+    "Return the label maps (h,w) to draw beside the mask."
     if not isinstance(model, CorrMatchNet):
         return [whole_predict(model.eval(), image)[0].cpu()]
     p = propagate_image(model, image[0], tau, m or 1, cut)
@@ -398,15 +397,15 @@ def _predicted(model, image, tau, m, cut):
 
 # %% ../../nbs/training/30_builders.ipynb #51254d92
 def eval_pairs(
-    source,          # Source with masks
-    device='cpu',    # where the model is
-    rows=None,       # which pictures; None: all
-    batch:int=1,     # neighbours of equal size that are served together
-):                   # yields (b,3,h,w) normalised images and (b,h,w) masks
-    "Read pictures in order, at their own size."
+    source:Source,                  # with masks
+    device:torch.device|str='cpu',  # where the model is
+    rows:Iterable[int]|None=None,   # which images; None: all
+    batch:int=1,                    # neighbours of equal size that are served together
+)->Iterator[tuple[Tensor, Tensor]]: # (b,3,h,w) normalised images and (b,h,w) masks
+    "Read images in order, at their own size."
     group = list[tuple]()
     for i in range(len(source)) if rows is None else rows:
-        pair = np.asarray(source.read_image(i)), np.asarray(source.read_mask(i))
+        pair = (np.asarray(source.read_image(i)), np.asarray(source.read_mask(i)))
         if group and (len(group) == batch or group[0][1].shape != pair[1].shape):
             yield _stack(group, device)
             group = []
@@ -415,6 +414,6 @@ def eval_pairs(
         yield _stack(group, device)
 
 def _stack(pairs, device):
-    "Bytes of several pictures as one normalised batch on the device."
+    "Make one normalised batch on the device of the bytes of several images."
     image, mask = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*pairs))
     return normalize(image.permute(0, 3, 1, 2)), mask.long()

@@ -13,7 +13,7 @@ import platform
 import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -27,9 +27,9 @@ from .builders import make_model
 
 # %% ../../nbs/training/31_checkpoints.ipynb #ff392e2f
 def clean_state(
-    saved,        # what a training script saved, or a state dict
-    source='given', # named in errors
-)->dict:          # name -> tensor, without wrappers and prefixes
+    saved:Any,          # what a training script saved, or a state dict
+    source:str|Path='given', # named in errors
+)->dict[str, Tensor]: # name -> tensor, without wrappers and prefixes
     "Find the table of weights in a checkpoint."
     state = saved
     if isinstance(state, dict):
@@ -77,7 +77,7 @@ def compare_state(
 
 # %% ../../nbs/training/31_checkpoints.ipynb #3186e2d3
 class NetworkFacts(NamedTuple):
-    "What the weights of a segmentation network say about it."
+    "Describe a segmentation network, as read off its weights."
     backbone: str   # name for build_backbone
     n_classes: int  # rows of the classifier
     dim: int        # channels of ASPP and decoder
@@ -110,9 +110,9 @@ def network_facts(
 
 # %% ../../nbs/training/31_checkpoints.ipynb #8fe40814
 def load_reference_checkpoint(
-    path,                 # file of the reference, of UniMatch, or of export_reference_state
-    model=None,           # network that takes the weights, changed in place; None: built from the names
-    stride:int|None=None,      # output stride of a network built here; None: 8 with a correlation head, 16 without
+    path:str|Path,        # file of the reference, of UniMatch, or of export_reference_state
+    model:nn.Module|None=None, # network that takes the weights, changed in place; None: built from the names
+    stride:int|None=None, # output stride if built here; None: 8 with a correlation head, 16 without
 )->nn.Module:             # the network, in evaluation mode if it was built here
     "Load published weights by name; any difference is an error that lists it."
     try:
@@ -150,8 +150,8 @@ def export_reference_state(
     return {prefix + k: v.detach().cpu().clone() for k, v in state.items()}
 
 # %% ../../nbs/training/31_checkpoints.ipynb #86f9a731
-def versions()->dict: # name -> version
-    "Which software made a file."
+def versions()->dict[str, str]: # name -> version
+    "Name the software that makes a file."
     found = dict(
         corrmatch=corrmatch.__version__, python=platform.python_version(), torch=str(torch.__version__),
         torchvision=str(torchvision.__version__))
@@ -162,16 +162,16 @@ def versions()->dict: # name -> version
     return found | dict(timm=timm.__version__)
 
 def make_card(
-    config:Config,    # of the run
+    config:Config,         # of the run
     scores:dict|None=None, # name -> number, such as {'mIoU on val': 76.4}
-    data:dict|None=None,   # anything worth knowing: pictures per list, class names
+    data:dict|None=None,   # anything worth knowing: images per list, class names
     step:int|None=None,    # after which the weights were taken
     date:str|None=None,    # ISO date; None: today
-    note:str='',      # a sentence or two for whoever opens the file
-)->dict:              # plain values only
+    note:str='',           # a sentence or two for the page
+)->dict:                   # plain values only
     "Collect what a model's user must know."
     today = date or datetime.date.today().isoformat()
-    # where files lay is nobody's business
+    # paths of this machine stay private
     public = replace(config, data=Path(config.data).name, weights=Path(config.weights).name, out='')
     return dict(
         config=asdict(public), scores=scores or {}, data=data or {}, step=step, date=today,
@@ -179,7 +179,7 @@ def make_card(
 
 # %% ../../nbs/training/31_checkpoints.ipynb #43b9805b
 def _changed(config):
-    "Settings of a run that are not the defaults, as (name, value, default)."
+    "List settings that are not the defaults, as (name, value, default)."
     default = asdict(Config())
     return [
         (k, v, default[k])
@@ -187,7 +187,7 @@ def _changed(config):
         if k in default and v != default[k] and k not in ('out', 'device', 'workers')]
 
 def _table(head, rows):
-    "A table in markdown."
+    "Write a table in markdown."
     return '\n'.join(
         '| ' + ' | '.join(str(c).replace('|', '\\|') for c in row) + ' |'
         for row in (head, ['---'] * len(head), *rows))
@@ -199,32 +199,26 @@ def model_card(
 )->str:                     # markdown
     "Write a model card."
     c = card['config']
-    what = (
-        f"{c['backbone']} with DeepLabV3+, output stride {c['stride']}, {c['n_classes']} classes, "
-        f"trained by {c['method']}"
-    )
-    what += f" for {card['step']} steps." if card['step'] else '.'
-    facts = [(k, v) for k, v in card['data'].items()] + [
-        (k, f'{v:.2f}' if isinstance(v, float) else v) for k, v in card['scores'].items()]
-    known = _table(('data and scores', ''), facts) if facts else 'No scores were recorded.'
-    use = (
-        "```python\nfrom corrmatch.training.checkpoints import open_weights\nmodel, config = "
-        f"open_weights('{name}')\n```"
-    )
+    trained = f" for {card['step']} steps" if card['step'] else ''
+    scores = [(k, f'{v:.2f}' if isinstance(v, float) else v) for k, v in card['scores'].items()]
+    facts = [*card['data'].items(), *scores]
+    software = ', '.join(f'{k} {v}' for k, v in card['versions'].items())
     parts = [
         f'# {name}',
-        what,
+        f"{c['backbone']} with DeepLabV3+, output stride {c['stride']}, {c['n_classes']} classes, "
+        f"trained by {c['method']}{trained}.",
         card['note'],
         '## Data and scores',
-        known,
+        _table(('data and scores', ''), facts) if facts else 'No scores were recorded.',
         '## Use',
-        use + '\n\nPictures are RGB, normalised with the mean and deviation of ImageNet.',
+        '```python\nfrom corrmatch.training.checkpoints import open_weights\n'
+        f"model, config = open_weights('{name}')\n```",
+        'Images are RGB, normalised with the mean and deviation of ImageNet.',
         '## Settings',
         'Those that differ from the defaults; the file holds all.',
         _table(('setting', 'value', 'default'), _changed(c)),
         '## Made',
-        f"{card['date']} with " + ', '.join(f'{k} {v}' for k, v in card['versions'].items()) + '.',
-    ]
+        f"{card['date']} with {software}."]
     return '\n\n'.join(p for p in parts if p) + '\n'
 
 # %% ../../nbs/training/31_checkpoints.ipynb #b7666221
@@ -248,7 +242,7 @@ def save_weights(
 # %% ../../nbs/training/31_checkpoints.ipynb #3c0b9d68
 def load_weights(
     path,     # from save_weights
-)->tuple:     # state dict, card
+)->tuple[dict, dict]: # state dict, card
     "Read weights and their card; nothing in the file is run."
     try:
         saved = read_tensors(path)
@@ -272,7 +266,7 @@ def fitted_model(
     where,         # file, for the message
     device='cpu',  # where the network goes
 )->nn.Module:      # in evaluation mode
-    "Build the network of a record, with weights that have to fit; nothing large is made before they are compared."
+    "Build the network of a configuration; its weights have to fit, which is checked first."
     plain = replace(config, weights='')
     state = clean_state(saved, where)
     with torch.device('meta'):
@@ -289,7 +283,7 @@ def fitted_model(
 def open_weights(
     path,          # from save_weights
     device='cpu',  # where the network goes
-)->tuple:          # network in evaluation mode, Config
+)->tuple[nn.Module, Config]: # network in evaluation mode, its configuration
     "Build the network that a file describes and give it its weights."
     state, card = load_weights(path)
     config = recorded_config(card.get('config'), str(path))
@@ -297,7 +291,7 @@ def open_weights(
 
 # %% ../../nbs/training/31_checkpoints.ipynb #70ff6fbd
 def _which_weights(saved, average, where):
-    "The weights of a checkpoint, or their running average; and are they an average? None where the run kept none."
+    "Return the weights of a checkpoint or their running average, and whether they are one (None: none kept)."
     state = clean_state(saved['model'], where)
     kept = saved.get('average')
     if not kept and average:
@@ -308,7 +302,7 @@ def _which_weights(saved, average, where):
     return (mean, True) if average else (state, all(torch.equal(v, mean[k]) for k, v in state.items()))
 
 def _noted_score(run, step, column):
-    "What val.csv says of a step, or None."
+    "Return what val.csv says of a step, or None."
     try:
         log = read_csv(Path(run)/'val.csv')
     except (OSError, ValueError):

@@ -6,7 +6,7 @@ __all__ = ['intersection_union', 'class_mean', 'mean_iou', 'ConfusionMatrix', 'w
 
 # %% ../../nbs/training/27_metrics.ipynb #991e74eb
 import copy
-from typing import Callable
+from typing import Callable, Literal
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
@@ -36,9 +36,9 @@ def intersection_union(
 def class_mean(
     iou:Tensor,         # (k,) 0..1
     union:Tensor,       # (k,) pixels; 0 marks a class that never occurs
-    absent:str='zero',  # 'zero': it counts as IoU 0 (reference); 'skip': it is left out
+    absent:Literal['zero', 'skip']='zero', # 'zero': it counts as IoU 0 (reference); 'skip': it is left out
 )->float:               # 0..1
-    "Mean over classes, with a say for those that never occur."
+    "Average over classes; `absent` decides about those that never occur."
     if absent not in ('zero', 'skip'):
         raise ValueError(f"absent is {absent!r}: use 'zero' or 'skip'")
     if absent == 'zero':
@@ -51,15 +51,15 @@ def mean_iou(
     mask:Tensor,                   # (...) ground truth, same shape
     n_classes:int,                 # k
     ignore_index:int=IGNORE_INDEX, # mask value of pixels that are not scored
-    absent:str='zero',             # classes that never occur: 'zero' or 'skip'
+    absent:Literal['zero', 'skip']='zero', # classes that never occur: see class_mean
 )->float:                          # 0..1
-    "Mean intersection over union of one prediction, or of a batch as one picture."
+    "Compute the mean intersection over union of one prediction, or of a batch as one image."
     intersection, union, _ = intersection_union(label, mask, n_classes, ignore_index)
     return class_mean(intersection.double()/(union.double()+1e-10), union, absent)
 
 # %% ../../nbs/training/27_metrics.ipynb #853d5469
 class ConfusionMatrix:
-    "Counts of (true class, predicted class) over a whole set."
+    "Count (true class, predicted class) over a whole set."
     update:Callable
     iou:Callable
     miou:Callable
@@ -94,7 +94,7 @@ def update(self:ConfusionMatrix,
     label:Tensor, # (...) predicted class ids, 0..k-1
     mask:Tensor,  # (...) ground truth, same shape and device
 )->ConfusionMatrix:
-    "Add the pixels of one or more pictures; the counts move to their device."
+    "Add the pixels of one or more images."
     if label.shape != mask.shape:
         raise ValueError(f'label is {tuple(label.shape)}, mask {tuple(mask.shape)}: they must be equal')
     k = self.n_classes
@@ -112,7 +112,7 @@ def update(self:ConfusionMatrix,
 @patch
 def iou(self:ConfusionMatrix,
 )->Tensor: # (k,) float64, 0..1, on the CPU; 0 for a class that never occurs
-    "Intersection over union of each class."
+    "Return the intersection over union of each class."
     self.check()
     m = self.matrix.cpu().double()
     return m.diagonal() / (m.sum(0) + m.sum(1) - m.diagonal() + 1e-10)
@@ -120,35 +120,34 @@ def iou(self:ConfusionMatrix,
 # %% ../../nbs/training/27_metrics.ipynb #ca531f25
 @patch
 def miou(self:ConfusionMatrix,
-    absent:str='zero', # classes that never occur: 'zero' (reference) or 'skip'
+    absent:Literal['zero', 'skip']='zero', # classes that never occur: 'zero' is the reference's way
 )->float:              # 0..1
-    "Mean over classes of the intersection over union."
+    "Return the mean over classes of the intersection over union."
     return class_mean(self.iou(), (self.matrix.sum(0) + self.matrix.sum(1)).cpu(), absent)
 
 # %% ../../nbs/training/27_metrics.ipynb #8deeb3c2
 @patch
 def present(self:ConfusionMatrix,
 )->Tensor: # (k,) bool, on the CPU
-    "Which classes the ground truth shows."
+    "Say which classes the ground truth shows."
     return (self.matrix.sum(1) > 0).cpu()
 
 @patch
 def miou_over(self:ConfusionMatrix,
-    classes:str='all', # 'all' (reference) or 'present': those that the ground truth shows
+    classes:Literal['all', 'present']='all', # 'all' is the reference's way; 'present': in the ground truth
 )->float:              # 0..1
-    "Mean intersection over union of all classes, or of those present in the ground truth."
+    "Return the mean intersection over union of all classes, or of those present in the ground truth."
     if classes not in ('all', 'present'):
         raise ValueError(f"classes is {classes!r}: use 'all' or 'present'")
     if classes == 'all':
         return self.miou()
     return self.iou()[self.present()].mean().item() if self.present().any() else 0.
 
-
 # %% ../../nbs/training/27_metrics.ipynb #1b4a67d8
 @patch
 def pixel_accuracy(self:ConfusionMatrix,
 )->float: # 0..1
-    "Share of the scored pixels that have the right class."
+    "Return the share of the scored pixels that have the correct class."
     self.check()
     return (self.matrix.diagonal().sum() / self.matrix.sum().clamp(min=1)).item()
 
@@ -196,7 +195,7 @@ def whole_predict(
 def center_crop(
     maps:Tensor, # (...,h,w) image or mask
     crop:int,    # pixels, side of the square
-)->Tensor:       # (...,crop,crop), or smaller where the picture is
+)->Tensor:       # (...,crop,crop), or smaller where the image is
     "Cut the middle square, starting at (size-crop)//2."
     y, x = [max(0, (n-crop)//2) for n in maps.shape[-2:]]
     return maps[..., y:y+crop, x:x+crop]
@@ -277,8 +276,8 @@ class _PackedConv(nn.Module):
 
 # %% ../../nbs/training/27_metrics.ipynb #78b3145e
 def fuse_for_inference(
-    model, # network in eval mode; anything but a float32 network on a CPU comes back as it is, and so does a packed one
-):         # a copy that predicts the same, faster; it cannot be trained
+    model:Callable, # network in eval mode; anything but a float32 network on a CPU is returned as it is
+)->Callable:        # a copy that predicts the same, faster; it cannot be trained
     "Fold batch norms into convolutions and lay the weights out for the CPU, once for many predictions."
     weights = list(model.parameters()) if isinstance(model, nn.Module) and not model.training else []
     plain = bool(weights) and {(p.device.type, p.dtype) for p in weights} == {('cpu', torch.float32)}
@@ -289,11 +288,9 @@ def fuse_for_inference(
     model = copy.deepcopy(model).requires_grad_(False)
     for module in list(model.modules()):
         parts = list(module.named_children())
+        in_order = isinstance(module, (nn.Sequential, BasicBlock, Bottleneck))
         for (name, conv), (after, norm) in zip(parts, parts[1:]):
-            if (
-                isinstance(module, (nn.Sequential, BasicBlock, Bottleneck))
-                and type(conv) is nn.Conv2d
-                and type(norm) is nn.BatchNorm2d):
+            if in_order and type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
                 setattr(module, name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, after, nn.Identity())
         for name, conv in list(module.named_children()):
@@ -306,11 +303,11 @@ def evaluate(
     model,               # image (b,3,h,w) -> logits or SegOutput; in eval mode
     pairs,               # iterable of image (b,3,h,w) and mask (b,h,w), on the model's device
     n_classes:int,       # k
-    mode:str='whole',    # 'whole', 'center' or 'slide'
+    mode:Literal['whole', 'center', 'slide']='whole', # how an image is shown to the network
     crop:int|None=None,  # pixels, side of the centre crop or the window
     ignore_index:int=IGNORE_INDEX, # mask value of pixels that are not scored
 )->ConfusionMatrix:      # of this process; call `.sync()` to add the others
-    "Predict every picture and count."
+    "Predict every image and count."
     if mode not in ('whole', 'center', 'slide'):
         raise ValueError(f"mode is {mode!r}: use 'whole', 'center' or 'slide'")
     if mode != 'whole' and crop is None:
@@ -321,9 +318,9 @@ def evaluate(
         if crop is not None and mode == 'center':
             image = center_crop(image, crop)
             mask = center_crop(mask, crop)
-        label = (
-            slide_predict(model, image, crop)
-            if crop is not None and mode == 'slide'
-            else whole_predict(model, image))
+        if crop is not None and mode == 'slide':
+            label = slide_predict(model, image, crop)
+        else:
+            label = whole_predict(model, image)
         confusion.update(label, mask)
     return confusion

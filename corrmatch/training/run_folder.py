@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['HARMLESS', 'read_checkpoint', 'save_checkpoint', 'read_latest', 'read_json', 'read_record', 'recorded_config',
            'config_changes', 'list_mark', 'data_record', 'read_data_record', 'data_changes', 'CsvLog', 'read_csv',
-           'process_start', 'note_state', 'run_state', 'refuse_if_running', 'hold_folder', 'release_folder', 'Run',
-           'best_scores', 'best_row', 'list_runs', 'runs_table', 'progress_text', 'hours', 'Progress']
+           'note_state', 'run_state', 'refuse_if_running', 'hold_folder', 'release_folder', 'Run', 'best_scores',
+           'best_row', 'list_runs', 'runs_table', 'Progress']
 
 # %% ../../nbs/training/29_run_folder.ipynb #819318d9
 import csv
@@ -22,16 +22,15 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 import numpy as np
 import torch
 from fastcore.imports import in_jupyter
 from filelock import FileLock, Timeout
-from tabulate import tabulate
 from tqdm.auto import tqdm
 from ..config import Config, check_config
 from ..data.folders import read_conversion
-from ..files import DataError, link_or_copy, remove_draft, text_table, write_atomic
+from ..files import DataError, link_or_copy, log, remove_draft, text_table, write_atomic
 
 # %% ../../nbs/training/29_run_folder.ipynb #4430fdb5
 def _is_intact(data):
@@ -122,9 +121,9 @@ def save_checkpoint(
 
 # %% ../../nbs/training/29_run_folder.ipynb #15073caf
 def read_latest(
-    folder:Path,  # run folder
-    warn=print,   # told in one line when last.pt had to be left out
-)->dict:          # the newest state that is intact
+    folder:Path,                            # run folder
+    warn:Callable[[str], None]=log.warning, # gets one line when last.pt had to be left out
+)->dict:                                    # the newest state that is intact
     "Read last.pt, or before.pt when last.pt is damaged or gone."
     folder = Path(folder)
     try:
@@ -355,7 +354,7 @@ def read_csv(
     return {name: np.array(values) for name, values in columns.items()}
 
 # %% ../../nbs/training/29_run_folder.ipynb #5c463d8d
-def process_start(
+def _process_start(
     pid:int,  # process on this machine
 ):            # str that no later process with the same number shares; '' where unknown; None: no such process
     "Tell a process from a later one with the same number."
@@ -379,7 +378,7 @@ def note_state(
 ):
     "Write state.json."
     own = dict(
-        state=state, pid=os.getpid(), started=process_start(os.getpid()), host=socket.gethostname(),
+        state=state, pid=os.getpid(), started=_process_start(os.getpid()), host=socket.gethostname(),
         time=round(time.time()))
     write_atomic(Path(folder)/'state.json', json.dumps(own | facts, indent=1).encode())
 
@@ -399,7 +398,7 @@ def run_state(
     if facts['state'] != 'running':
         return facts
     if facts.get('host') == socket.gethostname():
-        start = process_start(facts.get('pid', 0))
+        start = _process_start(facts.get('pid', 0))
         alive = start is not None and start == facts.get('started')
     else:
         alive = abs(time.time() - facts.get('time', 0)) < silent
@@ -471,7 +470,7 @@ class Run(NamedTuple):
 # %% ../../nbs/training/29_run_folder.ipynb #8d4a8b7b
 def best_scores(
     val:dict,    # val.csv from read_csv
-)->np.ndarray:   # (n,) percent, of the network's weights or of their average, whichever is better, as best.pt holds it
+)->np.ndarray:   # (n,) percent; of the better of weights and their average, which best.pt holds
     "Score of every validation."
     return np.fmax(val['miou'], val.get('miou_ema', val['miou'])) if 'miou' in val else np.zeros(0)
 
@@ -484,7 +483,7 @@ def best_row(
 # %% ../../nbs/training/29_run_folder.ipynb #1168710c
 def list_runs(
     root:Path, # folder with run folders at any depth
-)->list:       # of Run, by path
+)->list[Run]:  # by path
     "Find run folders and say how they are."
     runs = []
     for config in sorted(Path(root).rglob('config.json')):
@@ -506,9 +505,9 @@ def list_runs(
     return runs
 
 def runs_table(
-    runs:list, # from list_runs
-)->str:        # aligned text
-    "One line a run."
+    runs:list[Run], # from list_runs
+)->str:             # aligned text
+    "Tabulate runs, one line each."
     rows = [('run', 'state', 'step', 'best', 'last')]
     for r in runs:
         rows.append(
@@ -522,7 +521,7 @@ def runs_table(
     return '\n'.join([text_table(rows, (0, 1)), *[r.note for r in runs if r.note]])
 
 # %% ../../nbs/training/29_run_folder.ipynb #fccaea86
-def progress_text(
+def _progress_text(
     row:dict,    # of metrics.csv; empty strings are left out
 )->str:
     "Say the numbers of a step in one line."
@@ -543,7 +542,7 @@ def progress_text(
     return ' '.join(parts)
 
 # %% ../../nbs/training/29_run_folder.ipynb #bf2c4de2
-def hours(
+def _hours(
     seconds:float, # at least 0
 )->str:            # h:mm:ss
     "Write a duration."
@@ -551,7 +550,7 @@ def hours(
 
 # %% ../../nbs/training/29_run_folder.ipynb #9d6bc3af
 class Progress:
-    "A bar on a terminal, plain lines elsewhere, nothing when quiet."
+    "Show a bar on a terminal, plain lines elsewhere, nothing when quiet."
     def __init__(self,
         name:str,         # of the run
         steps:int,        # of the whole run
@@ -579,11 +578,11 @@ class Progress:
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
             if row:
-                self.bar.set_postfix_str(progress_text(row), refresh=False)
+                self.bar.set_postfix_str(_progress_text(row), refresh=False)
         elif row and (time.monotonic() - self.spoken >= self.every or step == self.steps):
             self.spoken = time.monotonic()
             left = (self.spoken-self.clock)*(self.steps-step)/max(step-self.start, 1)
-            self.write(f'{self.name}: step {step}/{self.steps}, {hours(left)} left, {progress_text(row)}')
+            self.write(f'{self.name}: step {step}/{self.steps}, {_hours(left)} left, {_progress_text(row)}')
     def write(self, text):
         "Say something between the steps."
         if self.quiet:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Sequence
 import torch
 from ..models.backbones import timm_name
 from ..config import METHODS, PRESETS, Config, nearest, preset
-from ..files import DataError
+from ..files import DataError, log
 from ..data.masks import Meaning, parse_depth
 from ..models.deeplab import make_backbone
 from ..training.distributed import run_on_rank0, all_gather, read_world, start_world, stop_world
@@ -145,10 +145,11 @@ def train(
 def _run(config, resume, force, quiet, text=''):
     "Train, say what was done, return the run folder."
     trainer = Trainer(config, quiet=quiet)
-    trainer.say('\n\n'.join(filter(None, [text, trainer.describe()])) + '\n')
+    if not trainer.quiet:
+        log.info('\n\n'.join(filter(None, [text, trainer.describe()])) + '\n')
     trainer.fit(resume, force)
-    if trainer.world.first:
-        trainer.say(trainer.summary())
+    if not trainer.quiet:
+        log.info(trainer.summary())
     stop_world()
     return trainer.out
 

@@ -184,13 +184,15 @@ def run_training(
     text:str='',           # printed first
 ):
     "Train one run and say where it is."
+    from corrmatch.files import log
     from corrmatch.training.distributed import stop_world
     from corrmatch.training.trainer import Trainer, fitted
     trainer = Trainer(fitted(config) if fit_memory else config)
-    trainer.say('\n\n'.join(filter(None, [text, trainer.describe()])) + '\n')
+    if not trainer.quiet:
+        log.info('\n\n'.join(filter(None, [text, trainer.describe()])) + '\n')
     trainer.fit(resume, force)
-    if trainer.world.first:
-        trainer.say(trainer.summary())
+    if not trainer.quiet:
+        log.info(trainer.summary())
     stop_world()
 
 # %% ../../nbs/use/42_cli.ipynb #4def2442

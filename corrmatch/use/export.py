@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..models.backbones import FitPicture, PatchBackbone
+from ..models.backbones import FitImage, PatchBackbone
 from ..training.checkpoints import (
     export_reference_state, load_reference_checkpoint, load_weights, open_weights, release, save_weights)
 from ..files import DataError, make_folder, write_atomic
@@ -31,7 +31,7 @@ class _Pooled(PooledBranch):
     def forward(self, x): return self.gap(x).expand(-1, -1, *x.shape[-2:])
 
 # %% ../../nbs/use/37_export.ipynb #7cdd4e7e
-class _Fit(FitPicture):
+class _Fit(FitImage):
     "A fit that always resizes."
     def forward(self, image):
         m = self.multiple
@@ -67,7 +67,7 @@ def _answer(module):
     "Take the questions about sizes out of one module."
     if type(module) is PooledBranch:
         module.__class__ = _Pooled
-    if type(module) is FitPicture:
+    if type(module) is FitImage:
         module.__class__ = _Fit
     if type(module) is PatchBackbone:
         module.__class__ = _Patches
