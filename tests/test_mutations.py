@@ -83,7 +83,7 @@ def commands(root, run):
     "Each command that reads a run, by name."
     return {
         'runs': ('runs', run.parent),
-        'report': ('report', run, '--device', 'cpu', '--pictures', '1', '--out', root / 'report.html'),
+        'report': ('report', run, '--device', 'cpu', '--images', '1', '--out', root / 'report.html'),
         'eval': ('eval', run, '--device', 'cpu'),
         'eval last': ('eval', run, '--device', 'cpu', '--checkpoint', 'last'),
         'predict': (

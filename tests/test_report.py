@@ -130,7 +130,7 @@ def test_resume_command_leads_back(changes):
         k: v
         for k, v in vars(args).items()
         if k in Config.__dataclass_fields__ and k not in ('name', 'method')}
-    assert preset(args.preset, args.method, **fields) == replace(config, out='runs/a b') and args.resume
+    assert preset(args.folder_or_preset, args.method, **fields) == replace(config, out='runs/a b') and args.resume
 
 
 def test_viewer_follows_a_run(run):

@@ -25,8 +25,9 @@ def _meaning(settings):
     "Take what was said about masks out of keyword arguments; None if nothing was."
     said = {name: settings.pop(name) for name in Meaning._fields if name in settings}
     for name in ('ignore', 'include'):
-        value = said.get(name, ())
-        said |= {name: (value,)} if isinstance(value, (int, str)) else {}
+        if name in said:
+            value = said[name]
+            said[name] = (value,) if isinstance(value, (int, str)) else tuple(value)
     return Meaning(**said) if said else None
 
 def _refuse_unknown(settings, known=()):
@@ -162,7 +163,7 @@ def resume(
     "Go on with a run that was stopped or killed; it ends as if it had never been."
     path = Path(run)/'config.json'
     if not path.is_file():
-        raise DataError(f'{run}: no run there (config.json is missing); give a run folder')
+        raise DataError(f'{run}: no run there (config.json is missing); give a run folder: `corrmatch runs` lists them')
     _refuse_unknown(settings, Config.__dataclass_fields__)
     if 'data' in settings and not Path(settings['data']).is_dir():
         raise DataError(f"{settings['data']}: no such folder; data is where the run's data are now")
