@@ -11,7 +11,7 @@ from typing import NamedTuple, Sequence
 import torch
 from ..models.backbones import timm_name
 from ..config import METHODS, PRESETS, Config, nearest, preset
-from ..files import DataError
+from ..files import DataError, show_log
 from ..data.masks import Meaning, parse_depth
 from ..models.deeplab import make_backbone
 from ..training.distributed import run_on_rank0, all_gather, read_world, start_world, stop_world
@@ -48,6 +48,7 @@ def check(
     **meaning,                # fields of Meaning: ignore, map, background, unannotated, include, masks
 )->Report:                    # prints as a text; .ok: can be trained on
     "Read every file of a data set and say what is wrong and whether training would start."
+    show_log()
     said = _meaning(meaning)
     _refuse_unknown(meaning)
     given = parse_depth(depth)
@@ -69,6 +70,7 @@ def split(
     **meaning,         # fields of Meaning, see check
 )->Split:              # .text explains the choice
     "Choose labeled, unlabeled and validation images and write the lists."
+    show_log()
     said = _meaning(meaning)
     _refuse_unknown(meaning)
     lists = Path(out) if out else None
@@ -137,6 +139,8 @@ def train(
     **settings,               # fields of Config, such as out='runs/mine', steps=2000; of Meaning, such as ignore=(0,)
 )->Path:                      # the run folder
     "Train one run."
+    if not quiet:
+        show_log()
     said = _meaning(settings)
     known = [name for name in Config.__dataclass_fields__ if name not in ('name', 'method')]
     _refuse_unknown(settings, known)
@@ -161,6 +165,8 @@ def resume(
     **settings,       # fields of Config: data, workers, device and allow_partial change no result, others need force
 )->Path:              # the run folder
     "Go on with a run that was stopped or killed; it ends as if it had never been."
+    if not quiet:
+        show_log()
     path = Path(run)/'config.json'
     if not path.is_file():
         raise DataError(f'{run}: no run there (config.json is missing); give a run folder: `corrmatch runs` lists them')
@@ -181,6 +187,8 @@ def predict(
     **options,                  # of load: checkpoint, device, tile, scales, flip, longest
 )->Done:                        # .look: the page to open; .n: images; .broken: a line for each file that cannot be read
     "Predict files and write masks, overlays, confidence maps, a table and a page."
+    if not quiet:
+        show_log()
     paths = [images] if isinstance(images, (str, Path)) else list(images)
     model = run if isinstance(run, LoadedModel) else load(run, **options)
     return predict_files(model, paths, Path(out), every, quiet)

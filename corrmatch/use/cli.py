@@ -438,7 +438,7 @@ def _explore(
     device:Device='auto', # auto | cpu | cuda
 ):
     "write the correlation explorer of an image as one HTML file"
-    from corrmatch.use.explore import explore_image
+    from corrmatch.use.predict import explore_image
     print(explore_image(image, model, out, f'{checkpoint}.pt', longest, cut, tau, device))
 
 @_command('corrmatch bench --suite --only regions')
@@ -504,7 +504,7 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"unknown argument '{rest[0]}'{suggestion}")
         return namespace, rest
 
-# %% ../../nbs/use/42_cli.ipynb #9a001f6b
+# %% ../../nbs/use/42_cli.ipynb #650a8d6a
 _GROUP = (
     'settings (a preset or a data folder brings its own, and a run prints them; in brackets: {source})')
 
@@ -527,7 +527,7 @@ def _add_command(commands, name, command, values, source):
     all_settings = command.settings == _SETTINGS
     group = parser.add_argument_group(_GROUP.format(source=source)) if all_settings else parser
     _add_settings(group, Config, command.settings, values if all_settings else {})
-    parser.set_defaults(run=command.run)
+    parser.set_defaults(handler=command.run)
 
 # %% ../../nbs/use/42_cli.ipynb #33f51aae
 def make_parser(
@@ -598,7 +598,7 @@ def main(
     from corrmatch.files import show_log
     show_log()
     try:
-        return args.pop('run')(**args) or 0
+        return args.pop('handler')(**args) or 0
     except (Exception, KeyboardInterrupt) as error:
         if '--debug' in argv and not isinstance(error, KeyboardInterrupt):
             raise
