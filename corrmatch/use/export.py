@@ -198,7 +198,7 @@ class Exported(NamedTuple):
     def text(self):
         "Say it in one line."
         sentence = (
-            f'; in: {INPUT_TEXT}; out: scores (batch, classes, height, width)'
+            f'; in: {_INPUT_TEXT}; out: scores (batch, classes, height, width)'
             if self.format in ('onnx', 'export')
             else '')
         return (

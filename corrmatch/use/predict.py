@@ -738,7 +738,7 @@ def pseudo_files(
     inputs = [i for i in find_inputs(paths, out) if not i.is_video]
     if not inputs:
         raise DataError(
-            f'{", ".join(map(str, paths))}: holds videos alone; pseudo-labels are made of pictures')
+            f'{", ".join(map(str, paths))}: holds videos alone; pseudo-labels are made of images')
     out = mark_output(make_folder(out), 'pseudo-labels')
     for item in tqdm(inputs, 'pseudo', disable=quiet, mininterval=.2 if sys.stderr.isatty() else 30):
         try:

@@ -198,7 +198,7 @@ def show_run(
         step.unobserve(draw, 'value')
         step.options = steps
         step.value = steps[-1] if at_end or before not in steps else before
-        said.value = f'{run_line(log)}; read at {time.strftime("%H:%M:%S")}'
+        said.value = f'{_run_line(log)}; read at {time.strftime("%H:%M:%S")}'
         step.observe(draw, 'value')
         draw()
     step.observe(draw, 'value')
@@ -506,5 +506,5 @@ def write_report(
     except DataError as e:
         scored = str(e)
     write_atomic(path, report_page(log, scored).encode())
-    return f'{run_line(log)}\n{path}: {path.stat().st_size / 1000:.0f} KB' + (
+    return f'{_run_line(log)}\n{path}: {path.stat().st_size / 1000:.0f} KB' + (
         f'; left out: confusion and images ({scored})' if isinstance(scored, str) else '')
