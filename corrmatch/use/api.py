@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Sequence
 import torch
 from ..models.backbones import timm_name
-from ..config import METHODS, PRESETS, Config, nearest, preset
+from ..config import PRESETS, Config, nearest, preset
 from ..files import DataError, show_log
 from ..data.masks import Meaning, parse_depth
 from ..models.deeplab import make_backbone
@@ -41,8 +41,8 @@ def _refuse_unknown(settings, known=()):
 def check(
     folder:str|Path,          # data set, in any usual layout
     classes=None,             # a class file or a number of classes; None: found
-    labels:int=0,             # labeled images that training will choose; 0: the lists that are there, or all masks
-    depth:str='',             # LOW:HIGH, values that become black and white in images of more than 8 bits; empty: found
+    labels:int=0,             # labeled images that training will choose; 0: as the lists say
+    depth:str='',             # LOW:HIGH, black and white in images of more than 8 bits; empty: found
     allow_missing:bool=False, # classes that no mask shows are no error
     workers:int=0,            # threads that read; 0: one a core
     **meaning,                # fields of Meaning: ignore, map, background, unannotated, include, masks
@@ -95,7 +95,7 @@ class RunPlan(NamedTuple):
 def plan_run(
     source:str|Path,          # a data folder, or one of PRESETS
     method:str='corrmatch',   # one of METHODS
-    labels:int=0,             # data folder: labeled images to choose; 0: the lists that are there, or all masks
+    labels:int=0,             # data folder: labeled images to choose; 0: as the lists say
     classes=None,             # data folder: a class file or a number of classes; None: found
     lists:str|Path|None=None, # data folder: where lists that have to be made go; None: splits/ in it
     meaning:Meaning|None=None, # data folder: what the values of masks mean; None: found
@@ -129,14 +129,14 @@ def plan_run(
 def train(
     source:str|Path,          # a data folder, or a preset (list_presets)
     method:str='corrmatch',   # supervised | fixmatch | unimatch | corrmatch
-    labels:int=0,             # data folder: labeled images to choose; 0: the lists that are there, or all masks
+    labels:int=0,             # data folder: labeled images to choose; 0: as the lists say
     classes=None,             # data folder: a class file or a number of classes; None: found
     lists:str|Path|None=None, # data folder: where lists that have to be made go; None: splits/ in it
     resume:bool=False,        # go on from the last checkpoint of the run folder
     force:bool=False,         # resume although settings or lists have changed
     fit_memory:bool=False,    # cut the batch into the largest micro-batches that fit
     quiet:bool=False,         # no text, no progress bar
-    **settings,               # fields of Config, such as out='runs/mine', steps=2000; of Meaning, such as ignore=(0,)
+    **settings,               # fields of Config, such as steps=2000; of Meaning, such as ignore=(0,)
 )->Path:                      # the run folder
     "Train one run."
     if not quiet:
@@ -160,9 +160,9 @@ def _run(config, resume, force, quiet, text=''):
 # %% ../../nbs/use/41_api.ipynb #a91f0014
 def resume(
     run:str|Path,     # run folder
-    force:bool=False, # although settings or lists have changed, or a machine that is gone seems to be training there
+    force:bool=False, # although settings or lists have changed, or another process seems to train
     quiet:bool=False, # no text, no progress bar
-    **settings,       # fields of Config: data, workers, device and allow_partial change no result, others need force
+    **settings,       # fields of Config; those that change a result need force
 )->Path:              # the run folder
     "Go on with a run that was stopped or killed; it ends as if it had never been."
     if not quiet:
@@ -185,7 +185,7 @@ def predict(
     every:int=1,                # of a video take each n-th frame
     quiet:bool=False,           # no progress
     **options,                  # of load: checkpoint, device, tile, scales, flip, longest
-)->Done:                        # .look: the page to open; .n: images; .broken: a line for each file that cannot be read
+)->Done:                        # .look: page to open; .n: images; .broken: one line a file
     "Predict files and write masks, overlays, confidence maps, a table and a page."
     if not quiet:
         show_log()

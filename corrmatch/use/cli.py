@@ -251,7 +251,8 @@ def _scores(model, config, sources, checkpoint, device):
             "masks that show classes"
         )
     absent = [name for name, shown in zip(sources.class_names, confusion.present()) if not shown]
-    return absent_text(absent, config.miou), iou_table({checkpoint: confusion}, sources.class_names, config.miou)
+    table = iou_table({checkpoint: confusion}, sources.class_names, config.miou)
+    return absent_text(absent, config.miou), table
 
 # %% ../../nbs/use/42_cli.ipynb #2ebfbd26
 @_command('corrmatch eval runs/camvid --val test.txt', ('data', 'val', 'evaluation'))

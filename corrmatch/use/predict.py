@@ -65,7 +65,7 @@ def _view_probs(
 
 # %% ../../nbs/use/35_predict.ipynb #edceb6ff
 def _starts(size, tile, stride, slivers):
-    "Where the windows of one side begin; without slivers none that sees only what the one before has seen to the end."
+    "Where the windows of one side begin; without slivers none whose pixels the one before has seen."
     if not 1 <= stride <= tile:
         raise ValueError(f'stride is {stride}, tile {tile}: need 1 <= stride <= tile, or pixels are left out')
     return [s for s in window_starts(size, stride) if slivers or s == 0 or s-stride+tile < size]
@@ -197,7 +197,7 @@ class LoadedModel:
         names:Sequence,      # k class names
         colors:np.ndarray,   # (k,3) uint8
         tau:float|None=None, # confidence threshold at the checkpoint; None: the one the run began with
-        tile:int=0,          # pixels, side of the window for large images; 0: twice the crop, at least 512, or the run's own window
+        tile:int=0,          # pixels, side of the window for large images; 0: chosen from the crop
         scales:Sequence=(1.,), # see view_probs
         flip:bool=False,     # see view_probs
         longest:int=0,       # pixels: scale the long side down to it; 0: images stay as they are
@@ -218,7 +218,7 @@ class LoadedModel:
         self.longest = longest
         self.quiet = True  # False: a bar shows how far a large image has come
     def window(self, h, w):
-        "Return the side of the windows for an image of h x w; one window sees it all if it is small, unless the run was scored by windows."
+        "Return the side of the windows for an image of h x w; small images take one, unless scored by windows."
         return self.tile if self.slides or h*w > self.tile**2 else max(h, w)
     @cached_property
     def fused(self):
@@ -246,7 +246,7 @@ class LoadedModel:
             sure = np.asarray(Image.fromarray(sure).resize((w, h), Image.Resampling.BILINEAR))
         return Prediction(picture, mask, sure, self.names, self.colors)
     def explore(self, image, longest=513, **settings):
-        "Show the correlation explorer of an image in a notebook; its long side becomes at most `longest` pixels."
+        "Show the correlation explorer of an image, its long side at most `longest` pixels."
         shown = _scaled(_as_image(image, parse_depth(self.config.depth)), longest)
         return explorer(np.array(shown), self.model, **_explorer_settings(self) | settings)
 
@@ -295,7 +295,7 @@ def _refuse(run):
 
 # %% ../../nbs/use/35_predict.ipynb #73137bcd
 def load(
-    run:str|Path,             # run folder, weights with a card (.safetensors, .pth), or hf:USER/NAME on the Hugging Face hub
+    run:str|Path,             # run folder, weights with a card (.safetensors, .pth), or hf:USER/NAME
     checkpoint:str='best.pt', # of a run folder: best.pt or last.pt
     device:str='auto',        # auto | cpu | cuda | cuda:N
     **options,                # tile, scales, flip, longest: see LoadedModel
@@ -334,7 +334,7 @@ def _is_input(path, out):
 
 # %% ../../nbs/use/35_predict.ipynb #af2f0ef3
 def _named_once(found):
-    "Give every file the name of its outputs: without suffix, with it where two would share a name, numbered if that is not enough."
+    "Name the outputs of every file: without suffix, with it where names would clash, then numbered."
     stems = Counter(p.with_suffix('').as_posix().lower() for _, p in found)
     taken = set[str]()
     folders = set[str]()
@@ -628,7 +628,7 @@ def _predict_video(predictor, item, out, sheet, every):
 
 # %% ../../nbs/use/35_predict.ipynb #7529a6c1
 class PseudoLabels(NamedTuple):
-    "Three versions of a pseudo-label, (h,w) uint8 with IGNORE_INDEX where not confident; None without a correlation head."
+    "Three pseudo-labels, (h,w) uint8, IGNORE_INDEX where not confident; None without a correlation head."
     weak: np.ndarray
     pixel: np.ndarray|None
     region: np.ndarray|None
@@ -658,7 +658,7 @@ def _pseudo_image(
 
 # %% ../../nbs/use/35_predict.ipynb #0660e5f3
 def _pseudo_shares(labels):
-    "Confident before and after region propagation; changed by pixels, by regions. One share alone without a correlation head."
+    "Shares: confident before and after regions, changed by pixels, by regions; one without correlation head."
     weak, pixel, region = labels
     kept = weak != IGNORE_INDEX
     if pixel is None:
@@ -726,7 +726,7 @@ def pseudo_files(
     longest:int=1024,    # pixels of the long side at most, while the labels are made
     quiet:bool=False,    # no progress
 )->Done:
-    "Write the pseudo-labels of images as palette PNGs into weak/, pixel/ and region/, with a table and a page."
+    "Write pseudo-labels as palette PNGs into weak/, pixel/ and region/, with a table and a page."
     broken = list[str]()
     rows = list[list]()
     cards = list[Card]()

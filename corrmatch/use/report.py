@@ -4,7 +4,6 @@
 __all__ = ['RunLog', 'read_run', 'draw_run', 'show_run', 'Scored', 'score_run', 'resume_command', 'report_page', 'write_report']
 
 # %% ../../nbs/use/36_report.ipynb #1f8a9fba
-import json
 import shlex
 import time
 from dataclasses import asdict, fields
@@ -479,7 +478,8 @@ def report_page(
         f'corrmatch predict {where} IMAGES --out predictions', f'corrmatch export {where} --format onnx']
     shown = _scored_sections(scored, log) if isinstance(scored, Scored) else scored and str(scored)
     page = render_page(
-        'report.html', f'Run {log.folder.resolve().name}', summary=_summary_rows(log), classes=_class_rows(log),
+        'report.html', f'Run {log.folder.resolve().name}', summary=_summary_rows(log),
+        classes=_class_rows(log),
         legend=list(zip(log.names, log.colors.tolist())), scored=shown, validation=curves('miou', 'iou'),
         quality=curves('tau', 'coverage', 'accuracy'), accuracy='accuracy' in panels,
         training=curves('loss', 'terms', 'lr', 'speed'), changed=changed, commands=commands)
