@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corrmatch.use.cli import main, make_parser, train_config
+from corrmatch.use import api
+from corrmatch.use.cli import main
 from corrmatch.data.coco import decode_rle, draw_objects, fill_polygon
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.layouts import describe_layout, find_layout
@@ -95,8 +96,10 @@ def test_the_option_reaches_check_split_and_train(tmp_path, capsys, monkeypatch)
         assert main(command.split()) == 0 and f'usable pictures with a mask: {n};' in capsys.readouterr().out
     main('split d --labels 2 --seed 1 --unannotated background'.split())
     assert '2 labeled, 3 unlabeled, 1 val' in capsys.readouterr().out
-    config, text = train_config(
-        make_parser().parse_args('train d --unannotated background --weights='.split()))
+    started = []
+    monkeypatch.setattr(api, '_run', lambda config, *more: started.append((config, more[-1])))
+    assert main('train d --unannotated background --weights='.split()) == 0
+    [(config, text)] = started
     assert 'with background alone: 3' in text and 'lists: ' in text and config.n_classes == 3
 
 

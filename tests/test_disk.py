@@ -42,7 +42,7 @@ def files(root): return {p: p.read_bytes() for p in root.rglob('*') if p.is_file
 @pytest.mark.parametrize('limit', [0, 3000])
 @pytest.mark.parametrize('argv', [
     ('predict', 'run', 'data/images', '--out', 'out', '--device', 'cpu'), ('pseudo', 'run', 'data/images', '--out', 'out', '--device', 'cpu'),
-    ('report', 'run', '--out', 'out/r.html', '--device', 'cpu', '--pictures', '1'), ('check', 'data', '--out', 'out'),
+    ('report', 'run', '--out', 'out/r.html', '--device', 'cpu', '--images', '1'), ('check', 'data', '--out', 'out'),
     ('check', 'data', '--out', 'out', '--convert', 'clean'), ('split', 'data', '--labels', '2', '--out', 'out'),
     ('export', 'run', '--format', 'safetensors', '--out', 'w.safetensors'), ('export', 'run', '--format', 'reference', '--out', 'w.pth'),
     ('export', 'run', '--format', 'onnx', '--out', 'w.onnx'), ('export', 'run', '--format', 'export', '--out', 'w.pt2'),

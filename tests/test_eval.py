@@ -15,7 +15,7 @@ from corrmatch.files import DataError
 from corrmatch.training.metrics import ConfusionMatrix
 from corrmatch.data.check import auto_config
 from corrmatch.training.reading import MappedSource, run_masks, open_val, spaced
-from corrmatch.use.report import class_rows, read_run, score_run
+from corrmatch.use.report import _class_rows, read_run, score_run
 from corrmatch.training.builders import make_datasets
 from corrmatch.training.trainer import ABSENT, Trainer, absent_text, iou_table, load_run
 from errors_for_tests import refused
@@ -318,7 +318,7 @@ def test_absent_classes_in_training_and_after(tmp_path, capsys):
     table = {line.split('  ')[0]: line.split()[-2:] for line in said.splitlines()}
     assert table['class 2'] == [ABSENT, ABSENT] and 'occurs in no validation mask: class 2' in said
     assert float(table['mIoU'][1]) == pytest.approx(1.5*float(table['mIoU, all classes'][1]), abs=.02)
-    shown = {r[0]: r[1:] for r in class_rows(read_run(tmp_path/'run'))}
+    shown = {r[0]: r[1:] for r in _class_rows(read_run(tmp_path/'run'))}
     assert shown['class 2'] == (ABSENT,) * 3 and float(shown['mIoU, all classes'][1]) == pytest.approx(
         float(shown['mean'][1]) * 2 / 3, abs=0.1)
     assert score_run(tmp_path/'run', device='cpu').config.miou == 'present'

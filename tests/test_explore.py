@@ -1,4 +1,4 @@
-"What the explorer promises outside of a lesson: light imports, a page that contains all it needs, odd pictures and sizes."
+"What the explorer promises outside of a lesson: light imports, a page that contains all it needs, odd images and sizes."
 import base64
 import json
 import re
@@ -13,8 +13,9 @@ from PIL import Image
 
 from corrmatch.method.correlation import correlation_map
 from corrmatch.use.explore import (
-    confidence_steps, explore_view, explorer_html, grid_position, load_picture, pack_views, read_position,
+    _confidence_steps, explore_view, explorer_html, _grid_position, _pack_views, read_position,
     write_explorer)
+from corrmatch.use.predict import _as_image, _scaled
 from corrmatch.engine.regions import fast_region_maps
 
 
@@ -83,7 +84,7 @@ def test_any_size(size, grid):
     corr = correlation_map(f1, f2)
     for position in ((0, 0), (size[0]-1, size[1]-1), (size[0]//2, size[1]//2)):
         reading = read_position(view, position)
-        y, x = grid_position(position, size, grid)
+        y, x = _grid_position(position, size, grid)
         assert torch.equal(reading.region, fast_region_maps(corr[:, [y*grid[1]+x]], grid, size)[0, 0])
         assert reading.vote.size == int(reading.region.sum())
     explorer_html(image, (f1, f2), logits=logits, position=(10**6, -5))
@@ -95,22 +96,22 @@ def test_constant_row_gives_an_empty_region_and_no_vote():
 
 
 def test_equality_with_tau_counts_as_confident():
-    steps = confidence_steps(torch.tensor([[.85, .95, 1., 0.]]))
+    steps = _confidence_steps(torch.tensor([[.85, .95, 1., 0.]]))
     assert steps.tolist() == [[8500, 9500, 10000, 0]]
 
 
 @pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'CMYK', '1'])
-def test_pictures_of_all_modes(tmp_path, mode):
+def test_images_of_all_modes(tmp_path, mode):
     path = tmp_path/('x.jpg' if mode == 'CMYK' else 'x.png')
     Image.fromarray(picture()).convert(mode).save(path)
-    image, size = load_picture(path)
-    assert image.shape == (40, 56, 3) and image.dtype == np.uint8 and size == (56, 40)
+    image = _as_image(path)
+    assert image.shape == (40, 56, 3) and image.dtype == np.uint8
 
 
 @pytest.mark.parametrize('longest, wanted', [(513, (40, 56)), (28, (20, 28)), (2, (1, 2))])
-def test_large_pictures_are_scaled_down(tmp_path, longest, wanted):
+def test_large_images_are_scaled_down(tmp_path, longest, wanted):
     Image.fromarray(picture()).save(tmp_path/'x.png')
-    assert load_picture(tmp_path/'x.png', longest)[0].shape[:2] == wanted
+    assert _scaled(_as_image(tmp_path/'x.png'), longest).shape[:2] == wanted
 
 
 @pytest.mark.parametrize('arguments, words', [
@@ -126,7 +127,7 @@ def test_errors_are_one_line(arguments, words):
 
 def test_two_views_share_what_is_equal():
     view = explore_view(picture(), features(), scores())
-    meta, blob = pack_views({'weak': view, 'strong': view._replace(image=picture(seed=1))})
+    meta, blob = _pack_views({'weak': view, 'strong': view._replace(image=picture(seed=1))})
     weak, strong = (v['arrays'] for v in meta['views'])
     assert weak['image'] != strong['image']
     assert max(start+length for v in (weak, strong) for start, length, _ in v.values()) <= len(blob)

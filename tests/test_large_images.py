@@ -7,7 +7,7 @@ from PIL import Image
 
 from corrmatch.use.cli import main
 from corrmatch.data.masks import StoredMask, map_ids, mask_facts, solid_pixels
-from corrmatch.use.predict import overlay
+from corrmatch.use.predict import _overlay
 from corrmatch.training.trainer import Trainer
 from corrmatch.viz import colorize
 from runs_for_tests import small
@@ -99,7 +99,7 @@ def test_memory_is_a_small_multiple_of_the_pixels():
     colors = np.zeros((3, 3), np.uint8)
     for bytes_a_pixel, work in (
         (6, lambda: mask_facts(StoredMask(values, 'L', None, False))),
-        (6, lambda: map_ids(values, {0: 0, 1: 1, 2: 2})), (8, lambda: overlay(image, mask, colors)),
+        (6, lambda: map_ids(values, {0: 0, 1: 1, 2: 2})), (8, lambda: _overlay(image, mask, colors)),
         (14, lambda: colorize(mask, colors))):
         tracemalloc.start()
         work()

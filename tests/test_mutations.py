@@ -17,7 +17,7 @@ from PIL import Image
 from corrmatch.use.cli import main
 from corrmatch.files import DataError
 from corrmatch.use.predict import load
-from corrmatch.use.report import class_rows, read_run, run_line, summary_rows
+from corrmatch.use.report import _class_rows, read_run, _run_line, _summary_rows
 from corrmatch.training.run_folder import (
     CsvLog, list_runs, read_checkpoint, read_csv, read_record, recorded_config, runs_table)
 from corrmatch.training.trainer import Trainer
@@ -83,7 +83,7 @@ def commands(root, run):
     "Each command that reads a run, by name."
     return {
         'runs': ('runs', run.parent),
-        'report': ('report', run, '--device', 'cpu', '--pictures', '1', '--out', root / 'report.html'),
+        'report': ('report', run, '--device', 'cpu', '--images', '1', '--out', root / 'report.html'),
         'eval': ('eval', run, '--device', 'cpu'),
         'eval last': ('eval', run, '--device', 'cpu', '--checkpoint', 'last'),
         'predict': (
@@ -166,9 +166,9 @@ def read(run, name):
     log = read_run(run)
     assert (
         runs_table(list_runs(run.parent))
-        and run_line(log)
-        and summary_rows(log)
-        and isinstance(class_rows(log), list))
+        and _run_line(log)
+        and _summary_rows(log)
+        and isinstance(_class_rows(log), list))
 
 
 def test_readers(site, tmp_path):

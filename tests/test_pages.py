@@ -13,7 +13,7 @@ from runs_for_tests import small
 from corrmatch.use.explore import write_explorer
 from corrmatch.use.predict import load, predict_files, pseudo_files
 from corrmatch.data.check import check_data, save_report
-from corrmatch.use.report import read_run, report_html, score_run
+from corrmatch.use.report import read_run, report_page, score_run
 from corrmatch.training.trainer import Trainer
 
 PLAIN = {
@@ -131,7 +131,7 @@ def reported(run, out):
             for (k, v), c in zip(log.val.items(), ['', '', *CLASSES])}
     )
     scored = score_run(run, most=3, device='cpu')
-    out.write_text(report_html(log, scored), encoding='utf-8')
+    out.write_text(report_page(log, scored), encoding='utf-8')
     return out
 
 
@@ -163,7 +163,7 @@ def test_check_page(tmp_path):
 def test_run_report(run, tmp_path):
     check_page(reported(run, tmp_path/'r.html').read_text(encoding='utf-8'), [*CLASSES, NASTY[0]])
     log = read_run(shutil.copytree(run, tmp_path/'"><script>alert(1)<{{7*7}}'))
-    check_page(report_html(log, '<b>gone</b> {{7*7}}'), ['"><script>alert(1)<{{7*7}}', '<b>gone</b> {{7*7}}'])
+    check_page(report_page(log, '<b>gone</b> {{7*7}}'), ['"><script>alert(1)<{{7*7}}', '<b>gone</b> {{7*7}}'])
 
 
 def test_explorer(tmp_path):

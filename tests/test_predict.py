@@ -1,4 +1,4 @@
-"Using a trained model: odd pictures and sizes, broken files, memory, videos, pages, exported networks, pseudo-labels."
+"Using a trained model: odd images and sizes, broken files, memory, videos, pages, exported networks, pseudo-labels."
 import copy
 import html
 import importlib
@@ -23,7 +23,7 @@ from corrmatch.data.folders import read_classes
 from corrmatch.files import DataError
 from corrmatch.training.metrics import evaluate, slide_probs
 from corrmatch.use.predict import (
-    LoadedModel, find_inputs, load, palette_png, predict_bands, predict_files, pseudo_files)
+    LoadedModel, find_inputs, load, _palette_png, predict_bands, predict_files, pseudo_files)
 from corrmatch.training.builders import eval_pairs, make_model, make_datasets
 from corrmatch.training.trainer import Trainer
 from corrmatch.data.views import normalize
@@ -122,7 +122,7 @@ def test_broken_files_are_named_and_skipped(predictor, tmp_path):
         'empty.png', 'text.jpg', 'cut.png', 'noise.png'}
     assert '4 could not be read' in done.text and all('\n' not in line for line in done.broken)
     assert (out/'masks'/'good.png').is_file() and [p.name for p in (out/'masks').iterdir()] == ['good.png']
-    # outputs inside of the input are not taken for pictures
+    # outputs inside of the input are not taken for images
     assert predict_files(predictor, [album], out, quiet=True).n == 1
     with pytest.raises(DataError, match='no such file'):
         predict_files(predictor, [album/'nowhere.png'], out, quiet=True)
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, predictor, tmp_path, m
         with monkeypatch.context() as m:
             m.setattr(os, 'replace', full)
             with pytest.raises(ValueError, match='No space left'):
-                use(tmp_path/'out')  # and not as a list of pictures that could not be read
+                use(tmp_path/'out')  # and not as a list of images that could not be read
 
 
 def test_a_predictor_of_a_predictor(run, predictor):
@@ -261,7 +261,7 @@ print(mask.shape, peak() - before)
 
 
 def make_clip(path, n=5, h=48, w=64):
-    writer = predict.VideoWriter(path, 5)
+    writer = predict._VideoWriter(path, 5)
     for i in range(n):
         writer.add(np.roll(picture(h, w), 6*i, 1))
     writer.close()
@@ -276,13 +276,13 @@ def test_video(predictor, tmp_path):
     assert done.n == 3+2 and len(done.broken) == 1 and 'cut.mp4' in done.broken[0]
     assert sorted(p.name for p in (tmp_path / 'out' / 'masks' / 'clip').iterdir()) == [
         '000000.png', '000002.png', '000004.png']
-    frames = list(predict.read_frames(tmp_path/'out'/'overlays'/'clip.mp4'))
+    frames = list(predict._read_frames(tmp_path/'out'/'overlays'/'clip.mp4'))
     assert len(frames) == 3 and frames[0][1].shape == (48, 64, 3) and frames[0][2] == 2.5
     assert (
         not list((tmp_path / 'out').rglob('*.part'))
         and (tmp_path / 'out' / 'index.html').read_text().count('<figure>') == 2)
     mask = np.asarray(Image.open(tmp_path/'out'/'masks'/'clip'/'000002.png'))
-    assert (mask == predictor.predict(list(predict.read_frames(tmp_path/'clip.mp4'))[2][1]).mask).all()
+    assert (mask == predictor.predict(list(predict._read_frames(tmp_path/'clip.mp4'))[2][1]).mask).all()
 
 
 @pytest.mark.parametrize('matrix, turns', [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)], ids=['clockwise', 'upside down', 'counter-clockwise'])
@@ -294,7 +294,7 @@ def test_video_is_turned_as_players_show_it(tmp_path, matrix, turns):
     at, (a, b, c, d) = data.index(b'tkhd') + 44, (65536*v for v in matrix)
     data[at:at+36] = struct.pack('>9i', a, b, 0, c, d, 0, 0, 0, 1 << 30)
     (tmp_path/'b.mp4').write_bytes(data)
-    plain, turned = (next(predict.read_frames(tmp_path/name))[1] for name in ('a.mp4', 'b.mp4'))
+    plain, turned = (next(predict._read_frames(tmp_path/name))[1] for name in ('a.mp4', 'b.mp4'))
     assert (turned == np.rot90(plain, turns)).all()
 
 
@@ -303,7 +303,7 @@ def test_a_name_that_is_no_text(predictor, tmp_path):
     (tmp_path/'in').mkdir()
     try:
         (tmp_path / 'in' / os.fsdecode(b'caf\xe9.png')).write_bytes(
-            palette_png(np.zeros((9, 9), np.uint8), predictor.colors))
+            _palette_png(np.zeros((9, 9), np.uint8), predictor.colors))
     except (OSError, UnicodeError):
         pytest.skip('not on this file system')
     done = predict_files(predictor, [tmp_path/'in'], tmp_path/'out', quiet=True)
@@ -315,8 +315,8 @@ def test_a_name_that_is_no_text(predictor, tmp_path):
 
 def test_without_extras_one_line_names_them(monkeypatch):
     for module, name, call in (
-        ('av', 'video', lambda: next(predict.read_frames('x.mp4'))),
-        ('onnxscript', 'onnx', lambda: export.onnx_bytes(None, {}))):
+        ('av', 'video', lambda: next(predict._read_frames('x.mp4'))),
+        ('onnxscript', 'onnx', lambda: export._onnx_bytes(None, {}))):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(DataError) as caught:
             call()
@@ -387,7 +387,7 @@ def test_onnx(run, tmp_path):
 
 @pytest.mark.parametrize('backbone, stride, format', [('timm:test_vit', 16, 'export'), ('timm:test_convnext', 32, 'onnx')])
 def test_export_of_timm_networks(tmp_path, backbone, stride, format):
-    "Patches and strides that do not divide the picture, in graphs that serve every size."
+    "Patches and strides that do not divide the image, in graphs that serve every size."
     for name in ('timm', *(('onnx', 'onnxscript', 'onnxruntime') if format == 'onnx' else ())):
         pytest.importorskip(name, reason=f'{name} is not installed')
     config = preset('toy', backbone=backbone, stride=stride, weights='', dim=8, low_dim=4)
@@ -441,7 +441,7 @@ def test_palette_of_many_classes():
     colors = np.random.default_rng(0).integers(0, 256, (255, 3), dtype=np.uint8)
     mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
     import io
-    back = Image.open(io.BytesIO(palette_png(mask, colors)))
+    back = Image.open(io.BytesIO(_palette_png(mask, colors)))
     assert (np.asarray(back) == mask).all() and (
         np.asarray(back.convert('RGB')).reshape(-1, 3)[:255] == colors).all()
 

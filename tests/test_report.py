@@ -13,8 +13,8 @@ from corrmatch.config import Config, preset
 from corrmatch.files import DataError, write_atomic
 from corrmatch.training.metrics import evaluate
 from corrmatch.use.report import (
-    class_rows, draw_run, example_cards, read_run, report_html, resume_command, run_line, run_panels,
-    score_run, show_run, summary_rows, write_report)
+    _class_rows, draw_run, _example_cards, read_run, report_page, resume_command, _run_line, _run_panels,
+    score_run, show_run, _summary_rows, write_report)
 from corrmatch.training.trainer import Trainer, load_run
 from corrmatch.data.views import normalize
 from runs_for_tests import small
@@ -34,13 +34,13 @@ def run(trained, tmp_path): return shutil.copytree(trained, tmp_path/'run')
 def test_page(run):
     said = write_report(run, most=7, device='cpu')
     page = (run/'report.html').read_text(encoding='utf-8')
-    assert '7 of 100 validation pictures' in page and page.count('<figure>') >= 6 and 'report.html' in said
+    assert '7 of 100 validation images' in page and page.count('<figure>') >= 6 and 'report.html' in said
     assert '<script' not in page and '://' not in page
     assert set(re.findall(r' src="(\w+):', page)) == {'data'} and "default-src 'none'" in page
     assert all(
         re.search(rf'<h2>{title}</h2>', page)
         for title in (
-            'Summary', 'Validation', 'Classes', 'Confusion', 'Worst pictures', 'Best pictures',
+            'Summary', 'Validation', 'Classes', 'Confusion', 'Worst images', 'Best images',
             'Pseudo-labels', 'Training', 'Settings')
     )
     assert all('alt="' in tag for tag in re.findall('<img [^>]*>', page))
@@ -62,7 +62,7 @@ def test_page_without_data(run, tmp_path):
     page = (tmp_path/'r.html').read_text()
     assert (
         'left out' in said
-        and 'Confusion and pictures are left out' in page
+        and 'Confusion and images are left out' in page
         and '<b>' not in page
         and 'Classes' in page)
 
@@ -72,18 +72,18 @@ def test_young_and_damaged_runs(run):
     whole = (run/'metrics.csv').read_text()
     for text in ('', whole.splitlines()[0] + '\n', whole[:len(whole)-40]):
         (run/'metrics.csv').write_text(text)
-        assert 'miou' in run_panels(read_run(run)) and run_line(read_run(run))
+        assert 'miou' in _run_panels(read_run(run)) and _run_line(read_run(run))
     draw_run(run)
     for name in ('metrics.csv', 'val.csv', 'state.json'):
         (run/name).unlink()
     shutil.rmtree(run/'pictures')
     log = read_run(run)
     assert (
-        run_panels(log) == {}
-        and class_rows(log) == []
-        and 'no validation yet' in run_line(log)
-        and 'unknown' in dict(summary_rows(log))['state'])
-    page = report_html(log, 'nothing to score')
+        _run_panels(log) == {}
+        and _class_rows(log) == []
+        and 'no validation yet' in _run_line(log)
+        and 'unknown' in dict(_summary_rows(log))['state'])
+    page = report_page(log, 'nothing to score')
     assert 'nothing to score' in page and '<h2>Classes' not in page
     with pytest.raises(DataError, match='no run folder'):
         read_run(run/'pictures')
@@ -92,7 +92,7 @@ def test_young_and_damaged_runs(run):
 def test_scores_without_columns_of_classes(run):
     "val.csv of another program, or with its header damaged: the mean alone."
     (run/'val.csv').write_text('step,miou\n2,10.0\n4,12.5\n')
-    assert class_rows(read_run(run)) == [('mean', '12.5', '12.5', '+0.0')]
+    assert _class_rows(read_run(run)) == [('mean', '12.5', '12.5', '+0.0')]
 
 
 def test_supervised_run_has_no_pseudo_labels(tmp_path):
@@ -100,8 +100,8 @@ def test_supervised_run_has_no_pseudo_labels(tmp_path):
         small(tmp_path / 's', 'supervised', steps=2, eval_every=2, toy_labeled=4, toy_unlabeled=0, regions=0),
         quiet=True).fit()
     log = read_run(tmp_path/'s')
-    assert not {'tau', 'coverage', 'accuracy'} & set(run_panels(log))
-    assert '<h2>Pseudo-labels' not in report_html(log._replace(val={}))
+    assert not {'tau', 'coverage', 'accuracy'} & set(_run_panels(log))
+    assert '<h2>Pseudo-labels' not in report_page(log._replace(val={}))
 
 
 @pytest.mark.parametrize('mode', ['center', 'slide'])
@@ -116,7 +116,7 @@ def test_pictures_are_scored_in_the_runs_own_way(run, mode):
     pairs = [(normalize(i.permute(2, 0, 1))[None], m[None].long()) for i, m in zip(*size)]
     found = evaluate(model, pairs, 5, mode, 17).matrix
     assert found.sum() == scored.confusion.matrix.sum() and (found - scored.confusion.matrix).abs().sum() <= 4
-    [card] = example_cards(scored, rows[:1], read_run(run).colors)
+    [card] = _example_cards(scored, rows[:1], read_run(run).colors)
     assert len(card.pictures) == 4
 
 
@@ -130,7 +130,7 @@ def test_resume_command_leads_back(changes):
         k: v
         for k, v in vars(args).items()
         if k in Config.__dataclass_fields__ and k not in ('name', 'method')}
-    assert preset(args.preset, args.method, **fields) == replace(config, out='runs/a b') and args.resume
+    assert preset(args.folder_or_preset, args.method, **fields) == replace(config, out='runs/a b') and args.resume
 
 
 def test_viewer_follows_a_run(run):

@@ -124,12 +124,16 @@ def test_every_published_cell_is_shown(three):
     assert [(r['data'], r['paper']) for r in rows if r['best']] == [('voc_92', '76.2')]
 
 
-def test_commands_are_understood():
+def test_commands_are_understood(monkeypatch):
     "Each command of a cell is one that the command line accepts, and gives the run that the cell is about."
-    from corrmatch.use.cli import make_parser, train_config
+    from corrmatch.use import api
+    from corrmatch.use.cli import main
+    started = []
+    monkeypatch.setattr(api, '_run', lambda config, *_: started.append(config))
     for cell in published_cells():
         line = cell_command(cell, 1, 4).split(' -m corrmatch ')[1]
-        config, _ = train_config(make_parser().parse_args(line.split()))
+        assert main(line.split()) == 0
+        config = started.pop()
         assert (config.name, config.method, config.seed) == (cell.preset, cell.method, 1)
         assert published(config.name, config.method, cell.crop or config.crop) is not None
         assert set(changed_fields(config)) <= {'weights', 'steps', 'stride', 'ohem', 'crop'}
