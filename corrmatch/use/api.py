@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple, Sequence
 import torch
 from ..models.backbones import timm_name
-from ..config import METHODS, PRESETS, Config, nearest, preset
-from ..files import DataError, log
+from ..config import PRESETS, Config, nearest, preset
+from ..files import DataError, show_log
 from ..data.masks import Meaning, parse_depth
 from ..models.deeplab import make_backbone
 from ..training.distributed import run_on_rank0, all_gather, read_world, start_world, stop_world
@@ -25,8 +25,9 @@ def _meaning(settings):
     "Take what was said about masks out of keyword arguments; None if nothing was."
     said = {name: settings.pop(name) for name in Meaning._fields if name in settings}
     for name in ('ignore', 'include'):
-        value = said.get(name, ())
-        said |= {name: (value,)} if isinstance(value, (int, str)) else {}
+        if name in said:
+            value = said[name]
+            said[name] = (value,) if isinstance(value, (int, str)) else tuple(value)
     return Meaning(**said) if said else None
 
 def _refuse_unknown(settings, known=()):
@@ -40,13 +41,14 @@ def _refuse_unknown(settings, known=()):
 def check(
     folder:str|Path,          # data set, in any usual layout
     classes=None,             # a class file or a number of classes; None: found
-    labels:int=0,             # labeled images that training will choose; 0: the lists that are there, or all masks
-    depth:str='',             # LOW:HIGH, values that become black and white in images of more than 8 bits; empty: found
+    labels:int=0,             # labeled images that training will choose; 0: as the lists say
+    depth:str='',             # LOW:HIGH, black and white in images of more than 8 bits; empty: found
     allow_missing:bool=False, # classes that no mask shows are no error
     workers:int=0,            # threads that read; 0: one a core
     **meaning,                # fields of Meaning: ignore, map, background, unannotated, include, masks
 )->Report:                    # prints as a text; .ok: can be trained on
     "Read every file of a data set and say what is wrong and whether training would start."
+    show_log()
     said = _meaning(meaning)
     _refuse_unknown(meaning)
     given = parse_depth(depth)
@@ -68,6 +70,7 @@ def split(
     **meaning,         # fields of Meaning, see check
 )->Split:              # .text explains the choice
     "Choose labeled, unlabeled and validation images and write the lists."
+    show_log()
     said = _meaning(meaning)
     _refuse_unknown(meaning)
     lists = Path(out) if out else None
@@ -92,7 +95,7 @@ class RunPlan(NamedTuple):
 def plan_run(
     source:str|Path,          # a data folder, or one of PRESETS
     method:str='corrmatch',   # one of METHODS
-    labels:int=0,             # data folder: labeled images to choose; 0: the lists that are there, or all masks
+    labels:int=0,             # data folder: labeled images to choose; 0: as the lists say
     classes=None,             # data folder: a class file or a number of classes; None: found
     lists:str|Path|None=None, # data folder: where lists that have to be made go; None: splits/ in it
     meaning:Meaning|None=None, # data folder: what the values of masks mean; None: found
@@ -126,16 +129,18 @@ def plan_run(
 def train(
     source:str|Path,          # a data folder, or a preset (list_presets)
     method:str='corrmatch',   # supervised | fixmatch | unimatch | corrmatch
-    labels:int=0,             # data folder: labeled images to choose; 0: the lists that are there, or all masks
+    labels:int=0,             # data folder: labeled images to choose; 0: as the lists say
     classes=None,             # data folder: a class file or a number of classes; None: found
     lists:str|Path|None=None, # data folder: where lists that have to be made go; None: splits/ in it
     resume:bool=False,        # go on from the last checkpoint of the run folder
     force:bool=False,         # resume although settings or lists have changed
     fit_memory:bool=False,    # cut the batch into the largest micro-batches that fit
     quiet:bool=False,         # no text, no progress bar
-    **settings,               # fields of Config, such as out='runs/mine', steps=2000; of Meaning, such as ignore=(0,)
+    **settings,               # fields of Config, such as steps=2000; of Meaning, such as ignore=(0,)
 )->Path:                      # the run folder
     "Train one run."
+    if not quiet:
+        show_log()
     said = _meaning(settings)
     known = [name for name in Config.__dataclass_fields__ if name not in ('name', 'method')]
     _refuse_unknown(settings, known)
@@ -156,14 +161,16 @@ def _run(config, resume, force, quiet, text=''):
 # %% ../../nbs/use/41_api.ipynb #a91f0014
 def resume(
     run:str|Path,     # run folder
-    force:bool=False, # although settings or lists have changed, or a machine that is gone seems to be training there
+    force:bool=False, # although settings or lists have changed, or another process seems to train
     quiet:bool=False, # no text, no progress bar
-    **settings,       # fields of Config: data, workers, device and allow_partial change no result, others need force
+    **settings,       # fields of Config; those that change a result need force
 )->Path:              # the run folder
     "Go on with a run that was stopped or killed; it ends as if it had never been."
+    if not quiet:
+        show_log()
     path = Path(run)/'config.json'
     if not path.is_file():
-        raise DataError(f'{run}: no run there (config.json is missing); give a run folder')
+        raise DataError(f'{run}: no run there (config.json is missing); give a run folder: `corrmatch runs` lists them')
     _refuse_unknown(settings, Config.__dataclass_fields__)
     if 'data' in settings and not Path(settings['data']).is_dir():
         raise DataError(f"{settings['data']}: no such folder; data is where the run's data are now")
@@ -179,8 +186,10 @@ def predict(
     every:int=1,                # of a video take each n-th frame
     quiet:bool=False,           # no progress
     **options,                  # of load: checkpoint, device, tile, scales, flip, longest
-)->Done:                        # .look: the page to open; .n: images; .broken: a line for each file that cannot be read
+)->Done:                        # .look: page to open; .n: images; .broken: one line a file
     "Predict files and write masks, overlays, confidence maps, a table and a page."
+    if not quiet:
+        show_log()
     paths = [images] if isinstance(images, (str, Path)) else list(images)
     model = run if isinstance(run, LoadedModel) else load(run, **options)
     return predict_files(model, paths, Path(out), every, quiet)
