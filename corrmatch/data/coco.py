@@ -515,7 +515,6 @@ def _coco_objects(
     "Sort the annotations of a file by image."
     images = _images(path, data)
     bare = set()
-    taken = []
     for a in (_need(path, 'annotation', a, 'image_id', 'category_id') for a in data['annotations']):
         image = _key(a['image_id'])
         category = _key(a['category_id'])
@@ -534,7 +533,7 @@ def _coco_objects(
             continue
         objects.append({'id': a.get('id'), 'segmentation': outline, 'class': numbers[category],
                         'iscrowd': _is_crowd(path, a), 'size': frame})
-        taken.append(objects[-1])
+    taken = [o for _, _, objects in images.values() for o in objects]
     if data['annotations'] and not bare and not taken:
         raise DataError(f'{path}: {_NONE_FITS}')
     _not_relative(path, taken)
