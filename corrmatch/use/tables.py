@@ -129,7 +129,7 @@ def changed_fields(
 )->dict:           # field -> value, if it is not the preset's
     "Find the fields in which a run differs from its preset."
     known = config.name in PRESETS
-    base = preset(config.name if known else 'vocanimals', config.method)  # your own data start from vocanimals
+    base = preset(config.name if known else 'vocanimals', config.method)  # vocanimals: your own data
     if known and config.scale_lr:
         same_batch = preset(config.name, config.method, batch_x=config.batch_x, batch_u=config.batch_u)
         base = replace(base, lr=same_batch.lr)
