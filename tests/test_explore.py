@@ -13,7 +13,7 @@ from PIL import Image
 
 from corrmatch.method.correlation import correlation_map
 from corrmatch.use.explore import (
-    confidence_steps, explore_view, explorer_html, grid_position, load_image, pack_views, read_position,
+    confidence_steps, explore_view, explorer_html, grid_position, load_picture, pack_views, read_position,
     write_explorer)
 from corrmatch.engine.regions import fast_region_maps
 
@@ -103,14 +103,14 @@ def test_equality_with_tau_counts_as_confident():
 def test_pictures_of_all_modes(tmp_path, mode):
     path = tmp_path/('x.jpg' if mode == 'CMYK' else 'x.png')
     Image.fromarray(picture()).convert(mode).save(path)
-    image, size = load_image(path)
+    image, size = load_picture(path)
     assert image.shape == (40, 56, 3) and image.dtype == np.uint8 and size == (56, 40)
 
 
 @pytest.mark.parametrize('longest, wanted', [(513, (40, 56)), (28, (20, 28)), (2, (1, 2))])
 def test_large_pictures_are_scaled_down(tmp_path, longest, wanted):
     Image.fromarray(picture()).save(tmp_path/'x.png')
-    assert load_image(tmp_path/'x.png', longest)[0].shape[:2] == wanted
+    assert load_picture(tmp_path/'x.png', longest)[0].shape[:2] == wanted
 
 
 @pytest.mark.parametrize('arguments, words', [

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['ExploreView', 'explore_view', 'grid_position', 'Vote', 'region_vote', 'Reading', 'read_position', 'draw_explorer',
            'confidence_steps', 'pack_views', 'explorer', 'explorer_html', 'write_explorer', 'open_explorer',
-           'load_image', 'explore_image']
+           'load_picture', 'explore_image']
 
 # %% ../../nbs/use/34_explore.ipynb #7f41923d
 import base64
@@ -442,7 +442,7 @@ def open_explorer(
     return IFrame(path.as_posix(), '100%', height)
 
 # %% ../../nbs/use/34_explore.ipynb #d43c01e7
-def load_image(
+def load_picture(
     path:Path,       # any picture file
     longest:int=513, # pixels of the long side at most
 )->tuple:            # (h,w,3) uint8, upright; and the size (w, h) it had
@@ -488,7 +488,7 @@ def explore_image(
 )->str:               # one line: what was written
     "Write the explorer of a picture under a trained model."
     check_place(out)
-    picture, size = load_image(image, longest)
+    picture, size = load_picture(image, longest)
     model, config = load_run(run, checkpoint, pick_device(device))
     if not isinstance(model, CorrMatchNet):
         raise ValueError(
