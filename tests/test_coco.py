@@ -100,7 +100,7 @@ def test_the_option_reaches_check_split_and_train(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(api, '_run', lambda config, *more: started.append((config, more[-1])))
     assert main('train d --unannotated background --weights='.split()) == 0
     [(config, text)] = started
-    assert 'with background alone: 3' in text and 'lists: ' in text and config.n_classes == 3
+    assert 'with only background: 3' in text and 'lists: ' in text and config.n_classes == 3
 
 
 # --- images and files
@@ -295,7 +295,7 @@ def test_forms_of_file_name(tmp_path, name):
 def test_another_folder_of_the_same_base_name_is_said(tmp_path):
     content = notes()
     content['images'][2]['file_name'] = 'seq7/p2.png'
-    warned(check(folder(tmp_path, content)), 'base name alone', 'seq7/p2.png as images/p2.png')
+    warned(check(folder(tmp_path, content)), 'only by their base name', 'seq7/p2.png as images/p2.png')
 
 
 def test_one_file_with_two_ids(tmp_path):

@@ -124,8 +124,8 @@ def test_another_folder_is_read_with_the_meaning_of_the_run(tmp_path):
     ('binary', dict(kind='colours', table=[[0, 0], [255, 1]]), ('masks/p0.png', 'holds values', 'corrmatch check')),
     ('colors', None, ('masks/p0.png', 'holds colours')),
     ('levels', None, ('masks/p0.png', 'value 100')),
-    ('binary', None, ('raw.txt', '0 and 255 alone', 'corrmatch check')),
-    ('binary', dict(kind='binary', table=[[0, 0], [65535, 1], [255, 255]]), ('raw.txt', 'background and ignored pixels alone', 'corrmatch check')),
+    ('binary', None, ('raw.txt', 'only 0 and 255', 'corrmatch check')),
+    ('binary', dict(kind='binary', table=[[0, 0], [65535, 1], [255, 255]]), ('raw.txt', 'only background and ignored pixels', 'corrmatch check')),
 ])
 def test_masks_that_do_not_fit_are_refused(tmp_path, encoding, masks, words):
     fill(tmp_path/'other', encoding)

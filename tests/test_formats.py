@@ -7,7 +7,7 @@ from PIL import Image
 
 from corrmatch.data.coco import draw_objects
 from corrmatch.data.layouts import find_classes, find_layout
-from corrmatch.data.masks import load_picture, read_photo, rgb_bytes
+from corrmatch.data.masks import load_image, read_photo, rgb_bytes
 from errors_for_tests import refused
 
 
@@ -225,7 +225,7 @@ def test_area_null():
 def test_picture_above_the_limit(tmp_path):
     huge = wrote(tmp_path/'huge.ppm', b'P5 20000 10000 255 ')
     text = refused(
-        lambda: load_picture(huge), 'huge.ppm', '200,000,000 pixels', '178,956,970', 'scale it down or cut it'
+        lambda: load_image(huge), 'huge.ppm', '200,000,000 pixels', '178,956,970', 'scale it down or cut it'
     )
     assert 'bomb' not in text and 'cut short' not in text
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from corrmatch.data.folders import open_image, open_mask, read_classes, read_split
 from corrmatch.data.layouts import find_classes, find_layout
-from corrmatch.data.masks import load_picture, read_mask
+from corrmatch.data.masks import load_image, read_mask
 from corrmatch.data.check import check_data, report_json, report_text
 
 CASES = int(os.environ.get('CORRMATCH_FUZZ', 150))  # of each kind
@@ -112,7 +112,7 @@ def test_images(tmp_path):
     for i, content in damaged(image_seeds(), 1):
         path = tmp_path/f'{i}.png'
         path.write_bytes(content)
-        read = outcome(load_picture, path)
+        read = outcome(load_image, path)
         opened = outcome(open_image, path)
         outcome(open_image, path, False)
         n_read += read is not None

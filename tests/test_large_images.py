@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from corrmatch.use.cli import main
-from corrmatch.data.masks import StoredMask, map_ids, mask_facts, solid_pixels
+from corrmatch.data.masks import StoredMask, map_ids, mask_facts, _solid_pixels
 from corrmatch.use.predict import _overlay
 from corrmatch.training.trainer import Trainer
 from corrmatch.viz import colorize
@@ -72,7 +72,7 @@ def literal_facts(values):
     found, ranks, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = ranks.reshape(values.shape)
     steps = np.concatenate([np.abs(np.diff(ranks, axis=axis)).ravel() for axis in (0, 1)])
-    inner = np.bincount(ranks[solid_pixels(values)], minlength=len(found))
+    inner = np.bincount(ranks[_solid_pixels(values)], minlength=len(found))
     solid = {v: n for v, n in zip(found.tolist(), inner.tolist()) if n}
     return (
         dict(zip(found.tolist(), counts.tolist())), solid,

@@ -138,7 +138,7 @@ def blurred(m, i): return Image.fromarray((m > 0).astype(np.uint8)*255).filter(I
     (lambda m, i: np.where((m == 1) & (i > 4), 255, np.array([0, 90, 200])[m]).astype(np.uint8), ('is 255 a class or ignored?', '--ignore 255', '--classes 4')),
     (lambda m, i: np.dstack([np.full((H, W, 3), 255, np.uint8), (m > 0).astype(np.uint8)*255]), ('no readable mask', 'alpha channel')),
     (lambda m, i: Image.merge('LA', [Image.new('L', (W, H), 7), Image.fromarray((m > 0).astype(np.uint8)*255)]), ('alpha channel',)),
-    (lambda m, i: np.full((H, W), 255, np.uint8), ('hold 255 alone',)),
+    (lambda m, i: np.full((H, W), 255, np.uint8), ('hold only 255',)),
     (lambda m, i: (m.astype(np.int32)*1000 + np.arange(H)[:, None]//4).astype(np.int32), ('values', '--map FILE')),
 ], ids=['blur', 'resized', 'smoothed colours', 'mixed binary', 'a 255 among levels', 'alpha', 'grey alpha', 'all ignored', 'instance ids'])
 def test_what_is_refused(tmp_path, encode, words):
@@ -295,9 +295,9 @@ def warned(root, *meaning): return [f.text for f in check(root, *meaning).findin
 
 
 @pytest.mark.parametrize('encode, words', [
-    (dotted(3, 3), 'value 3: specks and lines alone, 6 pixels in 3 masks, such as masks/p00.tif'),
-    (dotted((90, 9, 200), 2, red), 'colour 90 9 200: specks and lines alone'),
-    (two_kinds(red, lambda m: red(m)//255*254), 'nearly alike'),
+    (dotted(3, 3), 'value 3: only specks and lines, 6 pixels in 3 masks, such as masks/p00.tif'),
+    (dotted((90, 9, 200), 2, red), 'colour 90 9 200: only specks and lines'),
+    (two_kinds(red, lambda m: red(m)//255*254), 'almost equal'),
     (lambda m, i: Image.fromarray(m).resize((W*2, H*2), Image.Resampling.BILINEAR).resize((W*2, H*2)), 'nearest neighbour'),
     (lambda m, i: m.astype(np.int32) - 1, 'of value -1'),
 ], ids=['slips in several masks', 'slips in colour', 'two reds', 'ids interpolated', 'much ignored'])

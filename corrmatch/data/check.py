@@ -26,7 +26,7 @@ from .folders import (
 from ..files import DataError, link_or_copy, text_table, write_file
 from .layouts import Item, Layout, describe_layout, file_table, find_layout, read_stored
 from .masks import (
-    Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_picture,
+    Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_image,
     map_ids, color_facts, mask_facts, parse_depth, read_photo)
 from .folders import read_conversion
 from .shards import open_unlabeled
@@ -94,7 +94,7 @@ def scan_item(
 )->FileScan:
     "Open both files of an item and count what is in them; a fault becomes a line, not an exception."
     try:
-        found = _scan_image(item, load_picture(item.image))
+        found = _scan_image(item, load_image(item.image))
     except (DataError, MemoryError) as e:
         return FileScan(item, fault=str(e))
     if not item.has_mask:

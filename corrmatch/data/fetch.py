@@ -29,7 +29,7 @@ from PIL import Image
 from ..config import IGNORE_INDEX
 from .folders import is_path_traversal, list_lines, read_classes
 from ..files import DataError, make_folder, write_file
-from .masks import CAMVID_COLORS, CAMVID_NAMES, load_picture
+from .masks import CAMVID_COLORS, CAMVID_NAMES, load_image
 from .check import follow, in_threads
 from ..viz import palette
 
@@ -529,7 +529,7 @@ def _camvid_masks(folder):
     "Masks {id: (h,w) uint8} of the three splits, and the lists."
     lists = {s: sorted(p.stem for p in (folder/f'{s}annot').glob('*.png')) for s in ('train', 'val', 'test')}
     masks = {
-        n: np.asarray(load_picture(folder / f'{s}annot' / f'{n}.png'))
+        n: np.asarray(load_image(folder / f'{s}annot' / f'{n}.png'))
         for s, names in lists.items()
         for n in names}
     return dict(sorted(masks.items())), lists
@@ -562,7 +562,7 @@ def _write_preset_lists(root, train):
 # %% ../../nbs/data/23_fetch.ipynb #4e20a59a
 def _camvid_one(root, image, mask):
     "Write one frame and its mask; void, 11, is ignored."
-    load_picture(image)  # a broken one is refused here
+    load_image(image)  # a broken one is refused here
     write_file(root/'images'/image.name, image.read_bytes())
     write_file(
         root / 'masks' / image.name,
@@ -651,7 +651,7 @@ def _fetch_pets(
 def _pet(root, notes, row):
     "Write the mask of one row `ID BREED SPECIES NUMBER`; its id."
     trimap = np.asarray(
-        load_picture(next(iter(notes.glob(f'*/trimaps/{row[0]}.png')), notes / f'{row[0]}.png')))
+        load_image(next(iter(notes.glob(f'*/trimaps/{row[0]}.png')), notes / f'{row[0]}.png')))
     write_file(
         root / 'masks' / f'{row[0]}.png',
         _palette_png(

@@ -22,7 +22,7 @@ from .folders import (
     IMAGE_SUFFIXES, ESCAPES_ROOT, class_rows, derived_from, folder_homes, folder_role, escapes_root,
     line_fields, list_lines, mask_of, own_outputs)
 from ..files import DataError
-from .masks import StoredMask, load_picture, read_mask
+from .masks import StoredMask, load_image, read_mask
 
 # %% ../../nbs/data/21_layouts.ipynb #8e2b6ec5
 _AVIF = ('.avif',) if features.check('avif') else ()  # read where Pillow can
@@ -1055,7 +1055,7 @@ def read_stored(
 )->StoredMask:            # its values as they are stored
     "Read the mask of an item, from a file or from outlines."
     if item.objects is not None:
-        drawn = draw_objects(item.objects, size or load_picture(item.image).size)
+        drawn = draw_objects(item.objects, size or load_image(item.image).size)
         return StoredMask(drawn.astype(np.int32), 'objects', None, False)
     if item.mask is None:
         raise DataError(f'{item.image}: has no mask; add one or leave it unlabeled')
