@@ -11,7 +11,7 @@ from typing import NamedTuple, Sequence
 import torch
 from ..models.backbones import timm_name
 from ..config import PRESETS, Config, nearest, preset
-from ..files import DataError, show_log
+from ..files import DataError, log, show_log
 from ..data.masks import Meaning, parse_depth
 from ..models.deeplab import make_backbone
 from ..training.distributed import run_on_rank0, all_gather, read_world, start_world, stop_world
