@@ -172,27 +172,17 @@ PRESETS = MappingProxyType(
     {
         'toy': _TOY,
         'camvid': dict(
-            n_classes=11,
-            crop=321,
-            labeled='splits/1_16/labeled.txt',
-            unlabeled='splits/1_16/unlabeled.txt',
-            **_FOLDER,
-        ),
+            n_classes=11, crop=321, labeled='splits/1_16/labeled.txt', unlabeled='splits/1_16/unlabeled.txt',
+            **_FOLDER),
         'vocanimals': dict(
-            n_classes=7,
-            crop=257,
-            labeled='splits/1_32/labeled.txt',
-            unlabeled='splits/1_32/unlabeled.txt',
-            **_FOLDER,
-        ),
+            n_classes=7, crop=257, labeled='splits/1_32/labeled.txt', unlabeled='splits/1_32/unlabeled.txt',
+            **_FOLDER),
         **{
             f'voc_{s}': {**_VOC, **_lists('pascal', s)}
             for s in ('92', '183', '366', '732', '1464', '1_16', '1_8', '1_4')},
         **{
             f'cityscapes_{s}': {**_CITY, **_lists('cityscapes', s)}
-            for s in ('1_30', '1_16', '1_8', '1_4', '1_2')},
-    }
-)
+            for s in ('1_30', '1_16', '1_8', '1_4', '1_2')}})
 
 # %% ../nbs/11_config.ipynb #da48c7a7
 def nearest(

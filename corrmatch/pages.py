@@ -48,8 +48,7 @@ def render_page(
     text = (
         _templates()
         .get_template(template)
-        .render(title=title, style=read_asset(style), script=script, **content)
-    )
+        .render(title=title, style=read_asset(style), script=script, **content))
     return text.encode('utf-8', 'replace')  # a file name may hold bytes that are no text
 
 # %% ../nbs/12_pages.ipynb #2ef8f2c5

@@ -1,4 +1,5 @@
-"Long files first, so that two processes end at about the same time; a fixture for tests of training that look at no picture."
+"""Long files first, so that two processes end at about the same time; a fixture for tests of training that
+look at no image."""
 import pytest
 
 LONG = (
@@ -12,6 +13,6 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def no_drawing(monkeypatch):
-    "Runs write no pictures, which takes most of the time of a run of some steps."
+    "Runs write no images, which takes most of the time of a run of some steps."
     from corrmatch.training.trainer import Trainer
     monkeypatch.setattr(Trainer, '_draw', lambda self, model: None)

@@ -1,6 +1,7 @@
 """Kill a small run with SIGKILL at many moments, resume it, and compare with the run that was left alone.
 
-Usage: python kill_lab.py FOLDER SEED KILLS. Prints one JSON line for each kill. Every run is a forked child, so that torch is imported once.
+Usage: python kill_lab.py FOLDER SEED KILLS. Prints one JSON line for each kill. Every run is a forked child,
+so that torch is imported once.
 """
 import json
 import os
@@ -54,7 +55,8 @@ def ended(pid):
 
 
 def die_while_writing(out, sources, place, count):
-    "Train, and be killed at the `count`-th time the code comes to a place of `write_atomic`: before, within or behind a rename."
+    """Train, and be killed at the `count`-th time the code comes to a place of `write_atomic`: before, within
+    or behind a rename."""
     calls = [0]
     replace = os.replace
     fsync = os.fsync
@@ -158,10 +160,8 @@ def main():
             json.dumps(
                 dict(
                     place=place, killed=code == -signal.SIGKILL, at=at, drafts=drafts, resumed=again,
-                    equal=equal(expected, state(out)), left=[p.name for p in out.glob('.*.part')])
-            ),
-            flush=True,
-        )
+                    equal=equal(expected, state(out)), left=[p.name for p in out.glob('.*.part')])),
+            flush=True)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
-"Small runs in processes of their own, for tests that kill, damage and spread them. Usage: python runs_for_tests.py JOBS.json"
+"""Small runs in processes of their own, for tests that kill, damage and spread them. Usage: python
+runs_for_tests.py JOBS.json"""
 import json
 import os
 import sys
@@ -22,7 +23,8 @@ def environment(**more):
 
 
 def command(jobs, folder, processes=0):
-    "Command line for a list of jobs, each a dict with `out`, changes of the small run, and perhaps `resume`; in torchrun's processes if any."
+    """Command line for a list of jobs, each a dict with `out`, changes of the small run, and perhaps
+    `resume`; in torchrun's processes if any."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder/'jobs.json'
     path.write_text(json.dumps([job | dict(out=str(job['out'])) for job in jobs]))

@@ -37,8 +37,7 @@ def python(code):
 def test_import_loads_nothing_heavy():
     code = (
         'import json, sys; before = {*sys.modules}; import corrmatch; '
-        'print(json.dumps(sorted({*sys.modules} - before)))'
-    )
+        'print(json.dumps(sorted({*sys.modules} - before)))')
     new = json.loads(python(code))
     assert [
         name for name in new if name.partition('.')[0] not in {'corrmatch', *sys.stdlib_module_names}] == []
@@ -149,19 +148,13 @@ def test_explore(run, photos):
     assert panel.position == [20, 10] and panel.meta['names'] == corrmatch.load(run).names and panel.reading()
     assert (
         max(corrmatch.load(run).explore(photos / 'images' / '00.png', longest=25).meta['views'][0]['size'])
-        == 25
-    )
+        == 25)
 
 
 def test_explore_needs_a_correlation_head(tmp_path):
     run = corrmatch.train(
-        'toy',
-        'supervised',
-        toy_unlabeled=8,
-        out=str(tmp_path / 'run'),
-        quiet=True,
-        **SMALL | dict(steps=2, regions=0),
-    )
+        'toy', 'supervised', toy_unlabeled=8, out=str(tmp_path / 'run'), quiet=True,
+        **SMALL | dict(steps=2, regions=0))
     refused(
         lambda: corrmatch.explore(run, np.zeros((40, 40, 3), np.uint8), device='cpu'), 'supervised',
         'method=corrmatch')

@@ -1,4 +1,5 @@
-"""timm backbones against timm itself and against a network written down from its published table; weights in and out.
+"""timm backbones against timm itself and against a network written down from its published table; weights in
+and out.
 
 No weights are downloaded: all networks have random ones.
 """
@@ -72,7 +73,7 @@ def test_stages_are_timms(image):
 
 
 def test_patches_are_timms(image):
-    "c4 of a transformer is its normalised patch tokens in place; position codes follow the picture's size."
+    "c4 of a transformer is its normalised patch tokens in place; position codes follow the image's size."
     ours = build_backbone('timm:test_vit', 16).eval()
     theirs = timm.create_model('test_vit', num_classes=0, dynamic_img_size=True).eval()
     theirs.load_state_dict(ours.net.state_dict())
@@ -85,7 +86,8 @@ def test_patches_are_timms(image):
 
 
 def plain_lite(w, x, expand):
-    "EfficientNet-Lite written down from its table: blocks of (kernel, stride, expansion, channels), 'same' padding of TensorFlow."
+    """EfficientNet-Lite written down from its table: blocks of (kernel, stride, expansion, channels), 'same'
+    padding of TensorFlow."""
     def conv(x, key, stride=1, groups=1):
         k = w[f'{key}.weight'].shape[-1]
         pad = [max((-(-n//stride)-1)*stride + k - n, 0) for n in (x.shape[3], x.shape[2])]
@@ -222,8 +224,14 @@ def deep(seed, kind=CorrMatchNet):
 
 
 @pytest.mark.parametrize('prefix', ['', 'module.'])
-@pytest.mark.parametrize('wrap', [lambda s: s, lambda s: dict(model=s, optimizer=dict(state={0: dict(momentum_buffer=torch.ones(2))}, param_groups=[]),
-                                                             epoch=3, previous_best=np.float64(70.1))], ids=['bare', 'wrapped'])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda s: s,
+        lambda s: dict(
+            model=s, optimizer=dict(state={0: dict(momentum_buffer=torch.ones(2))}, param_groups=[]), epoch=3,
+            previous_best=np.float64(70.1))],
+    ids=['bare', 'wrapped'])
 def test_round_trip(tmp_path, prefix, wrap):
     a, b = deep(0), deep(1)
     torch.save(wrap(export_reference_state(a, prefix)), tmp_path/'a.pth')
@@ -248,8 +256,12 @@ class Command:
     def __reduce__(self): return Path.touch, (self.flag,)
 
 
-@pytest.mark.parametrize('open_it', [lambda p: load_reference_checkpoint(p, deep(0)), load_weights, lambda p: load_backbone(make_backbone('toynet'), p),
-                                     lambda p: load_pretrained(build_backbone('timm:test_vit', 16), 'timm:test_vit', p)])
+@pytest.mark.parametrize(
+    'open_it',
+    [
+        lambda p: load_reference_checkpoint(p, deep(0)), load_weights,
+        lambda p: load_backbone(make_backbone('toynet'), p),
+        lambda p: load_pretrained(build_backbone('timm:test_vit', 16), 'timm:test_vit', p)])
 def test_pickles_with_code_are_refused(tmp_path, open_it):
     torch.save(dict(model=Command(tmp_path/'ran')), tmp_path/'bad.pth')
     with pytest.raises(ValueError, match='not a file of plain tensors') as e:

@@ -1,4 +1,5 @@
-"""Faulty data sets: each fault is a one-line DataError that names the file, the value and a remedy; odd but legal ones pass."""
+"""Faulty data sets: each fault is a one-line DataError that names the file, the value and a remedy; odd but
+legal ones pass."""
 import io
 import os
 
@@ -102,8 +103,11 @@ def test_named_mask_of_unlabeled_line_may_be_absent(root):
     assert split(root, 'images/a.jpg nowhere/a.png', masks=False) == [Pair(root/'images'/'a.jpg', None, 'a')]
 
 
-@pytest.mark.parametrize('line', ['/etc/passwd', '/etc/a.jpg masks/a.png', 'images/a.jpg /etc/a.png', '../images/a.jpg',
-                                  'images/../../a.jpg', 'images/a.jpg ../a.png', '..'])
+@pytest.mark.parametrize(
+    'line',
+    [
+        '/etc/passwd', '/etc/a.jpg masks/a.png', 'images/a.jpg /etc/a.png', '../images/a.jpg',
+        'images/../../a.jpg', 'images/a.jpg ../a.png', '..'])
 def test_paths_that_leave_the_folder(root, line):
     refused(lambda: split(root, line), 'line 1', 'leaves the data folder')
 
@@ -112,7 +116,8 @@ def test_dots_inside_of_names_are_legal():
     assert parse_line('a..b') == ('a..b', 'images/a..b', 'masks/a..b.png')
 
 
-@pytest.mark.parametrize('text, line', [('a\nb\na', 3), ('images/a.jpg masks/a.png\nimages/a.jpg masks/b.png', 2)])
+@pytest.mark.parametrize(
+    'text, line', [('a\nb\na', 3), ('images/a.jpg masks/a.png\nimages/a.jpg masks/b.png', 2)])
 def test_duplicates(root, text, line):
     refused(lambda: split(root, text), f'line {line}', 'line 1 already', 'remove')
 
@@ -199,8 +204,11 @@ def test_sixteen_bit_picture(root):
     refused(lambda: check_source(set_, 3), 'b.jpg', 'I;16', '8 bits')
 
 
-@pytest.mark.parametrize('array, mode', [(np.zeros((16, 20, 3), np.uint8), 'RGB'), (np.zeros((16, 20), bool), '1'),
-                                         (np.zeros((16, 20), np.uint16), 'I;16')])
+@pytest.mark.parametrize(
+    'array, mode',
+    [
+        (np.zeros((16, 20, 3), np.uint8), 'RGB'), (np.zeros((16, 20), bool), '1'),
+        (np.zeros((16, 20), np.uint16), 'I;16')])
 def test_mask_without_class_ids(root, array, mode):
     refused(
         lambda: check_source(source(root, **{'masks/b.png': encoded(array)}), 3), 'b.png', f'mode {mode}',

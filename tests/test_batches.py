@@ -1,7 +1,9 @@
-"""The fast views against the naive ones on equal draws and as distributions; batches that depend on nothing but seed and step.
+"""The fast views against the naive ones on equal draws and as distributions; batches that depend on nothing
+but seed and step.
 
-Tolerances, in grey levels of 255: weak views 0.3 on average and 8 at most, masks equal; strong views 1 on average over draws, 3 for any
-one view; the device's strong views 1 on average and 12 at most beside the fast ones. Pictures are generated with hard edges, the worst case.
+Tolerances, in grey levels of 255: weak views 0.3 on average and 8 at most, masks equal; strong views 1 on
+average over draws, 3 for any one view; the device's strong views 1 on average and 12 at most beside the fast
+ones. Images are generated with hard edges, the worst case.
 """
 import multiprocessing
 import os
@@ -56,7 +58,9 @@ def test_weak_views_agree_pixel_by_pixel(size, crop):
     assert np.mean(means) < 0.05
 
 
-@pytest.mark.parametrize('size, long_side', [((1, 1), 1), ((1, 1), 7), ((9, 1), 40), ((3, 200), 33), ((50, 40), 500), ((300, 200), 3)])
+@pytest.mark.parametrize(
+    'size, long_side',
+    [((1, 1), 1), ((1, 1), 7), ((9, 1), 40), ((3, 200), 33), ((50, 40), 500), ((300, 200), 3)])
 def test_odd_sizes(size, long_side):
     image, mask = scene(size)
     for place in (0, max(max(resized(size, long_side))-5, 0)):
@@ -136,13 +140,8 @@ def describe(view):
     chroma = v.max(0) - v.min(0)
     hues = [((v[c] >= v.max(0)) & (chroma > 20)).mean() for c in (0, 2)]
     return [
-        v.mean(),
-        v.std(),
-        chroma.mean(),
-        *hues,
-        np.abs(np.diff(v, axis=-1)).mean(),
-        np.abs(np.diff(v, axis=-2)).mean(),
-    ]
+        v.mean(), v.std(), chroma.mean(), *hues, np.abs(np.diff(v, axis=-1)).mean(),
+        np.abs(np.diff(v, axis=-2)).mean()]
 
 
 def views(fast, seed, crop=49):
@@ -156,9 +155,7 @@ def views(fast, seed, crop=49):
                 fast_strong(fast_view(image, None, draw, crop)[0], colours)
                 if fast
                 else np.asarray(apply_strong(apply_view(image, None, draw, crop)[0], colours)).transpose(
-                    2, 0, 1)
-            )
-        )
+                    2, 0, 1)))
     return np.array(rows)
 
 
@@ -185,7 +182,8 @@ def batches(labeled=None, unlabeled=None, **kwargs):
     return StepBatches(labeled or source, unlabeled or source, 33, 4, 4, 0, **kwargs)
 
 
-@pytest.mark.parametrize('options', [{}, dict(fast=False), dict(device_strong=True, n_strong=2), dict(partner='other_image')])
+@pytest.mark.parametrize(
+    'options', [{}, dict(fast=False), dict(device_strong=True, n_strong=2), dict(partner='other_image')])
 def test_workers_do_not_change_batches(options):
     here, there = (list(make_loader(batches(**options), 0, 5, workers)) for workers in (0, 2))
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
@@ -232,7 +230,8 @@ class Counting(ArraySource):
         return super().read_mask(i)
 
 
-@pytest.mark.parametrize('partner, reads', [('same_image', 4), ('other_image', 8), ('in_batch', 4), ('none', 4)])
+@pytest.mark.parametrize(
+    'partner, reads', [('same_image', 4), ('other_image', 8), ('in_batch', 4), ('none', 4)])
 def test_images_are_read_as_often_as_needed(partner, reads):
     x, u = Counting(IMAGES, MASKS), Counting(IMAGES, MASKS)
     batches(x, u, partner=partner)[0]
@@ -262,7 +261,7 @@ def test_cache_keeps_its_limit():
 # --- the loader
 
 class Broken(ArraySource):
-    def read_image(self, i): raise DataError(f'picture {i}: unreadable; replace it')
+    def read_image(self, i): raise DataError(f'image {i}: unreadable; replace it')
 
 
 class Dying(ArraySource):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from corrmatch.engine import regions as regions_module
 from corrmatch.engine.regions import FAST_REGIONS, fast_region_maps, fast_region_targets
-from corrmatch.use.bench import SIZES, TARGETS, extra_peak, pixel_jobs, region_case, run_bench, run_suite
+from corrmatch.use.bench import TARGETS, extra_peak, pixel_jobs, region_case, run_bench, run_suite
 from corrmatch.config import preset
 from corrmatch.training.builders import make_weights
 from corrmatch.method.region import propagate_regions, region_maps
@@ -67,7 +67,11 @@ class NoQuestions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize('changes', [{}, dict(cutmix='in_batch', kl_inside=False), dict(strong_views=2), dict(norm='batch', threshold='fixed')])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {}, dict(cutmix='in_batch', kl_inside=False), dict(strong_views=2),
+        dict(norm='batch', threshold='fixed')])
 def test_a_step_asks_the_device_nothing(batches, changes, monkeypatch):
     "On the CPU the regions vote in NumPy; here they take the path of other devices."
     monkeypatch.setattr(regions_module, '_cut_on_cpu', regions_module._cut_on_device)
@@ -109,9 +113,12 @@ def test_layout_changes_nothing_but_rounding(batches):
 HEADERS = Path(sysconfig.get_path('include'), 'Python.h').exists()
 
 
-@pytest.mark.skipif(not shutil.which(os.environ.get('CXX') or 'g++') or not HEADERS, reason='no C++ compiler, or no header files of Python')
+@pytest.mark.skipif(
+    not shutil.which(os.environ.get('CXX') or 'g++') or not HEADERS,
+    reason='no C++ compiler, or no header files of Python')
 def test_compiled_network(batches):
-    "The same keys and the same scores up to rounding; forward only, since each graph takes the compiler some seconds."
+    """The same keys and the same scores up to rounding; forward only, since each graph takes the compiler
+    some seconds."""
     plain, compiled = [
         prepare_model(make_model(TINY)[0], replace(TINY, compile=c), CPU).eval() for c in (False, True)]
     assert list(plain.state_dict()) == list(compiled.state_dict())
@@ -134,7 +141,8 @@ def test_compile_without_headers(monkeypatch, tmp_path):
 
 
 def test_precision():
-    "What is asked for is taken; small networks are never timed, so that their runs do not depend on a stop-watch."
+    """What is asked for is taken; small networks are never timed, so that their runs do not depend on a stop-
+    watch."""
     model = make_model(TINY)[0]
     assert [pick_precision(p, CPU, model) for p in ('auto', 'fp32', 'bf16')] == [None, None, torch.bfloat16]
     before = torch.get_rng_state()
@@ -144,7 +152,8 @@ def test_precision():
 
 
 def test_memory_of_pixel_propagation():
-    "A guard that counts bytes: held whole the map costs at least ten times as much, and chunks grow with N, not with its square."
+    """A guard that counts bytes: held whole the map costs at least ten times as much, and chunks grow with N,
+    not with its square."""
     small, large = pixel_jobs(41, 1), pixel_jobs(61, 1)
     chunked = [extra_peak(jobs['chunked']) for jobs in (small, large)]
     assert extra_peak(large['whole']) > 4*chunked[1]
@@ -152,7 +161,8 @@ def test_memory_of_pixel_propagation():
 
 
 def test_work_of_regions():
-    "A guard that counts: the fast version allocates less than 64 MB where the literal one takes hundreds, with equal results."
+    """A guard that counts: the fast version allocates less than 64 MB where the literal one takes hundreds,
+    with equal results."""
     case = region_case('many', b=2)
     maps = region_maps(case['rows'], case['side'], case['size'])
     def ours():
@@ -161,8 +171,7 @@ def test_work_of_regions():
     assert (
         extra_peak(ours)
         < 64 * 2**20
-        < extra_peak(lambda: region_maps(case['rows'], case['side'], case['size']))
-    )
+        < extra_peak(lambda: region_maps(case['rows'], case['side'], case['size'])))
     label, keep, _ = propagate_regions(case['label'], case['keep'], maps, .85)
     assert torch.equal(ours()[0], label) and torch.equal(ours()[1], keep)
 

@@ -221,8 +221,7 @@ def test_index_lists_every_notebook():
         [
             f'index.ipynb does not name {p.name}'
             for p in NUMBERED
-            if f'({p.relative_to(ROOT / "nbs").as_posix()})' not in text]
-    )
+            if f'({p.relative_to(ROOT / "nbs").as_posix()})' not in text])
 
 
 @each_notebook
@@ -455,8 +454,7 @@ def test_each_argument_is_described(path):
                 if x.lineno not in comments or x.lineno in shared or (x.lineno == node.lineno):
                     lines.append(
                         f'{path.name} cell {cell.number}: {node.name}({x.arg}) has no line and comment of '
-                        'its own'
-                    )
+                        'its own')
     faults(lines)
 
 

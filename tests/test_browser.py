@@ -1,4 +1,5 @@
-"The explorer in a real browser: as a file, and as a widget in JupyterLab. Skipped where no browser or no playwright is installed."
+"""The explorer in a real browser: as a file, and as a widget in JupyterLab. Skipped where no browser or no
+playwright is installed."""
 import json
 import os
 import shutil
@@ -17,7 +18,6 @@ import torch.nn.functional as F
 
 from corrmatch.use.explore import explore_view, read_position, write_explorer
 from corrmatch.method.pixel import resize
-from corrmatch.engine.regions import fast_region_maps
 from corrmatch.data.toy import toy_features, toy_logits, toy_scene
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +32,7 @@ pytestmark = [
 
 POSITIONS = [(24, 64), (80, 40), (10, 5)]  # pixels: two textures, a third one, background
 NEAR = 1e-4                                # pixels whose normalised value is this near to the cut may differ
-SLOW = 100                                 # ms from event to picture that no machine should need
+SLOW = 100                                 # ms from event to image that no machine should need
 NOTEBOOK = """
 from corrmatch.use.explore import explorer, explore_view
 from corrmatch.data.toy import toy_features, toy_logits, toy_scene
@@ -123,7 +123,8 @@ def near_cut(row, size, cut):
 
 
 def check_row_and_region(page, view, position, cut=.5):
-    "Row to single precision; region from the same row bit for bit; the page's own region but for pixels on the cut."
+    """Row to single precision; region from the same row bit for bit; the page's own region but for pixels on
+    the cut."""
     size = view.image.shape[:2]
     reading = read_position(view, position, cut)
     row = torch.tensor(ask(page, 'row()')).view(reading.row.shape)
@@ -242,8 +243,7 @@ def test_keyboard(opened):
     assert '0, ' in page.locator('.cx-live').inner_text(), 'a screen reader is told'
     unnamed = page.evaluate(
         "[...document.querySelectorAll('input, button')].filter(e => !(e.textContent.trim() || "
-        "e.labels?.length)).length"
-    )
+        "e.labels?.length)).length")
     assert unnamed == 0
 
 
@@ -291,9 +291,8 @@ def test_time_from_event_to_picture(opened, tmp_path, record_property):
     draw = statistics.median(draws)
     record_property('event_to_picture_ms', median)
     print(
-        f'\n{len(waits)} moves: event to picture {median:.1f} ms median, {max(waits):.1f} worst; drawing '
-        f'alone {draw:.1f} ms'
-    )
+        f'\n{len(waits)} moves: event to image {median:.1f} ms median, {max(waits):.1f} worst; drawing '
+        f'alone {draw:.1f} ms')
     assert frame['count'] >= 60 and median < SLOW
     page.mouse.move(*place(page, view, (24, 64)))
     page.screenshot(path=os.environ.get('CORRMATCH_SHOTS', str(tmp_path)) + '/explorer_wide.png')
@@ -319,14 +318,9 @@ def lab(tmp_path):
     port, env = (
         free_port(),
         {
-            **os.environ,
-            'PYTHONPATH': f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-            'OMP_NUM_THREADS': '1',
-            'JUPYTER_CONFIG_DIR': str(tmp_path / 'config'),
-            'JUPYTER_DATA_DIR': str(tmp_path / 'data'),
-            'IPYTHONDIR': str(tmp_path / 'ipython'),
-        },
-    )
+            **os.environ, 'PYTHONPATH': f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            'OMP_NUM_THREADS': '1', 'JUPYTER_CONFIG_DIR': str(tmp_path / 'config'),
+            'JUPYTER_DATA_DIR': str(tmp_path / 'data'), 'IPYTHONDIR': str(tmp_path / 'ipython')})
     command = [
         sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}',
         '--ServerApp.port_retries=0', '--ip=127.0.0.1', '--ServerApp.token=', '--ServerApp.password=',

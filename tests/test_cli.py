@@ -16,8 +16,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = (
     '--crop 33 --batch_x 2 --batch_u 2 --dim 16 --low_dim 8 --regions 8 --steps 4 --eval_every 2 '
     '--log_every 1 '
-    '--warmup 0 --device cpu --backbone toynet --stride 8 --norm group --n_classes 6'
-).split()
+    '--warmup 0 --device cpu --backbone toynet --stride 8 --norm group --n_classes 6').split()
 
 
 def corrmatch(*args, cwd=None):
@@ -58,19 +57,8 @@ def data(tmp_path): return make_folder(tmp_path/'data')
 
 def train(data, out, *more):
     return corrmatch(
-        'train',
-        'toy',
-        '--data',
-        data,
-        '--labeled',
-        'labeled.txt',
-        '--unlabeled',
-        'unlabeled.txt',
-        '--out',
-        out,
-        *SMALL,
-        *more,
-    )
+        'train', 'toy', '--data', data, '--labeled', 'labeled.txt', '--unlabeled', 'unlabeled.txt', '--out',
+        out, *SMALL, *more)
 
 
 @pytest.mark.parametrize('command', [(), ('demo',), ('train',), ('eval',)])
@@ -90,15 +78,13 @@ def test_help_has_units_and_an_example(command):
     (('train', 'toy', '--cutmix', 'other'), ('cutmix', 'other_image')),
     (('train', 'toy', '--tau', '1.5'), ('tau=1.5',)),
     (('train', 'camvid', '--data', '/nowhere'), ('/nowhere', 'no such folder')),
-    (('eval', '/nowhere'), ('/nowhere', 'no such checkpoint')),
-    (('trian',), ('trian',)),
+    (('eval', '/nowhere'), ('/nowhere', 'no such checkpoint')), (('trian',), ('trian',)),
     (('train', 'phtos'), ('phtos', 'neither a folder nor a preset')),
     (('train', 'voc_92'), ('--data FOLDER',)),
     (('train', 'toy', '--compile', 'maybe'), ('--compile', 'maybe', 'yes or no')),
     (('eval', 'runs/x', '--device', 'gpu'), ('gpu', 'cuda:N')),
     (('predict', 'runs/x', 'a.png', '--tile', '-3'), ('--tile', '-3', '0 or more')),
-    (('table', '--paper', '--out', '/proc/nowhere/x.md'), ('/proc/nowhere/x.md', 'cannot be written')),
-])
+    (('table', '--paper', '--out', '/proc/nowhere/x.md'), ('/proc/nowhere/x.md', 'cannot be written'))])
 def test_wrong_words_fail_in_one_line(args, words): one_line(corrmatch(*args), *words)
 
 
@@ -157,11 +143,13 @@ def damage(data, what):
         (data/'labeled.txt').write_text('s0\n')
 
 
-@pytest.mark.parametrize('what, words', [
-    ('empty list', ('labeled.txt', 'empty')), ('missing list', ('val.txt',)), ('id without file', ('s99', 'labeled.txt')),
-    ('truncated', ('s1.png',)), ('sizes', ('s1.png', '20x20')), ('value', ('s1.png', '77', '10 pixels')),
-    ('absent class', ('occur in none',)),
-])
+@pytest.mark.parametrize(
+    'what, words',
+    [
+        ('empty list', ('labeled.txt', 'empty')), ('missing list', ('val.txt',)),
+        ('id without file', ('s99', 'labeled.txt')), ('truncated', ('s1.png',)),
+        ('sizes', ('s1.png', '20x20')), ('value', ('s1.png', '77', '10 pixels')),
+        ('absent class', ('occur in none',))])
 def test_bad_data_is_named_before_training(data, tmp_path, what, words):
     damage(data, what)
     one_line(train(data, tmp_path/'run'), *words)
@@ -190,12 +178,17 @@ def test_demo_writes_table_and_pictures(tmp_path):
         p.name for p in (tmp_path / 'demo').iterdir()}
 
 
-@pytest.mark.parametrize('flags, words', [
-    (('--regions', '-1'), ('regions=-1', 'at least 0')), (('--log_every', '0'), ('log_every=0', 'at least 1')), (('--dim', '-1'), ('dim=-1',)),
-    (('--steps', '-5'), ('steps=-5',)), (('--lr', 'nan'), ('lr=nan',)), (('--lr', '-1'), ('lr=-1',)), (('--lr_multi', '-1'), ('lr_multi=-1',)), (('--seed', '-1'), ('seed=-1',)),
-    (('--workers', '-1'), ('workers=-1',)), (('--region_cut', '7'), ('region_cut=7', 'between 0 and 1')), (('--warmup', '-2'), ('warmup=-2',)),
-    (('--cache', '-1'), ('cache=-1',)), (('--steps', '0', '--epochs', '0'), ('steps=0 and epochs=0',)), (('--w_s', 'inf'), ('w_s=inf',)),
-    (('--labels', '4'), ('--labels is for a data folder', './toy'))])
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (('--regions', '-1'), ('regions=-1', 'at least 0')),
+        (('--log_every', '0'), ('log_every=0', 'at least 1')), (('--dim', '-1'), ('dim=-1',)),
+        (('--steps', '-5'), ('steps=-5',)), (('--lr', 'nan'), ('lr=nan',)), (('--lr', '-1'), ('lr=-1',)),
+        (('--lr_multi', '-1'), ('lr_multi=-1',)), (('--seed', '-1'), ('seed=-1',)),
+        (('--workers', '-1'), ('workers=-1',)), (('--region_cut', '7'), ('region_cut=7', 'between 0 and 1')),
+        (('--warmup', '-2'), ('warmup=-2',)), (('--cache', '-1'), ('cache=-1',)),
+        (('--steps', '0', '--epochs', '0'), ('steps=0 and epochs=0',)), (('--w_s', 'inf'), ('w_s=inf',)),
+        (('--labels', '4'), ('--labels is for a data folder', './toy'))])
 def test_a_value_that_cannot_work_is_named_before_a_folder_is_made(tmp_path, flags, words):
     one_line(corrmatch('train', 'toy', '--out', tmp_path/'run', *flags), *words)
     assert not (tmp_path/'run').exists()

@@ -1,4 +1,5 @@
-"COCO files as tools write them: each image, annotation and file is used, counted as left out, or refused by name."
+"""COCO files as tools write them: each image, annotation and file is used, counted as left out, or refused by
+name."""
 import json
 import os
 import random
@@ -40,8 +41,7 @@ def notes(ids=range(4), **change):
         dict(
             images=[entry(i) for i in ids], annotations=pairs,
             categories=[dict(id=1, name='cat'), dict(id=2, name='dog')]),
-        **change,
-    )
+        **change)
 
 
 def save(path, size=(W, H), seed=0, **options):
@@ -93,7 +93,7 @@ def test_the_option_reaches_check_split_and_train(tmp_path, capsys, monkeypatch)
     monkeypatch.chdir(tmp_path)
     folder(tmp_path/'d', notes(range(3), images=[entry(i) for i in range(6)]), n=6)
     for command, n in (('check d', '3'), ('check d --unannotated background', '6')):
-        assert main(command.split()) == 0 and f'usable pictures with a mask: {n};' in capsys.readouterr().out
+        assert main(command.split()) == 0 and f'usable images with a mask: {n};' in capsys.readouterr().out
     main('split d --labels 2 --seed 1 --unannotated background'.split())
     assert '2 labeled, 3 unlabeled, 1 val' in capsys.readouterr().out
     started = []
@@ -129,8 +129,12 @@ def test_images_that_no_file_names_are_unlabeled_and_counted(tmp_path):
         f'p{i}' for i in range(4, 9)}
 
 
-@pytest.mark.parametrize('form', [dict(segmentation=[]), dict(segmentation=None, bbox=[2, 2, 6, 8]), dict(segmentation=[[]]), dict(segmentation={}),
-                                  dict(segmentation=None, keypoints=[3, 3, 2], num_keypoints=1), dict(segmentation=dict(size=[H, W], counts=[]))])
+@pytest.mark.parametrize(
+    'form',
+    [
+        dict(segmentation=[]), dict(segmentation=None, bbox=[2, 2, 6, 8]), dict(segmentation=[[]]),
+        dict(segmentation={}), dict(segmentation=None, keypoints=[3, 3, 2], num_keypoints=1),
+        dict(segmentation=dict(size=[H, W], counts=[]))])
 def test_one_object_without_outline_keeps_its_image_from_training(tmp_path, form):
     report = check(folder(tmp_path, changed(3, **form)))
     text = 'enclose nothing' if form['segmentation'] == [[]] else 'without an outline'
@@ -205,9 +209,17 @@ def test_many_files_of_any_name(tmp_path):
     assert layout.account.files == layout.account.outlined == 13 and layout.account.drawn == 26
 
 
-@pytest.mark.parametrize('broken, words', [
-    (json.dumps(notes())[:-20].encode(), 'no complete JSON'), (b'', 'empty'), (b'{', 'no complete JSON'), (b'\xff\xfe\x00', 'no'),
-    (json.dumps(notes(categories=[dict(id=1, name='K\u00f6ter')]), ensure_ascii=False).encode('latin-1'), 'save it as UTF-8')])
+@pytest.mark.parametrize(
+    'broken, words',
+    [
+        (json.dumps(notes())[:-20].encode(), 'no complete JSON'),
+        (b'', 'empty'),
+        (b'{', 'no complete JSON'),
+        (b'\xff\xfe\x00', 'no'),
+        (
+            json.dumps(notes(categories=[dict(id=1, name='K\u00f6ter')]), ensure_ascii=False).encode(
+                'latin-1'),
+            'save it as UTF-8')])
 @pytest.mark.parametrize('name', ['z.json', 'a.json'])
 def test_a_broken_file_beside_a_sound_one(tmp_path, broken, words, name):
     note(folder(tmp_path)/name, broken)
@@ -282,7 +294,11 @@ def test_lists_name_the_splits(tmp_path):
 
 # --- names of images
 
-@pytest.mark.parametrize('name', ['./images/p0.png', 'images\\p0.png', '.\\images\\p0.png', 'images//p0.png', 'x/../images/p0.png', '{root}/images/p0.png'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        './images/p0.png', 'images\\p0.png', '.\\images\\p0.png', 'images//p0.png', 'x/../images/p0.png',
+        '{root}/images/p0.png'])
 def test_forms_of_file_name(tmp_path, name):
     content = notes()
     content['images'][0]['file_name'] = name.format(root=tmp_path.resolve())
@@ -325,13 +341,16 @@ def test_ids_as_text_and_floats(tmp_path):
     assert report.ok and (report.shares == check(folder(tmp_path/'b')).shares).all()
 
 
-@pytest.mark.parametrize('mark, ignored', [(1, True), (True, True), ('1', True), (0, False), ('0', False), (False, False), (None, False)])
+@pytest.mark.parametrize(
+    'mark, ignored',
+    [(1, True), (True, True), ('1', True), (0, False), ('0', False), (False, False), (None, False)])
 def test_crowds(tmp_path, mark, ignored):
     assert (IGNORE_INDEX in mask_of(folder(tmp_path, changed(0, iscrowd=mark)))) is ignored
     assert find_layout(tmp_path).account.crowds == ignored
 
 
-@pytest.mark.parametrize('name', ['background', '_background_', '__Background__', 'BACKGROUND', ' background '])
+@pytest.mark.parametrize(
+    'name', ['background', '_background_', '__Background__', 'BACKGROUND', ' background '])
 @pytest.mark.parametrize('used', [False, True])
 def test_background_is_class_0(tmp_path, name, used):
     content = notes(categories=[dict(id=0, name=name), dict(id=1, name='cat'), dict(id=2, name='dog')])
@@ -346,8 +365,7 @@ def test_a_group_of_roboflow_is_no_class_but_a_used_one_is(tmp_path):
     content = notes(
         categories=[
             dict(id=0, name='pets', supercategory='none'), dict(id=1, name='cat', supercategory='pets'),
-            dict(id=2, name='dog', supercategory='pets')]
-    )
+            dict(id=2, name='dog', supercategory='pets')])
     assert find_layout(folder(tmp_path, content)).classes[0] == ['background', 'cat', 'dog']
     content['annotations'][0]['category_id'] = 0
     assert find_layout(folder(tmp_path, content)).classes[0] == ['background', 'pets', 'cat', 'dog']
@@ -368,16 +386,14 @@ def test_files_number_their_categories_differently(tmp_path):
         content
         | dict(
             categories=[*content['categories'], dict(id=7, name='Cat')],
-            annotations=[*content['annotations'], outline(99, 2, 7, 0, 0, 5, 5)]),
-    )
+            annotations=[*content['annotations'], outline(99, 2, 7, 0, 0, 5, 5)]))
     refused(lambda: find_layout(root), 'ann.json', 'categories differ', 'lacks Cat')
 
 
 def test_unused_categories_are_said_and_kept_on_request(tmp_path):
     content = notes(
         categories=[
-            dict(id=5, name='emu'), dict(id=2, name='dog'), dict(id=1, name='cat'), dict(id=0, name='ant')]
-    )
+            dict(id=5, name='emu'), dict(id=2, name='dog'), dict(id=1, name='cat'), dict(id=0, name='ant')])
     # a box is nothing to learn from
     content['annotations'][0].update(category_id=5, segmentation=[], bbox=[1, 1, 4, 4])
     report = check(folder(tmp_path, content))
@@ -390,8 +406,12 @@ def test_unused_categories_are_said_and_kept_on_request(tmp_path):
         and mask_of(tmp_path, 'p1')[4, 4] == 1)
 
 
-@pytest.mark.parametrize('entries, words', [(((1, 'cat'), (2, 'cat')), 'called cat'), (((1, 'cat'), ('1', 'dog')), 'have the id 1'), (((1, ''), (2, 'dog')), 'name'),
-                                            (((1, 'a\0b'), (2, 'dog')), 'name'), (((1, '#cat'), (2, 'dog')), 'name')])
+@pytest.mark.parametrize(
+    'entries, words',
+    [
+        (((1, 'cat'), (2, 'cat')), 'called cat'), (((1, 'cat'), ('1', 'dog')), 'have the id 1'),
+        (((1, ''), (2, 'dog')), 'name'), (((1, 'a\0b'), (2, 'dog')), 'name'),
+        (((1, '#cat'), (2, 'dog')), 'name')])
 def test_faulty_categories(tmp_path, entries, words):
     refused(
         lambda: find_layout(folder(tmp_path, notes(categories=[dict(id=i, name=n) for i, n in entries]))),
@@ -483,9 +503,13 @@ def test_sizes_that_are_not_numbers(tmp_path):
 
 # --- outlines
 
-@pytest.mark.parametrize('polygon, words', [([1, 1, 5, 1, 5], 'odd number'), ([1, 1, float('nan'), 1, 5, 5], 'not finite'), ([1, 1, float('inf'), 1, 5, 5], 'not finite'),
-                                            (['a', 1, 5, 1, 5, 5], 'not numbers'), ([1, 1, None, 1, 5, 5], 'not finite'), (box(40, 40, 50, 50), 'outside'),
-                                            (box(-9, 2, -3, 8), 'outside'), (dict(size=[H, W], counts=[1]), 'not numbers')])
+@pytest.mark.parametrize(
+    'polygon, words',
+    [
+        ([1, 1, 5, 1, 5], 'odd number'), ([1, 1, float('nan'), 1, 5, 5], 'not finite'),
+        ([1, 1, float('inf'), 1, 5, 5], 'not finite'), (['a', 1, 5, 1, 5, 5], 'not numbers'),
+        ([1, 1, None, 1, 5, 5], 'not finite'), (box(40, 40, 50, 50), 'outside'),
+        (box(-9, 2, -3, 8), 'outside'), (dict(size=[H, W], counts=[1]), 'not numbers')])
 def test_outlines_that_cannot_be_drawn(tmp_path, polygon, words):
     report = check(folder(tmp_path, changed(2, segmentation=[polygon])))
     assert (
@@ -495,8 +519,13 @@ def test_outlines_that_cannot_be_drawn(tmp_path, polygon, words):
     assert len(report.usable) == 3
 
 
-@pytest.mark.parametrize('runs', [dict(size=[H, W], counts=[5]), dict(size=[H, W], counts='~~'), dict(size=[H, W], counts=[-1, H*W + 1]), dict(counts=[H*W]), 'abc', 5,
-                                  dict(size=[H, W], counts=[H*W]), dict(size=[10**6, 10**6], counts=[10**12]), dict(size='big', counts=[3]), dict(size=[H, W], counts='é')])
+@pytest.mark.parametrize(
+    'runs',
+    [
+        dict(size=[H, W], counts=[5]), dict(size=[H, W], counts='~~'),
+        dict(size=[H, W], counts=[-1, H * W + 1]), dict(counts=[H * W]), 'abc', 5,
+        dict(size=[H, W], counts=[H * W]), dict(size=[10**6, 10**6], counts=[10**12]),
+        dict(size='big', counts=[3]), dict(size=[H, W], counts='é')])
 def test_run_lengths_that_cannot_be_drawn(tmp_path, runs):
     report = check(folder(tmp_path, changed(2, segmentation=runs)))
     assert [f.file for f in report.errors] == ['images/p1.png'] and 'annotation 11' in report.errors[0].text
@@ -621,8 +650,7 @@ JUNK = [
     10**30,
     'background',
     [None],
-    'ö' * 300,
-]
+    'ö' * 300]
 
 
 def places(thing, path=()):

@@ -149,7 +149,7 @@ def assert_lean(run, case):
     memory, watch = extra_bytes(run, *case)
     pixels = M*SIZE**2
     assert max(watch.largest[d] for d in (torch.float32, torch.float64, torch.bool)) < pixels, (
-        'a picture of all regions')
+        'an image of all regions')
     assert memory < 1.5*pixels + 40*SIZE**2, f'{memory/1e6:.1f} MB'
     assert sum(watch.ops.values()) < B*150, f'{sum(watch.ops.values())} operations'
 
@@ -163,7 +163,7 @@ def test_regions_are_lean_and_equal(share):
 
 
 def test_guard_catches_float_pictures():
-    with pytest.raises(AssertionError, match='picture of all regions'):
+    with pytest.raises(AssertionError, match='image of all regions'):
         assert_lean(plain_targets, region_case())
 
 
@@ -235,8 +235,6 @@ def test_device_loop_grows_with_regions_only():
         sum(
             watched(
                 regions_module._propagate_on_device, case[2], case[3], regions[:, :m], case[5], 6
-            ).ops.values()
-        )
-        for m in (12, 48)
-    )
+            ).ops.values())
+        for m in (12, 48))
     assert all_ <= 4*some

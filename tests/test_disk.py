@@ -40,14 +40,26 @@ def files(root): return {p: p.read_bytes() for p in root.rglob('*') if p.is_file
 
 
 @pytest.mark.parametrize('limit', [0, 3000])
-@pytest.mark.parametrize('argv', [
-    ('predict', 'run', 'data/images', '--out', 'out', '--device', 'cpu'), ('pseudo', 'run', 'data/images', '--out', 'out', '--device', 'cpu'),
-    ('report', 'run', '--out', 'out/r.html', '--device', 'cpu', '--images', '1'), ('check', 'data', '--out', 'out'),
-    ('check', 'data', '--out', 'out', '--convert', 'clean'), ('split', 'data', '--labels', '2', '--out', 'out'),
-    ('export', 'run', '--format', 'safetensors', '--out', 'w.safetensors'), ('export', 'run', '--format', 'reference', '--out', 'w.pth'),
-    ('export', 'run', '--format', 'onnx', '--out', 'w.onnx'), ('export', 'run', '--format', 'export', '--out', 'w.pt2'),
-    ('explore', 'data/images/' + '0'*100 + '.png', '--model', 'run', '--out', 'x.html', '--device', 'cpu'), ('table', 'run', '--out', 'table.txt'),
-    ('train', 'toy', '--crop', '33', '--toy-unlabeled', '8', '--batch-x', '2', '--batch-u', '2', '--steps', '2', '--device', 'cpu', '--out', 'new', '--weights=', '--dim', '16', '--stride', '8')],
+@pytest.mark.parametrize(
+    'argv',
+    [
+        ('predict', 'run', 'data/images', '--out', 'out', '--device', 'cpu'),
+        ('pseudo', 'run', 'data/images', '--out', 'out', '--device', 'cpu'),
+        ('report', 'run', '--out', 'out/r.html', '--device', 'cpu', '--images', '1'),
+        ('check', 'data', '--out', 'out'),
+        ('check', 'data', '--out', 'out', '--convert', 'clean'),
+        ('split', 'data', '--labels', '2', '--out', 'out'),
+        ('export', 'run', '--format', 'safetensors', '--out', 'w.safetensors'),
+        ('export', 'run', '--format', 'reference', '--out', 'w.pth'),
+        ('export', 'run', '--format', 'onnx', '--out', 'w.onnx'),
+        ('export', 'run', '--format', 'export', '--out', 'w.pt2'),
+        (
+            'explore', 'data/images/' + '0' * 100 + '.png', '--model', 'run', '--out', 'x.html', '--device',
+            'cpu'),
+        ('table', 'run', '--out', 'table.txt'),
+        (
+            'train', 'toy', '--crop', '33', '--toy-unlabeled', '8', '--batch-x', '2', '--batch-u', '2',
+            '--steps', '2', '--device', 'cpu', '--out', 'new', '--weights=', '--dim', '16', '--stride', '8')],
     ids=lambda a: '_'.join(w for w in a[:4] if '/' not in w)[:24])
 def test_full_disk(site, tmp_path, monkeypatch, capsys, argv, limit):
     "No file may grow beyond `limit` bytes, as on a disk with so much room."
@@ -80,9 +92,12 @@ def test_full_disk(site, tmp_path, monkeypatch, capsys, argv, limit):
         assert limit == 3000 and argv[0] in ('split', 'table'), 'it fits'
 
 
-@pytest.mark.parametrize('size, limit, kept', [(2000, 0, 0), (500_000, 200_000, 200_000), (500_000, 0, 0), ('zeros', 450_000, None)])
+@pytest.mark.parametrize(
+    'size, limit, kept',
+    [(2000, 0, 0), (500_000, 200_000, 200_000), (500_000, 0, 0), ('zeros', 450_000, None)])
 def test_full_disk_under_fetch(tmp_path, monkeypatch, capsys, size, limit, kept):
-    "Neither an archive nor a data set of which a part is missing; what has arrived is kept for the next attempt."
+    """Neither an archive nor a data set of which a part is missing; what has arrived is kept for the next
+    attempt."""
     body = bytes(500_000) if size == 'zeros' else np.random.default_rng(0).bytes(size)
     with zipfile.ZipFile(tmp_path/'served.zip', 'w', zipfile.ZIP_DEFLATED) as z:
         z.writestr('trainannot/a.png', body)
@@ -112,12 +127,12 @@ class Answer(io.BytesIO):
 
 
 def test_only_one_process_opens_a_folder(tmp_path):
-    "Of two that start at the same moment one is refused, while the other still opens the folder and has noted no state."
+    """Of two that start at the same moment one is refused, while the other still opens the folder and has
+    noted no state."""
     (tmp_path/'run').mkdir()
     code = (
         "import time; from corrmatch.training.run_folder import hold_folder; lock = "
-        f"hold_folder({str(tmp_path / 'run')!r}); print('held', flush=True); time.sleep(60)"
-    )
+        f"hold_folder({str(tmp_path / 'run')!r}); print('held', flush=True); time.sleep(60)")
     other = subprocess.Popen(
         [sys.executable, '-c', code], env=environment(), stdout=subprocess.PIPE, text=True)
     try:
@@ -147,8 +162,7 @@ def test_the_folder_is_deleted_in_the_middle(tmp_path, workers):
     jobs = [
         dict(
             out=tmp_path / 'run', steps=100_000, eval_every=100_000, log_every=1, save_every=5,
-            workers=workers)
-    ]
+            workers=workers)]
     process = subprocess.Popen(
         command(jobs, tmp_path / 'jobs'), env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     deadline = time.monotonic() + 120

@@ -1,4 +1,5 @@
-"The site: what a page shows of a notebook, the API reference, formulas, the checks of links. All pages: `make docs` (half a minute)."
+"""The site: what a page shows of a notebook, the API reference, formulas, the checks of links. All pages:
+`make docs` (half a minute)."""
 import importlib
 import json
 import re
@@ -31,11 +32,8 @@ def value(**data):
 def page(*cells):
     "What the site shows of some cells of a notebook that exports to `region`."
     nb = dict(
-        cells=[code('#| default_exp method.region'), *cells],
-        metadata=dict(widgets={}),
-        nbformat=4,
-        nbformat_minor=5,
-    )
+        cells=[code('#| default_exp method.region'), *cells], metadata=dict(widgets={}), nbformat=4,
+        nbformat_minor=5)
     names = {
         '': {'method.region', 'method.pixel'}, 'cut': ['method.region'], 'spread': ['method.pixel'],
         'cut_rows': ['method.pixel'], 'Pair': ['data.folders'], 'two_homes': ['a', 'b']}
@@ -44,20 +42,19 @@ def page(*cells):
 
 def test_hidden_cells_and_directives_are_not_shown():
     cells = page(
-        prose('# Shapes'),
-        code('#| hide\nsecret()'),
-        code('#| exports\ndef f(): pass'),
-        code('x = 1\ny = 2 #| hide_line\nx'),
-        code('#| hide_output\n1', value(text_plain='1')),
-    )
+        prose('# Shapes'), code('#| hide\nsecret()'), code('#| exports\ndef f(): pass'),
+        code('x = 1\ny = 2 #| hide_line\nx'), code('#| hide_output\n1', value(text_plain='1')))
     assert [c['source'] for c in cells] == ['# Shapes', 'def f(): pass', 'x = 1\nx', '1']
     assert cells[-1]['outputs'] == []
 
 
-@pytest.mark.parametrize('source, tags', [
-    ('#| export\nimport torch\nfrom x import y', ['hide-input']), ('#| export\ndef _helper(): pass', ['hide-input']),
-    ('#| export\nclass Head: pass', []), ('#| exports\ndef _shown(): pass', []), ('import torch', []),
-    ('#| echo: false\nplot()', ['remove-input'])])
+@pytest.mark.parametrize(
+    'source, tags',
+    [
+        ('#| export\nimport torch\nfrom x import y', ['hide-input']),
+        ('#| export\ndef _helper(): pass', ['hide-input']), ('#| export\nclass Head: pass', []),
+        ('#| exports\ndef _shown(): pass', []), ('import torch', []),
+        ('#| echo: false\nplot()', ['remove-input'])])
 def test_plumbing_is_folded(source, tags):
     [cell] = page(code(source))
     assert cell['metadata']['tags'] == tags
@@ -65,11 +62,9 @@ def test_plumbing_is_folded(source, tags):
 
 def test_widgets_become_a_note_and_figures_keep_a_description():
     _, widget, record, figure = page(
-        prose('## A vote'),
-        code('panel', value(text_plain="VBox(children=(FloatSlider(value=1.0),))")),
+        prose('## A vote'), code('panel', value(text_plain="VBox(children=(FloatSlider(value=1.0),))")),
         code('vote', value(text_plain='Vote(size=4)')),
-        code('#| fig-alt: two\nfig', value(image_png='aGk=', text_plain='<Figure>')),
-    )
+        code('#| fig-alt: two\nfig', value(image_png='aGk=', text_plain='<Figure>')))
     assert widget['outputs'][0]['data'].keys() == {'text/markdown'}
     assert record['outputs'][0]['data'] == {'text/plain': 'Vote(size=4)'}
     assert figure['metadata']['mystnb']['image']['alt'] == 'two' and widget['metadata']['mystnb']['image'][
@@ -78,7 +73,8 @@ def test_widgets_become_a_note_and_figures_keep_a_description():
 
 @pytest.mark.parametrize('text, shown', [
     ('use `cut` here', 'use {py:obj}`~corrmatch.method.region.cut` here'),          # this notebook's own
-    ('`spread` and `cut_rows`', '`spread` and {py:obj}`~corrmatch.method.pixel.cut_rows`'),  # a plain word may be a command
+    # a plain word may be a command
+    ('`spread` and `cut_rows`', '`spread` and {py:obj}`~corrmatch.method.pixel.cut_rows`'),
     ('`two_homes`, `Pair`', '`two_homes`, {py:obj}`~corrmatch.data.folders.Pair`'),
     ('`corrmatch.method.pixel`', '{py:mod}`corrmatch.method.pixel`'), ('# on `cut`', '# on `cut`'), ('[`cut`](x.ipynb)', '[`cut`](x.ipynb)'),
     ('```py\n`cut`\n```', '```py\n`cut`\n```'), ('[license](../LICENSE)', '[license](LICENSE.txt)')])
@@ -121,7 +117,7 @@ def test_reference_shows_methods_records_and_their_places():
         and 'self' not in text)
     assert '](../training/27_metrics.ipynb#' in text
     record = '\n'.join(docs.entry(docs.Module(ROOT/'corrmatch'/'method'/'losses.py'), 'LossTerms', {}))
-    assert 'LossTerms(x=0.0, ' in record and 'labeled pictures against their masks' in record
+    assert 'LossTerms(x=0.0, ' in record and 'labeled images against their masks' in record
 
 
 def test_every_notebook_has_its_place():
@@ -134,8 +130,7 @@ def test_every_notebook_has_its_place():
         text.index(part)
         for part in (
             'Start here', '01 · ', 'The method', '02 · ', 'Data', 'Models', 'Training', 'Use', 'Results',
-            'Faster forms')
-    ]
+            'Faster forms')]
     assert places == sorted(places)
 
 
@@ -166,21 +161,16 @@ def test_checks_find_each_fault(tmp_path):
         '@font-face{src:url("https://example.org/f.woff")} a{background:url(data:,)}')
     assert sorted(docs.check_site(tmp_path, ['/somewhere/secret'])) == sorted(
         [
-            'a.html: link c.html: no such file',
-            'a.html: link b.html#nowhere: no such anchor',
+            'a.html: link c.html: no such file', 'a.html: link b.html#nowhere: no such anchor',
             'a.html: loads gone.png: no such file',
             'a.html: link javascript:x(): of a scheme that does not belong here',
             'a.html: loads https://cdn.example.org/x.js: external',
             'a.html: loads //fonts.example.org/f.css: external',
-            'a.html: loads http://example.org/b.png: external',
-            'a.html: two elements have the id top',
+            'a.html: loads http://example.org/b.png: external', 'a.html: two elements have the id top',
             'a.html: shows /home/someone, a place on one machine',
             'a.html: shows /somewhere/secret, a place on one machine',
-            'a.html: shows the directive #| export',
-            'a.html: loads https://example.org/: external',
-            's.css: loads https://example.org/f.woff: external',
-        ]
-    )
+            'a.html: shows the directive #| export', 'a.html: loads https://example.org/: external',
+            's.css: loads https://example.org/f.woff: external'])
 
 
 @pytest.mark.filterwarnings('ignore')  # of sphinx about its extensions

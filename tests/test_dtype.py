@@ -122,8 +122,7 @@ def test_regions_in_float64_equal_their_definition(size):
     'run',
     [
         regions_module.fast_propagate_regions, regions_module._propagate_on_device,
-        regions_module._propagate_on_cpu],
-)
+        regions_module._propagate_on_cpu])
 def test_shares_are_formed_in_the_dtype_of_the_threshold(run):
     "7 of 10 is above float32's 0.7 in float64 alone."
     label = torch.tensor([[[1]*7 + [2]*3]])

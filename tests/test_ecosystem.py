@@ -41,7 +41,11 @@ def test_example_is_short():
     assert lines + imports < 40, lines + imports
 
 
-@pytest.mark.parametrize('kind, options', [('Unet', dict(encoder_depth=3, decoder_channels=(64, 32, 16))), ('FPN', {}), ('DeepLabV3Plus', dict(encoder_output_stride=8))])
+@pytest.mark.parametrize(
+    'kind, options',
+    [
+        ('Unet', dict(encoder_depth=3, decoder_channels=(64, 32, 16))), ('FPN', {}),
+        ('DeepLabV3Plus', dict(encoder_output_stride=8))])
 def test_example_fits_their_models(kind, options):
     smp = pytest.importorskip(
         'segmentation_models_pytorch', reason='segmentation-models-pytorch is not installed')

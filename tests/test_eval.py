@@ -1,4 +1,5 @@
-"Scoring reads masks as training did, or refuses them by name; classes that the ground truth does not show are told apart."
+"""Scoring reads masks as training did, or refuses them by name; classes that the ground truth does not show
+are told apart."""
 import csv
 import json
 import re
@@ -67,9 +68,7 @@ def run_folder(folder, config, classes=(), masks=None):
         json.dumps(
             dict(
                 lists={}, classes=list(classes) or [f'class {c}' for c in range(config.n_classes)],
-                masks=masks)
-        )
-    )
+                masks=masks)))
     return folder
 
 
@@ -116,17 +115,30 @@ def test_another_folder_is_read_with_the_meaning_of_the_run(tmp_path):
     assert all(np.array_equal(val.read_mask(i), truth[i]) for i in range(len(val)))
 
 
-@pytest.mark.parametrize('encoding, masks, words', [
-    ('binary', dict(kind='levels', table=[[0, 0], [128, 1]]), ('masks/p0.png', 'value 255', 'levels: 0 is class 0', 'corrmatch check')),
-    ('ids', dict(kind='binary', table=[[0, 0], [255, 1]]), ('masks/p0.png', 'value 1', 'corrmatch check')),
-    ('colors', dict(kind='binary', table=[[0, 0], [255, 1]]), ('masks/p0.png', 'holds colours', 'corrmatch check')),
-    ('colors', dict(kind='colours', table=[[0x0a141e, 0], [0xc80000, 1]]), ('masks/p0.png', 'colour 0 0 255', 'corrmatch check')),
-    ('binary', dict(kind='colours', table=[[0, 0], [255, 1]]), ('masks/p0.png', 'holds values', 'corrmatch check')),
-    ('colors', None, ('masks/p0.png', 'holds colours')),
-    ('levels', None, ('masks/p0.png', 'value 100')),
-    ('binary', None, ('raw.txt', 'only 0 and 255', 'corrmatch check')),
-    ('binary', dict(kind='binary', table=[[0, 0], [65535, 1], [255, 255]]), ('raw.txt', 'only background and ignored pixels', 'corrmatch check')),
-])
+@pytest.mark.parametrize(
+    'encoding, masks, words',
+    [
+        (
+            'binary', dict(kind='levels', table=[[0, 0], [128, 1]]),
+            ('masks/p0.png', 'value 255', 'levels: 0 is class 0', 'corrmatch check')),
+        (
+            'ids', dict(kind='binary', table=[[0, 0], [255, 1]]),
+            ('masks/p0.png', 'value 1', 'corrmatch check')),
+        (
+            'colors', dict(kind='binary', table=[[0, 0], [255, 1]]),
+            ('masks/p0.png', 'holds colours', 'corrmatch check')),
+        (
+            'colors', dict(kind='colours', table=[[0x0A141E, 0], [0xC80000, 1]]),
+            ('masks/p0.png', 'colour 0 0 255', 'corrmatch check')),
+        (
+            'binary', dict(kind='colours', table=[[0, 0], [255, 1]]),
+            ('masks/p0.png', 'holds values', 'corrmatch check')),
+        ('colors', None, ('masks/p0.png', 'holds colours')),
+        ('levels', None, ('masks/p0.png', 'value 100')),
+        ('binary', None, ('raw.txt', 'only 0 and 255', 'corrmatch check')),
+        (
+            'binary', dict(kind='binary', table=[[0, 0], [65535, 1], [255, 255]]),
+            ('raw.txt', 'only background and ignored pixels', 'corrmatch check'))])
 def test_masks_that_do_not_fit_are_refused(tmp_path, encoding, masks, words):
     fill(tmp_path/'other', encoding)
     run = run_folder(tmp_path/'run', record(tmp_path/'d', 2), masks=masks)
@@ -239,25 +251,12 @@ def test_masks_that_are_all_ignored(tmp_path):
         lambda: open_val(tmp_path / 'none', record(tmp_path / 'd', 3, 'void.txt')), 'void.txt', 'every pixel',
         '2 masks')
     config = preset(
-        'camvid',
-        data=str(tmp_path / 'd'),
-        labeled='lab.txt',
-        unlabeled='lab.txt',
-        val='void.txt',
-        n_classes=3,
-        **SMALL,
-    )
+        'camvid', data=str(tmp_path / 'd'), labeled='lab.txt', unlabeled='lab.txt', val='void.txt',
+        n_classes=3, **SMALL)
     refused(lambda: Trainer(config, quiet=True), "val='void.txt'", 'every pixel of its 2 masks is ignored')
     void = preset(
-        'camvid',
-        data=str(tmp_path / 'd'),
-        labeled='void.txt',
-        unlabeled='lab.txt',
-        val='lab.txt',
-        n_classes=3,
-        allow_missing=True,
-        **SMALL,
-    )
+        'camvid', data=str(tmp_path / 'd'), labeled='void.txt', unlabeled='lab.txt', val='lab.txt',
+        n_classes=3, allow_missing=True, **SMALL)
     refused(lambda: Trainer(void, quiet=True), "labeled='void.txt'", 'nothing can be learned')
 
 
@@ -289,16 +288,8 @@ def absent_run(folder, **changes):
     (folder/'d/val.txt').write_text(''.join(lines[6:]))
     (folder/'d/lab.txt').write_text(''.join(lines[:6]))
     config = preset(
-        'camvid',
-        data=str(folder / 'd'),
-        labeled='lab.txt',
-        unlabeled='lab.txt',
-        val='val.txt',
-        n_classes=3,
-        out=str(folder / 'run'),
-        eval_every=1,
-        **SMALL | changes,
-    )
+        'camvid', data=str(folder / 'd'), labeled='lab.txt', unlabeled='lab.txt', val='val.txt', n_classes=3,
+        out=str(folder / 'run'), eval_every=1, **SMALL | changes)
     trainer = Trainer(config, quiet=True)
     trainer.fit()
     return trainer
@@ -333,7 +324,7 @@ def test_eval_of_one_image_and_of_absent_classes(tmp_path, capsys):
         assert main(['eval', str(tmp_path/'run'), '--val', 'one.txt', '--device', 'cpu', *flags]) == 0
         said = capsys.readouterr().out
         assert (
-            'on 1 pictures' in said
+            'on 1 images' in said
             and re.search(rf'^class 2 +{ABSENT}$', said, re.M)
             and 'occurs in no validation mask: class 2' in said)
         means[flags] = [
@@ -352,17 +343,8 @@ def test_one_validation_image(tmp_path, capsys):
     (tmp_path/'d/val.txt').write_text(lines[7])
     (tmp_path/'d/lab.txt').write_text(''.join(lines[:7]))
     config = preset(
-        'camvid',
-        data=str(tmp_path / 'd'),
-        labeled='lab.txt',
-        unlabeled='lab.txt',
-        val='val.txt',
-        n_classes=3,
-        out=str(tmp_path / 'run'),
-        eval_every=1,
-        save_every=1,
-        **SMALL,
-    )
+        'camvid', data=str(tmp_path / 'd'), labeled='lab.txt', unlabeled='lab.txt', val='val.txt',
+        n_classes=3, out=str(tmp_path / 'run'), eval_every=1, save_every=1, **SMALL)
     assert 0 <= (best := Trainer(config, quiet=True).fit()) <= 100
     (tmp_path/'run/before.pt').replace(tmp_path/'run/last.pt')  # as if it had been stopped at step 1
     run = str(tmp_path/'run')
@@ -374,14 +356,15 @@ def test_one_validation_image(tmp_path, capsys):
     capsys.readouterr()
     assert main(['eval', run, '--device', 'cpu']) == 0
     said = capsys.readouterr().out
-    assert 'on 1 pictures' in said and float(re.search(r'^mIoU +(\S+)$', said, re.M)[1]) == pytest.approx(
+    assert 'on 1 images' in said and float(re.search(r'^mIoU +(\S+)$', said, re.M)[1]) == pytest.approx(
         best, abs=0.06)
     assert main(['report', run, '--device', 'cpu', '--out', str(tmp_path/'r.html')]) == 0
-    assert 'All 1 validation pictures' in (tmp_path/'r.html').read_text()
+    assert 'All 1 validation images' in (tmp_path/'r.html').read_text()
 
 
 def test_eval_scores_originals_like_their_copies(tmp_path, capsys):
-    "The whole way: train on a folder of 0 and 255, score the list it was validated on and the same masks as they were given."
+    """The whole way: train on a folder of 0 and 255, score the list it was validated on and the same masks as
+    they were given."""
     fill(tmp_path/'d', 'binary')
     assert (
         main(
@@ -390,11 +373,8 @@ def test_eval_scores_originals_like_their_copies(tmp_path, capsys):
                 str(tmp_path / 'd'),
                 '--out',
                 str(tmp_path / 'run'),
-                *[f'--{k}={v}' for k, v in SMALL.items()],
-            ]
-        )
-        == 0
-    )
+                *[f'--{k}={v}' for k, v in SMALL.items()]])
+        == 0)
     config = load_run(tmp_path/'run')[1]
     masks = [line.split() for line in (tmp_path/'d'/config.val).read_text().splitlines()]
     (tmp_path / 'd/given.txt').write_text(

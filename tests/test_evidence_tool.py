@@ -1,4 +1,5 @@
-"The runner of the measurements: its plan, its locks, stopping and going on, what it collects, and the generated Pascal folder."
+"""The runner of the measurements: its plan, its locks, stopping and going on, what it collects, and the
+generated Pascal folder."""
 import csv
 import importlib.util
 import json
@@ -49,8 +50,7 @@ def test_plan_holds_everything_once():
     assert (
         len({j.name for j in jobs})
         == len(jobs)
-        == 4 * 3 * 4 + (1 + len(evidence.PARTS) + len(evidence.BEYOND) + len(evidence.TRAINED)) * 3 * 2
-    )
+        == 4 * 3 * 4 + (1 + len(evidence.PARTS) + len(evidence.BEYOND) + len(evidence.TRAINED)) * 3 * 2)
     assert {j.split for j in jobs if j.variant not in evidence.METHODS} == {'1_16'}
     assert [j.variant for j in jobs[:5]] == [*evidence.METHODS, evidence.CEILING] and {
         j.seed for j in jobs[:18]} == {evidence.FIRST_SEED}
@@ -231,8 +231,7 @@ def test_counts_by_hand():
         counts['included'].tolist()
         == counts['included_correct'].tolist()
         == counts['included_named'].tolist()
-        == [0, 12, 0]
-    )
+        == [0, 12, 0])
     assert regions['drawn'] == 0 and 'correct_pixel' not in counts
 
 
@@ -245,7 +244,8 @@ def test_regions_judged_by_hand():
 
 
 def test_norms_are_measured_anew_but_for_frozen_layers():
-    "The mean over the batches given, each of which counts alike; momentum and the mode for prediction are back afterwards."
+    """The mean over the batches given, each of which counts alike; momentum and the mode for prediction are
+    back afterwards."""
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -273,7 +273,8 @@ def test_collected_files_name_no_place(tmp_path):
     evidence.collect_runs(folders, results)
     texts = {p.name: p.read_text() for p in results.iterdir()}
     for text in texts.values():
-        assert str(tmp_path) not in text and '/images' not in text and '/nets' not in text and 'pid' not in text
+        assert (
+            str(tmp_path) not in text and '/images' not in text and '/nets' not in text and 'pid' not in text)
     rows = [r for r in csv.DictReader(texts['curves.csv'].splitlines()) if r['run'] == jobs[0].name]
     assert len(rows) == 60 and (rows[0]['step'], rows[-1]['step']) == ('1', '200')
     evidence.collect_runs(folders, results)                                   # again: nothing is added
@@ -282,7 +283,10 @@ def test_collected_files_name_no_place(tmp_path):
     assert line == ['vocanimals', '1_32', 'corrmatch', '2', '33.50', '±', '0.71', '33.50', '±', '0.71']
     evidence.add_renormed({('small', jobs[0].name): dict(as_trained=30., labeled_crops=29.)}, results)
     evidence.collect_runs(folders, results)                                   # they stay
-    assert [r['miou'] for r in csv.DictReader((results/'scores.csv').read_text().splitlines()) if r['at'] == 'last'] == ['30.0', '29.0']
+    assert [
+        r['miou']
+        for r in csv.DictReader((results / 'scores.csv').read_text().splitlines())
+        if r['at'] == 'last'] == ['30.0', '29.0']
     from corrmatch.use.tables import table_of
     assert 'corrmatch, w_s=0.25, w_fp=0.0' in table_of([tmp_path/'runs'], vary=('w_s', 'w_fp'))
 
@@ -298,8 +302,7 @@ def test_plan_is_printed_with_hours(tmp_path, capsys):
     assert (
         evidence.main(
             ['plan', '--camvid', '/images', '--weights', 'net.pth', '--out', str(tmp_path), '--seeds', '1'])
-        == 0
-    )
+        == 0)
     shown = capsys.readouterr().out
     assert 'precision=bf16' in shown and f"{len(evidence.make_plan(['camvid'], 1))} runs, about" in shown
     line = next(l for l in shown.splitlines() if 'supervised' in l and '1_16' in l)

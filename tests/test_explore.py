@@ -1,8 +1,8 @@
-"What the explorer promises outside of a lesson: light imports, a page that contains all it needs, odd images and sizes."
+"""What the explorer promises outside of a lesson: light imports, a page that contains all it needs, odd
+images and sizes."""
 import base64
 import json
 import re
-import sys
 import zlib
 from hashlib import sha256
 
@@ -77,7 +77,8 @@ def test_a_failed_write_keeps_the_old_page(tmp_path):
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['x.html']
 
 
-@pytest.mark.parametrize('size, grid', [((40, 56), (6, 8)), ((33, 33), (1, 1)), ((1, 1), (1, 1)), ((7, 90), (1, 12))])
+@pytest.mark.parametrize(
+    'size, grid', [((40, 56), (6, 8)), ((33, 33), (1, 1)), ((1, 1), (1, 1)), ((7, 90), (1, 12))])
 def test_any_size(size, grid):
     image, (f1, f2), logits = picture(*size), features(5, *grid), scores(3, *size)
     view = explore_view(image, (f1, f2), logits)
@@ -114,10 +115,13 @@ def test_large_images_are_scaled_down(tmp_path, longest, wanted):
     assert _scaled(_as_image(tmp_path/'x.png'), longest).shape[:2] == wanted
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (dict(source=torch.zeros(2, 4, 6, 8)), 'one image'), (dict(source=(torch.zeros(4, 6, 8), torch.zeros(4, 6, 9))), 'one shape'),
-    (dict(source=torch.nn.Linear(2, 2)), 'correlation head'), (dict(tau=1.5), '0..1'), (dict(names=['a']), 'one of each'),
-    (dict(image=np.zeros((4, 5))), 'shape')])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (dict(source=torch.zeros(2, 4, 6, 8)), 'one image'),
+        (dict(source=(torch.zeros(4, 6, 8), torch.zeros(4, 6, 9))), 'one shape'),
+        (dict(source=torch.nn.Linear(2, 2)), 'correlation head'), (dict(tau=1.5), '0..1'),
+        (dict(names=['a']), 'one of each'), (dict(image=np.zeros((4, 5))), 'shape')])
 def test_errors_are_one_line(arguments, words):
     known = dict(image=picture(), source=features(), logits=scores()) | arguments
     with pytest.raises(ValueError, match=words) as error:

@@ -1,4 +1,5 @@
-"Downloads over a bad line: a server on this computer that cuts, stalls, lies and fails; nothing wrong ever gets a final name."
+"""Downloads over a bad line: a server on this computer that cuts, stalls, lies and fails; nothing wrong ever
+gets a final name."""
 import errno
 import fcntl
 import hashlib
@@ -19,9 +20,9 @@ from PIL import Image
 import corrmatch.data.fetch as F
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import read_split
-from corrmatch.files import DataError
 from corrmatch.data.fetch import (
-    Remote, download, _fetch_camvid, _fetch_cityscapes, _fetch_pets, _fetch_sbd, _fetch_splits, _fetch_voc, unpack)
+    Remote, download, _fetch_camvid, _fetch_cityscapes, _fetch_pets, _fetch_sbd, _fetch_splits, _fetch_voc,
+    unpack)
 from corrmatch.data.layouts import find_layout
 from corrmatch.training.run_folder import hold_folder
 from runs_for_tests import environment
@@ -118,10 +119,13 @@ def left(folder): return sorted(p.name for p in folder.iterdir())
 
 # --- one file ---
 
-@pytest.mark.parametrize('faults, requests', [
-    ([], 1), (['cut'], 2), (['cut', 'cut', 'cut'], 4), (['stall'], 2), ([500], 2), ([503, 'cut', 429], 4), (['slow'], 1), (['cut', 'slow'], 2),
-    (['cut', 'no ranges'], 2), (['cut', 'wrong start'], 3), (['no length'], 1),
-], ids=str)
+@pytest.mark.parametrize(
+    'faults, requests',
+    [
+        ([], 1), (['cut'], 2), (['cut', 'cut', 'cut'], 4), (['stall'], 2), ([500], 2), ([503, 'cut', 429], 4),
+        (['slow'], 1), (['cut', 'slow'], 2), (['cut', 'no ranges'], 2), (['cut', 'wrong start'], 3),
+        (['no length'], 1)],
+    ids=str)
 def test_faults_that_pass(server, tmp_path, faults, requests):
     server.faults['a.bin'] = list(faults)
     path = download(server.base + 'a.bin', tmp_path/'a.bin', sha(BODY), **QUICK)
@@ -174,16 +178,19 @@ def test_wrong_file_of_that_name_is_replaced(server, tmp_path):
     assert server.asked == []
 
 
-@pytest.mark.parametrize('faults, words', [([404], ['404 Not Found', 'base=URL']), ([403], ['403']), ([500]*4, ['500', '4 times', 'not written']),
-                                           (['stall']*2, ['sends nothing more', 'kept in'])], ids=str)
+@pytest.mark.parametrize(
+    'faults, words',
+    [
+        ([404], ['404 Not Found', 'base=URL']), ([403], ['403']),
+        ([500] * 4, ['500', '4 times', 'not written']), (['stall'] * 2, ['sends nothing more', 'kept in'])],
+    ids=str)
 def test_faults_that_stay(server, tmp_path, faults, words):
     server.faults['a.bin'] = list(faults)
     refused(
         lambda: download(
             server.base + 'a.bin', tmp_path / 'a.bin', sha(BODY), **QUICK | dict(tries=len(faults))),
         server.base + 'a.bin',
-        *words,
-    )
+        *words)
     assert not (tmp_path/'a.bin').exists() and len(server.asked) == len(faults)
 
 
@@ -194,7 +201,9 @@ def test_nobody_there_and_odd_addresses(tmp_path):
     for url in ('file:///etc/hosts', 'ftp://x/y', '/etc/hosts'):
         refused(lambda: download(url, tmp_path/'a'), 'not a web address')
     (tmp_path/'file').write_text('x')
-    refused(lambda: download('http://127.0.0.1:9/a', tmp_path/'file'/'a', **QUICK), 'is a file where a folder is needed')
+    refused(
+        lambda: download('http://127.0.0.1:9/a', tmp_path / 'file' / 'a', **QUICK),
+        'is a file where a folder is needed')
 
 
 # --- archives ---
@@ -225,11 +234,16 @@ def zip_of(files, link=None):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize('data', [
-    tar_of({'a.txt': b'x', '../evil.txt': b'x'}), tar_of({'a.txt': b'x'}, link='/etc'), tar_of({'a.txt': b'x'}, link='../../up'),
-    zip_of({'a.txt': b'x', '../evil.txt': b'x'}), zip_of({'/evil.txt': b'x'}), zip_of({'a.txt': b'x'}, link='/etc'), zip_of({'C:/evil.txt': b'x'}),
-    tar_of({'a.txt': bytes(9000)})[:70], zip_of({'a.txt': bytes(9000)})[:300], b'', b'<html>',
-], ids=['tar_up', 'tar_link_root', 'tar_link_up', 'zip_up', 'zip_root', 'zip_link', 'zip_drive', 'tar_cut', 'zip_cut', 'empty', 'html'])
+@pytest.mark.parametrize(
+    'data',
+    [
+        tar_of({'a.txt': b'x', '../evil.txt': b'x'}), tar_of({'a.txt': b'x'}, link='/etc'),
+        tar_of({'a.txt': b'x'}, link='../../up'), zip_of({'a.txt': b'x', '../evil.txt': b'x'}),
+        zip_of({'/evil.txt': b'x'}), zip_of({'a.txt': b'x'}, link='/etc'), zip_of({'C:/evil.txt': b'x'}),
+        tar_of({'a.txt': bytes(9000)})[:70], zip_of({'a.txt': bytes(9000)})[:300], b'', b'<html>'],
+    ids=[
+        'tar_up', 'tar_link_root', 'tar_link_up', 'zip_up', 'zip_root', 'zip_link', 'zip_drive', 'tar_cut',
+        'zip_cut', 'empty', 'html'])
 def test_evil_and_broken_archives(tmp_path, data):
     (tmp_path/'x.archive').write_bytes(data)
     refused(lambda: unpack(tmp_path/'x.archive', tmp_path/'in'/'out'), 'x.archive')
@@ -312,9 +326,7 @@ def test_voc_and_sbd(server, tmp_path):
             {f'benchmark_RELEASE/dataset/cls/{i}.mat': bytes([i]) for i in range(1, 6)}
             | {
                 'benchmark_RELEASE/dataset/train.txt': b'1\n2\n3\n',
-                'benchmark_RELEASE/dataset/val.txt': b'4\n5\n'}
-        ),
-    )
+                'benchmark_RELEASE/dataset/val.txt': b'4\n5\n'}))
     refused(lambda: _fetch_sbd(tmp_path, sbd, server.base), 'corrmatch fetch voc')
     assert '7 images, 3 masks' in _fetch_voc(tmp_path, voc, server.base, **QUICK)
     own = (tmp_path/'SegmentationClass/1.png').read_bytes()
@@ -374,10 +386,7 @@ def test_pets(server, tmp_path):
             | {
                 'annotations/trimaps/._a.png': b'junk',
                 'annotations/trainval.txt': b'# comment\na 1 1 1\nb 2 2 1\n'.replace(b'# comment\n', b''),
-                'annotations/test.txt': b'c 1 1 2\n',
-            }
-        ),
-    )
+                'annotations/test.txt': b'c 1 1 2\n'}))
     assert '2 train, 1 test' in _fetch_pets(tmp_path, (photos, notes), server.base, None, **QUICK)
     assert np.asarray(Image.open(tmp_path/'masks/b.png'))[0, :3].tolist() == [2, 0, IGNORE_INDEX]
     assert [i.split for i in find_layout(tmp_path).items] == ['train', 'train', 'test']
@@ -415,13 +424,8 @@ def test_a_second_fetch_is_sent_away_and_death_frees_the_folder(server, tmp_path
         server.bodies[name] = body
     def splits():
         return F.fetch(
-            'splits',
-            tmp_path,
-            server.base,
-            families=('pascal',),
-            hashes={n: sha(b)[7:] for n, b in lists.items()},
-            **QUICK,
-        )
+            'splits', tmp_path, server.base, families=('pascal',),
+            hashes={n: sha(b)[7:] for n, b in lists.items()}, **QUICK)
     other = subprocess.Popen(
         [sys.executable, '-c', HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment())
     try:
@@ -504,8 +508,7 @@ def test_classes_alone_are_not_camvid(server, tmp_path, lost):
         'camvid.zip',
         zip_of(
             files
-            | {'repo-1/CamVid/test/50.png': png(image(50)), 'repo-1/CamVid/testannot/50.png': png(mask(50))}),
-    )
+            | {'repo-1/CamVid/test/50.png': png(image(50)), 'repo-1/CamVid/testannot/50.png': png(mask(50))}))
     again = lambda: _fetch_camvid(tmp_path, archive, server.base, '', **QUICK)
     again()
     assert 'is there' in again()

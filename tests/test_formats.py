@@ -1,4 +1,5 @@
-"Folders as people keep them: class files, lists of splits, COCO files and odd images; each fault is one line that says where."
+"""Folders as people keep them: class files, lists of splits, COCO files and odd images; each fault is one
+line that says where."""
 import json
 
 import numpy as np
@@ -38,15 +39,16 @@ def wrote(path, text):
     ('class_dict.csv', 'name,r,g,b\n', 'names no class', 'name,r,g,b'),
     ('class_dict.csv', b'name,r,g,b\n\xff\xfe,1,2,3\n', 'cannot be read', 'name,r,g,b'),
     ('labelmap.txt', 'sky:1,2,3::\nroad:1,2::\n', 'line 2', 'name:R,G,B::'),
-    ('labelmap.txt', 'sky:1,2,3::\nroad\n', 'line 2', 'a colour, or none'),
-])
+    ('labelmap.txt', 'sky:1,2,3::\nroad\n', 'line 2', 'a colour, or none')])
 def test_faulty_class_files(tmp_path, name, text, line, form):
     refused(lambda: find_classes(wrote(tmp_path/name, text)), name, line, form)
 
 
-@pytest.mark.parametrize('name, text', [
-    ('class_dict.csv', 'name\nsky\nsea\n'), ('class_dict.csv', 'name,r,g,b\nsky,,,\nsea,,,\n'), ('classes.txt', '# mine\nsky\nsea\n'), ('labelmap.txt', 'sky:::\nsea:::\n'),
-])
+@pytest.mark.parametrize(
+    'name, text',
+    [
+        ('class_dict.csv', 'name\nsky\nsea\n'), ('class_dict.csv', 'name,r,g,b\nsky,,,\nsea,,,\n'),
+        ('classes.txt', '# mine\nsky\nsea\n'), ('labelmap.txt', 'sky:::\nsea:::\n')])
 def test_names_alone(tmp_path, name, text):
     assert find_classes(wrote(tmp_path/name, text))[:2] == (['sky', 'sea'], None)
 
@@ -71,10 +73,12 @@ def twins(tmp_path):
 def splits(root): return {i.name: i.split for i in find_layout(root).items if i.split}
 
 
-@pytest.mark.parametrize('entry, name', [
-    ('A/0', 'A/0'), ('images/A/0.png', 'A/0'), ('masks/B/0.png', 'B/0'), ('/data/elsewhere/A/0.jpg', 'A/0'), ('./images/B/1.png\tmasks/B/1.png', 'B/1'),
-    ('images\\A\\1.png', 'A/1'), ('2', '2'),
-])
+@pytest.mark.parametrize(
+    'entry, name',
+    [
+        ('A/0', 'A/0'), ('images/A/0.png', 'A/0'), ('masks/B/0.png', 'B/0'),
+        ('/data/elsewhere/A/0.jpg', 'A/0'), ('./images/B/1.png\tmasks/B/1.png', 'B/1'),
+        ('images\\A\\1.png', 'A/1'), ('2', '2')])
 def test_entries_of_lists(twins, entry, name):
     wrote(twins/'val.txt', entry)
     assert splits(twins) == {name: 'val'}
@@ -109,8 +113,7 @@ def notes(*names, category=7):
         categories=[dict(id=3, name='cat'), dict(id=7, name='cup')],
         annotations=[
             dict(id=10 + i, image_id=i, category_id=category, area=9, iscrowd=0, segmentation=SQUARE)
-            for i in range(len(names))],
-    )
+            for i in range(len(names))])
 
 
 def coco(root, **files):
@@ -128,8 +131,7 @@ def test_equal_file_names_beside_their_files(tmp_path):
         tmp_path,
         **{
             f'{s}/_annotations.coco.json': notes('0.png', category=3 if s == 'train' else 7)
-            for s in ('train', 'valid', 'test')},
-    )
+            for s in ('train', 'valid', 'test')})
     assert found == {
         ('train/0', 'train'): ('train/0.png', [1]), ('valid/0', 'val'): ('valid/0.png', [2]),
         ('test/0', 'test'): ('test/0.png', [2])}
@@ -142,8 +144,7 @@ def test_equal_file_names_below_folders_of_splits(tmp_path):
         tmp_path,
         **{
             'annotations/instances_train2017.json': notes('0.png'),
-            'annotations/instances_val2017.json': notes('0.png', '1.png')},
-    )
+            'annotations/instances_val2017.json': notes('0.png', '1.png')})
     assert {k: v[0] for k, v in found.items()} == {
         ('train2017/0', 'train'): 'train2017/0.png', ('val2017/0', 'val'): 'val2017/0.png',
         ('val2017/1', 'val'): 'val2017/1.png'}
@@ -186,7 +187,11 @@ def test_one_picture_in_two_files(tmp_path):
         'train.json')
 
 
-@pytest.mark.parametrize('part, field', [('images', 'file_name'), ('images', 'id'), ('annotations', 'image_id'), ('annotations', 'category_id'), ('categories', 'name')])
+@pytest.mark.parametrize(
+    'part, field',
+    [
+        ('images', 'file_name'), ('images', 'id'), ('annotations', 'image_id'),
+        ('annotations', 'category_id'), ('categories', 'name')])
 @pytest.mark.parametrize('value', ['lost', None, []])
 def test_missing_fields(tmp_path, part, field, value):
     put(tmp_path/'images/0.png')
@@ -225,8 +230,7 @@ def test_area_null():
 def test_picture_above_the_limit(tmp_path):
     huge = wrote(tmp_path/'huge.ppm', b'P5 20000 10000 255 ')
     text = refused(
-        lambda: load_image(huge), 'huge.ppm', '200,000,000 pixels', '178,956,970', 'scale it down or cut it'
-    )
+        lambda: load_image(huge), 'huge.ppm', '200,000,000 pixels', '178,956,970', 'scale it down or cut it')
     assert 'bomb' not in text and 'cut short' not in text
 
 

@@ -1,4 +1,5 @@
-"Damaged bytes of images, masks, lists and class files: read, or refused in one line; CORRMATCH_FUZZ=5000 tries more of them."
+"""Damaged bytes of images, masks, lists and class files: read, or refused in one line; CORRMATCH_FUZZ=5000
+tries more of them."""
 import contextlib
 import io
 import os
@@ -75,14 +76,9 @@ def image_seeds():
     exif[0x0112] = 6
     plain = [encoded(rgb, kind) for kind in ('PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'GIF')]
     return [
-        *plain,
-        encoded(rgb, 'JPEG', exif=exif),
-        encoded(rgb.convert('RGBA'), 'PNG'),
-        encoded(rgb.convert('CMYK'), 'JPEG'),
-        encoded(deep, 'PNG'),
-        encoded(deep, 'TIFF'),
-        encoded(rgb, 'TIFF', compression='tiff_lzw'),
-    ]
+        *plain, encoded(rgb, 'JPEG', exif=exif), encoded(rgb.convert('RGBA'), 'PNG'),
+        encoded(rgb.convert('CMYK'), 'JPEG'), encoded(deep, 'PNG'), encoded(deep, 'TIFF'),
+        encoded(rgb, 'TIFF', compression='tiff_lzw')]
 
 
 def mask_seeds():
@@ -150,26 +146,10 @@ def test_masks_are_what_pillow_decodes_or_refused(tmp_path):
 
 
 LINES = [
-    'images/a.jpg masks/a.png',
-    'images/b.jpg,masks/b.png',
-    'a',
-    'images/a.jpg',
-    '"images/b.jpg";"masks/b.png"',
-    'images\\a.jpg\tmasks\\a.png',
-    '../a.jpg',
-    '/images/a.jpg',
-    'image,mask',
-    'caf\u00e9',
-    'cafe\u0301',
-    '',
-    ' ',
-    '#',
-    '\0',
-    '~/a.png',
-    'images/./a.jpg',
-    'images/../images/a.jpg',
-    'x' * 5000,
-]
+    'images/a.jpg masks/a.png', 'images/b.jpg,masks/b.png', 'a', 'images/a.jpg',
+    '"images/b.jpg";"masks/b.png"', 'images\\a.jpg\tmasks\\a.png', '../a.jpg', '/images/a.jpg', 'image,mask',
+    'caf\u00e9', 'cafe\u0301', '', ' ', '#', '\0', '~/a.png', 'images/./a.jpg', 'images/../images/a.jpg',
+    'x' * 5000]
 ENCODINGS = ('utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'latin-1', 'utf-32')
 
 
@@ -206,34 +186,14 @@ def test_lists(folder):
 
 
 CLASSES = [
-    'sky',
-    'big cat',
-    'road 1 2 3',
-    'sea,4,5,6',
-    '0: cat',
-    '1: dog',
-    '0 1 2 tree',
-    'cat:1,2,3::',
-    'name,r,g,b',
-    '# comment',
-    '__ignore__',
-    '',
-    'caf\u00e9',
-    '300 1 2',
-    'a 1 2 300',
-    'x 1.5 2 3',
-    '\u0663 1 2 3',
-    '1',
-    '{"a": 1}',
-    '"a\nb",1,2,3',
-    '\0',
-    '__background__',
-    'bell\u00b2 \u00b2 1 2',
-    'y' * 5000,
-]
+    'sky', 'big cat', 'road 1 2 3', 'sea,4,5,6', '0: cat', '1: dog', '0 1 2 tree', 'cat:1,2,3::',
+    'name,r,g,b', '# comment', '__ignore__', '', 'caf\u00e9', '300 1 2', 'a 1 2 300', 'x 1.5 2 3',
+    '\u0663 1 2 3', '1', '{"a": 1}', '"a\nb",1,2,3', '\0', '__background__', 'bell\u00b2 \u00b2 1 2',
+    'y' * 5000]
 
 
-@pytest.mark.parametrize('name', ['classes.txt', 'label_colors.txt', 'class_dict.csv', 'labelmap.txt', 'class_names.txt'])
+@pytest.mark.parametrize(
+    'name', ['classes.txt', 'label_colors.txt', 'class_dict.csv', 'labelmap.txt', 'class_names.txt'])
 def test_class_files(tmp_path, name):
     n_read = 0
     for i, content in texts(CLASSES, sum(name.encode())):

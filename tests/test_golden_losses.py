@@ -105,7 +105,7 @@ def test_every_gradient(case):
 
 
 def test_silent_halves(case):
-    "The weak logits only teach, and the perturbed copies of labeled pictures are not used."
+    "The weak logits only teach, and the perturbed copies of labeled images are not used."
     d, leaves = case[0], case[4]
     b = len(d['mask_x'])
     assert not leaves['preds'].grad[b:].any() and not leaves['preds_fp'].grad[:b].any()

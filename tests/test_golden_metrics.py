@@ -1,7 +1,8 @@
 """IoU and the evaluation modes against outputs of the reference implementation.
 
-The evaluation modes ran on a stand-in for the network: a linear map of the channels plus a ramp over the window, so that
-overlapping windows disagree. `golden/metrics.npz` holds its coefficients, the pictures and what came back.
+The evaluation modes ran on a stand-in for the network: a linear map of the channels plus a ramp over the
+window, so that overlapping windows disagree. `golden/metrics.npz` holds its coefficients, the images and what
+came back.
 """
 import json
 from pathlib import Path

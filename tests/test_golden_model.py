@@ -1,7 +1,8 @@
 """The network against outputs of the reference implementation, and the backbones against torchvision.
 
-`golden/model_r50.npz` and `golden/model_keys.json` were measured on the reference: ResNet-50 with deep stem, output stride 8,
-21 classes, evaluation mode, weights from the recipe below; full-size logits are kept at every second pixel, 16 of 32 region maps.
+`golden/model_r50.npz` and `golden/model_keys.json` were measured on the reference: ResNet-50 with deep stem,
+output stride 8, 21 classes, evaluation mode, weights from the recipe below; full-size logits are kept at
+every second pixel, 16 of 32 region maps.
 """
 import json
 import zlib
@@ -141,9 +142,12 @@ def torchvision_stages(net, image):
     return stages
 
 
-@pytest.mark.parametrize('name, stride, dilate', [
-    ('resnet18', 32, (False, False, False)), ('resnet34', 32, (False, False, False)), ('resnet50', 32, (False, False, False)),
-    ('resnet50', 16, (False, False, True)), ('resnet50', 8, (False, True, True)), ('resnet50', 4, (True, True, True))])
+@pytest.mark.parametrize(
+    'name, stride, dilate',
+    [
+        ('resnet18', 32, (False, False, False)), ('resnet34', 32, (False, False, False)),
+        ('resnet50', 32, (False, False, False)), ('resnet50', 16, (False, False, True)),
+        ('resnet50', 8, (False, True, True)), ('resnet50', 4, (True, True, True))])
 def test_same_as_torchvision(name, stride, dilate):
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)(replace_stride_with_dilation=dilate).eval()

@@ -106,5 +106,4 @@ def test_the_stored_table_is_this_run(run):
         else:
             assert (
                 float(row['reference_other_start'])
-                == run.golden[f'f32_other_start/{trajectory.LOSSES[name]}'][step]
-            )
+                == run.golden[f'f32_other_start/{trajectory.LOSSES[name]}'][step])

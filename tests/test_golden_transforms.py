@@ -1,8 +1,10 @@
-"""Views, colour changes, CutMix boxes and normalisation against arrays recorded from the reference implementation.
+"""Views, colour changes, CutMix boxes and normalisation against arrays recorded from the reference
+implementation.
 
-golden/transforms.npz holds inputs and outputs, golden/transforms_draws.json the random numbers in the order in which they
-were drawn: [function, arguments, value]. `Replay` plays them back through the methods of a numpy generator that our pipelines
-call, and checks that each is asked for with the same arguments. Pixels must be equal; normalised floats agree within 1e-5.
+golden/transforms.npz holds inputs and outputs, golden/transforms_draws.json the random numbers in the order
+in which they were drawn: [function, arguments, value]. `Replay` plays them back through the methods of a
+numpy generator that our pipelines call, and checks that each is asked for with the same arguments. Pixels
+must be equal; normalised floats agree within 1e-5.
 """
 import json
 from pathlib import Path
@@ -60,7 +62,8 @@ def cases(prefix): return [name for name in DRAWS if name.startswith(prefix)]
 
 @pytest.fixture
 def golden(request):
-    "The arrays of a case, its pictures as PIL, and the replay; every recorded draw must have been used at the end."
+    """The arrays of a case, its images as PIL, and the replay; every recorded draw must have been used at the
+    end."""
     name = request.param
     arrays = {key.split('/')[1]: ARRAYS[key] for key in ARRAYS.files if key.startswith(name+'/')}
     replay = Replay(DRAWS[name])
@@ -73,7 +76,7 @@ def of(prefix): return pytest.mark.parametrize('golden', cases(prefix), indirect
 
 
 def normalized(picture):
-    "A PIL picture or (h,w,3) array as a normalised (3,h,w) array."
+    "A PIL image or (h,w,3) array as a normalised (3,h,w) array."
     return normalize(torch.from_numpy(np.array(picture)).permute(2, 0, 1)).numpy()
 
 

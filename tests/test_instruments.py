@@ -1,4 +1,4 @@
-"Every slider stands under a stored picture of its first state, and a cell below moves it and looks."
+"Every slider stands under a stored image of its first state, and a cell below moves it and looks."
 import json
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def source(cell): return ''.join(cell['source'])
 
 
 def panels(path):
-    "Numbers of the cells that end on a box of sliders and a picture."
+    "Numbers of the cells that end on a box of sliders and an image."
     return [
         i
         for i, c in enumerate(cells(path))
@@ -37,7 +37,7 @@ def test_a_static_frame_stands_above(path):
     for i in panels(path):
         above = [o for c in cells(path)[max(i-3, 0):i] for o in c.get('outputs', [])]
         assert any(kind.startswith('image/') for o in above for kind in o.get('data', {})), (
-            f'no picture above cell {i}')
+            f'no image above cell {i}')
 
 
 @pytest.mark.parametrize('path', WITH_PANELS, ids=lambda p: p.stem)

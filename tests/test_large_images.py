@@ -36,11 +36,18 @@ def site(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize('argv', [
-    ('check', 'data', '--out', 'report'), ('train', 'data', '--out', 'new', *SMALL),
-    ('train', 'camvid', '--data', 'data', '--labeled', 'labeled.txt', '--unlabeled', 'unlabeled.txt', '--val', 'val.txt', '--n_classes', '2', '--out', 'new', *SMALL),
-    ('predict', 'run', 'data/images/5.png', '--out', 'out', '--device', 'cpu'), ('pseudo', 'run', 'data/images/5.png', '--out', 'out', '--device', 'cpu'),
-    ('eval', 'run', '--val', 'large.txt', '--device', 'cpu'), ('explore', 'data/images/5.png', '--model', 'run', '--out', 'x.html', '--device', 'cpu')],
+@pytest.mark.parametrize(
+    'argv',
+    [
+        ('check', 'data', '--out', 'report'),
+        ('train', 'data', '--out', 'new', *SMALL),
+        (
+            'train', 'camvid', '--data', 'data', '--labeled', 'labeled.txt', '--unlabeled', 'unlabeled.txt',
+            '--val', 'val.txt', '--n_classes', '2', '--out', 'new', *SMALL),
+        ('predict', 'run', 'data/images/5.png', '--out', 'out', '--device', 'cpu'),
+        ('pseudo', 'run', 'data/images/5.png', '--out', 'out', '--device', 'cpu'),
+        ('eval', 'run', '--val', 'large.txt', '--device', 'cpu'),
+        ('explore', 'data/images/5.png', '--model', 'run', '--out', 'x.html', '--device', 'cpu')],
     ids=lambda argv: '_'.join(argv[:2]).replace('/', '_'))
 def test_more_pixels_than_are_read(site, monkeypatch, capfd, argv):
     monkeypatch.chdir(site)
@@ -60,15 +67,14 @@ def test_images_near_the_limit_are_read_without_a_word(site, monkeypatch, capfd,
         main(
             [
                 'predict', str(site / 'run'), str(site / 'data/images/5.png'), '--out', str(tmp_path / 'out'),
-                '--device', 'cpu']
-        )
-        == 0
-    )
+                '--device', 'cpu'])
+        == 0)
     assert 'Warning' not in capfd.readouterr().err
 
 
 def literal_facts(values):
-    "Counts of a mask, of its solid pixels, and how often unequal neighbours follow one another, without bands."
+    """Counts of a mask, of its solid pixels, and how often unequal neighbours follow one another, without
+    bands."""
     found, ranks, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = ranks.reshape(values.shape)
     steps = np.concatenate([np.abs(np.diff(ranks, axis=axis)).ravel() for axis in (0, 1)])

@@ -1,4 +1,5 @@
-"What every file of a folder counts as: images, masks, visualisations, our own outputs, annotations of other tools; names in odd spellings."
+"""What every file of a folder counts as: images, masks, visualisations, our own outputs, annotations of other
+tools; names in odd spellings."""
 import importlib
 import json
 import logging
@@ -94,7 +95,8 @@ LAYOUTS = [
     ('images/caf\u00e9{}.jpg', 'masks/cafe\u0301{}.png')]
 
 
-@pytest.mark.parametrize('image, mask', LAYOUTS, ids=[f'{a} {b}'.encode('ascii', 'replace').decode() for a, b in LAYOUTS])
+@pytest.mark.parametrize(
+    'image, mask', LAYOUTS, ids=[f'{a} {b}'.encode('ascii', 'replace').decode() for a, b in LAYOUTS])
 def test_pairs_of_usual_names(tmp_path, image, mask):
     fill(tmp_path, image, mask, n=4)
     layout = find_layout(tmp_path)
@@ -102,7 +104,8 @@ def test_pairs_of_usual_names(tmp_path, image, mask):
     adds_up(tmp_path, layout)
 
 
-@pytest.mark.parametrize('image, mask', [('images/train_{}.jpg', 'masks/test_{}.png'), ('images/a{}.jpg', 'masks/b{}.png')])
+@pytest.mark.parametrize(
+    'image, mask', [('images/train_{}.jpg', 'masks/test_{}.png'), ('images/a{}.jpg', 'masks/b{}.png')])
 def test_names_that_are_no_pair(tmp_path, image, mask):
     fill(tmp_path, image, mask, n=3)
     refused(lambda: find_layout(tmp_path), image.format(0), mask.format(0), 'no name pairs')
@@ -194,7 +197,11 @@ def test_drive_has_fields_of_view_and_a_second_annotator(tmp_path):
 
 # --- several masks an image
 
-@pytest.mark.parametrize('names', [('masks/p{}_cat.png', 'masks/p{}_dog.png'), ('masks/cat/p{}.png', 'masks/dog/p{}.png'), ('masks/p{}-0.png', 'masks/p{}-1.png')])
+@pytest.mark.parametrize(
+    'names',
+    [
+        ('masks/p{}_cat.png', 'masks/p{}_dog.png'), ('masks/cat/p{}.png', 'masks/dog/p{}.png'),
+        ('masks/p{}-0.png', 'masks/p{}-1.png')])
 def test_one_mask_a_class(tmp_path, names):
     for i in range(3):
         put(tmp_path/f'images/p{i}.jpg', i)
@@ -263,13 +270,15 @@ def test_split_lists_no_visualisation(tmp_path):
         len(
             make_split(
                 tmp_path, 3, out=tmp_path / 'lists', progress=None, meaning=Meaning(include=('previews/*',))
-            ).unlabeled
-        )
-        == len(split.unlabeled) + 8
-    )
+            ).unlabeled)
+        == len(split.unlabeled) + 8)
 
 
-@pytest.mark.parametrize('name', ['images/holiday_color_fest.jpg', 'images/p7_night.jpg', 'camera_b/p7.jpg', 'unlabeled/p1.jpg', 'extra/p2.jpg', 'images/overlay.jpg', 'images/x_overlay.jpg', 'color/p9.jpg'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'images/holiday_color_fest.jpg', 'images/p7_night.jpg', 'camera_b/p7.jpg', 'unlabeled/p1.jpg',
+        'extra/p2.jpg', 'images/overlay.jpg', 'images/x_overlay.jpg', 'color/p9.jpg'])
 def test_images_that_only_look_like_it(tmp_path, name):
     fill(tmp_path)
     put(tmp_path/name, 9)
@@ -305,7 +314,11 @@ def test_reports_and_runs_inside_of_the_data(tmp_path):
     adds_up(tmp_path, layout)
 
 
-@pytest.mark.parametrize('names', [('index.html', 'table.csv', 'masks/p0.png', 'overlays/p0.jpg', 'confidence/p0.png'), ('index.html', 'shares.csv', 'weak/p0.png', 'region/p0.png')])
+@pytest.mark.parametrize(
+    'names',
+    [
+        ('index.html', 'table.csv', 'masks/p0.png', 'overlays/p0.jpg', 'confidence/p0.png'),
+        ('index.html', 'shares.csv', 'weak/p0.png', 'region/p0.png')])
 @pytest.mark.parametrize('marked', [True, False])
 def test_predictions_inside_of_the_data(tmp_path, names, marked):
     fill(tmp_path)
@@ -351,8 +364,12 @@ def test_folder_of_unlabeled_images(tmp_path, monkeypatch, caplog):
 
 # --- what is not read is named
 
-@pytest.mark.parametrize('name, word', [('images/a.heic', 'HEIC'), ('images/a.HEIF', 'HEIC'), ('b.CR2', 'raw photograph'), ('images/c.dng', 'raw photograph'), ('d.svg', 'vectors'), ('e.psd', 'image editor'),
-                                        ('scans/f.dcm', 'medical'), ('scans/g.nii.gz', 'medical'), ('h.jxl', 'JPEG XL')])
+@pytest.mark.parametrize(
+    'name, word',
+    [
+        ('images/a.heic', 'HEIC'), ('images/a.HEIF', 'HEIC'), ('b.CR2', 'raw photograph'),
+        ('images/c.dng', 'raw photograph'), ('d.svg', 'vectors'), ('e.psd', 'image editor'),
+        ('scans/f.dcm', 'medical'), ('scans/g.nii.gz', 'medical'), ('h.jxl', 'JPEG XL')])
 def test_formats_that_are_not_read(tmp_path, name, word):
     wrote(fill(tmp_path)/name)
     layout = find_layout(tmp_path)
@@ -389,8 +406,7 @@ NOTES = {
     'cvat': (
         'annotations.xml', '<?xml version="1.0"?><annotations><version>1.1</version></annotations>',
         'CVAT XML'),
-    'voc': ('Annotations/p{}.xml', '<annotation><folder/></annotation>', 'VOC XML'),
-}
+    'voc': ('Annotations/p{}.xml', '<annotation><folder/></annotation>', 'VOC XML')}
 
 
 @pytest.mark.parametrize('case', NOTES)
@@ -452,11 +468,7 @@ def coco(root):
                     dict(
                         id=i, image_id=i, category_id=3, area=9, iscrowd=0,
                         segmentation=[[1, 1, 8, 1, 8, 8, 1, 8]])
-                    for i in range(3)
-                ],
-            )
-        ),
-    )
+                    for i in range(3)])))
 
 
 def cvat(root):
@@ -465,8 +477,7 @@ def cvat(root):
         put(root/f'SegmentationObject/p{i}.png', i, 'mask')
     wrote(
         root / 'labelmap.txt',
-        '# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:1,1,1::\ndog:2,2,2::\n',
-    )
+        '# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:1,1,1::\ndog:2,2,2::\n')
     wrote(root/'ImageSets/Segmentation/default.txt', 'p0\np1')
 
 
@@ -519,8 +530,7 @@ def test_links_that_lead_out_are_left_out_in_the_words_of_training(tmp_path):
     (root/'images/again.jpg').symlink_to(root/'images/p0.jpg')
     words = (
         'is a link that leads out of the data folder; put a copy there, or link the folder it lies in '
-        'directly inside'
-    )
+        'directly inside')
     report = check(root)
     assert not report.ok and [(f.file, words in f.text) for f in report.errors] == [('images/q.jpg', True)]
     wrote(tmp_path/'list.txt', 'images/q.jpg')
@@ -591,9 +601,14 @@ def test_names_that_are_no_text(tmp_path, folder):
 
 # --- lists
 
-@pytest.mark.parametrize('line, header', [('{root}/images/p1.jpg {root}/masks/p1.png', ''), ('images\\p1.jpg masks\\p1.png', ''), ('images/p1.jpg,masks/p1.png', ''), ('images/p1.jpg, masks/p1.png', 'image,mask\n'),
-                                          ('"images/p1.jpg","masks/p1.png"', 'filename,label\n'), ('images/p1.jpg;masks/p1.png', 'image;mask\n'), ('images/p1.JPG masks/P1.PNG', ''),
-                                          ('images/p1.jpg\tmasks/p1.png', 'image_path\tmask_path\n')])
+@pytest.mark.parametrize(
+    'line, header',
+    [
+        ('{root}/images/p1.jpg {root}/masks/p1.png', ''), ('images\\p1.jpg masks\\p1.png', ''),
+        ('images/p1.jpg,masks/p1.png', ''), ('images/p1.jpg, masks/p1.png', 'image,mask\n'),
+        ('"images/p1.jpg","masks/p1.png"', 'filename,label\n'),
+        ('images/p1.jpg;masks/p1.png', 'image;mask\n'), ('images/p1.JPG masks/P1.PNG', ''),
+        ('images/p1.jpg\tmasks/p1.png', 'image_path\tmask_path\n')])
 def test_entries_that_are_understood(tmp_path, line, header):
     root = fill(tmp_path/'d')
     wrote(root/'val.txt', header + line.format(root=root) + '\n')
@@ -604,7 +619,11 @@ def test_entries_that_are_understood(tmp_path, line, header):
     assert [i.name for i in find_layout(root).items if i.split == 'val'] == ['p1']
 
 
-@pytest.mark.parametrize('line', ['{other}/images/p1.jpg {root}/masks/p1.png', '{root}/../x.jpg {root}/masks/p1.png', '{root}2/images/p1.jpg {root}/masks/p1.png'])
+@pytest.mark.parametrize(
+    'line',
+    [
+        '{other}/images/p1.jpg {root}/masks/p1.png', '{root}/../x.jpg {root}/masks/p1.png',
+        '{root}2/images/p1.jpg {root}/masks/p1.png'])
 def test_absolute_paths_that_leave_the_folder(tmp_path, line):
     root = fill(tmp_path/'d')
     fill(tmp_path/'d2'), put(tmp_path/'x.jpg')
@@ -647,7 +666,11 @@ def test_names_alone_are_read_by_all(tmp_path):
     assert report.ok and report.mapping.names == names and (report.mapping.colors == colors).all()
 
 
-@pytest.mark.parametrize('text, names', [('__ignore__\n_background_\ncat\ndog\n', ['_background_', 'cat', 'dog']), ('_background_\ncat\ndog', ['_background_', 'cat', 'dog'])])
+@pytest.mark.parametrize(
+    'text, names',
+    [
+        ('__ignore__\n_background_\ncat\ndog\n', ['_background_', 'cat', 'dog']),
+        ('_background_\ncat\ndog', ['_background_', 'cat', 'dog'])])
 def test_class_names_of_labelme(tmp_path, text, names):
     fill(tmp_path, 'JPEGImages/p{}.jpg', 'SegmentationClass/p{}.png')
     mask = scene(0, 'mask')
@@ -662,7 +685,11 @@ def test_class_names_of_labelme(tmp_path, text, names):
 
 # --- numbers of a run, and the bar within a large image
 
-@pytest.mark.parametrize('size, crop', [((3000, 160), 161), ((160, 3000), 161), ((320, 240), 257), ((640, 320), 321), ((900, 300), 289), ((4000, 40), 65)])
+@pytest.mark.parametrize(
+    'size, crop',
+    [
+        ((3000, 160), 161), ((160, 3000), 161), ((320, 240), 257), ((640, 320), 321), ((900, 300), 289),
+        ((4000, 40), 65)])
 def test_the_crop_of_very_wide_images_follows_the_short_side(size, crop):
     assert _numbers([size]*5, 5, 20)['crop'][0] == crop
 
@@ -687,9 +714,14 @@ def test_a_bar_within_one_image(monkeypatch):
 
 # --- neighbours of these kinds
 
-@pytest.mark.parametrize('image, mask', [
-    ('imagesTr/case_{:03}_0000.png', 'labelsTr/case_{:03}.png'), ('701_StillsRaw_full/a_{}.png', 'LabeledApproved_full/a_{}_L.png'), ('default/p{}.png', 'defaultannot/p{}.png'),
-    ('Training_Data/S_{}.jpg', 'Part1_GroundTruth/S_{}_segmentation.png'), ('images/p{}.jpg', 'images/p{}_mask.png'), ('benign/b ({}).png', 'benign/b ({})_mask.png')])
+@pytest.mark.parametrize(
+    'image, mask',
+    [
+        ('imagesTr/case_{:03}_0000.png', 'labelsTr/case_{:03}.png'),
+        ('701_StillsRaw_full/a_{}.png', 'LabeledApproved_full/a_{}_L.png'),
+        ('default/p{}.png', 'defaultannot/p{}.png'),
+        ('Training_Data/S_{}.jpg', 'Part1_GroundTruth/S_{}_segmentation.png'),
+        ('images/p{}.jpg', 'images/p{}_mask.png'), ('benign/b ({}).png', 'benign/b ({})_mask.png')])
 def test_pairs_of_further_names(tmp_path, image, mask):
     fill(tmp_path, image, mask)
     assert pairs(tmp_path) == {image.format(i): mask.format(i) for i in range(6)}
@@ -715,8 +747,12 @@ def test_frames_of_several_scenes_share_names(tmp_path):
     assert len(pairs(tmp_path)) == 12 and sum(m is not None for m in pairs(tmp_path).values()) == 6
 
 
-@pytest.mark.parametrize('name', ['images/overlay_p{}.jpg', 'images/p{}_drawn.png', 'images/p{}_annotated.jpg', 'p{}.overlay.png', 'images/p{}_superpixels.png', 'output/p{}_out.png', 'images/p{}_mask_1.png',
-                                  'images/p{}_mask.png', 'instance/p{}.png', 'training/obj_map/p{}.png', 'visuals/p{}.png'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'images/overlay_p{}.jpg', 'images/p{}_drawn.png', 'images/p{}_annotated.jpg', 'p{}.overlay.png',
+        'images/p{}_superpixels.png', 'output/p{}_out.png', 'images/p{}_mask_1.png', 'images/p{}_mask.png',
+        'instance/p{}.png', 'training/obj_map/p{}.png', 'visuals/p{}.png'])
 def test_further_visualisations(tmp_path, name):
     top = 'training/' if name.startswith('training') else ''
     fill(tmp_path, f'{top}images/p{{}}.jpg', f'{top}masks/p{{}}.png')
@@ -772,9 +808,13 @@ def test_a_name_that_no_list_can_hold_is_a_fault_of_its_file(tmp_path):
     assert len(make_split(tmp_path, 2, progress=None, report=report).labeled) == 2
 
 
-@pytest.mark.parametrize('unlabeled, val, words', [
-    ('images/p4.jpg\nimages/zz.jpg\n', '', 'no file for'), ('\n', '', 'is empty'), ('images/p4.jpg\nimages/p4.jpg\n', '', 'stands in line 1 already'),
-    ('images/p5.jpg\n', '', 'a score on what was learned'), ('images/p4.jpg\n', 'images/zz.jpg masks/zz.png\n', 'no file for')])
+@pytest.mark.parametrize(
+    'unlabeled, val, words',
+    [
+        ('images/p4.jpg\nimages/zz.jpg\n', '', 'no file for'), ('\n', '', 'is empty'),
+        ('images/p4.jpg\nimages/p4.jpg\n', '', 'stands in line 1 already'),
+        ('images/p5.jpg\n', '', 'a score on what was learned'),
+        ('images/p4.jpg\n', 'images/zz.jpg masks/zz.png\n', 'no file for')])
 def test_check_refuses_lists_that_training_refuses(tmp_path, unlabeled, val, words):
     fill(tmp_path)
     wrote(tmp_path/'splits/s0/2/labeled.txt', 'images/p0.jpg masks/p0.png\nimages/p1.jpg masks/p1.png\n')
@@ -790,15 +830,24 @@ def test_lines_that_name_no_image_are_said(tmp_path, text, level):
         (level, True)]
 
 
-@pytest.mark.parametrize('text, names', [('0: sky\n1: cat\n2: dog\n', 'sky cat dog'), ('1,cat\n0,sky\n2,dog\n', 'sky cat dog'), ('sky=0\ndog=2\ncat=1', 'sky cat dog'), ('0 sky\n1 cat\n2 dog\n', 'sky cat dog'),
-                                         ('class 0\nclass 1\n', 'class 0|class 1'), ('sky,1,2,3\ncat,4,5,6\n', 'sky cat'), ('sky\ncat\n', 'sky cat')])
+@pytest.mark.parametrize(
+    'text, names',
+    [
+        ('0: sky\n1: cat\n2: dog\n', 'sky cat dog'), ('1,cat\n0,sky\n2,dog\n', 'sky cat dog'),
+        ('sky=0\ndog=2\ncat=1', 'sky cat dog'), ('0 sky\n1 cat\n2 dog\n', 'sky cat dog'),
+        ('class 0\nclass 1\n', 'class 0|class 1'), ('sky,1,2,3\ncat,4,5,6\n', 'sky cat'),
+        ('sky\ncat\n', 'sky cat')])
 def test_classes_with_numbers(tmp_path, text, names):
     wrote(tmp_path/'classes.txt', text)
     expected = names.split('|') if '|' in names else names.split()
     assert find_classes(tmp_path)[0] == expected and read_classes(tmp_path)[0] == expected
 
 
-@pytest.mark.parametrize('text, word', [('1: sky\n2: cat\n', '0 to 1'), ('0: sky\n0: cat\n', '0 to 1'), ('sky\nsky\n', 'names two classes'), ('sky 1 2 3\nsky 4 5 6\n', 'names two classes'), ('1 2 3 sky\n4 5 6 cat\n', 'behind the name')])
+@pytest.mark.parametrize(
+    'text, word',
+    [
+        ('1: sky\n2: cat\n', '0 to 1'), ('0: sky\n0: cat\n', '0 to 1'), ('sky\nsky\n', 'names two classes'),
+        ('sky 1 2 3\nsky 4 5 6\n', 'names two classes'), ('1 2 3 sky\n4 5 6 cat\n', 'behind the name')])
 def test_classes_that_nobody_can_number(tmp_path, text, word):
     wrote(tmp_path/'classes.txt', text)
     refused(lambda: find_classes(tmp_path), 'classes.txt', word)

@@ -1,4 +1,5 @@
-"What the values of masks and deep images mean: each convention is read as it was meant, or refused by name; a seeded fuzz says so for many."
+"""What the values of masks and deep images mean: each convention is read as it was meant, or refused by name;
+a seeded fuzz says so for many."""
 import os
 
 import numpy as np
@@ -9,7 +10,7 @@ from corrmatch.use.cli import main
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import open_mask, read_split
 from corrmatch.files import DataError
-from corrmatch.data.masks import Depth, Meaning, find_mapping, mask_facts, read_mask, read_photo
+from corrmatch.data.masks import Depth, Meaning, read_photo
 from corrmatch.data.check import auto_config, check_data, convert_data, make_split
 from corrmatch.viz import palette
 from errors_for_tests import refused
@@ -81,7 +82,8 @@ LEVELS = np.array([0, 128, 255], np.uint8)
     (lambda m, i: np.array([0, 1, 65535], np.uint16)[m], [0, 1, IGNORE_INDEX]),
     (lambda m, i: np.array([0, 1000, 30000], np.uint16)[m], [0, 1, 2]),
     (lambda m, i: np.dstack([LEVELS[m]]*3), [0, 1, 2]),
-    (lambda m, i: np.dstack([palette(3, 'pascal')[m], ((m > 0)*255).astype(np.uint8)]), [0, 1, 2]),  # alpha says what colours say
+    # alpha says what colours say
+    (lambda m, i: np.dstack([palette(3, 'pascal')[m], ((m > 0)*255).astype(np.uint8)]), [0, 1, 2]),
 ], ids=['0 128 255', '0 127 255', '0 100 200', '0 128', '0 254', '0 65535', '65535 ignored', 'far ids', 'levels as RGB', 'RGBA cutout'])
 def test_conventions_that_are_read(tmp_path, encode, table):
     folder(tmp_path, encode)
@@ -130,17 +132,39 @@ def test_palettes_that_nobody_can_compare(tmp_path):
 def blurred(m, i): return Image.fromarray((m > 0).astype(np.uint8)*255).filter(ImageFilter.GaussianBlur(1.5))
 
 
-@pytest.mark.parametrize('encode, words', [
-    (blurred, ('10 of 10 masks cannot be trusted', 'soft edges', '--map FILE')),
-    (lambda m, i: Image.fromarray((m > 0).astype(np.uint8)*255).resize((W*3, H*3), Image.Resampling.BICUBIC).resize((W, H), Image.Resampling.BILINEAR), ('soft edges',)),
-    (lambda m, i: Image.fromarray(palette(3, 'pascal')[m]).filter(ImageFilter.GaussianBlur(1)), ('soft edges',)),
-    (lambda m, i: ((m > 0)*(255 if i % 2 else 1)).astype(np.uint8), ('5 masks hold 0 and 1', '5 hold 0 and 255', '--ignore 255')),
-    (lambda m, i: np.where((m == 1) & (i > 4), 255, np.array([0, 90, 200])[m]).astype(np.uint8), ('is 255 a class or ignored?', '--ignore 255', '--classes 4')),
-    (lambda m, i: np.dstack([np.full((H, W, 3), 255, np.uint8), (m > 0).astype(np.uint8)*255]), ('no readable mask', 'alpha channel')),
-    (lambda m, i: Image.merge('LA', [Image.new('L', (W, H), 7), Image.fromarray((m > 0).astype(np.uint8)*255)]), ('alpha channel',)),
-    (lambda m, i: np.full((H, W), 255, np.uint8), ('hold only 255',)),
-    (lambda m, i: (m.astype(np.int32)*1000 + np.arange(H)[:, None]//4).astype(np.int32), ('values', '--map FILE')),
-], ids=['blur', 'resized', 'smoothed colours', 'mixed binary', 'a 255 among levels', 'alpha', 'grey alpha', 'all ignored', 'instance ids'])
+@pytest.mark.parametrize(
+    'encode, words',
+    [
+        (blurred, ('10 of 10 masks cannot be trusted', 'soft edges', '--map FILE')),
+        (
+            lambda m, i: (
+                Image.fromarray((m > 0).astype(np.uint8) * 255)
+                .resize((W * 3, H * 3), Image.Resampling.BICUBIC)
+                .resize((W, H), Image.Resampling.BILINEAR)),
+            ('soft edges',)),
+        (
+            lambda m, i: Image.fromarray(palette(3, 'pascal')[m]).filter(ImageFilter.GaussianBlur(1)),
+            ('soft edges',)),
+        (
+            lambda m, i: ((m > 0) * (255 if i % 2 else 1)).astype(np.uint8),
+            ('5 masks hold 0 and 1', '5 hold 0 and 255', '--ignore 255')),
+        (
+            lambda m, i: np.where((m == 1) & (i > 4), 255, np.array([0, 90, 200])[m]).astype(np.uint8),
+            ('is 255 a class or ignored?', '--ignore 255', '--classes 4')),
+        (
+            lambda m, i: np.dstack([np.full((H, W, 3), 255, np.uint8), (m > 0).astype(np.uint8) * 255]),
+            ('no readable mask', 'alpha channel')),
+        (
+            lambda m, i: Image.merge(
+                'LA', [Image.new('L', (W, H), 7), Image.fromarray((m > 0).astype(np.uint8) * 255)]),
+            ('alpha channel',)),
+        (lambda m, i: np.full((H, W), 255, np.uint8), ('hold only 255',)),
+        (
+            lambda m, i: (m.astype(np.int32) * 1000 + np.arange(H)[:, None] // 4).astype(np.int32),
+            ('values', '--map FILE'))],
+    ids=[
+        'blur', 'resized', 'smoothed colours', 'mixed binary', 'a 255 among levels', 'alpha', 'grey alpha',
+        'all ignored', 'instance ids'])
 def test_what_is_refused(tmp_path, encode, words):
     folder(tmp_path, encode, suffix='.tif')
     refused(lambda: check(tmp_path), *words)
@@ -149,8 +173,7 @@ def test_what_is_refused(tmp_path, encode, words):
 @pytest.mark.parametrize('array, suffix, words', [
     (np.full((H, W), .37, np.float32), '.tif', 'values such as 0.37'),
     (np.full((H, W), np.nan, np.float32), '.tif', 'NaN'),
-    (np.full((H, W), 1e20, np.float32), '.tif', 'no class ids'),
-], ids=['probabilities', 'NaN', 'huge'])
+    (np.full((H, W), 1e20, np.float32), '.tif', 'no class ids')], ids=['probabilities', 'NaN', 'huge'])
 def test_float_masks(tmp_path, array, suffix, words):
     folder(tmp_path, lambda m, i: m)
     (tmp_path/'masks/p04.png').unlink()
@@ -211,7 +234,7 @@ def test_a_rare_class_in_one_mask_is_a_class(tmp_path):
 @pytest.mark.parametrize('first, flags, table', [
     (lambda m, i: m+1, dict(ignore=(0,)), [0, 1, 2]),
     (lambda m, i: np.array([0, 7, 8], np.uint8)[m], dict(map='order'), [0, 1, 2]),
-    (lambda m, i: m, dict(ignore=(0,)), [IGNORE_INDEX, 0, 1]),
+    (lambda m, i: m, dict(ignore=(0,)), [IGNORE_INDEX, 0, 1])
 ], ids=['ids from 1', 'ids with gaps', 'zero ignored'])
 def test_the_message_proposes_the_flag(tmp_path, first, flags, table):
     folder(tmp_path, first)
@@ -277,15 +300,19 @@ def dotted(value, files, base=lambda m: m):
 def red(m, i=0): return np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)[m]
 
 
-@pytest.mark.parametrize('encode, words', [
-    (two_kinds(binary(255), binary(65535, np.uint16)), ('5 masks hold 0 and 255', '5 hold 0 and 65535', '--ignore 65535')),
-    (two_kinds(binary(1), binary(65535, np.uint16)), ('5 masks hold 0 and 1', '5 hold 0 and 65535')),
-    (dotted(1, 4, binary(255)), ('255 in large areas', '1 in specks of 8 pixels', '--ignore 255')),
-    (dotted(254, 4, binary(255)), ('255 in large areas', '254 in specks of 8 pixels')),
-    (lambda m, i: np.array([0, 1, 254], np.uint8)[m], ('--map order',)),
-    (lambda m, i: np.array([0, 300, 301], np.uint16)[m], ('--map order', '--map FILE')),
-    (lambda m, i: Image.fromarray(red(m)).convert('LAB'), ('a mask in LAB colours',)),
-], ids=['255 and 65535', '1 and 65535', 'specks of 1', 'specks of 254', '0 1 254', '0 300 301', 'LAB'])
+@pytest.mark.parametrize(
+    'encode, words',
+    [
+        (
+            two_kinds(binary(255), binary(65535, np.uint16)),
+            ('5 masks hold 0 and 255', '5 hold 0 and 65535', '--ignore 65535')),
+        (two_kinds(binary(1), binary(65535, np.uint16)), ('5 masks hold 0 and 1', '5 hold 0 and 65535')),
+        (dotted(1, 4, binary(255)), ('255 in large areas', '1 in specks of 8 pixels', '--ignore 255')),
+        (dotted(254, 4, binary(255)), ('255 in large areas', '254 in specks of 8 pixels')),
+        (lambda m, i: np.array([0, 1, 254], np.uint8)[m], ('--map order',)),
+        (lambda m, i: np.array([0, 300, 301], np.uint16)[m], ('--map order', '--map FILE')),
+        (lambda m, i: Image.fromarray(red(m)).convert('LAB'), ('a mask in LAB colours',))],
+    ids=['255 and 65535', '1 and 65535', 'specks of 1', 'specks of 254', '0 1 254', '0 300 301', 'LAB'])
 def test_what_nobody_can_know_is_asked(tmp_path, encode, words):
     suffix = '.tif' if 'LAB' in words[0] else '.png'
     refused(lambda: check(folder(tmp_path, encode, suffix=suffix)), *words)
@@ -294,13 +321,18 @@ def test_what_nobody_can_know_is_asked(tmp_path, encode, words):
 def warned(root, *meaning): return [f.text for f in check(root, *meaning).findings if f.level == 'warning']
 
 
-@pytest.mark.parametrize('encode, words', [
-    (dotted(3, 3), 'value 3: only specks and lines, 6 pixels in 3 masks, such as masks/p00.tif'),
-    (dotted((90, 9, 200), 2, red), 'colour 90 9 200: only specks and lines'),
-    (two_kinds(red, lambda m: red(m)//255*254), 'almost equal'),
-    (lambda m, i: Image.fromarray(m).resize((W*2, H*2), Image.Resampling.BILINEAR).resize((W*2, H*2)), 'nearest neighbour'),
-    (lambda m, i: m.astype(np.int32) - 1, 'of value -1'),
-], ids=['slips in several masks', 'slips in colour', 'two reds', 'ids interpolated', 'much ignored'])
+@pytest.mark.parametrize(
+    'encode, words',
+    [
+        (dotted(3, 3), 'value 3: only specks and lines, 6 pixels in 3 masks, such as masks/p00.tif'),
+        (dotted((90, 9, 200), 2, red), 'colour 90 9 200: only specks and lines'),
+        (two_kinds(red, lambda m: red(m) // 255 * 254), 'almost equal'),
+        (
+            lambda m, i: (
+                Image.fromarray(m).resize((W * 2, H * 2), Image.Resampling.BILINEAR).resize((W * 2, H * 2))),
+            'nearest neighbour'),
+        (lambda m, i: m.astype(np.int32) - 1, 'of value -1')],
+    ids=['slips in several masks', 'slips in colour', 'two reds', 'ids interpolated', 'much ignored'])
 def test_what_looks_odd_is_said(tmp_path, encode, words):
     grown = 'neighbour' in words
     folder(tmp_path, encode, suffix='.tif')
@@ -326,12 +358,23 @@ def rims(m, i):
     return ((m > 0)*1 + (inner > 0)).astype(np.uint8)
 
 
-@pytest.mark.parametrize('encode', [
-    lines(1), lines(2), rims,
-    lambda m, i: np.where(np.array(Image.fromarray(m).filter(ImageFilter.MaxFilter(3))) != m, 255, m).astype(np.uint8),
-    lambda m, i: np.random.default_rng(i).integers(0, 150, (H//4, W//4)).astype(np.uint8).repeat(4, 0).repeat(4, 1),
-    lambda m, i: np.where(np.random.default_rng(i).random((H, W)) < .002, np.roll(m, 3, 1), m).astype(np.uint8),
-], ids=['lines of 1', 'lines of 2', 'rims', 'void borders', 'many small classes', 'ragged'])
+@pytest.mark.parametrize(
+    'encode',
+    [
+        lines(1),
+        lines(2),
+        rims,
+        lambda m, i: np.where(
+            np.array(Image.fromarray(m).filter(ImageFilter.MaxFilter(3))) != m, 255, m).astype(np.uint8),
+        lambda m, i: (
+            np.random.default_rng(i)
+            .integers(0, 150, (H // 4, W // 4))
+            .astype(np.uint8)
+            .repeat(4, 0)
+            .repeat(4, 1)),
+        lambda m, i: np.where(np.random.default_rng(i).random((H, W)) < 0.002, np.roll(m, 3, 1), m).astype(
+            np.uint8)],
+    ids=['lines of 1', 'lines of 2', 'rims', 'void borders', 'many small classes', 'ragged'])
 def test_sound_masks_are_not_doubted(tmp_path, encode):
     report = check(folder(tmp_path, encode), allow_missing=True)
     said = [
@@ -362,8 +405,7 @@ def test_class_files_that_do_not_fit(tmp_path):
             'more', 'abc', lambda m, i: ((m > 0) * 255).astype(np.uint8), 'names other classes (a, b, c: 3)',
             ()),
         ('one', 'a', lambda m, i: ((m > 0) * 255).astype(np.uint8), 'names other classes (a: 1)', ()),
-        ('first', 'zabc', lambda m, i: m + 1, 'names other classes (z, a, b, c: 4)', (0,)),
-    ]:
+        ('first', 'zabc', lambda m, i: m + 1, 'names other classes (z, a, b, c: 4)', (0,))]:
         root = folder(tmp_path/name, encode)
         (root/'classes.txt').write_text(''.join(f'{c}\n' for c in names))
         assert any(words in e for e in errors(root, ignore)), name
@@ -371,7 +413,9 @@ def test_class_files_that_do_not_fit(tmp_path):
             make_split(root, 3, progress=None, meaning=Meaning(ignore))
 
 
-@pytest.mark.parametrize('shift, names, words', [(1, 'abc', 'count from 1 are read with --ignore 0'), (0, 'ab', 'name class 0 as well')])
+@pytest.mark.parametrize(
+    'shift, names, words',
+    [(1, 'abc', 'count from 1 are read with --ignore 0'), (0, 'ab', 'name class 0 as well')])
 def test_one_name_too_few(tmp_path, shift, names, words):
     folder(tmp_path, lambda m, i: m+shift)
     (tmp_path/'classes.txt').write_text(''.join(f'{c}\n' for c in names))
@@ -393,7 +437,7 @@ def deep_folder(root, make, suffix='.tif'):
     (lambda i: image(i)[..., 0].astype(np.uint16) << 8, Depth(0, 65535), 128),
     (lambda i: image(i)[..., 0]/np.float32(255), Depth(0, 1), 127),
     (lambda i: image(i)[..., 0].astype(np.float32)*10, Depth(0, 2550), 127),
-    (lambda i: image(i)[..., 0].astype(np.int32)*10 - 1000, Depth(-1000, 1550), 127),
+    (lambda i: image(i)[..., 0].astype(np.int32)*10 - 1000, Depth(-1000, 1550), 127)
 ], ids=['12 in 16', '16', 'floats 0..1', 'floats beyond', 'negative'])
 def test_one_range_for_the_data_set(tmp_path, make, depth, middle):
     report = check(deep_folder(tmp_path, make))
@@ -403,8 +447,7 @@ def test_one_range_for_the_data_set(tmp_path, make, depth, middle):
         wanted = (make(i).astype(np.float64) - depth.low)/(depth.high-depth.low)*255
         assert (
             np.abs(np.asarray(Image.open(tmp_path / f'prepared/images/p{i:02d}.png'))[..., 0] - wanted).max()
-            <= 1.01
-        )
+            <= 1.01)
     config, _ = auto_config(tmp_path, progress=None, weights='')
     assert config.depth == str(depth)
 
@@ -417,11 +460,17 @@ def test_an_extreme_value_asks_for_a_range(tmp_path):
     assert main(['check', str(tmp_path), '--depth', '0:255', '--out', str(tmp_path.parent/'rep')]) == 0
 
 
-@pytest.mark.parametrize('make, level, words', [
-    (lambda i: image(i)[..., 0].astype(np.uint16)*(64 if i % 2 else 1), 'error', 'half of them span'),
-    (lambda i: image(i)[..., 0].astype(np.uint16)*(1 if i == 4 else 64), 'warning', '1 of them span less than a sixteenth'),
-    (lambda i: np.where(image(i)[..., 0] < 80, np.float32(-9999), image(i)[..., 0]), 'error', 'reaches from -9999'),
-], ids=['half of 8 bits', 'one of 8 bits', 'a value for no data'])
+@pytest.mark.parametrize(
+    'make, level, words',
+    [
+        (lambda i: image(i)[..., 0].astype(np.uint16) * (64 if i % 2 else 1), 'error', 'half of them span'),
+        (
+            lambda i: image(i)[..., 0].astype(np.uint16) * (1 if i == 4 else 64), 'warning',
+            '1 of them span less than a sixteenth'),
+        (
+            lambda i: np.where(image(i)[..., 0] < 80, np.float32(-9999), image(i)[..., 0]), 'error',
+            'reaches from -9999')],
+    ids=['half of 8 bits', 'one of 8 bits', 'a value for no data'])
 def test_images_that_would_be_one_grey_are_named(tmp_path, make, level, words):
     found = [(f.level, f.text) for f in check(deep_folder(tmp_path, make)).findings if f.kind == 'depth']
     assert [level] == [f for f, _ in found] and words in found[0][1] and 'images/p' in found[0][1]
@@ -523,11 +572,9 @@ FAULTS = {
     'resize': lambda a, rng: np.asarray(
         Image.fromarray(a)
         .resize((W // 2, H // 2), Image.Resampling.BILINEAR)
-        .resize((W, H), Image.Resampling.BILINEAR)
-    ),
+        .resize((W, H), Image.Resampling.BILINEAR)),
     'speck': lambda a, rng: put_speck(a, rng),
-    'cut': lambda a, rng: a[:-5],
-}
+    'cut': lambda a, rng: a[:-5]}
 
 
 def put_speck(a, rng):

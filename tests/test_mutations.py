@@ -1,4 +1,5 @@
-"Damaged files of a run under the commands that read them: correct work, or one line that names the file. CORRMATCH_MUTATIONS=5000 tries more."
+"""Damaged files of a run under the commands that read them: correct work, or one line that names the file.
+CORRMATCH_MUTATIONS=5000 tries more."""
 import contextlib
 import io
 import os
@@ -89,8 +90,7 @@ def commands(root, run):
         'predict': (
             'predict', run, root / 'data' / 'images' / '0.png', '--out', root / 'out', '--device', 'cpu'),
         'resume': ('resume', run, '--device', 'cpu'),
-        'table': ('table', run.parent),
-    }
+        'table': ('table', run.parent)}
 
 
 READERS = {

@@ -1,4 +1,5 @@
-"What installs and imports: light imports, version, what is inside sdist and wheel, nothing of a developer's machine in git."
+"""What installs and imports: light imports, version, what is inside sdist and wheel, nothing of a developer's
+machine in git."""
 import ast
 import re
 import shutil
@@ -39,9 +40,7 @@ def test_version_is_written_once():
 def test_modules_import_only_what_is_required():
     "Third-party imports at the top of a module are requirements; development tools are none."
     known = {re.split(r'[<>=!~\[]', r)[0].lower() for r in SETTINGS['requirements'].split()} | {
-        'corrmatch',
-        *sys.stdlib_module_names,
-    }
+        'corrmatch', *sys.stdlib_module_names}
     known = {{'pillow': 'pil'}.get(name, name) for name in known}
     for path in sorted((ROOT/'corrmatch').rglob('*.py')):
         for node in ast.parse(path.read_text(encoding='utf-8')).body:
@@ -57,7 +56,8 @@ def test_modules_import_only_what_is_required():
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    "Build an sdist from a copy of the tree, and a wheel from the unpacked sdist, offline: (sdist, wheel, what was said)."
+    """Build an sdist from a copy of the tree, and a wheel from the unpacked sdist, offline: (sdist, wheel,
+    what was said)."""
     folder = tmp_path_factory.mktemp('build')
     copy = folder/'copy'
     unwanted = shutil.ignore_patterns(
@@ -80,8 +80,7 @@ def shipped():
     paths = [
         *(ROOT / 'corrmatch').rglob('*.py'),
         ROOT / 'corrmatch' / 'py.typed',
-        *(ROOT / 'corrmatch' / 'assets').glob('*'),
-    ]
+        *(ROOT / 'corrmatch' / 'assets').glob('*')]
     return {p.relative_to(ROOT).as_posix() for p in paths}
 
 
@@ -115,7 +114,8 @@ def test_build_says_no_warning(built):
 
 
 def test_index_page(built):
-    "What a package index shows: addresses, classifiers, and a description whose links and images lead out of the archive."
+    """What a package index shows: addresses, classifiers, and a description whose links and images lead out
+    of the archive."""
     with zipfile.ZipFile(built[1]) as archive:
         [text] = [archive.read(name).decode() for name in archive.namelist() if name.endswith('/METADATA')]
     head, _, body = text.partition('\n\n')
@@ -159,8 +159,7 @@ def test_wheel_installs(built, tmp_path):
     assert 'train' in run(str(python.with_name('corrmatch')), '--help', cwd=tmp_path)
     made = (
         "from corrmatch.config import preset; from corrmatch.method.step import make_model; "
-        "print(make_model(preset('toy'))[1])"
-    )
+        "print(make_model(preset('toy'))[1])")
     assert 'backbone weights toy' in run(str(python), '-c', made, cwd=tmp_path), (
         'the small backbone comes with the wheel')
 
@@ -174,8 +173,7 @@ def test_extras():
         *(ROOT / 'nbs').rglob('*.ipynb'),
         *(ROOT / 'tools').glob('*.py'),
         ROOT / 'README.md',
-        ROOT / 'CONTRIBUTING.md',
-    ]
+        ROOT / 'CONTRIBUTING.md']
     named = {
         name
         for path in paths

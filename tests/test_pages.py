@@ -24,19 +24,9 @@ ATTRIBUTES = {
     'lang', 'charset', 'name', 'content', 'http-equiv', 'rel', 'href', 'class', 'width', 'height',
     'aria-hidden', 'stroke', 'fill', 'alt', 'src', 'id', 'type'}
 NASTY = [
-    '<img src=x onerror=alert(1)>',
-    '"><script>alert(1)<',
-    'end<',
-    '{{7*7}}{% raw %}',
-    'two\nlines',
-    "it's \"quoted\"",
-    '<!-- open',
-    '&lt;b&amp;',
-    'javascript:alert(1)',
-    '\u202e<svg onload=alert(1)>',
-    '?a=b#c%41',
-    "' onmouseover='alert(1)",
-]
+    '<img src=x onerror=alert(1)>', '"><script>alert(1)<', 'end<', '{{7*7}}{% raw %}', 'two\nlines',
+    "it's \"quoted\"", '<!-- open', '&lt;b&amp;', 'javascript:alert(1)', '\u202e<svg onload=alert(1)>',
+    '?a=b#c%41', "' onmouseover='alert(1)"]
 CLASSES = [
     '</style><script>alert(2)</script>', '"><img src=x onerror=alert(3)>', '{{7*7}}', 'new\nline', "a'b\"c"]
 
@@ -128,8 +118,7 @@ def reported(run, out):
     log = log._replace(
         val={
             k if not k.startswith('iou_') else f'iou_{c}': v
-            for (k, v), c in zip(log.val.items(), ['', '', *CLASSES])}
-    )
+            for (k, v), c in zip(log.val.items(), ['', '', *CLASSES])})
     scored = score_run(run, most=3, device='cpu')
     out.write_text(report_page(log, scored), encoding='utf-8')
     return out

@@ -16,8 +16,9 @@ from runs_for_tests import ROOT, command, environment, small
 STEPS = dict(steps=10, eval_every=10, log_every=1, batch_x=4, batch_u=4, toy_unlabeled=12)
 KINDS = {  # what is compared -> changes of the small run
     'group norm, dynamic tau, partner in the batch': dict(),
-    'another picture as partner, two strong views': dict(cutmix='other_image', strong_views=2, w_fp=.25),
-    # rounding grows with every step through batch norm: a small rate, and no yes-or-no decision about pixels that it could tip
+    'another image as partner, two strong views': dict(cutmix='other_image', strong_views=2, w_fp=.25),
+    # rounding grows with every step through batch norm: a small rate, and no yes-or-no decision about pixels
+    # that it could tip
     'batch norm synchronised': dict(norm='batch', cutmix='same_image', lr=.002, threshold='fixed', tau=0., regions=0),
     'clip, average, no warm-up': dict(clip=.5, ema=.9, warmup=0),
     'a threshold for each class': dict(threshold='per_class'),
@@ -98,13 +99,13 @@ def test_batch_that_does_not_divide_is_refused(two_processes):
 
 
 def test_what_the_first_process_refuses_ends_the_other_too(two_processes):
-    "Only the first one looks at the folder. The other does not wait for it: the next run of both goes through."
+    """Only the first one looks at the folder. The other does not wait for it: the next run of both goes
+    through."""
     root, done = two_processes
     assert (
         done.stderr.count('holds a run already')
         == done.stderr.count('the first process refused to go on')
-        == 1
-    )
+        == 1)
     assert result(root/'after')[0]['step'] == STEPS['steps']
 
 
@@ -119,7 +120,8 @@ def test_nothing_else_is_said(two_processes):
     assert not warnings
 
 
-@pytest.mark.parametrize('kind', [k for k, c in KINDS.items() if c.get('norm') != 'batch' and 'accumulate' not in c])
+@pytest.mark.parametrize(
+    'kind', [k for k, c in KINDS.items() if c.get('norm') != 'batch' and 'accumulate' not in c])
 def test_two_micro_steps_equal_one(tmp_path, kind):
     all_reduce_max(
         together(tmp_path / 'one', **KINDS[kind]), together(tmp_path / 'parts', accumulate=2, **KINDS[kind]))
@@ -146,7 +148,7 @@ from runs_for_tests import small
 from corrmatch.training.distributed import stop_world
 from corrmatch.training.trainer import Trainer
 class Unlucky(Trainer):
-    "The second process meets a loss that is not a number in its second step, and in the other run a picture that cannot be read."
+    "The second process meets a loss that is not a number in its second step, and in the other run an image that cannot be read."
     def _part(self, *args):
         result = super()._part(*args)
         return result._replace(total=result.total*float("nan")) if (self.out.name, self.step, self.world.rank) == ("nan", 1, 1) else result
@@ -169,14 +171,13 @@ def test_an_accident_in_one_process_is_known_to_all(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
-    )
+        timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     state = read_checkpoint(tmp_path/'nan'/'last.pt')
     with open(tmp_path/'nan'/'skipped.csv', newline='') as f:
         skipped = list(csv.DictReader(f))
     assert state['skipped'] == 1 and all(torch.isfinite(v).all() for v in state['model'].values())
-    # pictures of both processes
+    # images of both processes
     assert [row['step'] for row in skipped] == ['1'] and len(skipped[0]['names'].split()) == 8
     assert (
         done.stdout.count('refused: 1 of') == 2
@@ -187,8 +188,7 @@ def test_an_accident_in_one_process_is_known_to_all(tmp_path):
 WORDS = (
     'train toy --steps 12 --eval-every 6 --save-every 5 --warmup 1 --crop 33 --toy-unlabeled 8 --batch-x '
     '4 --batch-u 4 --dim 16 --low-dim 8 '
-    '--regions 8 --device cpu --out'
-).split()
+    '--regions 8 --device cpu --out').split()
 KILLED = '''
 import os
 import signal
@@ -237,8 +237,7 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path):
 def test_the_command_line_in_two_processes_ends_well(tmp_path):
     words = (
         'train toy --steps 4 --eval_every 4 --warmup 1 --crop 33 --toy_unlabeled 8 --batch_x 4 '
-        '--batch_u 4 --dim 16 --low_dim 8 --regions 8 --device cpu --out'
-    ).split()
+        '--batch_u 4 --dim 16 --low_dim 8 --regions 8 --device cpu --out').split()
     start = [
         sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', '-m',
         'corrmatch']
@@ -298,7 +297,8 @@ stop_world()
 
 
 def test_shared_batch_norm_equals_one_large_batch(tmp_path):
-    "Outputs, gradients and running statistics of two processes against one, and that they differ when nothing is shared."
+    """Outputs, gradients and running statistics of two processes against one, and that they differ when
+    nothing is shared."""
     (tmp_path/'bn.py').write_text(BATCH_NORM)
     done = subprocess.run(
         [
@@ -307,8 +307,7 @@ def test_shared_batch_norm_equals_one_large_batch(tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
-    )
+        timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     worst = dict(line.split() for line in done.stdout.splitlines())
     assert float(worst['shared']) < 1e-4 < 1e-2 < float(worst['own'])
@@ -319,8 +318,7 @@ def test_the_look_ahead_computes_in_the_type_of_the_step(tmp_path):
         small(
             tmp_path / 'run', precision='bf16', accumulate=2, cutmix='same_image', batch_x=4, batch_u=4,
             warmup=0),
-        quiet=True,
-    )
+        quiet=True)
     seen = list()
     trainer.model.classifier.register_forward_hook(lambda module, taken, given: seen.append(given.dtype))
     trainer.run_step(trainer.batches[0])
@@ -330,7 +328,8 @@ def test_the_look_ahead_computes_in_the_type_of_the_step(tmp_path):
 
 @pytest.mark.parametrize('norm', ['batch', 'group'])
 def test_the_look_ahead_predicts_what_the_step_will(tmp_path, norm):
-    "The threshold follows the confidences of the micro-steps themselves, whatever the decoder's batch norm sees beside the weak views."
+    """The threshold follows the confidences of the micro-steps themselves, whatever the decoder's batch norm
+    sees beside the weak views."""
     trainer = Trainer(
         small(tmp_path / 'run', norm=norm, accumulate=2, cutmix='same_image', batch_x=4, batch_u=4, warmup=0),
         quiet=True)

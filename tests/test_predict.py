@@ -1,4 +1,5 @@
-"Using a trained model: odd images and sizes, broken files, memory, videos, pages, exported networks, pseudo-labels."
+"""Using a trained model: odd images and sizes, broken files, memory, videos, pages, exported networks,
+pseudo-labels."""
 import copy
 import html
 import importlib
@@ -58,7 +59,8 @@ def test_any_size(predictor, h, w):
     assert result.mask.max() < 5 and result.confidence_bytes.min() > 0
 
 
-@pytest.mark.parametrize('h, w, tile, stride', [(50, 70, 33, None), (33, 33, 33, None), (100, 20, 24, 24), (47, 90, 24, 5)])
+@pytest.mark.parametrize(
+    'h, w, tile, stride', [(50, 70, 33, None), (33, 33, 33, None), (100, 20, 24, 24), (47, 90, 24, 5)])
 def test_bands_are_the_sliding_window(run, h, w, tile, stride):
     model = load(run, device='cpu').model
     image = picture(h, w)
@@ -93,8 +95,12 @@ def test_modes(predictor, tmp_path):
         for name in ('deep.png', 'deep.tif'))
 
 
-@pytest.mark.parametrize('orientation, turn', [(1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]), (4, lambda a: a[::-1]), (5, lambda a: a.swapaxes(0, 1)),
-                                               (6, lambda a: np.rot90(a, -1)), (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)), (8, lambda a: np.rot90(a))])
+@pytest.mark.parametrize(
+    'orientation, turn',
+    [
+        (1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]), (4, lambda a: a[::-1]),
+        (5, lambda a: a.swapaxes(0, 1)), (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)), (8, lambda a: np.rot90(a))])
 def test_exif_orientation(predictor, tmp_path, orientation, turn):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -285,7 +291,9 @@ def test_video(predictor, tmp_path):
     assert (mask == predictor.predict(list(predict._read_frames(tmp_path/'clip.mp4'))[2][1]).mask).all()
 
 
-@pytest.mark.parametrize('matrix, turns', [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)], ids=['clockwise', 'upside down', 'counter-clockwise'])
+@pytest.mark.parametrize(
+    'matrix, turns', [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)],
+    ids=['clockwise', 'upside down', 'counter-clockwise'])
 def test_video_is_turned_as_players_show_it(tmp_path, matrix, turns):
     "The track header of an upright phone's video holds a matrix that players apply."
     pytest.importorskip('av', reason='PyAV is not installed')
@@ -385,7 +393,8 @@ def test_onnx(run, tmp_path):
         assert found.shape == (b, 5, h, w) and abs(found - expected).max() < 1e-3
 
 
-@pytest.mark.parametrize('backbone, stride, format', [('timm:test_vit', 16, 'export'), ('timm:test_convnext', 32, 'onnx')])
+@pytest.mark.parametrize(
+    'backbone, stride, format', [('timm:test_vit', 16, 'export'), ('timm:test_convnext', 32, 'onnx')])
 def test_export_of_timm_networks(tmp_path, backbone, stride, format):
     "Patches and strides that do not divide the image, in graphs that serve every size."
     for name in ('timm', *(('onnx', 'onnxscript', 'onnxruntime') if format == 'onnx' else ())):
@@ -402,7 +411,8 @@ def test_export_of_timm_networks(tmp_path, backbone, stride, format):
     assert sides == f'{stride+1} to 16384 pixels'
 
 
-@pytest.mark.parametrize('kernel, stride, dilation', [(3, 1, 1), (3, 2, 1), (5, 2, 1), (3, 1, 2), (1, 1, 1), (1, 2, 1)])
+@pytest.mark.parametrize(
+    'kernel, stride, dilation', [(3, 1, 1), (3, 2, 1), (5, 2, 1), (3, 1, 2), (1, 1, 1), (1, 2, 1)])
 def test_export_pads_as_timm_does(kernel, stride, dilation):
     layers = pytest.importorskip('timm.layers', reason='timm is not installed')
     theirs = layers.create_conv2d(3, 4, kernel, stride=stride, dilation=dilation, padding='same')

@@ -103,10 +103,9 @@ def test_five_faults(tmp_path):
 
 
 @pytest.mark.parametrize('make, word', [
-    (lambda p: p.write_bytes(b''), 'is empty'),
-    (lambda p: p.write_bytes(p.read_bytes()[:-30]), 'unreadable'),
+    (lambda p: p.write_bytes(b''), 'is empty'), (lambda p: p.write_bytes(p.read_bytes()[:-30]), 'unreadable'),
     (lambda p: p.write_bytes(p.read_bytes()[:60] + bytes(40) + p.read_bytes()[100:]), 'unreadable'),
-    (lambda p: (p.unlink(), p.symlink_to('nowhere.png')), 'no such file'),
+    (lambda p: (p.unlink(), p.symlink_to('nowhere.png')), 'no such file')
 ], ids=['empty', 'cut', 'garbled', 'dead link'])
 def test_unreadable_pictures(tmp_path, make, word):
     make(fill(tmp_path)/'images/s01.png')
@@ -158,17 +157,18 @@ def test_progress_becomes_lines(tmp_path, capsys):
 def colored(mask): return palette(21, 'pascal')[mask]
 
 
-@pytest.mark.parametrize('change, kind, n', [
-    (lambda m: m, 'ids', K),
-    (lambda m: m.astype(np.uint16), 'ids', K),
-    (lambda m: ((m > 0)*255).astype(np.uint8), 'binary', 2),
-    (lambda m: m > 0, 'binary', 2),
-    (lambda m: (m*60).astype(np.uint8), 'levels', K),
-    (lambda m: colored(m), 'colours', 21),
-    (lambda m: np.dstack([colored(m), np.full(m.shape, 255, np.uint8)]), 'colours', 21),
-    (lambda m: np.array([[9, 9, 9], [200, 0, 10], [0, 3, 0], [1, 1, 250]], np.uint8)[m], 'colours', K),
-    (lambda m: np.dstack([m]*3), 'grey colours', K),
-], ids=['grey', '16 bit', '0 and 255', '1 bit', 'levels', 'VOC colours', 'RGBA', 'unknown colours', 'grey as RGB'])
+@pytest.mark.parametrize(
+    'change, kind, n',
+    [
+        (lambda m: m, 'ids', K), (lambda m: m.astype(np.uint16), 'ids', K),
+        (lambda m: ((m > 0) * 255).astype(np.uint8), 'binary', 2), (lambda m: m > 0, 'binary', 2),
+        (lambda m: (m * 60).astype(np.uint8), 'levels', K), (lambda m: colored(m), 'colours', 21),
+        (lambda m: np.dstack([colored(m), np.full(m.shape, 255, np.uint8)]), 'colours', 21),
+        (lambda m: np.array([[9, 9, 9], [200, 0, 10], [0, 3, 0], [1, 1, 250]], np.uint8)[m], 'colours', K),
+        (lambda m: np.dstack([m] * 3), 'grey colours', K)],
+    ids=[
+        'grey', '16 bit', '0 and 255', '1 bit', 'levels', 'VOC colours', 'RGBA', 'unknown colours',
+        'grey as RGB'])
 def test_mask_modes(tmp_path, change, kind, n):
     "Whatever the masks look like, training reads the class ids; asked again, it finds the same."
     fill(tmp_path, change=change)
@@ -271,9 +271,11 @@ def test_turned_photograph(tmp_path):
     assert (np.asarray(Image.open(tmp_path/'prepared/images/s01.png')) == image).all()
 
 
-@pytest.mark.parametrize('witness, turned', [(6, True), (0, False)], ids=['a size asks for it', 'no size tells'])
+@pytest.mark.parametrize(
+    'witness, turned', [(6, True), (0, False)], ids=['a size asks for it', 'no size tells'])
 def test_notes_that_no_size_can_check(tmp_path, witness, turned):
-    "Upside down (3) or square: what the other masks of the set ask for decides, and if none does, the report says so."
+    """Upside down (3) or square: what the other masks of the set ask for decides, and if none does, the
+    report says so."""
     fill(tmp_path)
     def noted(name, image, mask, note):
         exif = Image.Exif()
@@ -339,14 +341,14 @@ def test_side_by_side_and_blanks(tmp_path):
     assert (
         len(read_split(tmp_path / split.files['unlabeled'], tmp_path, masks=False))
         == len(split.unlabeled)
-        == 6
-    )
+        == 6)
     assert len(masks_of(tmp_path, split)) == 6
 
 
 @pytest.mark.parametrize('linking', [True, False], ids=['links', 'copies'])
 def test_blanks_of_every_kind(tmp_path, monkeypatch, linking):
-    "No-break and ideographic blanks end a field like any other; names without them stay distinct, and originals as they were."
+    """No-break and ideographic blanks end a field like any other; names without them stay distinct, and
+    originals as they were."""
     if not linking:
         monkeypatch.setattr('os.link', lambda *args: (_ for _ in ()).throw(OSError('no links')))
     fill(tmp_path/'data', 12, 10)
@@ -461,8 +463,7 @@ def test_coco(tmp_path):
             notes['annotations'].append(
                 dict(
                     id=10 * i + c, image_id=i, category_id=category, iscrowd=0, area=int((mask == c).sum()),
-                    segmentation=dict(size=code['size'], counts=code['counts'].decode()))
-            )
+                    segmentation=dict(size=code['size'], counts=code['counts'].decode())))
     (tmp_path/'annotations').mkdir()
     path = tmp_path/'annotations/instances_train2017.json'
     path.write_text(json.dumps(notes))

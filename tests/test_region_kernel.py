@@ -94,12 +94,8 @@ print('compiled')
 
 def run(code, tmp_path, **env):
     env = {
-        **os.environ,
-        'PYTHONPATH': str(ROOT),
-        'TRITON_CACHE_DIR': str(tmp_path),
-        'OMP_NUM_THREADS': '1',
-        **env,
-    }
+        **os.environ, 'PYTHONPATH': str(ROOT), 'TRITON_CACHE_DIR': str(tmp_path), 'OMP_NUM_THREADS': '1',
+        **env}
     return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=300)
 
 
@@ -119,6 +115,5 @@ def test_regions_do_not_need_triton(tmp_path):
     code = (
         "import sys; sys.modules['triton'] = None\nimport torch\nfrom corrmatch.engine import regions "
         "as region\nassert region.triton is None and not region._has_kernel(torch.device('cuda'), "
-        "21)\nprint('fine')"
-    )
+        "21)\nprint('fine')")
     assert run(code, tmp_path).stdout.strip() == 'fine'

@@ -1,4 +1,5 @@
-"The page and the viewer of a run: without data, while it trains, with hostile names, as commands that lead back to the run."
+"""The page and the viewer of a run: without data, while it trains, with hostile names, as commands that lead
+back to the run."""
 import re
 import shlex
 import shutil
@@ -41,8 +42,7 @@ def test_page(run):
         re.search(rf'<h2>{title}</h2>', page)
         for title in (
             'Summary', 'Validation', 'Classes', 'Confusion', 'Worst images', 'Best images',
-            'Pseudo-labels', 'Training', 'Settings')
-    )
+            'Pseudo-labels', 'Training', 'Settings'))
     assert all('alt="' in tag for tag in re.findall('<img [^>]*>', page))
 
 
@@ -52,8 +52,7 @@ def test_page_without_data(run, tmp_path):
         (run / 'config.json')
         .read_text()
         .replace('"data": ""', '"data": "gone/<b>"')
-        .replace('"labeled": ""', '"labeled": "l.txt"')
-    )
+        .replace('"labeled": ""', '"labeled": "l.txt"'))
     write_atomic(run/'config.json', record.encode())
     log = read_run(run)
     assert log.names[1] == 'stripes'                                     # from the columns of val.csv
@@ -120,7 +119,11 @@ def test_pictures_are_scored_in_the_runs_own_way(run, mode):
     assert len(card.pictures) == 4
 
 
-@pytest.mark.parametrize('changes', [{}, dict(batch_x=4, batch_u=4), dict(batch_x=4, batch_u=4, lr=.001), dict(data="my data/it's", transposed=True, val='v.txt'), dict(tau=.5, w_kl=0.)])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {}, dict(batch_x=4, batch_u=4), dict(batch_x=4, batch_u=4, lr=0.001),
+        dict(data="my data/it's", transposed=True, val='v.txt'), dict(tau=0.5, w_kl=0.0)])
 def test_resume_command_leads_back(changes):
     # a run writes its steps into its record
     config = replace(preset('voc_92', 'corrmatch', **changes), steps=104_900)
@@ -130,7 +133,9 @@ def test_resume_command_leads_back(changes):
         k: v
         for k, v in vars(args).items()
         if k in Config.__dataclass_fields__ and k not in ('name', 'method')}
-    assert preset(args.folder_or_preset, args.method, **fields) == replace(config, out='runs/a b') and args.resume
+    assert (
+        preset(args.folder_or_preset, args.method, **fields) == replace(config, out='runs/a b')
+        and args.resume)
 
 
 def test_viewer_follows_a_run(run):

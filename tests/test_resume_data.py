@@ -1,4 +1,5 @@
-"A run goes on with the data that it was started with, or says what has changed; a batch that cannot be trained is never chosen, and refused early."
+"""A run goes on with the data that it was started with, or says what has changed; a batch that cannot be
+trained is never chosen, and refused early."""
 import json
 import shutil
 from dataclasses import replace
@@ -49,10 +50,8 @@ def data(tmp_path):
 def config_of(data, **changes):
     lists = dict(labeled='lab.txt', unlabeled='unl.txt', val='val.txt')
     return preset(
-        'camvid',
-        data=str(data),
-        **SMALL | lists | dict(out=str(data.parent / 'run'), steps=2, eval_every=9, save_every=1) | changes,
-    )
+        'camvid', data=str(data),
+        **SMALL | lists | dict(out=str(data.parent / 'run'), steps=2, eval_every=9, save_every=1) | changes)
 
 
 def start(data, **changes):
@@ -74,13 +73,16 @@ def edit(path, change):
     path.write_text('\n'.join(change(lines)) + '\n')
 
 
-@pytest.mark.parametrize('name, change, words', [
-    ('unl', lambda lines: [*lines, 'images/p00.png'], ('unlabeled: 6 images -> 7 images',)),
-    ('unl', lambda lines: lines[::-1], ('unlabeled: 6 images -> 6 other images',)),
-    ('lab', lambda lines: lines[:3], ('labeled: 4 images -> 3 images',)),
-    ('val', lambda lines: lines[:1], ('val: 2 images -> 1 images',)),
-    ('lab', lambda lines: [lines[0].replace('masks/p00', 'masks/p01'), *lines[1:]], ('labeled: 4 images -> 4 other images',)),
-])
+@pytest.mark.parametrize(
+    'name, change, words',
+    [
+        ('unl', lambda lines: [*lines, 'images/p00.png'], ('unlabeled: 6 images -> 7 images',)),
+        ('unl', lambda lines: lines[::-1], ('unlabeled: 6 images -> 6 other images',)),
+        ('lab', lambda lines: lines[:3], ('labeled: 4 images -> 3 images',)),
+        ('val', lambda lines: lines[:1], ('val: 2 images -> 1 images',)),
+        (
+            'lab', lambda lines: [lines[0].replace('masks/p00', 'masks/p01'), *lines[1:]],
+            ('labeled: 4 images -> 4 other images',))])
 def test_changed_lists_are_refused(data, name, change, words):
     config = start(data)
     edit(data/f'{name}.txt', change)
@@ -90,8 +92,7 @@ def test_changed_lists_are_refused(data, name, change, words):
     assert (
         read_data_record(data.parent / 'run')['lists'][dict(unl='unlabeled', lab='labeled', val='val')[name]][
             'lines']
-        == len((data / f'{name}.txt').read_text().split('\n')) - 1
-    )
+        == len((data / f'{name}.txt').read_text().split('\n')) - 1)
 
 
 def test_a_folder_of_unlabeled_images_that_grew(data):
@@ -136,8 +137,12 @@ def test_a_run_without_a_record_goes_on_with_a_note(data, capsys):
     assert read_data_record(data.parent/'run')['lists']['labeled']['lines'] == 4
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"lists": 3, "classes": [], "masks": null}', '{"lists": {"val": {}}, "classes": [], "masks": null}',
-                                  '{"lists": {}, "classes": 3, "masks": null}', '{"lists": {}, "classes": [], "masks": {"kind": "x"}}', '\udcff'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '', '{', '[]', '{"lists": 3, "classes": [], "masks": null}',
+        '{"lists": {"val": {}}, "classes": [], "masks": null}', '{"lists": {}, "classes": 3, "masks": null}',
+        '{"lists": {}, "classes": [], "masks": {"kind": "x"}}', '\udcff'])
 def test_damaged_records(data, tmp_path, text):
     (tmp_path/'data.json').write_bytes(text.encode('utf-8', 'surrogateescape'))
     refused(lambda: read_data_record(tmp_path), 'data.json', 'remove it')
@@ -170,17 +175,12 @@ def test_marks_of_shards(tmp_path):
 
 # --- batches of one
 
-@pytest.mark.parametrize('method, more', [('supervised', {}), ('unimatch', {}), ('corrmatch', dict(warmup=1))])
+@pytest.mark.parametrize(
+    'method, more', [('supervised', {}), ('unimatch', {}), ('corrmatch', dict(warmup=1))])
 def test_one_label_trains(data, method, more):
     config, text = auto_config(
-        data,
-        method,
-        labels=1,
-        out=str(data.parent / 'run'),
-        steps=2,
-        progress=None,
-        **{k: v for k, v in SMALL.items() if k not in ('batch_x', 'n_classes', 'norm')} | more,
-    )
+        data, method, labels=1, out=str(data.parent / 'run'), steps=2, progress=None,
+        **{k: v for k, v in SMALL.items() if k not in ('batch_x', 'n_classes', 'norm')} | more)
     assert config.batch_x == 2 and config.norm == 'batch' and 'twice a step' in text
     Trainer(config, quiet=True).fit()
 
@@ -189,20 +189,12 @@ def test_one_label_trains(data, method, more):
     (dict(method='supervised', batch_x=1), ('batch_x=1', 'set batch_x=2')),
     (dict(batch_x=1, batch_u=2, warmup=1), ('batch_x=1', 'set batch_x=2')),
     (dict(batch_x=4, batch_u=1), ('batch_u=1', 'set batch_u=2')),
-    (dict(method='supervised', batch_x=4, accumulate=4), ('batch_x=4', 'set batch_x=8')),
-])
+    (dict(method='supervised', batch_x=4, accumulate=4), ('batch_x=4', 'set batch_x=8'))])
 def test_batches_of_one_are_refused_before_the_run_begins(data, changes, words):
     method = changes.pop('method', 'corrmatch')
     config = preset(
-        'camvid',
-        method,
-        data=str(data),
-        out=str(data.parent / 'run'),
-        labeled='lab.txt',
-        unlabeled='unl.txt',
-        val='val.txt',
-        **SMALL | dict(norm='batch', steps=2) | changes,
-    )
+        'camvid', method, data=str(data), out=str(data.parent / 'run'), labeled='lab.txt',
+        unlabeled='unl.txt', val='val.txt', **SMALL | dict(norm='batch', steps=2) | changes)
     with pytest.raises(ValueError, match='batch of one') as e:
         Trainer(config, quiet=True).fit()
     assert not (data.parent/'run').exists() and '\n' not in str(e.value)

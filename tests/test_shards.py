@@ -1,4 +1,5 @@
-"Large unlabeled sets: shards in webdataset layout, folders and lists of a million names, their caches, and memory that stays flat."
+"""Large unlabeled sets: shards in webdataset layout, folders and lists of a million names, their caches, and
+memory that stays flat."""
 import gzip
 import os
 import pickle
@@ -15,9 +16,8 @@ from PIL import Image
 from corrmatch.data import shards as shards_module
 from corrmatch.data.folders import FolderSource, Pair, check_source, read_split
 from corrmatch.data.batches import StepBatches, make_loader
-from corrmatch.files import DataError
 from corrmatch.data.shards import (
-    _LARGE, ListSource, _NameStore, ShardSource, find_shards, list_folder, open_list, open_unlabeled,
+    _LARGE, ListSource, _NameStore, find_shards, list_folder, open_list, open_unlabeled,
     spot_check, write_shards)
 from errors_for_tests import refused
 
@@ -78,7 +78,8 @@ print(seconds, opened, steps, top, epochs, float(os.read(read, 99)))
 
 @pytest.mark.skipif(not Path('/proc/self/smaps_rollup').exists(), reason='memory is measured by /proc')
 def test_a_million_names(tmp_path, record_property):
-    "Opening the source and drawing 1000 steps takes under 60 MB, 12 epochs take no more, and a worker copies nothing."
+    """Opening the source and drawing 1000 steps takes under 60 MB, 12 epochs take no more, and a worker
+    copies nothing."""
     with open(tmp_path/'list.txt', 'w') as file:
         file.writelines(f'train/n{i//1000:08d}_{i%1000:05d}\n' for i in range(1_000_000))
     done = subprocess.run(
@@ -113,8 +114,7 @@ def test_store_is_a_sequence():
 def test_long_list_equals_short_one(root):
     (root / 'mixed.txt').write_text(
         'images/p00.jpg masks/p00.png\np01\nimages/p02.jpg\nimages/p03 masks/p03.png\nimages/p04.jpg '
-        'nowhere/p04.png\n'
-    )
+        'nowhere/p04.png\n')
     for name in ('list.txt', 'mixed.txt'):
         long = open_list(root/name, root, large=1)
         short = open_list(root/name, root)
@@ -142,7 +142,7 @@ def test_long_list_with_faults(root):
     refused(lambda: open_list(root/'bad.txt', root, large=1), 'line 2', '3 fields')
     refused(lambda: open_list(root/'list.txt', root/'none', large=1), 'none', 'check the path')
     refused(lambda: open_list(root/'none.txt', root, large=1), 'none.txt', 'check the path')
-    (root/'images'/'p03.jpg').write_bytes(b'no picture')
+    (root/'images'/'p03.jpg').write_bytes(b'no image')
     (root/'images'/'p04.jpg').unlink()
     source = open_list(root/'list.txt', root, large=1)
     refused(lambda: source.read_image(3), 'p03.jpg', 'unreadable')
@@ -200,15 +200,14 @@ def test_order_of_a_folder_is_the_same_everywhere(root, monkeypatch):
     assert (
         list_folder(root / 'many', root / 'other cache')[:]
         == names
-        == ['Z.png', 'ä.png', 'a/z.png', 'z/a.png']
-    )
+        == ['Z.png', 'ä.png', 'a/z.png', 'z/a.png'])
 
 
 def test_hidden_and_other_files_are_left_out(root):
     for name in ('.hidden.jpg', 'notes.txt', 'my picture.jpg'):
         (root/'images'/name).write_bytes((root/'images'/'p00.jpg').read_bytes())
     source = open_unlabeled('images', root)
-    assert source.names[:] == ['my picture', *IDS] and source.image_size(0) == (20, 16)
+    assert source.names[:] == ['my image', *IDS] and source.image_size(0) == (20, 16)
     (root/'empty').mkdir()
     refused(lambda: open_unlabeled('empty', root), 'empty', 'no image')
 
@@ -262,8 +261,7 @@ def test_we_read_what_webdataset_writes(root):
             sink.write(
                 {
                     '__key__': f'train/{name}', 'jpg': (root / 'images' / f'{name}.jpg').read_bytes(),
-                    'json': b'{}', 'seg.png': (root / 'masks' / f'{name}.png').read_bytes()}
-            )
+                    'json': b'{}', 'seg.png': (root / 'masks' / f'{name}.png').read_bytes()})
     source = open_unlabeled('theirs/*.tar', root)
     folder = FolderSource(read_split(root/'list.txt', root))
     assert list(source.names) == [f'train/{name}' for name in IDS]
@@ -362,7 +360,8 @@ def test_keys_that_clash_or_hold_dots(root):
 
 
 def test_every_name_is_read_back(root):
-    "Two lines in front mark notes of packing tools, and names that do not print are refused: such names change."
+    """Two lines in front mark notes of packing tools, and names that do not print are refused: such names
+    change."""
     names = ['__a', 'b\u00a0c', 'd\u3000e', 'f g', 'a']
     for name in names:
         (root/'images'/f'{name}.jpg').write_bytes((root/'images'/'p00.jpg').read_bytes())

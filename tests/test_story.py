@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from corrmatch.data.toy import toy_arrays
-from runs_for_tests import ROOT, environment
+from runs_for_tests import environment
 
 SMALL = (
     '--crop', '49', '--dim', '16', '--low_dim', '8', '--backbone', 'toynet', '--weights', 'toy', '--steps',
@@ -18,7 +18,8 @@ SMALL = (
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-    "A folder `photos` with 26 pictures and masks side by side in two folders, five of them broken in different ways."
+    """A folder `photos` with 26 images and masks side by side in two folders, five of them broken in
+    different ways."""
     root = tmp_path_factory.mktemp('story')
     photos = root/'photos'
     (photos/'images').mkdir(parents=True)
@@ -28,7 +29,7 @@ def place(tmp_path_factory):
         Image.fromarray(mask).save(photos/'masks'/f'p{i:02d}.png')
     # cut off
     (photos / 'images' / 'p00.jpg').write_bytes((photos / 'images' / 'p00.jpg').read_bytes()[:700])
-    (photos/'images'/'p01.jpg').write_text('not a picture')
+    (photos/'images'/'p01.jpg').write_text('not an image')
     # of another size
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(photos / 'masks' / 'p02.png')
     # a value that is no class
@@ -78,13 +79,28 @@ def test_runs_and_eval(place):
     assert 'mIoU' in corrmatch(place, 'eval', 'runs/mine', '--device', 'cpu')
 
 
-@pytest.mark.parametrize('words, made', [
-    (('report', 'runs/mine', '--device', 'cpu'), 'runs/mine/report.html'),
-    (('predict', 'runs/mine', 'photos/images/p05.jpg', 'photos/images/p06.jpg', '--out', 'predictions', '--device', 'cpu'), 'predictions/index.html'),
-    (('pseudo', 'runs/mine', 'photos/images/p05.jpg', '--out', 'pseudo', '--tau', '0.3', '--device', 'cpu'), 'pseudo/shares.csv'),
-    (('explore', 'photos/images/p05.jpg', '--model', 'runs/mine', '--out', 'p05.html', '--device', 'cpu'), 'p05.html'),
-    (('export', 'runs/mine', '--format', 'safetensors', '--out', 'mine.safetensors'), 'mine.safetensors'),
-], ids=lambda x: x[0] if isinstance(x, tuple) else '')
+@pytest.mark.parametrize(
+    'words, made',
+    [
+        (('report', 'runs/mine', '--device', 'cpu'), 'runs/mine/report.html'),
+        (
+            (
+                'predict', 'runs/mine', 'photos/images/p05.jpg', 'photos/images/p06.jpg', '--out',
+                'predictions', '--device', 'cpu'),
+            'predictions/index.html'),
+        (
+            (
+                'pseudo', 'runs/mine', 'photos/images/p05.jpg', '--out', 'pseudo', '--tau', '0.3', '--device',
+                'cpu'),
+            'pseudo/shares.csv'),
+        (
+            (
+                'explore', 'photos/images/p05.jpg', '--model', 'runs/mine', '--out', 'p05.html', '--device',
+                'cpu'),
+            'p05.html'),
+        (('export', 'runs/mine', '--format', 'safetensors', '--out', 'mine.safetensors'), 'mine.safetensors'),
+    ],
+    ids=lambda x: x[0] if isinstance(x, tuple) else '')
 def test_use_the_run(place, words, made):
     corrmatch(place, *words)
     assert (place/made).is_file() and (place/made).stat().st_size > 0
@@ -96,9 +112,13 @@ def test_a_broken_picture_is_named_and_the_others_are_predicted(place):
     assert 'p00.jpg' in said and 'p01.jpg' in said and len(list((place/'all').rglob('p*.png'))) >= 24
 
 
-@pytest.mark.parametrize('words, said', [
-    (('fetch', 'cityscapes'), 'cityscapes'), (('fetch', 'elephants'), 'elephants'), (('bench', '--only', 'elephants'), 'elephants'),
-    (('export', 'runs/none', '--format', 'onnx'), 'runs/none'), (('resume', 'runs/none'), 'runs/none'), (('split', 'photos', '--labels', '0'), 'labels')])
+@pytest.mark.parametrize(
+    'words, said',
+    [
+        (('fetch', 'cityscapes'), 'cityscapes'), (('fetch', 'elephants'), 'elephants'),
+        (('bench', '--only', 'elephants'), 'elephants'),
+        (('export', 'runs/none', '--format', 'onnx'), 'runs/none'), (('resume', 'runs/none'), 'runs/none'),
+        (('split', 'photos', '--labels', '0'), 'labels')])
 def test_failures_are_one_line(place, words, said):
     done = subprocess.run(
         [sys.executable, '-m', 'corrmatch', *words], cwd=place, env=environment(), capture_output=True,

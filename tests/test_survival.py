@@ -24,7 +24,8 @@ KILLS = 20
 
 @pytest.fixture(scope='module')
 def kills(tmp_path_factory):
-    "One line for each SIGKILL: 20 at random moments, spread over its steps, six within the writing of a file."
+    """One line for each SIGKILL: 20 at random moments, spread over its steps, six within the writing of a
+    file."""
     folder = tmp_path_factory.mktemp('kills')
     env = environment(PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT/"tests"}')
     done = subprocess.run(
@@ -40,7 +41,8 @@ def test_a_killed_run_resumes_to_the_same_bits(kills, i):
 
 
 def test_the_kills_hit(kills):
-    "Most of the random ones came while the run was alive, at different steps; all of the others within the writing."
+    """Most of the random ones came while the run was alive, at different steps; all of the others within the
+    writing."""
     assert sum(k['killed'] for k in kills[:KILLS]) >= KILLS*3//4 and len({k['at'] for k in kills}) >= 4
     assert all(k['killed'] for k in kills[KILLS:]) and any(k['drafts'] for k in kills)
 
@@ -106,7 +108,8 @@ def test_flipped_bits_and_cuts_of_a_checkpoint_are_refused(tmp_path):
 
 
 def test_no_flipped_bit_of_a_checkpoint_changes_what_is_read(tmp_path):
-    "Headers of the zip file hold bits that say nothing, and one for which torch would take the weights from anywhere."
+    """Headers of the zip file hold bits that say nothing, and one for which torch would take the weights from
+    anywhere."""
     path, weight = tmp_path/'last.pt', torch.arange(1., 7)
     save_checkpoint(tmp_path, dict(model=dict(w=weight), step=7, config=dict(lr=.1)))
     draw = random.Random(0)
@@ -156,7 +159,8 @@ def test_a_signal_to_one_of_two_processes_stops_both_behind_a_saved_step(tmp_pat
 
 @pytest.mark.parametrize('processes', [0, 2])
 def test_a_signal_to_the_whole_group_leaves_the_loaders_alone(tmp_path, processes):
-    "As torchrun, `timeout` and `docker stop` send it: to the processes that make batches, too, while a step still needs them."
+    """As torchrun, `timeout` and `docker stop` send it: to the processes that make batches, too, while a step
+    still needs them."""
     jobs = [
         dict(out=tmp_path / 'run', steps=4000, eval_every=4000, log_every=1, workers=2, batch_x=4, batch_u=4)]
     process = subprocess.Popen(
@@ -261,7 +265,8 @@ sys.exit(work(sys.argv[1], resume=True, save_every=1, steps=8, eval_every=8, for
 
 
 def test_a_full_disk_keeps_the_checkpoint(tmp_path, stopped):
-    "No file may grow beyond half a checkpoint: one line of error, the old checkpoints as they were, and the run goes on when there is room."
+    """No file may grow beyond half a checkpoint: one line of error, the old checkpoints as they were, and the
+    run goes on when there is room."""
     (tmp_path/'run').mkdir()
     for name, data in stopped[0].items():
         (tmp_path/'run'/name).write_bytes(data)
@@ -282,7 +287,9 @@ def test_a_full_disk_keeps_the_checkpoint(tmp_path, stopped):
         for k, v in read_checkpoint(tmp_path / 'run' / 'last.pt')['model'].items())
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith('linux'), reason='mounting a small tmpfs needs root on Linux')
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not sys.platform.startswith('linux'),
+    reason='mounting a small tmpfs needs root on Linux')
 def test_a_full_tmpfs(tmp_path):
     "The real thing: a disk of one megabyte."
     disk = tmp_path/'disk'

@@ -65,8 +65,11 @@ def test_other_settings_are_refused(three):
     assert 'lr=0.002' in [line for line in table.splitlines() if line.startswith('*')][0]
 
 
-@pytest.mark.parametrize('changes, field', [(dict(steps=9), 'steps'), (dict(labeled='splits/x/92/labeled.txt'), 'labeled'), (dict(weights=''), 'weights'),
-                                            (dict(transposed=True), 'transposed')])
+@pytest.mark.parametrize(
+    'changes, field',
+    [
+        (dict(steps=9), 'steps'), (dict(labeled='splits/x/92/labeled.txt'), 'labeled'),
+        (dict(weights=''), 'weights'), (dict(transposed=True), 'transposed')])
 def test_each_kind_of_difference_is_named(three, changes, field):
     run(three/'odd', (50.,), seed=3, **dict(weights='w.pth') | changes)
     with pytest.raises(ValueError, match=f'differ in {field} '):

@@ -50,8 +50,7 @@ def test_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
         'from corrmatch.config import preset; from corrmatch.training.trainer import Trainer; import sys; '
         'sys.path.insert(0, "tests");'
         'from test_trainer import config; Trainer(config(sys.argv[1], steps=40, threshold="per_class"), '
-        'quiet=True).fit()'
-    )
+        'quiet=True).fit()')
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(torch.get_num_threads()))
     process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'killed')], cwd=ROOT, env=env)
     deadline = time.time() + 120
@@ -72,8 +71,7 @@ def test_a_signal_ends_the_run_behind_a_saved_step(tmp_path, number, code):
         f'--{k}={v}'
         for k, v in dict(
             crop=33, toy_unlabeled=8, batch_x=2, batch_u=2, dim=16, low_dim=8, steps=4000, eval_every=4000,
-            workers=1, log_every=1, warmup=1, device='cpu', out=tmp_path / 'run').items()
-    ]
+            workers=1, log_every=1, warmup=1, device='cpu', out=tmp_path / 'run').items()]
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
     process = subprocess.Popen(
         [sys.executable, '-m', 'corrmatch', 'train', 'toy', *flags], cwd=tmp_path, env=env,
@@ -103,13 +101,17 @@ def test_methods_start_from_the_same_weights(tmp_path):
                 preset('toy', m, crop=33, toy_unlabeled=8, dim=16, low_dim=8, weights=''),
                 out=str(tmp_path / m))
         ).model.state_dict()
-        for m in ('supervised', 'corrmatch')
-    ]
+        for m in ('supervised', 'corrmatch')]
     assert all(torch.equal(nets[1][k], v) for k, v in nets[0].items())
 
 
-@pytest.mark.parametrize('changes', [dict(backbone='timm:test_resnet', stride=8), dict(backbone='timm:test_vit', stride=16, layer_decay=.7),
-                                     dict(backbone='timm:test_vit', stride=16, freeze=True)], ids=['stages', 'layer-wise rates', 'frozen'])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(backbone='timm:test_resnet', stride=8),
+        dict(backbone='timm:test_vit', stride=16, layer_decay=0.7),
+        dict(backbone='timm:test_vit', stride=16, freeze=True)],
+    ids=['stages', 'layer-wise rates', 'frozen'])
 def test_a_timm_backbone_trains(tmp_path, changes):
     pytest.importorskip('timm')
     trainer = Trainer(

@@ -1,4 +1,5 @@
-"Nothing that comes from outside reads or writes outside of its folder: lines of lists, links, members of archives, patterns, caches."
+"""Nothing that comes from outside reads or writes outside of its folder: lines of lists, links, members of
+archives, patterns, caches."""
 import io
 import os
 import pickle
@@ -12,7 +13,6 @@ from PIL import Image
 
 from corrmatch.config import preset
 from corrmatch.data.folders import FolderSource, is_path_traversal, parse_line, read_split
-from corrmatch.files import DataError
 from corrmatch.data.shards import ShardSource, list_folder, open_list, open_unlabeled
 from corrmatch.training.builders import make_datasets
 from errors_for_tests import refused
@@ -31,7 +31,7 @@ def png(value=0, size=(4, 3)):
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    "A data folder with two pictures; beside it a private picture, a folder of others, and a cache."
+    "A data folder with two images; beside it a private image, a folder of others, and a cache."
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     root = tmp_path/'data'
     for folder in ('data/images', 'data/masks', 'private'):
@@ -70,7 +70,8 @@ def test_a_tilde_is_a_name(root):
     refused(lambda: read_split(write(root/'x.txt', '~root/x.png masks/a.png'), root), 'line 1', 'no file')
 
 
-@pytest.mark.parametrize('line', ['images/a\0.png masks/a.png', 'images\0/a.png masks/a.png', '\0', 'images/a.png masks/a.png\0'])
+@pytest.mark.parametrize(
+    'line', ['images/a\0.png masks/a.png', 'images\0/a.png masks/a.png', '\0', 'images/a.png masks/a.png\0'])
 def test_zero_bytes(root, line): refused(lambda: read_split(write(root/'x.txt', line), root), 'line 1')
 
 
@@ -82,7 +83,7 @@ def test_dots_inside_of_names_are_legal():
 # --- where links lead
 
 def sources(root, text, tmp_path):
-    "The same list, read as a short and as a long one; both as functions that read its first picture and mask."
+    "The same list, read as a short and as a long one; both as functions that read its first image and mask."
     path = write(root/'x.txt', text)
     def read(source): return source.read_image(0), source.has_mask(0) and source.read_mask(0)
     return (lambda: read(FolderSource(read_split(path, root, masks=False)))), (
@@ -97,7 +98,7 @@ def make_link(link, target):
 
 
 OUT = {'picture': ('images/x.png', '../../secret.png', 'images/x.png masks/a.png'),
-       'picture by id': ('images/x.png', '../../secret.png', 'x'),
+       'image by id': ('images/x.png', '../../secret.png', 'x'),
        'mask': ('masks/x.png', '../../secret.png', 'images/a.png masks/x.png'),
        'absolute': ('images/x.png', '{secret}', 'x'),
        'folder below a folder': ('images/sub', '../../private', 'images/sub/a.png masks/a.png'),
@@ -182,7 +183,15 @@ def tree(folder):
         (str(p), p.is_symlink(), p.stat().st_size) for p in folder.rglob('*') if 'cache' not in p.parts)
 
 
-@pytest.mark.parametrize('name', [*(p for p in OUTWARD if not p.startswith('~root')), './../x.png', 'images/a\n.png', 'a\x1b[2J.png', 'a\0.png', '\udcff.png'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        *(p for p in OUTWARD if not p.startswith('~root')),
+        './../x.png',
+        'images/a\n.png',
+        'a\x1b[2J.png',
+        'a\0.png',
+        '\udcff.png'])
 def test_member_names(root, tmp_path, name):
     path = shard(root/'x.tar', (info('ok.png', png()), png()), (info(name, png()), png()))
     before = tree(tmp_path)
@@ -194,7 +203,8 @@ def test_member_names(root, tmp_path, name):
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize('kind', ['SYMTYPE', 'LNKTYPE', 'CHRTYPE', 'BLKTYPE', 'FIFOTYPE', 'CONTTYPE', 'GNUTYPE_SPARSE'])
+@pytest.mark.parametrize(
+    'kind', ['SYMTYPE', 'LNKTYPE', 'CHRTYPE', 'BLKTYPE', 'FIFOTYPE', 'CONTTYPE', 'GNUTYPE_SPARSE'])
 def test_member_kinds(root, tmp_path, kind):
     "Links, devices and pipes are refused; CONTTYPE is an old word for a plain file."
     path = shard(
@@ -247,15 +257,17 @@ def test_list_of_shards(root, tmp_path):
 
 # --- nothing is run, nothing is written elsewhere
 
-@pytest.mark.parametrize('name', ['pipe:touch {mark} #.tar', '$(touch {mark}).tar', '`touch {mark}`.tar', '; touch {mark};.tar', '| touch {mark}',
-                                  'http://localhost:9/x.tar', 'file://x.tar', '{{a..b}}`touch {mark}`.tar', '-x.tar'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'pipe:touch {mark} #.tar', '$(touch {mark}).tar', '`touch {mark}`.tar', '; touch {mark};.tar',
+        '| touch {mark}', 'http://localhost:9/x.tar', 'file://x.tar', '{{a..b}}`touch {mark}`.tar', '-x.tar'])
 def test_names_reach_no_shell(root, tmp_path, name):
     name = name.format(mark=tmp_path/'mark')
     refused(lambda: open_unlabeled(name, root))
     refused(
         lambda: make_datasets(
-            preset('voc_92', data=str(root), labeled='list.txt', unlabeled=name, val='list.txt'))
-    )
+            preset('voc_92', data=str(root), labeled='list.txt', unlabeled=name, val='list.txt')))
     assert not (tmp_path/'mark').exists()
 
 
@@ -283,8 +295,7 @@ def npz(value):
         buffer,
         **{
             key: np.array([value], object)
-            for key in ('stamps', 'rows', 'blob', 'ends', 'suffixes', 'folders', 'folder_ends')},
-    )
+            for key in ('stamps', 'rows', 'blob', 'ends', 'suffixes', 'folders', 'folder_ends')})
     return buffer.getvalue()
 
 

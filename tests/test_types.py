@@ -32,16 +32,8 @@ def cache(tmp_path_factory):
 
 def check(cache, *arguments):
     command = [
-        sys.executable,
-        '-m',
-        'mypy',
-        '--config-file',
-        str(ROOT / 'mypy.ini'),
-        '--cache-dir',
-        cache,
-        '--warn-unused-ignores',
-        *arguments,
-    ]
+        sys.executable, '-m', 'mypy', '--config-file', str(ROOT / 'mypy.ini'), '--cache-dir', cache,
+        '--warn-unused-ignores', *arguments]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=300,
         env=os.environ | dict(MYPYPATH=str(ROOT)))

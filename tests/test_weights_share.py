@@ -1,4 +1,5 @@
-"How much of a backbone a file of weights fills: said in numbers, refused below 95 % unless told, whatever the names stand under."
+"""How much of a backbone a file of weights fills: said in numbers, refused below 95 % unless told, whatever
+the names stand under."""
 import pytest
 import torch
 
@@ -20,8 +21,11 @@ def load(name, state, **options):
     return load_pretrained(backbone, name, state, **options), backbone
 
 
-@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.', 'backbone.body.', 'model.encoder.', 'student.net.'])
-@pytest.mark.parametrize('wrap', [lambda s: s, lambda s: dict(state_dict=s), lambda s: dict(model=s, epoch=3)])
+@pytest.mark.parametrize(
+    'prefix',
+    ['', 'module.', 'backbone.', 'module.backbone.', 'backbone.body.', 'model.encoder.', 'student.net.'])
+@pytest.mark.parametrize(
+    'wrap', [lambda s: s, lambda s: dict(state_dict=s), lambda s: dict(model=s, epoch=3)])
 def test_names_below_any_prefix(prefix, wrap):
     "As they lie in checkpoints of classification, segmentation and detection."
     state = state_of('resnet18')
@@ -59,18 +63,27 @@ def test_a_little_missing_is_told_and_loaded():
 WITHOUT_A_STAGE = {k: v for k, v in state_of('resnet18').items() if not k.startswith('layer4.1')}
 
 
-@pytest.mark.parametrize('name, state, words', [
-    ('resnet18', WITHOUT_A_STAGE, ('57.7 %', 'layer4.1.conv1.weight is missing', 'allow_partial')),
-    ('resnet18', state_of('resnet18') | {'conv1.weight': torch.zeros(64, 4, 7, 7)}, ('conv1.weight has another shape', 'allow_partial')),
-    ('resnet18', {k: v for k, v in state_of('resnet18').items() if 'bn' not in k}, ('is missing', 'allow_partial')),
-    ('resnet50_deep', state_of('resnet50'), ('the first convolution', 'allow_partial')),
-    ('resnet101_deep', state_of('resnet101'), ('the first convolution', 'allow_partial')),
-    ('resnet50', state_of('resnet50_deep'), ('the first convolution', 'allow_partial')),
-    ('resnet50', state_of('resnet34'), ('only', 'give weights of the same ResNet')),
-    ('resnet18', state_of('resnet50'), ('only', 'of 20 convolutions', '%', 'has another shape', 'give weights of the same ResNet')),
-    ('resnet18', {'fc.weight': torch.zeros(1000, 512), 'fc.bias': torch.zeros(1000)}, ('only 0 of 20', '0.0 %', 'conv1.weight is missing')),
-    ('resnet18', {}, ('only 0 of 20',)),
-])
+@pytest.mark.parametrize(
+    'name, state, words',
+    [
+        ('resnet18', WITHOUT_A_STAGE, ('57.7 %', 'layer4.1.conv1.weight is missing', 'allow_partial')),
+        (
+            'resnet18', state_of('resnet18') | {'conv1.weight': torch.zeros(64, 4, 7, 7)},
+            ('conv1.weight has another shape', 'allow_partial')),
+        (
+            'resnet18', {k: v for k, v in state_of('resnet18').items() if 'bn' not in k},
+            ('is missing', 'allow_partial')),
+        ('resnet50_deep', state_of('resnet50'), ('the first convolution', 'allow_partial')),
+        ('resnet101_deep', state_of('resnet101'), ('the first convolution', 'allow_partial')),
+        ('resnet50', state_of('resnet50_deep'), ('the first convolution', 'allow_partial')),
+        ('resnet50', state_of('resnet34'), ('only', 'give weights of the same ResNet')),
+        (
+            'resnet18', state_of('resnet50'),
+            ('only', 'of 20 convolutions', '%', 'has another shape', 'give weights of the same ResNet')),
+        (
+            'resnet18', {'fc.weight': torch.zeros(1000, 512), 'fc.bias': torch.zeros(1000)},
+            ('only 0 of 20', '0.0 %', 'conv1.weight is missing')),
+        ('resnet18', {}, ('only 0 of 20',))])
 def test_weights_of_another_network(tmp_path, name, state, words):
     torch.save(state, tmp_path/'w.pth')
     with pytest.raises(ValueError) as e:

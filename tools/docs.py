@@ -38,8 +38,7 @@ WIDGET_NOTE = (
     '*A widget stands here when the notebook runs: `make lab`. The still frame above it shows one setting.*')
 EXPLORER = (
     '<iframe class="explorer" src="../explorer.html" title="Correlation explorer on a generated '
-    'scene" loading="lazy"></iframe>'
-)
+    'scene" loading="lazy"></iframe>')
 # notebook: (words of the cell to put it after, text)
 EXPLORER_NOTE = {
     'index': (
@@ -149,8 +148,7 @@ def arguments(module: Module, node: ast.FunctionDef, skip_first: bool) -> list:
         rows.append(
             (
                 name, arg and arg.annotation and ast.unparse(arg.annotation),
-                default and ast.unparse(default), module.comment(ends[i]) if last_on_line else '')
-        )
+                default and ast.unparse(default), module.comment(ends[i]) if last_on_line else ''))
     after = max([*ends, node.lineno]) + (1 if any(ends) else 0)
     lines = [node.returns.end_lineno] if node.returns else range(after, node.body[0].lineno)
     comment = next((module.comments[l] for l in lines if l in module.comments and l not in ends), '')
@@ -166,8 +164,7 @@ def fields(module: Module, node: ast.ClassDef) -> list:
             n.target.id, ast.unparse(n.annotation), n.value and ast.unparse(n.value),
             module.comment(n.end_lineno))
         for n in node.body
-        if isinstance(n, ast.AnnAssign) and not n.target.id.startswith('_')
-    ]
+        if isinstance(n, ast.AnnAssign) and not n.target.id.startswith('_')]
 
 
 def signature(rows: list) -> str:
@@ -234,14 +231,8 @@ def entry(module: Module, name: str, where: dict) -> list:
 def api_page(module: Module, promise: str, where: dict) -> str:
     "Markdown of one module's page."
     lines = [
-        f'# {escape("corrmatch." + module.name)}',
-        '',
-        promise,
-        '',
-        f'```{{py:module}} corrmatch.{module.name}',
-        '```',
-        '',
-    ]
+        f'# {escape("corrmatch." + module.name)}', '', promise, '',
+        f'```{{py:module}} corrmatch.{module.name}', '```', '']
     for name in module.public:
         lines += entry(module, name, where)
     return '\n'.join(lines)
@@ -261,8 +252,7 @@ def api_index(modules: list, promises: dict) -> str:
         '',
         *(m.name for m in modules),
         '```',
-        '',
-    ]
+        '']
     for m in modules:
         names = ' · '.join(f'{{py:obj}}`~corrmatch.{m.name}.{n}`' for n in m.public if n in m.nodes)
         lines += [f'**{{py:mod}}`corrmatch.{m.name}`** {promises.get(m.name, "")}', '', names, '']
@@ -343,9 +333,7 @@ def site_cell(cell: dict, names: dict, own: str, heading: str, up: str = ''):
     elif {'export', 'exporti'} & marks.keys() and is_plumbing(source):
         tags.append('hide-input')
     for flag, note in (
-        ('cuda', '# needs a GPU: no output is stored'),
-        ('slow', '# takes long: no output is stored'),
-    ):
+        ('cuda', '# needs a GPU: no output is stored'), ('slow', '# takes long: no output is stored')):
         if flag in marks:
             source = f'{note}\n{source}'
     alt = marks.get('fig-alt') or f'Figure of the section “{heading}”'
@@ -419,8 +407,7 @@ def contents(books: dict) -> str:
         *(s for s in books if s not in chapters and s != 'index'),
         'api/index',
         'golden',
-        'CONTRIBUTING',
-    ]
+        'CONTRIBUTING']
     trees = [
         f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(members) + '\n```'
         for caption, members in groups.items()
@@ -610,8 +597,7 @@ def build(out: Path = ROOT/'_docs', work: Path = ROOT/'_proc', stems: list = (),
     return build_main(
         [
             '-q', '-b', 'html', '-W', '--keep-going', '-j', '2', '-c', str(ROOT / 'docs'), '-d',
-            str(work / 'read'), '-D', f'html_extra_path={work / "beside"}', str(work / 'pages'), str(out)]
-    )
+            str(work / 'read'), '-D', f'html_extra_path={work / "beside"}', str(work / 'pages'), str(out)])
 
 
 def main(stems: list) -> int:
@@ -624,8 +610,7 @@ def main(stems: list) -> int:
     print(*faults, sep='\n', end='\n' if faults else '', file=sys.stderr)
     print(
         f'_docs/index.html: {len(list((ROOT / "_docs").rglob("*.html")))} pages, {len(faults)} faults, '
-        f'{time.time() - start:.0f} s'
-    )
+        f'{time.time() - start:.0f} s')
     return int(bool(code or faults))
 
 

@@ -157,8 +157,7 @@ def make_plan(data, seeds=3, stage='all', splits=None, only=()) -> list:
     if asked:
         raise ValueError(
             f"--splits {asked.pop()}: use some of "
-            f"{', '.join(dict.fromkeys(split for name in data for split in DATA[name]['splits']))}"
-        )
+            f"{', '.join(dict.fromkeys(split for name in data for split in DATA[name]['splits']))}")
     stages = dict(
         methods=(*METHODS, CEILING), beyond=tuple(BEYOND), parts=tuple(PARTS), trained=tuple(TRAINED),
         wide=tuple(WIDE))
@@ -194,17 +193,8 @@ def make_config(job, folder, weights, out, steps):
         | dict(scale_max=DATA[job.data]['scale_max'], warmup=labels_alone(steps))
         | CHANGES.get(job.variant, {}))
     return preset(
-        job.data,
-        job.method,
-        data=str(folder),
-        weights=str(weights),
-        steps=steps,
-        eval_every=-(-steps // VALIDATIONS),
-        seed=job.seed,
-        out=str(Path(out) / job.name),
-        **lists,
-        **changes,
-    )
+        job.data, job.method, data=str(folder), weights=str(weights), steps=steps,
+        eval_every=-(-steps // VALIDATIONS), seed=job.seed, out=str(Path(out) / job.name), **lists, **changes)
 
 
 # ------------------------------------------------------------------ what the pseudo-labels are worth, before
@@ -236,8 +226,7 @@ def pseudo_label_counts(model, source, rows, tau, config, device='cpu', taus=Non
         mask = mask.cpu()
         keep = (
             confidence(logits)
-            >= threshold_of(torch.tensor(tau) if taus is None else taus.cpu(), label).to(logits.device)
-        ).cpu()
+            >= threshold_of(torch.tensor(tau) if taus is None else taus.cpu(), label).to(logits.device)).cpu()
         add('ground_truth', mask, judged)
         add('correct', mask, judged & (label == mask))
         stages = [('included', label, keep)]
@@ -300,11 +289,8 @@ class Watched(Trainer):
             self.logs = [CsvLog(self.out/name, self.step) for name in ('pseudo_labels.csv', 'regions.csv')]
         for c, name in enumerate(self.sources.class_names):
             self.logs[0].add(
-                step=self.step,
-                tau=round(tau, 5),
-                name=name,
-                **{n: int(counts[n][c]) if n in counts else '' for n in COUNTED},
-            )
+                step=self.step, tau=round(tau, 5), name=name,
+                **{n: int(counts[n][c]) if n in counts else '' for n in COUNTED})
         if regions['drawn']:
             self.logs[1].add(step=self.step, tau=round(tau, 5), **regions)
         return confusion
@@ -377,8 +363,7 @@ def is_finished(config) -> bool:
     if changed:
         raise ValueError(
             f'{folder}: finished with other settings ({"; ".join(changed)}); choose another --out or move '
-            'it away'
-        )
+            'it away')
     return True
 
 
@@ -413,8 +398,7 @@ def score_test(folder, data_folder, name, device='cpu'):
     write_atomic(
         path,
         '\n'.join(','.join(map(str, line)) for line in [rows[0], *[r.values() for r in rows]]).encode()
-        + b'\n',
-    )
+        + b'\n')
 
 
 @torch.no_grad()
@@ -445,8 +429,7 @@ def renorm(folder, data_folder, steps=60) -> dict:
             * evaluate(
                 model.eval(), eval_pairs(sources.val), config.n_classes, config.evaluation, config.crop
             ).miou(),
-            3,
-        )
+            3)
     batches = make_batches(config, sources)
     as_trained = score()
     measure_norms(model, (to_device(batches[i], device)['image_x'] for i in range(steps)))
@@ -517,9 +500,7 @@ def print_plan(jobs, config_of, steps, seconds) -> None:
         + ', '.join(
             f'{k}={v}'
             for k, v in (
-                SETTINGS | dict(steps=steps, warmup=labels_alone(steps), validations=VALIDATIONS)).items()
-        )
-    )
+                SETTINGS | dict(steps=steps, warmup=labels_alone(steps), validations=VALIDATIONS)).items()))
     print(f"{'data':12}{'split':7}{'variant':24}{'state of each seed':40}{'hours each':>11}  changes")
     for key in dict.fromkeys(j[:3] for j in jobs):
         runs = [j for j in jobs if j[:3] == key]
@@ -529,12 +510,10 @@ def print_plan(jobs, config_of, steps, seconds) -> None:
         left += each*sum(s != 'finished' for s in states)
         print(
             f"{key[0]:12}{key[1]:7}{key[2]:24}{' '.join(states):40}{each:11.2f}  "
-            f"{' '.join(f'{k}={v}' for k, v in CHANGES.get(key[2], {}).items())}"
-        )
+            f"{' '.join(f'{k}={v}' for k, v in CHANGES.get(key[2], {}).items())}")
     print(
         f'{len(jobs)} runs, about {total:.1f} core hours, {left:.1f} of them to do: {left / 2:.1f} h for '
-        'two runners on two free cores (one thread each)'
-    )
+        'two runners on two free cores (one thread each)')
     print(
         'hours: by finished runs of the same kind where there are any, else by processor seconds '
         + ', '.join(f'{k} {v}' for k, v in seconds.items()))
@@ -579,8 +558,7 @@ TABLES = dict(
     classes='IoU of each class of the same',
     curves='losses, threshold, coverage and accuracy of pseudo-labels at some sixty steps',
     pseudo_labels='pixels of each class at each validation, before and after region propagation',
-    regions='regions drawn, accepted and correct at each validation',
-)
+    regions='regions drawn, accepted and correct at each validation')
 
 
 def _read_rows(path):
@@ -699,8 +677,7 @@ def paint_voc(folder, sizes=(4, 8, 2), h=375, w=500, seed=0):
     lists = dict(
         zip(
             ('splits/pascal/92/labeled.txt', 'splits/pascal/92/unlabeled.txt', 'splits/pascal/val.txt'), sizes
-        )
-    )
+        ))
     for sub in ('JPEGImages', 'SegmentationClass', 'splits/pascal/92'):
         (folder/sub).mkdir(parents=True, exist_ok=True)
     y, x, number = *np.mgrid[:h, :w], 0
@@ -757,8 +734,7 @@ def smoke_faults(out, config, steps) -> list:
     again = (
         100
         * evaluate(
-            model, eval_pairs(sources.val), recorded.n_classes, recorded.evaluation, recorded.crop).miou()
-    )
+            model, eval_pairs(sources.val), recorded.n_classes, recorded.evaluation, recorded.crop).miou())
     stored = read_csv(out/'val.csv')['miou'].max()
     if abs(again - stored) > .05:
         faults.append(f'best.pt scores {again:.2f} once more, the run noted {stored:.2f}')
@@ -772,19 +748,9 @@ def pascal_smoke(steps, out, crop=321, batch=8, accumulate=1, json_path='', **ch
     if not (out/'data'/'splits'/'pascal'/'val.txt').exists():
         paint_voc(out/'data')
     config = preset(
-        'voc_92',
-        data=str(out / 'data'),
-        crop=crop,
-        batch_x=batch,
-        batch_u=batch,
-        accumulate=accumulate,
-        steps=steps,
-        eval_every=max(1, steps // 2),
-        log_every=max(1, steps // 50),
-        save_minutes=5.0,
-        out=str(out / 'run'),
-        **changes,
-    )
+        'voc_92', data=str(out / 'data'), crop=crop, batch_x=batch, batch_u=batch, accumulate=accumulate,
+        steps=steps, eval_every=max(1, steps // 2), log_every=max(1, steps // 50), save_minutes=5.0,
+        out=str(out / 'run'), **changes)
     run, stopped_at = out/'run', 0
     if not (run/'last.pt').exists() and steps > 1:
         trainer = _StopsHalfway(config)
@@ -827,8 +793,7 @@ def pascal_smoke(steps, out, crop=321, batch=8, accumulate=1, json_path='', **ch
         coverage=[round(float(metrics['coverage_before'][i]), 4) for i in (0, -1)],
         miou=val['miou'].tolist(),
         minutes=round((time.monotonic() - start) / 60, 1),
-        faults=smoke_faults(run, recorded, steps),
-    )
+        faults=smoke_faults(run, recorded, steps))
     if json_path:
         path = Path(json_path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -862,8 +827,7 @@ def parse(argv=None):
             default=None,
             metavar='LIST',
             help='such as 1_16,1_32; changes of a method take the first one, all labels are for 1_16 '
-                 'alone [all]',
-        )
+                 'alone [all]')
         sub.add_argument(
             '--only', type=lambda s: s.split(','), default=(), metavar='LIST',
             help='variants, such as corrmatch,no_region')

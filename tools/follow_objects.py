@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from corrmatch.models.backbones import build_backbone, follow_gain, load_pretrained, similar_positions, _ring_index
+from corrmatch.models.backbones import (
+    build_backbone, follow_gain, load_pretrained, similar_positions, _ring_index)
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import FolderSource, read_split
 from corrmatch.data.views import normalize
@@ -79,8 +80,7 @@ def score(corrs, labels):
         gains.append(
             (
                 area.nanmean().item(), rings.nanmean().item(),
-                rings[(label > 0) & (label != IGNORE_INDEX)].nanmean().item())
-        )
+                rings[(label > 0) & (label != IGNORE_INDEX)].nanmean().item()))
     return np.mean(gains, 0)
 
 
@@ -131,15 +131,13 @@ def main():
                         round(found[f'{name} {kind} c{i + 1}'][-1][1], 1)
                         for i in range(len(by_stage))
                         if f'{name} {kind} c{i + 1}' in found],
-                    flush=True,
-                )
+                    flush=True)
     rows = {
         k: {
             f'{name}_{kind}': round(float(x), 2)
             for kind, values in (('mean', np.mean(v, 0)), ('sd', np.std(v, 0, ddof=1)))
             for name, x in zip(('area', 'rings', 'object'), values)}
-        for k, v in found.items()
-    }
+        for k, v in found.items()}
     result = dict(
         images=a.images, seeds=a.seeds, temperature=a.temperature, size=SIZE, positions=BINS, apart=APART,
         data=a.data.name, percent=rows)

@@ -61,8 +61,7 @@ def main():
     write_atomic(args.out, lambda p: torch.save(state, p))
     print(
         f'{args.out}: {args.out.stat().st_size / 1e6:.2f} MB; mIoU on held-out scenes of the other world '
-        f'{100 * confusion.miou():.1f}'
-    )
+        f'{100 * confusion.miou():.1f}')
 
 
 if __name__ == '__main__':

@@ -48,8 +48,12 @@ def keep(path: Path, run: str, quality):
     if path.exists():
         with open(path, newline='') as file:
             old = [row for row in csv.DictReader(file) if row['run'] != run]
-    rows = [dict(run=run, what=what, coverage=coverage, accuracy=accuracy) for what, coverage, accuracy in quality.table()]
-    rows += [dict(run=run, what=f'mIoU, {name}', coverage=1., accuracy=score) for name, score in quality.scores.items()]
+    rows = [
+        dict(run=run, what=what, coverage=coverage, accuracy=accuracy)
+        for what, coverage, accuracy in quality.table()]
+    rows += [
+        dict(run=run, what=f'mIoU, {name}', coverage=1.0, accuracy=score)
+        for name, score in quality.scores.items()]
     text = io.StringIO(newline='')
     writer = csv.DictWriter(text, ['run', 'what', 'coverage', 'accuracy'], lineterminator='\n')
     writer.writeheader()

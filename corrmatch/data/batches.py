@@ -27,7 +27,7 @@ Partner = Literal['same_image', 'other_image', 'in_batch', 'none'] # of a CutMix
 class BatchPlan:
     "What the batches of all steps are made of."
     labeled:Source                # images with masks
-    unlabeled:Source|None         # images; None or batch_u=0 trains on labels alone
+    unlabeled:Source|None         # images; None or batch_u=0 trains on supervised-only training
     crop:int                      # pixels, side of every view
     batch_x:int                   # labeled images a step, over all processes
     batch_u:int                   # unlabeled images a step, over all processes
@@ -216,8 +216,7 @@ class StepBatches(BatchPlan, Dataset):
         if self.partner == 'in_batch' and len(self.positions_u) == 1:
             raise ValueError(
                 "partner='in_batch' needs two unlabeled images a process; raise batch_u or choose "
-                "another partner"
-            )
+                "another partner")
         n_x = len(self.labeled)
         n_u = len(self.unlabeled) if self.batch_u else 0
         self.order_x = EndlessOrder(n_x, self.seed, LABELED, length=max(n_x, n_u))
@@ -243,8 +242,7 @@ def loader_fault(
     "Describe it in one line, with the usual reason."
     return DataError(
         f'a loader process died ({str(error).split(". ")[0]}); often memory: lower workers, crop or batch; '
-        'in a container give more shared memory (--shm-size)'
-    )
+        'in a container give more shared memory (--shm-size)')
 
 # %% ../../nbs/data/17_batches.ipynb #27f6358d
 class StepLoader(DataLoader):

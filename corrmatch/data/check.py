@@ -65,7 +65,8 @@ def _looks(picture):
         yield picture.crop((0, y, w, min(y+256, h))).tobytes()
 
 def _span(picture, path=''):
-    "Smallest and largest value of an image of more than 8 bits, and whether they are floats; None for 8 bits."
+    """Smallest and largest value of an image of more than 8 bits, and whether they are floats; None for 8
+    bits."""
     values = deep_values(picture)
     if values is None:
         return None
@@ -75,7 +76,8 @@ def _span(picture, path=''):
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a52
 def _core(picture):
-    "Smallest and largest value on the fuller side of a gap of half the span (beside -9999, say); None for 8 bits."
+    """Smallest and largest value on the fuller side of a gap of half the span (beside -9999, say); None for 8
+    bits."""
     values = deep_values(picture)
     if values is None:
         return None
@@ -188,7 +190,8 @@ def _turn_alike(scans):
 class Issue(NamedTuple):
     "One thing to say about a data set."
     level:str # error | warning
-    kind:str  # unreadable, size, mode, values, no mask, lonely mask, duplicate, leak, classes, conversion, orientation
+    # unreadable, size, mode, values, no mask, lonely mask, duplicate, leak, classes, conversion, orientation
+    kind:str
     file:str  # relative to the data folder; '' for the whole set
     text:str  # value and remedy
 
@@ -510,7 +513,8 @@ def _remarks(layout, mapping, scans, remembered=''):
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a71
 def _other_classes(layout, mapping):
-    "What is wrong with the folder's own class file, where the masks are read with other classes; '' if nothing is."
+    """What is wrong with the folder's own class file, where the masks are read with other classes; '' if
+    nothing is."""
     own = read_classes(layout.root)
     names = list(mapping.names)
     if not layout.classes or not own or own[0] == names:
@@ -653,7 +657,8 @@ def _printed(path):
     return path if path.isprintable() else repr(path)[1:-1]
 
 def _file_lines(report):
-    "What every file of the folder is used for; the numbers add up to all files below it, hidden ones too, each once behind links."
+    """What every file of the folder is used for; the numbers add up to all files below it, hidden ones too,
+    each once behind links."""
     rows = [
         [use, n, f'  {_printed(example)}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
     return [
@@ -872,7 +877,8 @@ def _convert_one(scan, report, root, everything, current):
 
 # %% ../../nbs/data/22_check.ipynb #e970b065
 def _same_classes(report):
-    "Refuse classes that were given where the folder's own file names others: training and prediction read the file."
+    """Refuse classes that were given where the folder's own file names others: training and prediction read
+    the file."""
     other = _other_classes(report.layout, report.mapping)
     if other:
         raise DataError(f'{report.layout.root/"classes.txt"}: {other}')
@@ -952,7 +958,8 @@ def _write_classes(root, mapping):
 
 # %% ../../nbs/data/22_check.ipynb #c52e879b
 def _nearest_share(front, shares, total, target):
-    "Of some images the one that brings the shares closest to the target; distances are rounded, so that no machine's last bit decides."
+    """Of some images the one that brings the shares closest to the target; distances are rounded, so that no
+    machine's last bit decides."""
     after = total + shares[front]
     after = np.sqrt(after/np.maximum(after.sum(1, keepdims=True), 1e-12))
     return front[int(np.round(((after - target)**2).sum(1), 9).argmin())]
@@ -1022,7 +1029,8 @@ def _choose_val(report, share, seed):
     return [free[i] for i in rows], True
 
 def _rest(report, val):
-    "Rows of `usable` for training, scans of all images that may serve as unlabeled, copies of val and test images left out."
+    """Rows of `usable` for training, scans of all images that may serve as unlabeled, copies of val and test
+    images left out."""
     scored = {report.usable[i].digest for i in val} | {
         s.digest for s in report.scans if s.digest and s.item.split in ('val', 'test')}
     bad = {f.file for f in report.errors}
@@ -1209,7 +1217,8 @@ def _names_in(path, known, root):
         for n, line in list_lines(path)}
 
 def _hold_out(report, val, known):
-    "The same report with the images of a list as val; what the data set calls val is kept out of training as well."
+    """The same report with the images of a list as val; what the data set calls val is kept out of training
+    as well."""
     named = _names_in(val, known, report.layout.root)
     def side(s):
         return s._replace(
@@ -1224,7 +1233,8 @@ def _hold_out(report, val, known):
 
 # %% ../../nbs/data/22_check.ipynb #a44cbe7b
 def _found_lists(root, known, val=None):
-    "Lists in the data folder: the longest labeled list that shares no image with val, and what belongs to it; {} without any."
+    """Lists in the data folder: the longest labeled list that shares no image with val, and what belongs to
+    it; {} without any."""
     labeled = sorted(
         (p for p in Path(root).rglob('labeled.txt') if 'prepared' not in p.parts),
         key=lambda p: (-len(list_lines(p)), str(p)))
@@ -1343,7 +1353,8 @@ def rehearse(
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0d01
 def _rehearsed_split(report, labels):
-    "Rows of `usable` that lists made by `train` would take as labeled; DataError where it would refuse to make them."
+    """Rows of `usable` that lists made by `train` would take as labeled; DataError where it would refuse to
+    make them."""
     root = report.layout.root
     _need_writable(root, 'the lists', '--out of `split` or --lists of `train`')
     val = _choose_val(report, .2, 0)[0]

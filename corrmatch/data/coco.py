@@ -396,8 +396,7 @@ def _drawn_size(
             return target
     raise DataError(
         f'was annotated with {frame[0]}x{frame[1]} pixels and has {size[0]}x{size[1]} now, which is '
-        'another shape; restore the image that was annotated, or correct its size in the COCO file'
-    )
+        'another shape; restore the image that was annotated, or correct its size in the COCO file')
 
 # %% ../../nbs/data/20_coco.ipynb #78e548ec
 def _inside(outline, frame, size):
@@ -461,8 +460,7 @@ def _frame(path, image):
     except (TypeError, ValueError, OverflowError):
         raise DataError(
             f"{path}: image {_plain(image['id'])} has width {stated[0]!r} and height {stated[1]!r}; "
-            'write numbers of pixels'
-        ) from None
+            'write numbers of pixels') from None
     return (w, h) if w and h else None
 
 def _images(path, data):
@@ -616,8 +614,7 @@ def _no_classes(names):
     "Make the remark on categories that are no class."
     text = (
         f'categories that are no class of their own: {_such(names)}; background is class 0, and no outline '
-        'uses the others (to keep them, name all classes in a file, background first: --classes FILE)'
-    )
+        'uses the others (to keep them, name all classes in a file, background first: --classes FILE)')
     return [('warning', 'classes', '', text)] if names else []
 
 def _warnings(left):
@@ -640,8 +637,7 @@ def _warnings(left):
             'check that they are the correct ones'),
         'unannotated': (
             'images without annotations in the COCO file',
-            'they serve as unlabeled; if they show only background, say --unannotated background'),
-    }
+            'they serve as unlabeled; if they show only background, say --unannotated background')}
     return [('warning', 'annotations', '', f'{what}: {len(left[kind])}, such as {_such(left[kind])}; {then}')
             for kind, (what, then) in said.items() if left[kind]]
 

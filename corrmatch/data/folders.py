@@ -46,8 +46,7 @@ def iter_lines(
     if empty:
         raise DataError(
             f'{path}: the list is empty; write one entry a line, such as an id, `IMAGE MASK`, or the name '
-            'of a class'
-        )
+            'of a class')
 
 def _encoding(path):
     with open(path, 'rb') as file:
@@ -75,8 +74,7 @@ def _in_order(path, lines):
         raise DataError(
             f'{path} line {lines[0][0]}: `{lines[0][1]}`: the numbers of classes must be 0 to '
             f'{len(ids) - 1}, each once; '
-            'correct them, or write the names alone, in the order of the ids'
-        )
+            'correct them, or write the names alone, in the order of the ids')
     return [line for _, line in lines]
 
 # %% ../../nbs/data/15_folders.ipynb #77db0979
@@ -93,8 +91,7 @@ def parse_line(
     if len(parts) > 2:
         raise DataError(
             f'{where}: {len(parts)} fields in `{line}`; write `IMAGE MASK` (a tab between if a path has '
-            'blanks)'
-        )
+            'blanks)')
     for part in parts:
         if is_path_traversal(part):
             raise DataError(f'{where}: {part} leaves the data folder; write it relative to the folder')
@@ -180,8 +177,7 @@ def _respelled(names, spellings, name):
 # the name of the folder follows
 ESCAPES_ROOT = (
     'is a link that leads out of the data folder; put a copy there, or link the folder it lies '
-    'in directly inside'
-)
+    'in directly inside')
 
 def _folder_as_stored(root, folder):
     "A folder as a list writes it, in the Unicode form in which it is there."
@@ -220,8 +216,7 @@ def _missing(missing, root, n_lines):
     return DataError(
         f"{where}: no file for '{name}' (looked for {root / path}{any_suffix}); {len(missing)} of "
         f"{n_lines} lines lack "
-        'a file: add the files, or correct the list or the data folder'
-    )
+        'a file: add the files, or correct the list or the data folder')
 
 # %% ../../nbs/data/15_folders.ipynb #192c1864
 def read_split(
@@ -270,14 +265,12 @@ _VISUAL = re.compile(
     r'(.*[_-])?(overlays?|overlay(ed)?|overlaid|vis|viz|visuals?|drawn|painted|super_?pixels?|'
     r'visuali[sz]ations?|blend(ed)?|previews?|thumb(nail)?s?)|predictions?|preds?|confidence|'
     r'segmentation(class|object)visuali[sz]ation|heat_?maps?|masks_human|semantic_rgb|'
-    r'fov|fov_?masks?|field_of_view'
-)
+    r'fov|fov_?masks?|field_of_view')
 _COLORED = re.compile(rf'({_MASKS})[_-]?{_COLORS}|({_COLORS}[_-])+(image[_-])?({_MASKS})')
 _LONG = re.compile(r'.+annot|.+[_-]ground_?truth|labeled_?approved.*')  # of CVAT, ISIC and CamVid
 _STORED = re.compile(
     rf'({_MASKS})[_-](?:pngs?|ids?|index|indexed|trainids|raw|gray|grey|machine|1ch)|'
-    rf'({_MASKS}|images?|img)[_-]?\d+'
-)
+    rf'({_MASKS}|images?|img)[_-]?\d+')
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c05
 @lru_cache(maxsize=4096)
@@ -301,14 +294,11 @@ def folder_role(
 # %% ../../nbs/data/15_folders.ipynb #a31f5c13
 _SHOWN = (
     r'overlay(?:ed)?|overlaid|vis|viz|visual|visuali[sz]ation|drawn|painted|superpixel|'
-    r'pred|prediction|predicted|heat_?map|blend|blended|result|with_?mask|preview|thumb|thumbnail'
-)
+    r'pred|prediction|predicted|heat_?map|blend|blended|result|with_?mask|preview|thumb|thumbnail')
 _DERIVED = re.compile(
     rf'(.+?)[ ._-](?:mask[_-])?(?:{_SHOWN}|colou?r(?:ed|mask)?|prob|conf|confidence|'
     r'fov|2ndho|manual2|parts_\d+|annotated|output|out)s?|'
-    rf'(?:{_SHOWN})s?[ ._-](.+)',
-    re.I,
-)
+    rf'(?:{_SHOWN})s?[ ._-](.+)', re.I)
 _MASK_NAME = re.compile(rf'(.+?)(?:[ _-](?:{_MASKS})(?:[_-]?\d+)?|_L)', re.I)
 
 def derived_from(
@@ -327,7 +317,7 @@ def mask_of(
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c16
 _OUTPUT_MARK = '.corrmatch'  # a file in every folder that a command of this package made
-_RUN_FILES = 'val.csv skipped.csv last.pt best.pt before.pt pictures figures report.html'
+_RUN_FILES = 'val.csv skipped.csv last.pt best.pt before.pt images figures report.html'
 _OUTPUTS = (  # kind, names that tell it, names that belong to it
     ('run', 'config.json metrics.csv', f'state.json {_RUN_FILES}'),
     ('run', 'config.json state.json', _RUN_FILES),
@@ -466,8 +456,7 @@ def open_mask(
     if mask.info['pages'] > 1:
         raise DataError(
             f"{path}: {mask.info['pages']} pages; a mask has one: save the class of each pixel in a "
-            "single page"
-        )
+            "single page")
     return mask
 
 # %% ../../nbs/data/15_folders.ipynb #4c07800a
@@ -537,8 +526,7 @@ def count_ids(
     more = f' (and {len(bad)-1} more such values)' if len(bad) > 1 else ''
     raise DataError(
         f'{name}: value {bad[0]} in {counts[bad[0]]} pixels{more} is no class: '
-        f'classes are 0..{n_classes - 1}, ignored is {ignore_index}; correct the mask or set n_classes'
-    )
+        f'classes are 0..{n_classes - 1}, ignored is {ignore_index}; correct the mask or set n_classes')
 
 # %% ../../nbs/data/15_folders.ipynb #21a3c6c1
 def read_pair(
@@ -594,8 +582,7 @@ def missing_classes(
     return (
         f'{len(absent)} of {len(counts.images)} classes occur in none of the {counts.n_images} masks: '
         f'{", ".join(absent[:8])}{", ..." if len(absent) > 8 else ""}; '
-        'add labeled images that show them, or lower n_classes'
-    )
+        'add labeled images that show them, or lower n_classes')
 
 # %% ../../nbs/data/15_folders.ipynb #d41e9c02
 def refuse_shared(
@@ -614,8 +601,7 @@ def refuse_shared(
         return
     raise DataError(
         f"{name}='{path}': holds {len(shared)} of the images of val='{val_path}', such as {shared[0]}; "
-        'a score on what was learned says nothing: take them out of one of the lists'
-    )
+        'a score on what was learned says nothing: take them out of one of the lists')
 
 # %% ../../nbs/data/15_folders.ipynb #05140317
 LABELED, UNLABELED, MIX = 0, 1, 2  # streams of random numbers

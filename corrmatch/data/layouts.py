@@ -154,7 +154,9 @@ class Item(NamedTuple):
 class FileUse(NamedTuple):
     "What one file of a data folder is used for."
     path:str   # below the data folder
-    use:str    # image, mask, list, classes, annotations; or passed over: visualisation, own output, unsupported, hidden, other, ...
+    # image, mask, list, classes, annotations; or passed over: visualisation, own output, unsupported, hidden,
+    # other, ...
+    use:str
     why:str='' # the reason, in a few words
 
 @dataclass
@@ -176,7 +178,8 @@ def visible_files(
     root:Path,    # folder to search
     skipped=(),   # names of folders to leave out, lower case
 ):                # iterator of (folder, file name), in a fixed order
-    "Walk a tree, behind links to folders too, each folder once; hidden things and what this package wrote are left out."
+    """Walk a tree, behind links to folders too, each folder once; hidden things and what this package wrote
+    are left out."""
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):  # data often lives on another disk
         folders[:] = sorted(f for f in folders if not f.startswith('.') and f.lower() not in skipped)
@@ -194,7 +197,8 @@ def visible_files(
 
 # %% ../../nbs/data/21_layouts.ipynb #730e3bae
 def _tree(root):
-    "Every file of a tree, (path, use, why); use is '' where no folder speaks against it. Links are followed where training follows them."
+    """Every file of a tree, (path, use, why); use is '' where no folder speaks against it. Links are followed
+    where training follows them."""
     homes = folder_homes(root)
     seen = set()
     todo = [('', '', '')]
@@ -247,7 +251,8 @@ def shown(
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c01
 def _walk(root, include=()):
-    "Relative paths, sorted: images, text lists, JSON, CSV and XML files; and for all others {path: (use, why)}."
+    """Relative paths, sorted: images, text lists, JSON, CSV and XML files; and for all others {path: (use,
+    why)}."""
     found = {'picture': [], '.txt': [], '.json': [], '.csv': [], '.xml': []}
     aside = {}
     for path, use, why in sorted(_tree(root)):
@@ -297,7 +302,8 @@ def _annotation(root, path):
 _FRONT = re.compile(r'(?:masks?|labels?|gt|seg)[_-](.+)', re.I)
 
 def _beside(images, places):
-    "Take the masks out of images that stand in folders without a telling name: {path: (key of its image, rank)}."
+    """Take the masks out of images that stand in folders without a telling name: {path: (key of its image,
+    rank)}."""
     masks = {}
     named = {places[files[0]].key: full for full, files in images.items()}
     shown = {key for p in places.values() if p.role == 'mask' for key in (p.key, p.full)}
@@ -323,7 +329,8 @@ def _beside(images, places):
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c23
 def _roles(places):
-    "Sort {path: place} into images {full key: paths} and masks {full key of the image, or own key: (rank, path), best first}."
+    """Sort {path: place} into images {full key: paths} and masks {full key of the image, or own key: (rank,
+    path), best first}."""
     images, masks = {}, {}
     for path, place in places.items():
         if place.role != 'mask':
@@ -343,7 +350,8 @@ def _roles(places):
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5d02
 def _places(paths, masks='', include=()):
-    "What each path says about its file; those that the user includes are images, and are called by their whole path."
+    """What each path says about its file; those that the user includes are images, and are called by their
+    whole path."""
     places = {path: parse_place(path, masks) for path in paths}
     for path in (p for p in paths if _matches(p, include)):
         key = (places[path].split, *os.path.dirname(path).split('/'), _stem(os.path.basename(path)))
@@ -352,7 +360,8 @@ def _places(paths, masks='', include=()):
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c02
 def _set_aside(places, include):
-    "Images by their ending that are none: visualisations, further masks of an image, fields of view, {path: (use, why)}."
+    """Images by their ending that are none: visualisations, further masks of an image, fields of view, {path:
+    (use, why)}."""
     stems = {p.full[-1] for p in places.values() if p.role != 'mask'}
     named = {_cut(s, IMAGE_TAILS)[0] for s in stems} | stems
     shown = {s for p in places.values() if p.role == 'mask' for s in (p.key[-1], p.full[-1])}
@@ -395,7 +404,8 @@ def _core(stem, words):
     return tuple(str(int(p)) if p.isdecimal() else p for p in parts if p not in words)
 
 def _by_core(images, masks):
-    "Pair keys of images and of masks by the cores of their names, where one of each has it: {image key: mask key}."
+    """Pair keys of images and of masks by the cores of their names, where one of each has it: {image key:
+    mask key}."""
     cores, pairs = {}, {}
     for key in masks:
         cores.setdefault((key[0], _core(key[-1], _WORDS)), []).append(key)
@@ -428,7 +438,8 @@ def _plain_masks(images, masks):
     return images, plain, [path for found in masks.values() for rank, path in found if rank >= COLORED]
 
 def _twins(images, masks, names):
-    "Which masks belong to which images, {image key: mask key}, and which of these pairs rest on the cores of names."
+    """Which masks belong to which images, {image key: mask key}, and which of these pairs rest on the cores
+    of names."""
     stems = Counter(k[-1] for k in names.values())
     free = [key for key in masks if key not in images]
     lone = Counter(key[-1] for key in free)
@@ -485,7 +496,8 @@ def _index(root, items):
     return ends | whole
 
 def _row(index, entry):
-    "Number of the item that an entry of a list names: its longest end that is known decides; -1 where it fits several, None without one."
+    """Number of the item that an entry of a list names: its longest end that is known decides; -1 where it
+    fits several, None without one."""
     for end in _tails(entry):
         for key in (unicodedata.normalize('NFC', end), _key(end)):
             if key in index:
@@ -610,7 +622,8 @@ def find_classes(
 
 # %% ../../nbs/data/21_layouts.ipynb #931a2a14
 def _read_coco(root, found, classes, unannotated, include, masks_folder):
-    "The COCO files of a tree, with their classes in the order of a class file where there is one; None where a folder of masks is named."
+    """The COCO files of a tree, with their classes in the order of a class file where there is one; None
+    where a folder of masks is named."""
     if masks_folder:
         return None, classes
     named = classes and not classes[2].startswith('classes=')
@@ -692,7 +705,8 @@ def _one_numbering(items):
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c10
 def _arrange(root, found, classes, include, masks, remarks=()):
-    "The layout of a tree of images and masks, and the lists that were used; found['aside'] gets the images that are none."
+    """The layout of a tree of images and masks, and the lists that were used; found['aside'] gets the images
+    that are none."""
     places = _places(found['picture'], masks, include)
     aside = found['aside']
     if masks and not any(p.role == 'mask' for p in places.values()):
@@ -727,7 +741,8 @@ def _arrange(root, found, classes, include, masks, remarks=()):
 def _below(root, path): return os.path.relpath(path, root).replace(os.sep, '/')
 
 def _sole_masks(items, left):
-    "Items; an image with further masks counts as unlabeled: each of its masks calls background what the others show."
+    """Items; an image with further masks counts as unlabeled: each of its masks calls background what the
+    others show."""
     several = {
         mask_of(_stem(os.path.basename(path))) for path, (use, _) in left.items() if use == 'further mask'}
     return [i._replace(mask=None) if several & {_stem(i.image.name), i.name} else i for i in items]
@@ -736,7 +751,8 @@ def _sole_masks(items, left):
 _PLAIN = re.compile(r'unlabell?ed|extra|raw|frames?|originals?|left|right', re.I)
 
 def _not_derived(root, items, places):
-    "Items, without images that share the name of an image with a mask and lie in a folder that no rule calls one of images."
+    """Items, without images that share the name of an image with a mask and lie in a folder that no rule
+    calls one of images."""
     homes = {}
     for i in items:
         if i.mask:
@@ -763,7 +779,8 @@ _DRAWN = 'visualisation', 'of the name of an image with a mask'
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5d01
 def _is_derived(path, home, places):
-    "Does an image without a mask show another one, of the same name and with a mask? Frames of several scenes share names, too."
+    """Does an image without a mask show another one, of the same name and with a mask? Frames of several
+    scenes share names, too."""
     folder = os.path.dirname(path)
     folders = path.split('/')[:-1]
     told = (
@@ -777,7 +794,8 @@ def _is_derived(path, home, places):
     return places[home].role == 'image' or not _stem(os.path.basename(path)).isdecimal()
 
 def _named_after(root, items):
-    "Warn where unlabeled images are called as images with masks and a word more, as drawings and changed copies are."
+    """Warn where unlabeled images are called as images with masks and a word more, as drawings and changed
+    copies are."""
     stems = {_stem(i.image.name) for i in items if i.mask}
     found = {}
     for i in (i for i in items if not i.mask):
@@ -816,7 +834,8 @@ def _two_masks(root, matched, kind):
     return [('warning', 'other mask', pairs[0][1], text)]
 
 def _loose_pairs(root, matched):
-    "Say what was paired by less than the name, and which folders below the masks have names that are not read."
+    """Say what was paired by less than the name, and which folders below the masks have names that are not
+    read."""
     out, below = [], {}
     for image, mask in matched.loose[:1]:
         text = (
@@ -840,7 +859,8 @@ def _loose_pairs(root, matched):
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5d03
 def _several(matched):
-    "An image and two masks without an image that belong to it, as one mask a class or object would; None without any."
+    """An image and two masks without an image that belong to it, as one mask a class or object would; None
+    without any."""
     stems = {_stem(i.image.name): i.image for i in matched.items}
     of = {}
     for path in matched.orphan_masks:
@@ -940,7 +960,8 @@ _SAY = MappingProxyType({  # use -> level, what is said of it
     'annotations': ('warning', 'annotations ({why}) are not read: the masks count')})
 
 def _remarks_on(layout):
-    "What is to be said about files that are not used: a remark for each reason, with an example and their number."
+    """What is to be said about files that are not used: a remark for each reason, with an example and their
+    number."""
     groups, out = {}, []
     for f in layout.files:
         groups.setdefault((f.use, f.why), []).append(f.path)

@@ -44,13 +44,11 @@ def _unknown(path):
     if start[:4] in (b'II*\0', b'MM\0*'):
         return (
             'a TIFF of a kind that is not read (two bands, more than four, or deep colours?); export '
-            'three bands as PNG or 8-bit TIFF'
-        )
+            'three bands as PNG or 8-bit TIFF')
     text = ascii(start.decode('latin-1'))
     return (
         f'not an image, its content is of no known format (it starts with {text}); replace the file or '
-        'remove it'
-    )
+        'remove it')
 
 # %% ../../nbs/data/19_masks.ipynb #25441153
 def load_image(
@@ -167,8 +165,7 @@ def _whole_numbers(values, path):
     if (odd := values[values != np.round(values)]).size:
         raise DataError(
             f'{path}: values such as {odd[0]:.4g} (probabilities?); a mask holds whole numbers: save the '
-            'class of each pixel'
-        )
+            'class of each pixel')
     if np.abs(values).max(initial=0) > 2**31-1:
         raise DataError(f'{path}: values up to {np.abs(values).max():.3g} are no class ids; save ids 0..254')
     return values.astype(np.int32)
@@ -178,8 +175,7 @@ def _check_kind(image, path):
     if image.info['pages'] > 1:
         raise DataError(
             f"{path}: {image.info['pages']} pages; a mask has one: save the class of each pixel in a "
-            "single page"
-        )
+            "single page")
     if image.info['deep_color']:
         raise DataError(
             f'{path}: a mask in colours of 16 bits a channel; save it with 8 bits a channel, or as class ids')
@@ -197,8 +193,7 @@ def _check_alpha(values, alpha, path):
     if both.size:
         raise DataError(
             f'{path}: the shape lies in the alpha channel: pixels of one colour are transparent here and '
-            f'opaque there; {remedy}'
-        )
+            f'opaque there; {remedy}')
 
 # %% ../../nbs/data/19_masks.ipynb #b54e7767
 def read_mask(
@@ -258,8 +253,7 @@ class MaskFacts(NamedTuple):
             return ''
         return (
             f"soft edges: most of its {len(self.counts)} values are lines or ramps along borders "
-            "(blur, smoothing or JPEG?); export masks without smoothing"
-        )
+            "(blur, smoothing or JPEG?); export masks without smoothing")
 
 # %% ../../nbs/data/19_masks.ipynb #b2ce699d
 def _solid_pixels(values):
@@ -359,8 +353,7 @@ class Meaning(NamedTuple):
 CITYSCAPES_IDS = MappingProxyType(
     {
         7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
-        27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
-)
+        27: 14, 28: 15, 31: 16, 32: 17, 33: 18})
 CITYSCAPES_NAMES = (
     'road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic light', 'traffic sign', 'vegetation',
     'terrain', 'sky', 'person', 'rider', 'car', 'truck', 'bus', 'train', 'motorcycle', 'bicycle')
@@ -479,8 +472,7 @@ def _two_conventions(facts, ids, tops, where):
     if sum(map(len, names)) == len(set().union(*names)):
         raise DataError(
             f'{where}: {", ".join([first.format("masks "), *(o.format("") for o in others)])}, none both: '
-            f'save all alike, or say --ignore {tops[-1]} if {tops[-1]} is ignored'
-        )
+            f'save all alike, or say --ignore {tops[-1]} if {tops[-1]} is ignored')
     if 1 not in files:
         raise _ambiguous_top([0, tops[0]], tops[1], where, 'save all alike')
 
@@ -511,8 +503,7 @@ def _mere_specks(facts, ids, top, where):
     shown = ', '.join(str(v) for v in ids[:5] if v)
     raise DataError(
         f'{where}: masks hold {top} in large areas and {shown} in specks of {pixels} pixels in all: is '
-        f'{top} a class or ignored? Say --ignore {top}, or --map FILE if it is a class'
-    )
+        f'{top} a class or ignored? Say --ignore {top}, or --map FILE if it is a class')
 
 def _one_more(known, ids, n_files, n_masks, where):
     "Refuse ids up to k where k classes are named, if that is no fault of a few masks."
@@ -529,8 +520,7 @@ def _far_ids(ids, where):
     return DataError(
         f'{where}: masks hold the values {shown}, and ids beyond 253 do not fit: at most {IGNORE_INDEX - 1} '
         'classes; if each is a class, number them with --map order; of instances, say which class each is '
-        'with --map FILE'
-    )
+        'with --map FILE')
 
 def _nothing_to_learn(tops, where):
     "The error about masks without a class."
@@ -574,8 +564,7 @@ def _spaced(run, tops, known, classes, void, where):
     if len(run) > 64:
         raise DataError(
             f'{where}: masks hold {len(run)} values up to {run[-1]} (instance ids?); say which class each '
-            'is with --map FILE'
-        )
+            'is with --map FILE')
     return _levels(run, classes, void - {*run})
 
 # %% ../../nbs/data/19_masks.ipynb #60e9924e
@@ -607,13 +596,11 @@ def _check_room(n, known, k, where):
     if known > max(n, IGNORE_INDEX-1):
         raise DataError(
             f'{where}: {known} classes are named, at most {IGNORE_INDEX - 1} fit beside the ignored '
-            'value; take out some'
-        )
+            'value; take out some')
     if k > IGNORE_INDEX-1:
         raise DataError(
             f'{where}: values up to {n - 1}, at most {IGNORE_INDEX - 1} classes fit beside the ignored '
-            'value (instance ids?); say which class each is with --map FILE'
-        )
+            'value (instance ids?); say which class each is with --map FILE')
 
 # %% ../../nbs/data/19_masks.ipynb #3344d40a
 def _rgb(colors):
@@ -632,16 +619,14 @@ def _color_map(facts, classes, meaning, where):
     if len(found) > 64:
         raise DataError(
             f'{where}: RGB masks with {len(found)} colours, which cannot be classes (photographs? JPEG?); '
-            'give the colours of the classes in classes.txt'
-        )
+            'give the colours of the classes in classes.txt')
     names, colors = _named(len(found), classes, _rgb(found))
     if not (classes and len(classes[0]) == len(found)):
         names = [f'color_{v:06x}' for v in found]
     table = dict(zip(found, range(len(found)))) | void
     text = (
         f'RGB colours: {len(found)} found and numbered in order; write classes.txt (`name R G B`) to fix '
-        'names and order'
-    )
+        'names and order')
     return MaskMap('colours', table, True, names, colors, text)
 
 def _grey_colors(facts, classes, meaning, where):
@@ -706,15 +691,13 @@ def _doubts(facts, found, is_named):
         out.append(
             f'{kind} {_value_texts(lone, found.packed)}: only specks and lines, {n} pixels in {len(of)} '
             f'masks, such as {of[0]}, and a class; if stray brush strokes or smoothing made it, correct the '
-            'masks or say what it is with --map FILE'
-        )
+            'masks or say what it is with --map FILE')
     soft = [f for f in facts if sum(n for v, n in f.between.items() if v in solid) >= max(16, 3*f.jumps)]
     if len(soft)*2 >= len(facts):
         out.append(
             f'in {len(soft)} of {len(facts)} masks, such as {soft[0].name}, ids lie as lines of one pixel '
             'between lower and higher ones: if masks were resized with interpolation, their borders show '
-            'classes that are not there; resize with nearest neighbour'
-        )
+            'classes that are not there; resize with nearest neighbour')
     return out + _similar_colors(found, lone)*(not is_named)
 
 # %% ../../nbs/data/19_masks.ipynb #4c1d7a33
@@ -757,8 +740,7 @@ def _palettes(facts, where):
         raise DataError(
             f'{where}: the palettes differ: index {index} has one colour in {first_color[index][1]} and '
             f'another in {name}. Save all masks with one palette, or say what counts with --map FILE: lines '
-            '`VALUE NAME` (indices) or `R G B NAME` (colours)'
-        )
+            '`VALUE NAME` (indices) or `R G B NAME` (colours)')
     return facts, ''
 
 # %% ../../nbs/data/19_masks.ipynb #4c1d7a83
@@ -825,8 +807,7 @@ def _to_front(mapping, name, where):
     if mapping.kind == 'objects':
         raise DataError(
             f'{where}: in outlines the background is what none of them covers; name classes in the order '
-            'wanted with --classes FILE, background first'
-        )
+            'wanted with --classes FILE, background first')
     if mapping.kind != 'colours':
         raise DataError(
             f'{where}: the values of these masks say the order of classes; use --map FILE with {name} first')
@@ -893,8 +874,7 @@ def _sound(facts, where):
     bad = next(f for f in facts if f.fault)
     raise DataError(
         f'{where}: {len(facts) - len(sound)} of {len(facts)} masks cannot be trusted, the first is '
-        f'{bad.name}, {bad.fault}; or say which values belong together with --map FILE (`0..127 background`)'
-    )
+        f'{bad.name}, {bad.fault}; or say which values belong together with --map FILE (`0..127 background`)')
 
 # %% ../../nbs/data/19_masks.ipynb #0f457097
 def map_ids(

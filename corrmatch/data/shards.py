@@ -301,8 +301,7 @@ def list_folder(
     if len(left := _NameStore.of(found['left'], found['left_ends'])):
         log.warning(
             f'{folder}: masks, visualisations or outputs are no images and left out, {len(left)} files and '
-            f'folders such as {left[0]}; name a folder itself to take what is in it'
-        )
+            f'folders such as {left[0]}; name a folder itself to take what is in it')
     return _NameStore.of(found['blob'], found['ends'])
 
 # %% ../../nbs/data/18_shards.ipynb #7c1e5a06
@@ -400,16 +399,14 @@ def shard_samples(
     if not samples:
         raise DataError(
             f'{path}: no image in this shard (looked for {" ".join(IMAGE_SUFFIXES)}); check how it was '
-            'packed'
-        )
+            'packed')
     return samples
 
 # %% ../../nbs/data/18_shards.ipynb #43023a54
 _ROW = np.dtype(
     [
         ('shard', 'i4'), ('image', 'i8'), ('image_length', 'i8'), ('mask', 'i8'), ('mask_length', 'i8'),
-        ('image_suffix', 'u2'), ('mask_suffix', 'u2')]
-)
+        ('image_suffix', 'u2'), ('mask_suffix', 'u2')])
 
 def _index_shards(
     shards:Sequence[str|Path], # in the order that counts the images
@@ -493,8 +490,7 @@ def find_shards(
     if '://' in pattern or pattern.startswith('pipe:'):
         raise DataError(
             f"unlabeled='{pattern}': shards are read from a file system; copy or mount them and give "
-            "their path"
-        )
+            "their path")
     if not pattern.endswith('.tar'):
         return _listed_shards(_below(pattern, root), root)
     names = list(braceexpand(pattern)) if '{' in pattern else [pattern]
@@ -504,8 +500,7 @@ def find_shards(
         for p in (
             _matching(name, root)
             if glob.has_magic(name) and not _below(name, root).exists()
-            else [_below(name, root)])
-    ]
+            else [_below(name, root)])]
     if not found:
         raise DataError(f"unlabeled='{pattern}': no shard has such a name in {root}; check the path")
     return found
@@ -530,8 +525,7 @@ def _listed_shards(path, root):
         if is_path_traversal(line) or escapes_root(shards[-1], homes):
             raise DataError(
                 f'{path} line {number}: {line} leaves the data folder; write it relative to the folder, '
-                'or link its folder directly inside'
-            )
+                'or link its folder directly inside')
     return shards
 
 # %% ../../nbs/data/18_shards.ipynb #56b8a5c6

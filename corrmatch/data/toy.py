@@ -18,12 +18,9 @@ def _triangle(t):
     return 4*np.abs(t/(2*np.pi) - np.floor(t/(2*np.pi)+.5)) - 1
 
 TEXTURES = MappingProxyType({
-    'stripes': lambda u, v: np.sin(u),
-    'checks': lambda u, v: 2*np.sin(.8*u)*np.sin(.8*v),
-    'dots': lambda u, v: 2*(np.cos(u) + np.cos(v)) - 2,
-    'zigzag': lambda u, v: np.sin(u + 2*_triangle(.8*v)),
-    'tiles': lambda u, v: 2*((.6*u/np.pi) % 1 + (.6*v/np.pi) % 1) - 2,
-})
+    'stripes': lambda u, v: np.sin(u), 'checks': lambda u, v: 2*np.sin(.8*u)*np.sin(.8*v),
+    'dots': lambda u, v: 2*(np.cos(u) + np.cos(v)) - 2, 'zigzag': lambda u, v: np.sin(u + 2*_triangle(.8*v)),
+    'tiles': lambda u, v: 2*((.6*u/np.pi) % 1 + (.6*v/np.pi) % 1) - 2})
 TOY_CLASSES = ('background', *TEXTURES)
 
 # %% ../../nbs/data/14_toy.ipynb #abcce3ae

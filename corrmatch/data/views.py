@@ -169,8 +169,7 @@ def normalize(
     image = (
         image.reshape(-1, *image.shape[-3:])
         .to(torch.get_default_dtype(), memory_format=torch.channels_last, copy=True)
-        .view(image.shape)
-    )
+        .view(image.shape))
     for channel, mean, std in zip(image.unbind(-3), IMAGENET_MEAN, IMAGENET_STD):
         channel.sub_(255*mean).div_(255*std)
     return image

@@ -501,8 +501,7 @@ def _kernel_runs(device):
     except Exception as e:  # no compiler, no headers, an unknown GPU: many libraries, many types of error
         warnings.warn(
             f'regions vote without the fast kernel on {device}, which cannot be built '
-            f'({" ".join(str(e).split())[:120]}); it needs a C compiler and the headers of Python'
-        )
+            f'({" ".join(str(e).split())[:120]}); it needs a C compiler and the headers of Python')
         return False
     return True
 

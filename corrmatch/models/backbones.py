@@ -260,8 +260,7 @@ def efficientnet_keys(
         return '.'.join(
             [
                 places[int(number)],
-                (wide if f'_blocks.{number}._expand_conv.weight' in state else slim).get(part, part), value]
-        )
+                (wide if f'_blocks.{number}._expand_conv.weight' in state else slim).get(part, part), value])
     return {rename(k): v for k, v in state.items()}
 
 # %% ../../nbs/models/25_backbones.ipynb #eba3aad8
@@ -288,8 +287,7 @@ def load_timm(
     if 2*len(fits) < len([k for k in own if not k.endswith('num_batches_tracked')]):
         raise ValueError(
             f'weights {source}: only {len(fits)} of {len(own)} tensors fit this backbone '
-            f'({lacking_text(report)}); give weights of the same network'
-        )
+            f'({lacking_text(report)}); give weights of the same network')
     backbone.net.load_state_dict(fits, strict=False)
     return report
 
@@ -302,8 +300,7 @@ def timm_weights(
     if not _timm().list_pretrained(short) and not _timm().list_pretrained(f'{short}.*'):
         raise ValueError(
             f"weights 'timm': none are published for '{name}'; give a file with weights=PATH, or choose "
-            "another"
-        )
+            "another")
     log = logging.getLogger('huggingface_hub')
     level = log.level
     log.setLevel(logging.CRITICAL)  # it would tell of every attempt
@@ -312,8 +309,7 @@ def timm_weights(
     except Exception as e:
         raise ValueError(
             f'cannot download the weights of {name} ({type(e).__name__}): offline? give a file with '
-            'weights=PATH'
-        ) from None
+            'weights=PATH') from None
     finally:
         log.setLevel(level)
 
@@ -346,8 +342,7 @@ def load_pretrained(
     if weights == ('torchvision' if is_timm else 'timm'):
         raise ValueError(
             f"weights='{weights}' are not made for {name}: use "
-            f"weights='{'timm' if is_timm else 'torchvision'}' or weights=PATH"
-        )
+            f"weights='{'timm' if is_timm else 'torchvision'}' or weights=PATH")
     source = 'given as a dict' if isinstance(weights, dict) else weights
     if weights == 'torchvision':
         weights = torchvision_weights(name)

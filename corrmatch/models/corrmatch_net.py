@@ -58,5 +58,4 @@ class CorrMatchNet(DeepLabV3Plus):
             logits_corr=propagate_logits(
                 f1, f2, seg.logits, transposed=self.transposed, spread=spread_pixels),
             f1=f1,
-            f2=f2,
-        )
+            f2=f2)

@@ -36,8 +36,7 @@ def stage_plan(
     if stride not in (4, 8, 16, 32) or not stem_stride <= stride <= stem_stride*8:
         raise ValueError(
             f'output stride is {stride}: with this stem it must be one of '
-            f'{[s for s in (4, 8, 16, 32) if stem_stride <= s <= stem_stride * 8]}'
-        )
+            f'{[s for s in (4, 8, 16, 32) if stem_stride <= s <= stem_stride * 8]}')
     plan = [(1, 1, 1)]
     now = stem_stride
     dilation = 1
@@ -175,8 +174,7 @@ def make_backbone(
     if depth not in shapes or deep != whole.endswith('_deep'):
         raise ValueError(
             f'backbone is {name!r}: use one of {", ".join([*shapes, "resnet50_deep", "resnet101_deep"])}, '
-            'with _c3 behind it to leave the last stage out'
-        )
+            'with _c3 behind it to leave the last stage out')
     block, layers = shapes[depth]
     if whole != name:
         layers = layers[:3]
@@ -202,8 +200,7 @@ class PooledBranch(nn.Module):
             and not getattr(self.gap[2], 'shared', False)):
             raise ValueError(
                 "training on a batch of one: batch norm has one value per channel after pooling; use "
-                "norm='group' or a batch of 2 or more"
-            )
+                "norm='group' or a batch of 2 or more")
         return self.gap(x).expand(-1, -1, *x.shape[-2:])
 
 # %% ../../nbs/models/24_deeplab.ipynb #1f018fcf
@@ -339,8 +336,7 @@ class WeightReport(NamedTuple):
             f'{name} {some(keys)}'
             for name, keys in zip(
                 ('missing', 'mismatched', 'ignored'), (self.missing, self.mismatched, self.unexpected))
-            if keys
-        ]
+            if keys]
         if left:
             lines.append('; '.join(left))
         if self.zeroed:
@@ -363,15 +359,13 @@ def read_tensors(
     except pickle.UnpicklingError:
         raise ValueError(
             f'weights {path}: not a file of plain tensors, so not opened; save model.state_dict() with '
-            'torch.save'
-        ) from None
+            'torch.save') from None
     except ImportError:
         raise
     except Exception as e:
         raise ValueError(
             f'weights {path}: cannot be read ({(str(e) or type(e).__name__).splitlines()[0]}); copy or '
-            'download it again'
-        ) from None
+            'download it again') from None
 
 def _safetensors():
     "Import the torch part of safetensors."
@@ -390,8 +384,7 @@ def _numpy_numbers():
         (scalar, 'numpy.core.multiarray.scalar'),
         (scalar, 'numpy._core.multiarray.scalar'),
         np.dtype,
-        *{type(np.dtype(t)) for t in 'fdilq'},
-    ]
+        *{type(np.dtype(t)) for t in 'fdilq'}]
 
 # %% ../../nbs/models/24_deeplab.ipynb #40e09c38
 def _backbone_keys(state, source, own):
@@ -457,8 +450,7 @@ def load_backbone(
     if 2*n_fit < n_own:
         raise ValueError(
             f'weights {source}: only {n_fit} of {n_own} convolutions fit this backbone '
-            f'({lacking_text(report)}); give weights of the same ResNet'
-        )
+            f'({lacking_text(report)}); give weights of the same ResNet')
     backbone.load_state_dict(fits, strict=False)
     return report._replace(zeroed=_zero_open_blocks(backbone, missing + mismatched))
 
@@ -472,8 +464,7 @@ def torchvision_weights(
     if name not in ('resnet18', 'resnet34', 'resnet50', 'resnet101'):
         raise ValueError(
             f'no torchvision weights for {name!r}: use resnet18, resnet34, resnet50 or resnet101, or '
-            'weights=PATH'
-        )
+            'weights=PATH')
     from torchvision.models import get_weight
     prefix = name.replace('resnet', 'ResNet')
     try:
@@ -481,5 +472,4 @@ def torchvision_weights(
     except (OSError, RuntimeError) as e:
         raise ValueError(
             f'cannot download the weights of {name} ({type(e).__name__}): offline? give a file with '
-            'weights=PATH'
-        ) from None
+            'weights=PATH') from None

@@ -317,13 +317,11 @@ def prepare_model(
         if not shutil.which(name):
             raise ValueError(
                 f"compile=True needs a C++ compiler and '{name}' is not installed: install one, or set "
-                "compile=False"
-            )
+                "compile=False")
         if not Path(sysconfig.get_path('include'), 'Python.h').exists():
             raise ValueError(
                 'compile=True needs the header files of Python (Debian, Ubuntu: the package python3-dev): '
-                'install them, or set compile=False'
-            )
+                'install them, or set compile=False')
         for part in (model.backbone, model.head, model.fuse):
             part.compile()
     return model

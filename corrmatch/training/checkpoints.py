@@ -59,8 +59,7 @@ class StateDiff(NamedTuple):
                 f'{len(v)} {what} ({", ".join(v[:6])}{", ..." if len(v) > 6 else ""})'
                 for what, v in parts
                 if v)
-            or 'no difference'
-        )
+            or 'no difference')
 
 # %% ../../nbs/training/31_checkpoints.ipynb #58c12bd6
 def compare_state(
@@ -93,16 +92,14 @@ def network_facts(
     if 'classifier.weight' not in state or 'reduce.0.weight' not in state:
         raise DataError(
             f'{source}: not a network of the reference or of UniMatch: it has no classifier.weight and '
-            'reduce.0.weight'
-        )
+            'reduce.0.weight')
     blocks = {k.split('.')[2] for k in state if k.startswith('backbone.layer3.')}
     shape = 'backbone.layer1.0.conv3.weight' in state, len(blocks)
     depth = {(False, 2): 18, (False, 6): 34, (True, 6): 50, (True, 23): 101}.get(shape)
     if depth is None:
         raise DataError(
             f'{source}: its backbone is not a known ResNet ({len(blocks)} blocks in stage 3); build the '
-            'network yourself and pass it'
-        )
+            'network yourself and pass it')
     deep, (n_classes, dim) = 'backbone.conv1.3.weight' in state, state['classifier.weight'].shape[:2]
     return NetworkFacts(
         f'resnet{depth}{"_deep" if deep else ""}', n_classes, dim, len(state['reduce.0.weight']),
@@ -145,8 +142,7 @@ def export_reference_state(
     if lacking:
         raise ValueError(
             f'the reference has no such network ({lacking[0]} is missing): only resnet50_deep and '
-            'resnet101_deep with batch norm have a counterpart'
-        )
+            'resnet101_deep with batch norm have a counterpart')
     return {prefix + k: v.detach().cpu().clone() for k, v in state.items()}
 
 # %% ../../nbs/training/31_checkpoints.ipynb #86f9a731
@@ -274,8 +270,7 @@ def fitted_model(
     if diff:
         raise DataError(
             f'{where}: does not fit the network that its card describes: {diff}; give weights and '
-            'settings of one run'
-        )
+            'settings of one run')
     model = make_model(plain)[0]
     model.load_state_dict({k: v.to_dense() for k, v in state.items()})
     return model.to(device).eval()
@@ -341,8 +336,7 @@ def release(
             'weights': f'running average of the steps, ema={config.ema:g}'
             if averaged
             else 'of the step itself, not the running average that the run kept beside them '
-                 f'(ema={config.ema:g})'
-        }
+                 f'(ema={config.ema:g})'}
     return save_weights(
         model, path,
         make_card(config, scores, {k: v for k, v in facts.items() if v}, saved.get('step'), note=note))

@@ -102,8 +102,7 @@ def my_positions(
         near = sorted({max(parts, batch//parts*parts), (batch//parts+1)*parts})
         raise ValueError(
             f'{name}={batch} does not divide by {world.size} processes times accumulate={accumulate}: '
-            f'choose {" or ".join(map(str, near))}'
-        )
+            f'choose {" or ".join(map(str, near))}')
     share = batch//world.size
     return tuple(range(world.rank*share, (world.rank+1)*share))
 

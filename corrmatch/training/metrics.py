@@ -83,8 +83,7 @@ class ConfusionMatrix:
         if masks:
             raise ValueError(
                 f'{masks} pixels of the mask are neither in 0..{self.n_classes - 1} nor '
-                f'{self.ignore_index}: check n_classes'
-            )
+                f'{self.ignore_index}: check n_classes')
         if labels:
             raise ValueError(f'{labels} predicted ids are outside 0..{self.n_classes-1}: check n_classes')
 

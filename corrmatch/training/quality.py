@@ -116,8 +116,7 @@ class LabelQuality(NamedTuple):
                 share(r.rewritten_after, r.rewritten)),
             (
                 'rewritten by regions, before', share(r.rewritten, r.judged),
-                share(r.rewritten_before, r.rewritten)),
-        ]
+                share(r.rewritten_before, r.rewritten))]
 
 @torch.no_grad()
 def label_quality(

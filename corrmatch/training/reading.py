@@ -146,15 +146,13 @@ class MappedSource(FolderSource):
         stored, mode, *_ = read_stored(Item(pair.name, pair.image, pair.mask), size, packed)
         remedy = (
             f'`corrmatch check {self.root} --convert NEW_FOLDER` makes a folder that can be scored, '
-            'or correct the mask'
-        )
+            'or correct the mask')
         if is_color(mode) != packed:
             expected = 'colours' if packed else 'values'
             holds = 'values' if packed else 'colours'
             raise DataError(
                 f'{pair.mask}: holds {holds}, and the masks of this run held {expected} '
-                f'({self.meaning.text()}); {remedy}'
-            )
+                f'({self.meaning.text()}); {remedy}')
         values, counts = np.unique(stored, return_counts=True)
         bad = [k for k, v in enumerate(values.tolist()) if v not in table]
         if not bad:
@@ -164,8 +162,7 @@ class MappedSource(FolderSource):
         more = f' (and {len(bad)-1} more)' if len(bad) > 1 else ''
         raise DataError(
             f'{pair.mask}: {what} {value}{more} in {counts[bad].sum()} pixels is no class of this run '
-            f'({self.meaning.text()}); {remedy}'
-        )
+            f'({self.meaning.text()}); {remedy}')
 
 # %% ../../nbs/training/32_reading.ipynb #c3d4e5a7
 def _size(path):
@@ -196,8 +193,7 @@ def _class_names(root, names, recorded, n_classes):
     if own and len(own[0]) != n_classes:
         raise DataError(
             f'{root / "classes.txt"}: names {len(own[0])} classes ({", ".join(own[0][:4])}, ...), and the '
-            f'run has {n_classes}; score it on data of the same classes'
-        )
+            f'run has {n_classes}; score it on data of the same classes')
     if not recorded or len(recorded) != n_classes or recorded == list(names):
         return names, ''
     if not own:
@@ -205,12 +201,10 @@ def _class_names(root, names, recorded, n_classes):
     if sorted(recorded) == sorted(names):
         raise DataError(
             f'{root / "classes.txt"}: names the classes in another order ({", ".join(names[:4])}, ...) '
-            f'than the run ({", ".join(recorded[:4])}, ...); put them in the order of the run'
-        )
+            f'than the run ({", ".join(recorded[:4])}, ...); put them in the order of the run')
     note = (
         f'note: {root / "classes.txt"} names other classes ({", ".join(names[:4])}) than the run was '
-        f'trained on ({", ".join(recorded[:4])}); they are compared by number'
-    )
+        f'trained on ({", ".join(recorded[:4])}); they are compared by number')
     return names, note
 
 # %% ../../nbs/training/32_reading.ipynb #5d61207b
@@ -246,8 +240,7 @@ def _check_val(val, config, most):
     if not counts.pixels.sum():
         raise DataError(
             f"val='{config.val}': every pixel of its {counts.n_images} masks is ignored ({IGNORE_INDEX}), "
-            "so nothing can be scored; name masks that show classes"
-        )
+            "so nothing can be scored; name masks that show classes")
     return counts
 
 # %% ../../nbs/training/32_reading.ipynb #fc084702
@@ -265,5 +258,4 @@ def _refuse_lone_void(run, config, counts, meaning):
     raise DataError(
         f"val='{config.val}': its masks hold {held}, as the masks of the run are read ({meaning.text()}); "
         f'if the ignored value is a class here, `corrmatch check {config.data} --convert NEW_FOLDER` '
-        'makes a folder that can be scored'
-    )
+        'makes a folder that can be scored')

@@ -68,8 +68,7 @@ def read_checkpoint(
     if odd:
         raise DataError(
             f'{path}: {", ".join(odd)} cannot come from a run; use the other checkpoint of the run, or '
-            'train again'
-        )
+            'train again')
     return state
 
 # %% ../../nbs/training/29_run_folder.ipynb #c56679d5
@@ -252,8 +251,7 @@ def data_changes(
         if a != b:
             out.append(
                 f"{name}: {a['lines']} images -> {b['lines']} "
-                f"{'images' if a['lines'] != b['lines'] else 'other images'}"
-            )
+                f"{'images' if a['lines'] != b['lines'] else 'other images'}")
     if old['classes'] != new['classes']:
         out.append(f"classes: {', '.join(old['classes'][:8])} -> {', '.join(new['classes'][:8])}")
     if old['masks'] and new['masks'] and old['masks'] != new['masks']:
@@ -316,8 +314,7 @@ class CsvLog:
         if odd:
             raise DataError(
                 f'{self.path}: its columns are not those of this run ({", ".join(odd)[:60]}); move it '
-                'away and resume'
-            )
+                'away and resume')
         try:
             with open(self.path, 'a', newline='', encoding='utf-8') as f:
                 writer = csv.DictWriter(f, columns)
@@ -349,8 +346,7 @@ def read_csv(
         if not (0 <= columns['step'][-1] < 2**31 and columns['step'][-1] % 1 == 0):
             raise DataError(
                 f"{path} line {n}: step='{(row['step'] or '')[:40]}' is no step; mend the line, or move "
-                "the file away"
-            )
+                "the file away")
     return {name: np.array(values) for name, values in columns.items()}
 
 # %% ../../nbs/training/29_run_folder.ipynb #5c463d8d
@@ -500,8 +496,7 @@ def list_runs(
         runs.append(
             Run(
                 folder, facts['state'], facts.get('step', 0), facts.get('steps', 0), float(best), float(last),
-                note)
-        )
+                note))
     return runs
 
 def runs_table(
@@ -515,9 +510,7 @@ def runs_table(
                 str(r.folder),
                 r.state,
                 f'{r.step}/{r.steps}',
-                *['-' if np.isnan(v) else f'{v:.2f}' for v in (r.best, r.last)],
-            )
-        )
+                *['-' if np.isnan(v) else f'{v:.2f}' for v in (r.best, r.last)]))
     return '\n'.join([text_table(rows, (0, 1)), *[r.note for r in runs if r.note]])
 
 # %% ../../nbs/training/29_run_folder.ipynb #fccaea86

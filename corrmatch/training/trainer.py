@@ -227,8 +227,7 @@ def pick_device(
     if device.index and device.type != 'cpu' and device.index >= torch.accelerator.device_count():
         raise ValueError(
             f"device='{name}': {torch.accelerator.device_count()} there, counted from 0; choose "
-            f"device={device.type}"
-        )
+            f"device={device.type}")
     return device
 
 def _set_numerics(
@@ -594,8 +593,7 @@ def load(self:Trainer,
     if changed and not force:
         raise ValueError(
             f'{self.out}: was started with other settings ({"; ".join(changed)}); use the same ones, '
-            'another out=, or --force'
-        )
+            'another out=, or --force')
     rates = [{k: v for k, v in group.items() if k != 'params'} for group in self.optimizer.param_groups]
     try:
         self._load_state(state)
@@ -710,8 +708,7 @@ def note_broken(self:Trainer,
         self._save_last()
         raise DataError(
             f'{len(self.broken)} of {n_files} images cannot be read, the last: {list(self.broken)[-1]}; '
-            f'the run is kept in {self.out}: mend the files and resume'
-        )
+            f'the run is kept in {self.out}: mend the files and resume')
 
 # %% ../../nbs/training/33_trainer.ipynb #bb3bb052
 @patch
@@ -730,8 +727,7 @@ def note_skipped(self:Trainer)->None:
         f'{self.guard.in_a_row} steps in a row without a finite loss, the last one {self.step - 1}; the '
         f'state is kept in {self.out / "failed.pt"}. '
         f'Go on from the last checkpoint with a smaller rate (now {self.config.lr:g}), --clip 1 or '
-        f'--precision fp32: corrmatch resume {self.out} --force --lr RATE'
-    )
+        f'--precision fp32: corrmatch resume {self.out} --force --lr RATE')
 
 # %% ../../nbs/training/33_trainer.ipynb #1c9126f3
 class Stopped(KeyboardInterrupt):
@@ -794,8 +790,7 @@ def _compare_data(self:Trainer, resume, force):
     if changed and not force:
         raise DataError(
             f'{self.out}: its data have changed since it was started ({"; ".join(changed)}); restore the '
-            'lists, choose another out=, or --force'
-        )
+            'lists, choose another out=, or --force')
 
 # %% ../../nbs/training/33_trainer.ipynb #f4884793
 @patch
@@ -969,8 +964,7 @@ def _stop_if(self:Trainer, number):
         raise Stopped(
             number,
             f'stopped at step {self.step} of {self.steps}, saved in {self.out}; corrmatch resume '
-            f'{self.out} goes on',
-        )
+            f'{self.out} goes on')
 
 # %% ../../nbs/training/33_trainer.ipynb #4506628d
 @patch

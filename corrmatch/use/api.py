@@ -108,15 +108,13 @@ def plan_run(
             if value and value != Meaning._field_defaults.get(name):
                 raise ValueError(
                     f"{name}={value} is for a data folder, and '{source}' is a preset: a folder of that "
-                    f"name is ./{source}"
-                )
+                    f"name is ./{source}")
         config = preset(str(source), method, **settings)
         if not config.labeled or config.data:
             return RunPlan(config, '')
         raise ValueError(
             f"preset '{source}' learns from images on disk: say where they are with data=FOLDER (command "
-            "line: --data FOLDER)"
-        )
+            "line: --data FOLDER)")
     if not Path(source).is_dir():
         raise ValueError(f"'{source}' is neither a folder nor a preset{nearest(str(source), PRESETS)}")
     settings.pop('data', None)
@@ -170,7 +168,8 @@ def resume(
         show_log()
     path = Path(run)/'config.json'
     if not path.is_file():
-        raise DataError(f'{run}: no run there (config.json is missing); give a run folder: `corrmatch runs` lists them')
+        raise DataError(
+            f'{run}: no run there (config.json is missing); give a run folder: `corrmatch runs` lists them')
     _refuse_unknown(settings, Config.__dataclass_fields__)
     if 'data' in settings and not Path(settings['data']).is_dir():
         raise DataError(f"{settings['data']}: no such folder; data is where the run's data are now")

@@ -94,8 +94,7 @@ def measure(
         name: dict(
             zip(('wall', 'cpu'), np.median(t[warm:], axis=0).tolist()), best=min(t[warm:])[0],
             calls=len(t) - warm)
-        for name, t in times.items()
-    }
+        for name, t in times.items()}
 
 # %% ../../nbs/use/40_bench.ipynb #19ee12e6
 def extra_peak(
@@ -133,8 +132,7 @@ def limits(
         warm=3)
     return dict(
         bandwidth=8 * source.numel() / took['copy']['best'],
-        **{t: 2 * size**3 / took[t]['best'] for t in ('fp32', 'bf16')},
-    )
+        **{t: 2 * size**3 / took[t]['best'] for t in ('fp32', 'bf16')})
 
 # %% ../../nbs/use/40_bench.ipynb #d0688c45
 def literal_pixels(
@@ -149,7 +147,7 @@ def literal_pixels(
 
 # %% ../../nbs/use/40_bench.ipynb #dbd0b34a
 def _literal_pass(model, image, perturb, index):
-    "Features, decoder, whole correlation map and the regions of all pictures."
+    "Features, decoder, whole correlation map and the regions of all images."
     (c1, c4), n, size = model.features(image), len(image), image.shape[2:]
     both = [torch.cat([c, drop_channels(c)]) for c in (c1, c4)] if perturb else (c1, c4)
     logits = resize(model.decode(*both), size)
@@ -201,12 +199,13 @@ def literal_step(
 # %% ../../nbs/use/40_bench.ipynb #baecec9f
 def literal_views(
     source,                  # FolderSource
-    index:int,               # of the picture
+    index:int,               # of the image
     rng:np.random.Generator, # of its draws
     crop:int,                # pixels
     strong:bool=True,        # also the strong view and the CutMix box
 )->list:                     # float views, valid pixels, box
-    "What a loader of the literal pipeline does for one picture of one stream: decode, resize all of it, crop, jitter, make floats."
+    """What a loader of the literal pipeline does for one image of one stream: decode, resize all of it, crop,
+    jitter, make floats."""
     image, mask = read_pair(source, index)
     # 254 marks padding
     weak, weak_mask = apply_view(image, mask, draw_view(rng, image.size, crop), crop, 254)
@@ -223,8 +222,8 @@ def literal_evaluate(
     mode:str='whole',   # whole | slide
     crop:int|None=None, # pixels, side of a window
 )->np.ndarray:          # (k,3) intersection, prediction and mask pixels of each class
-    "One picture and one window at a time; probabilities at full size, counts on the host."
-    crop = crop or 3  # a whole picture needs none
+    "One image and one window at a time; probabilities at full size, counts on the host."
+    crop = crop or 3  # a whole image needs none
     counts = np.zeros((n_classes, 3), np.int64)
     step = int(2/3*crop)
     for image, mask in pairs:
@@ -248,7 +247,7 @@ def literal_evaluate(
 # %% ../../nbs/use/40_bench.ipynb #c3b1f371
 def region_case(
     accepted:str='many', # many | few
-    b:int=4,             # pictures
+    b:int=4,             # images
     side:int=41,         # feature positions along one side
     m:int=128,           # regions
     k:int=21,            # classes
@@ -261,7 +260,7 @@ def region_case(
     g = torch.Generator().manual_seed(seed)
     size = 8*(side-1)+1
     grid = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float()
-    # 24 patches a picture
+    # 24 patches an image
     patch = torch.cdist(grid, side * torch.rand(b, 24, 2, generator=g)).argmin(2)
     kind = torch.randint(k, (b, 24), generator=g).gather(1, patch).view(b, side, side)
     f1 = 6*F.one_hot(kind, k).permute(0, 3, 1, 2).float() + torch.randn(b, k, side, side, generator=g)
@@ -294,15 +293,8 @@ def _row(name, value, calls=1, **details):
     kind, target, unit = TARGETS[name]
     reached = value >= target if kind == 'ratio' else value <= target
     return dict(
-        name=name,
-        kind=kind,
-        target=target,
-        value=float(value),
-        unit=unit,
-        reached=bool(reached),
-        calls=calls,
-        **details,
-    )
+        name=name, kind=kind, target=target, value=float(value), unit=unit, reached=bool(reached),
+        calls=calls, **details)
 
 def _ratio(name, took, literal, ours):
     "The line of two jobs that took turns; its processor times tell what other programs did to the ratio."
@@ -339,7 +331,7 @@ def suite_regions(
 # %% ../../nbs/use/40_bench.ipynb #89f5b3ba
 def pixel_jobs(
     side:int,         # feature positions along one side
-    b:int,            # pictures
+    b:int,            # images
     k:int=21,         # classes
     device:str='cpu', # where to run
 )->dict:              # whole, chunked: functions that return the two gradients
@@ -372,7 +364,8 @@ def suite_pixels(
 
 # %% ../../nbs/use/40_bench.ipynb #a7fd107a
 def _data_job(source, ours, half, fast, n):
-    "A function that makes the next batch: the labeled half, one stream of weak and strong views, or a step with labeled, unlabeled and partner stream."
+    """A function that makes the next batch: the labeled half, one stream of weak and strong views, or a step
+    with labeled, unlabeled and partner stream."""
     steps = itertools.count()
     stream = replace(ours, partner='none', labeled=source)
     def views(labeled, unlabeled):
@@ -394,7 +387,7 @@ def suite_data(
     size:dict,        # of SIZES
     device:str='cpu', # not used: views are made on the host
 )->list:              # rows
-    "The literal PIL pipeline against ours, per picture and core."
+    "The literal PIL pipeline against ours, per image and core."
     keep_memory()  # for both
     (h, w), n = size['views'], 8
     with tempfile.TemporaryDirectory() as folder:
@@ -405,7 +398,7 @@ def suite_data(
             Image.fromarray(mask[:h, :w]).save(files[1])
             pairs.append(Pair(*files, str(i)))
         source = FolderSource(pairs)
-        # as in training: the few labeled pictures are decoded once
+        # as in training: the few labeled images are decoded once
         ours = StepBatches(CachedSource(source), source, size['crop'], n, n, 0)
         jobs = {
             (half, fast): _data_job(source, ours, half, fast, n)
@@ -462,15 +455,14 @@ def suite_evaluate(
     size:dict,        # of SIZES
     device:str='cpu', # where to run
 )->list:              # rows
-    "Whole pictures and sliding windows; the network is laid out anew in every call of ours."
+    "Whole images and sliding windows; the network is laid out anew in every call of ours."
     (h, w), model, rows = size['views'], _network(size, device).eval(), []
     g = torch.Generator().manual_seed(0)
     pairs = [
         (
             torch.randn(1, h, w, 3, generator=g).permute(0, 3, 1, 2).to(device),
             torch.randint(21, (1, h, w), generator=g).to(device))
-        for _ in range(6)
-    ]
+        for _ in range(6)]
     for mode in ('whole', 'slide'):
         some = pairs if mode == 'whole' else pairs[:2]
         crop = size['crop']*2//3
@@ -480,8 +472,7 @@ def suite_evaluate(
                 ours=lambda: evaluate(model, some, 21, mode, crop)),
             min(3, size['rounds']),
             device,
-            240,
-        )
+            240)
         rows.append(_ratio(f'evaluate_{mode}', took, 'literal', 'ours'))
     return rows
 
@@ -580,8 +571,7 @@ def suite_curve(
     return [
         _row(
             'curve_bf16', apart / spread, size['seeds'],
-            curves={f'{s}_{n}': c for (s, n), c in curves.items()})
-    ]
+            curves={f'{s}_{n}': c for (s, n), c in curves.items()})]
 
 # %% ../../nbs/use/40_bench.ipynb #b3fe67c3
 SUITE = dict(
@@ -595,8 +585,7 @@ def _line(row):
     sign = '>=' if row['kind'] == 'ratio' else '<='
     return (
         f"{name:28} {row['value']:10.4g} {row['unit']:12} target {sign} {row['target']:<6g} {mark:12} "
-        f"median of {row['calls']}"
-    )
+        f"median of {row['calls']}")
 
 # %% ../../nbs/use/40_bench.ipynb #e9eb0507
 def run_suite(
@@ -638,13 +627,13 @@ def _store(path, key, result):
 # %% ../../nbs/use/40_bench.ipynb #7379cda5
 def cost_jobs(
     side:int,         # feature positions along one side
-    b:int=1,          # pictures
+    b:int=1,          # images
     m:int=128,        # regions
     k:int=21,         # classes
     device:str='cpu', # where to run
     whole:float=2.5e9,# bytes that the map held whole may take; beyond, that job is left out
 )->dict:              # name -> (function, bytes that must move, operations)
-    "The parts whose cost depends on the size of the picture, with the least they must do."
+    "The parts whose cost depends on the size of the image, with the least they must do."
     n = side**2
     pixels = (8*side-7)**2
     c = region_case('many', b, side, m, k, device=device)
@@ -677,8 +666,7 @@ def cost_row(
             dict(
                 part=name, over=over, value=value, wall=took['wall'], cpu=took['cpu'], calls=took['calls'],
                 peak=extra_peak(job, device), limit=least[bound], bound=bound,
-                share=least[bound] / took['best'])
-        )
+                share=least[bound] / took['best']))
     return rows
 
 # %% ../../nbs/use/40_bench.ipynb #9c4484fa
@@ -686,8 +674,8 @@ def run_bench(
     device:str='cpu',             # cpu | cuda | cuda:N
     out:str='',                   # JSON file to write
     sides=(41, 65, 101, 151, 201),# feature positions along one side
-    batches=(1, 2, 4, 8),         # pictures, at the first side
-    regions=(32, 64, 128, 256),   # regions a picture, at the first side
+    batches=(1, 2, 4, 8),         # images, at the first side
+    regions=(32, 64, 128, 256),   # regions an image, at the first side
     say=print,                    # called with each line
 )->dict:                          # machine, limits, rows
     "Print how the cost of each part grows, beside the machine's limit."
@@ -713,7 +701,7 @@ def run_bench(
 # %% ../../nbs/use/40_bench.ipynb #cf21a9e1
 def gpu_steps(
     crop:int=321,        # pixels
-    b:int=8,             # labeled and unlabeled pictures, each
+    b:int=8,             # labeled and unlabeled images, each
     device:str='cuda',   # where to run
     kinds=('literal fp32', 'bf16', 'bf16 compiled'), # what to time
     backbone:str='resnet101_deep', # of make_backbone
@@ -742,8 +730,7 @@ def gpu_steps(
         rows.append(
             dict(
                 kind=kind, crop=crop, batch=b, steps_s=1 / took['wall'], operations=counter.get_total_flops(),
-                peak_gib=peak / 2**30, calls=took['calls'])
-        )
+                peak_gib=peak / 2**30, calls=took['calls']))
     return rows
 
 # %% ../../nbs/use/40_bench.ipynb #ce7bb9ef
@@ -765,6 +752,5 @@ def gpu_table(
         row['share'] = row['operations']*row['steps_s']/rate['fp32' if 'fp32' in row['kind'] else 'bf16']
         say(
             f"{row['kind']:15} crop {row['crop']} {row['batch']}+{row['batch']}: {row['steps_s']:.2f} "
-            f"steps/s, {row['share']:.0%} of the measured rate, {row['peak_gib']:.1f} GiB"
-        )
+            f"steps/s, {row['share']:.0%} of the measured rate, {row['peak_gib']:.1f} GiB")
     return rows

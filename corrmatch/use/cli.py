@@ -86,7 +86,9 @@ def _options(kind, text, default=None):
 # %% ../../nbs/use/42_cli.ipynb #309b43cc
 def _add_argument(parser, parameter, text):
     "Add a parameter of a command to its parser."
-    name, kind, default = parameter.name, parameter.annotation, parameter.default
+    name = parameter.name
+    kind = parameter.annotation
+    default = parameter.default
     flag = f'--{name.replace("_", "-")}'
     required = default is Parameter.empty
     if kind is bool:
@@ -179,8 +181,7 @@ def _refuse_for_preset(source, given):
         if value and source in PRESETS and name in ('labels', 'classes', 'lists', *_MEANING):
             raise ValueError(
                 f"--{name} is for a data folder, and '{source}' is a preset: a folder of that "
-                f"name is ./{source}; lists for a preset are --labeled and --unlabeled"
-            )
+                f"name is ./{source}; lists for a preset are --labeled and --unlabeled")
 
 # %% ../../nbs/use/42_cli.ipynb #57acb84f
 @_command(
@@ -231,12 +232,10 @@ def _check_val(run, config, given):
     if 'val' in given and not config.data:
         raise ValueError(
             f'{run}: trained on the generated toy world, which has no lists; leave out --val or add '
-            '--data FOLDER'
-        )
+            '--data FOLDER')
     if 'val' not in given and is_path_traversal(config.val):
         raise ValueError(
-            f"{run}: its record names val='{config.val}', outside the data folder; say --val LIST to use it"
-        )
+            f"{run}: its record names val='{config.val}', outside the data folder; say --val LIST to use it")
 
 def _scores(model, config, sources, checkpoint, device):
     "Score a model on its validation list; a line about absent classes and a table."
@@ -248,8 +247,7 @@ def _scores(model, config, sources, checkpoint, device):
     if not confusion.matrix.sum():
         raise ValueError(
             f"val='{config.val}': every scored pixel is ignored (evaluation='{config.evaluation}'); name "
-            "masks that show classes"
-        )
+            "masks that show classes")
     absent = [name for name, shown in zip(sources.class_names, confusion.present()) if not shown]
     table = iou_table({checkpoint: confusion}, sources.class_names, config.miou)
     return absent_text(absent, config.miou), table
@@ -464,8 +462,7 @@ def _varied(text):
     for name in set(names) - {'any', *Config.__dataclass_fields__}:
         raise ValueError(
             f"--vary {name}: no such setting{nearest(name, Config.__dataclass_fields__)}; name fields of "
-            "the record, or any"
-        )
+            "the record, or any")
     return names
 
 @_command('corrmatch table runs --vary regions')
@@ -484,8 +481,7 @@ def _table(
     if not runs and not paper:
         raise ValueError(
             'no runs given: name run folders, or a folder that holds some; --paper alone shows the '
-            'published cells'
-        )
+            'published cells')
     text = table_of(runs or [], _varied(vary), paper, format)
     if out:
         write_atomic(out, (text.rstrip('\n') + '\n').encode())
@@ -536,11 +532,8 @@ def make_parser(
 )->argparse.ArgumentParser:
     "Make the parser of all commands and their flags."
     parser = _Parser(
-        prog='corrmatch',
-        description='Semi-supervised semantic segmentation with correlation maps.',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_FIRST_STEPS,
-    )
+        prog='corrmatch', description='Semi-supervised semantic segmentation with correlation maps.',
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_FIRST_STEPS)
     parser.add_argument('--version', action='version', version=f'corrmatch {corrmatch.__version__}')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=_Parser)

@@ -26,11 +26,8 @@ def _demo_configs(
     floor = preset(
         'toy', 'supervised', seed=seed, **changes | dict(toy_unlabeled=0, out=str(Path(out) / 'few_labels')))
     ceiling = preset(
-        'toy',
-        'supervised',
-        seed=seed,
-        **changes | dict(toy_labeled=n_x + n_u, toy_unlabeled=0, out=str(Path(out) / 'all_labels')),
-    )
+        'toy', 'supervised', seed=seed,
+        **changes | dict(toy_labeled=n_x + n_u, toy_unlabeled=0, out=str(Path(out) / 'all_labels')))
     return {'few labels': floor, 'CorrMatch': method, 'all labels': ceiling}
 
 # %% ../../nbs/use/38_demo.ipynb #65fbb9b1
@@ -101,5 +98,4 @@ def _compare(
     return (
         f'{iou_table(results, class_names)}\n'
         f'all labels are worth {every - few:+.1f} points over few; CorrMatch closes '
-        f'{gap_closed(few, method, every):.0%} of that gap'
-    )
+        f'{gap_closed(few, method, every):.0%} of that gap')

@@ -304,8 +304,7 @@ def _pack_views(
         meta.append(
             dict(
                 name=name, size=list(view.image.shape[:2]), grid=list(view.f1.shape[2:]),
-                channels=view.f1.shape[1], arrays={key: put(array) for key, array in held[name].items()})
-        )
+                channels=view.f1.shape[1], arrays={key: put(array) for key, array in held[name].items()}))
     return dict(
         views=meta, names=names, colors=np.asarray(colors).tolist(), lut=put(lut), title=title
     ), b''.join(parts)
@@ -367,8 +366,7 @@ def _contents(image, source, logits=None, strong=None, names=None, colors=None, 
             raise ValueError('one view has logits and the other has none: pass both or neither')
         if view.image.shape != first.image.shape:
             raise ValueError(
-                f'the views are {first.image.shape[:2]} and {view.image.shape[:2]}: pass images of one size'
-            )
+                f'the views are {first.image.shape[:2]} and {view.image.shape[:2]}: pass images of one size')
     if not (0 <= cut <= 1 and 0 <= tau <= 1):
         raise ValueError(f'cut={cut}, tau={tau}: both must be in 0..1')
     size = first.image.shape[:2]
@@ -407,8 +405,7 @@ def explorer_html(
     script = (
         read_asset('explore.js')
         + "\nstandalone(document.getElementById('explorer'), "
-          "JSON.parse(document.getElementById('contents').textContent));\n"
-    )
+          "JSON.parse(document.getElementById('contents').textContent));\n")
     title = meta['title'] or 'correlation explorer'
     return render_page('explore.html', title, 'explore.css', script, contents=contents).decode()
 

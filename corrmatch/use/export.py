@@ -49,8 +49,7 @@ class _Patches(PatchBackbone):
             F.interpolate(
                 maps[0], [(side + 3) // 4 for side in image.shape[-2:]], mode='bilinear', align_corners=False
             ),
-            *maps[1:],
-        ]
+            *maps[1:]]
 
 # %% ../../nbs/use/37_export.ipynb #7d24ca52
 class _Same(nn.Conv2d):
@@ -98,8 +97,7 @@ def _recorded(net, size, low, high=16384):
     "Record a network for sides of `low` to `high` pixels."
     free = {
         0: torch.export.Dim('batch', min=1, max=65536),
-        **{axis: torch.export.Dim(name, min=low, max=high) for axis, name in ((2, 'height'), (3, 'width'))},
-    }
+        **{axis: torch.export.Dim(name, min=low, max=high) for axis, name in ((2, 'height'), (3, 'width'))}}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
         return torch.export.export(
@@ -123,8 +121,7 @@ def _export_graph(
     if any(type(m).__name__.startswith('WindowAttention') for m in net.modules()):
         raise ValueError(
             'this backbone looks through windows (Swin), whose number depends on the size: recording it '
-            'does not end in 20 minutes; use --format safetensors'
-        )
+            'does not end in 20 minutes; use --format safetensors')
     stride = getattr(getattr(net.net, 'backbone', None), 'stride', 8)
     for low in (max(16, stride+1), 65):
         try:
@@ -133,8 +130,7 @@ def _export_graph(
             fault = _first_line(e)  # the recorder raises whatever it likes
     raise ValueError(
         f'this backbone cannot be exported for images of every size ({fault}); nothing was written: use '
-        '--format safetensors'
-    )
+        '--format safetensors')
 
 # %% ../../nbs/use/37_export.ipynb #dab9005a
 def _need(*modules):
@@ -157,8 +153,7 @@ def _translated(graph):
         except Exception as e:
             raise ValueError(
                 f'this backbone cannot be translated to ONNX ({_first_line(e)}); nothing was written: use '
-                '--format export'
-            ) from None
+                '--format export') from None
     assert program is not None
     return program.model_proto
 
@@ -203,8 +198,7 @@ class Exported(NamedTuple):
             else '')
         return (
             f'{self.path}: {self.path.stat().st_size / 1e6:.1f} MB, largest difference from the '
-            f'network {self.difference:.1e}{sentence}'
-        )
+            f'network {self.difference:.1e}{sentence}')
 
 # %% ../../nbs/use/37_export.ipynb #a089885c
 def _facts(opened):
@@ -226,8 +220,7 @@ def _largest_difference(run, net):
         except Exception as e:
             raise ValueError(
                 f'the graph of this backbone fails on images of {w}x{h} ({_first_line(e)}); nothing was '
-                'written: use --format safetensors'
-            ) from None
+                'written: use --format safetensors') from None
     return float(torch.tensor(found).max())  # not a number wins, so that it is refused
 
 # %% ../../nbs/use/37_export.ipynb #c478fcca
@@ -245,8 +238,7 @@ def _graph_file(opened, format):
     except Exception as e:
         raise ValueError(
             f'the graph of this backbone cannot be saved ({_first_line(e)}); nothing was written: use '
-            '--format onnx or safetensors'
-        ) from None
+            '--format onnx or safetensors') from None
     return buffer.getvalue(), torch.export.load(io.BytesIO(buffer.getvalue())).module()
 
 def _write_weights(opened, path, format, run, checkpoint):
@@ -270,8 +262,7 @@ def _target(run, format, out):
     if format == 'torchscript':
         raise ValueError(
             "format 'torchscript': torch.jit is deprecated; use --format export, which torch compiles for "
-            "C++ too, or onnx"
-        )
+            "C++ too, or onnx")
     if format not in FORMATS:
         raise ValueError(f"format '{format}' is not one of {', '.join(FORMATS)}")
     start = Path(run) if Path(run).name not in ('', '..') else Path(run).resolve()
@@ -293,8 +284,7 @@ def _checked(difference, path, opened):
         return difference
     raise DataError(
         f'{path}: would differ from the network by {difference:.3g}; do not use this format, and report '
-        f'the backbone: {opened.config.backbone}'
-    )
+        f'the backbone: {opened.config.backbone}')
 
 # %% ../../nbs/use/37_export.ipynb #e7888bbe
 def export_run(
@@ -319,8 +309,7 @@ def export_run(
                 _largest_difference(
                     _write_weights(opened, Path(draft) / path.name, format, run, checkpoint), net),
                 path,
-                opened,
-            )
+                opened)
             for file in Path(draft).iterdir():
                 os.replace(file, path.with_name(file.name))
     return Exported(path, format, difference)

@@ -123,8 +123,7 @@ def _as_image(
             if image.amin() < 0 or image.amax() > 1:
                 raise ValueError(
                     f'a tensor of values {image.amin():.2f} to {image.amax():.2f}: pass 0..1 or uint8, '
-                    'not normalised'
-                )
+                    'not normalised')
             image = (image*255).round()
         elif image.dtype != torch.uint8:
             raise ValueError(f'a tensor of type {image.dtype}: pass uint8, or floats 0..1')
@@ -218,7 +217,8 @@ class LoadedModel:
         self.longest = longest
         self.quiet = True  # False: a bar shows how far a large image has come
     def window(self, h, w):
-        "Return the side of the windows for an image of h x w; small images take one, unless scored by windows."
+        """Return the side of the windows for an image of h x w; small images take one, unless scored by
+        windows."""
         return self.tile if self.slides or h*w > self.tile**2 else max(h, w)
     @cached_property
     def fused(self):
@@ -376,8 +376,7 @@ def find_inputs(
     if not found:
         raise DataError(
             f'{", ".join(map(str, paths))}: holds no images ({" ".join(PICTURE_SUFFIXES[:5])} ...) and '
-            'no videos'
-        )
+            'no videos')
     return _named_once(found)
 
 # %% ../../nbs/use/35_predict.ipynb #5b49b0f4
@@ -441,8 +440,7 @@ def _read_frames(
     except (av.error.FFmpegError, EOFError) as e:
         raise DataError(
             f'{path}: unreadable or cut short ({e.strerror if hasattr(e, "strerror") else e}); replace '
-            'the file'
-        ) from None
+            'the file') from None
 
 # %% ../../nbs/use/35_predict.ipynb #78cf0de9
 class _VideoWriter:
@@ -549,8 +547,7 @@ class _Sheet:
         self.cards.append(
             _card(
                 name, link, pair, f'{p.image.shape[1]} x {p.image.shape[0]}, mean confidence {sure:.2f}', most
-            )
-        )
+            ))
     def write(self, broken):
         "Write table.csv and index.html."
         p, text = self.predictor, io.StringIO()
@@ -562,8 +559,7 @@ class _Sheet:
             else '')
         head = (
             f'{len(self.rows)} images by {p.config.method} with {p.config.backbone}, scales '
-            f'{", ".join(f"{s:g}" for s in p.scales)}{", and mirrored" if p.flip else ""}.{more}'
-        )
+            f'{", ".join(f"{s:g}" for s in p.scales)}{", and mirrored" if p.flip else ""}.{more}')
         _put(self.out/'index.html', _sheet_page('Predictions', head, p.names, p.colors, self.cards, broken))
 
 # %% ../../nbs/use/35_predict.ipynb #ba5e1bd4
@@ -711,8 +707,7 @@ def _pseudo_page(opened, out, rows, cards, broken, tau):
         else 'the image, its label (weak/)')
     head = (
         f'{len(rows)} images by {c.method} with {c.backbone}, threshold {tau:.3f}. From left to '
-        f'right: {order}. What is not painted is ignored.{more}'
-    )
+        f'right: {order}. What is not painted is ignored.{more}')
     _put(
         out / 'index.html',
         _sheet_page('Pseudo-labels', head, opened.names, opened.colors, cards, broken, 'cards large'))

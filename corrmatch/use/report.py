@@ -94,8 +94,7 @@ def _run_panels(
             'pseudo-label accuracy, % (outside boxes)', m,
             {'confident': 'accuracy_before', 'after regions': 'accuracy_after'}, 100.0),
         lr=panel('learning rate of the backbone', m, {'lr': 'lr'}),
-        speed=panel('images a second', m, {'speed': 'images_per_s'}),
-    )
+        speed=panel('images a second', m, {'speed': 'images_per_s'}))
     return {name: p for name, p in panels.items() if p.lines}
 
 # %% ../../nbs/use/36_report.ipynb #38dc596d
@@ -111,14 +110,8 @@ def _draw_panel(
             color=_INK[i % len(_INK)] if colors is None else colors[i],
             linestyle=('-', '--', ':')[i // len(_INK) % 3])
         ax.plot(
-            x,
-            y,
-            label=' ' * label.startswith('_') + label,
-            marker='.' if len(x) < 30 else None,
-            markersize=4,
-            linewidth=1.4,
-            **style,
-        )
+            x, y, label=' ' * label.startswith('_') + label, marker='.' if len(x) < 30 else None,
+            markersize=4, linewidth=1.4, **style)
     if step is not None:
         ax.axvline(step, color='#7f7f7f', linewidth=1, zorder=0)
     ax.set_title(panel.title, fontsize=9)
@@ -300,8 +293,7 @@ def resume_command(
         code = (
             'import json; from corrmatch.training.trainer import Trainer, recorded_config; f = '
             f'{str(folder)!r}; '
-            "Trainer(recorded_config(json.load(open(f + '/config.json')), f, out=f)).fit(resume=True)"
-        )
+            "Trainer(recorded_config(json.load(open(f + '/config.json')), f, out=f)).fit(resume=True)")
         return f'python -c {shlex.quote(code)}'
     start = asdict(preset(config.name, config.method))
     names = [f.name for f in fields(Config) if f.name not in ('name', 'method', 'out')]
@@ -326,19 +318,15 @@ def _summary_rows(
         (
             'network',
             f'{c.backbone}, output stride {c.stride}, {c.n_classes} classes, weights '
-            f'{Path(c.weights).name or "random"}',
-        ),
+            f'{Path(c.weights).name or "random"}'),
         (
             'data',
             f'{c.data or "generated scenes"}; labeled {c.labeled or c.toy_labeled}, unlabeled '
-            f'{c.unlabeled or c.toy_unlabeled}',
-        ),
+            f'{c.unlabeled or c.toy_unlabeled}'),
         (
             'step',
             f'{c.batch_x} labeled and {c.batch_u} unlabeled crops of {c.crop} pixels, seed {c.seed}, '
-            f'{c.precision}',
-        ),
-    ]
+            f'{c.precision}')]
     if len(v.get('miou', ())):
         scores = best_scores(v)
         best = best_row(scores)
@@ -347,18 +335,14 @@ def _summary_rows(
                 'best mIoU',
                 f"{scores[best]:.2f} % at step "
                 f"{v['step'][best]:.0f}{' with averaged weights' * bool(scores[best] > v['miou'][best])}; "
-                "choosing it on the validation list flatters it",
-            ),
-            ('last mIoU', f"{v['miou'][-1]:.2f} % at step {v['step'][-1]:.0f}"),
-        ]
+                "choosing it on the validation list flatters it"),
+            ('last mIoU', f"{v['miou'][-1]:.2f} % at step {v['step'][-1]:.0f}")]
     if 'time' in s:
         rows.append(
             (
                 'noted',
                 time.strftime('%Y-%m-%d %H:%M', time.localtime(s['time']))
-                + f", {s.get('processes', 1)} process(es)",
-            )
-        )
+                + f", {s.get('processes', 1)} process(es)"))
     skipped = log.metrics.get('skipped', np.zeros(1))
     if np.nanmax(skipped, initial=0):
         rows.append(('skipped steps', f'{np.nanmax(skipped):.0f} without a finite loss, see skipped.csv'))
@@ -381,9 +365,7 @@ def _class_rows(
             (
                 MEANS[other],
                 np.nansum(ious, 0)
-                / (len(ious) if other == 'all' else np.maximum((~np.isnan(ious)).sum(0), 1)),
-            )
-        )
+                / (len(ious) if other == 'all' else np.maximum((~np.isnan(ious)).sum(0), 1))))
     def cells(x):
         return (
             (ABSENT,) * 3
@@ -424,8 +406,7 @@ def _example_cards(
             picture = (
                 center_crop(torch.from_numpy(picture.copy()).permute(2, 0, 1), c.crop)
                 .permute(1, 2, 0)
-                .numpy()
-            )
+                .numpy())
         panels = [
             thumbnail(picture, f'image {name}'), _mask_image(mask, colors, 'its mask'),
             _mask_image(label, colors, 'the prediction'),

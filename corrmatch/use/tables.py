@@ -43,8 +43,7 @@ _ROWS = (
      'an earlier edition of arXiv 2306.04300, only crop 321'),
     ('cityscapes', 'supervised', 0, (65.7, 72.5, 74.4, 77.8), _CVPR),
     ('cityscapes', 'unimatch', 0, (76.6, 77.9, 79.2, 79.5), _CVPR),
-    ('cityscapes', 'corrmatch', 0, (77.3, 78.5, 79.4, 80.4), _CVPR),
-)
+    ('cityscapes', 'corrmatch', 0, (77.3, 78.5, 79.4, 80.4), _CVPR))
 
 # %% ../../nbs/use/39_tables.ipynb #901140aa
 def published_cells(
@@ -92,8 +91,7 @@ def read_results(
         if not runs:
             raise ValueError(
                 f'{root}: no run folder there (no config.json at any depth); give run folders or a folder '
-                'that holds some'
-            )
+                'that holds some')
         found |= {run.folder.resolve(): run for run in runs}
     results = []
     for run in found.values():
@@ -188,8 +186,7 @@ def _check_alike(results, vary=()):
                 values.append(f'{value}: {", ".join(folders[:3])}{more}')
             raise ValueError(
                 f'{data}: the runs differ in {field} ({"; ".join(values)}); leave some out, or say --vary '
-                f'{field} to give each value rows of its own'
-            )
+                f'{field} to give each value rows of its own')
 
 # %% ../../nbs/use/39_tables.ipynb #b3a26d0a
 def mean_sd(
@@ -327,8 +324,7 @@ def _table_notes(
     "Write the notes below a table."
     notes = [
         'mIoU in percent; best: highest of the validations, selected on val itself; ±: standard deviation '
-        'over seeds (n-1)'
-    ]
+        'over seeds (n-1)']
     for data in dict.fromkeys(r.data for r in rows if r.seeds):
         changes = [r.changes for r in rows if r.data == data and r.seeds]
         common = [f'{k}={v}' for k, v in changes[0].items() if all(c.get(k) == v for c in changes)]
@@ -413,8 +409,7 @@ def cell_command(
     start = f'torchrun --nproc_per_node={gpus} -m corrmatch' if gpus > 1 else 'corrmatch'
     return (
         f'{start} train {cell.preset} {" ".join(options)} --out '
-        f'runs/paper/{cell.preset}_{cell.method}{"_513" * large}_s{seed}'
-    )
+        f'runs/paper/{cell.preset}_{cell.method}{"_513" * large}_s{seed}')
 
 # %% ../../nbs/use/39_tables.ipynb #d406155c
 def _pass_operations(model, n, crop, perturb, backward):
