@@ -1,4 +1,7 @@
-"Settings of the site. tools/docs.py writes the pages and calls sphinx; nothing here or there is fetched by a reader's browser."
+"""Settings of the site. tools/docs.py writes the pages and calls sphinx.
+
+Nothing here or there is fetched by the browser of a reader.
+"""
 import re
 
 from docutils.nodes import SkipNode

@@ -37,7 +37,8 @@ NOTEBOOK = """
 from corrmatch.use.explore import explorer, explore_view
 from corrmatch.data.toy import toy_features, toy_logits, toy_scene
 image, mask = toy_scene(seed=11)
-panel = explorer(image, toy_features(mask, stride=4, gain=5.), toy_logits(mask, bonus=6., seed=11), position=(24, 64))
+feats, logits = toy_features(mask, stride=4, gain=5.), toy_logits(mask, bonus=6., seed=11)
+panel = explorer(image, feats, logits, position=(24, 64))
 def answer(change):
     open('position.txt', 'w').write(str(change.new))
     panel.opacity = .35

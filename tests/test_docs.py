@@ -76,7 +76,8 @@ def test_widgets_become_a_note_and_figures_keep_a_description():
     # a plain word may be a command
     ('`spread` and `cut_rows`', '`spread` and {py:obj}`~corrmatch.method.pixel.cut_rows`'),
     ('`two_homes`, `Pair`', '`two_homes`, {py:obj}`~corrmatch.data.folders.Pair`'),
-    ('`corrmatch.method.pixel`', '{py:mod}`corrmatch.method.pixel`'), ('# on `cut`', '# on `cut`'), ('[`cut`](x.ipynb)', '[`cut`](x.ipynb)'),
+    ('`corrmatch.method.pixel`', '{py:mod}`corrmatch.method.pixel`'), ('# on `cut`', '# on `cut`'),
+    ('[`cut`](x.ipynb)', '[`cut`](x.ipynb)'),
     ('```py\n`cut`\n```', '```py\n`cut`\n```'), ('[license](../LICENSE)', '[license](LICENSE.txt)')])
 def test_names_in_prose_link_to_the_reference(text, shown): assert page(prose(text))[0]['source'] == shown
 
@@ -153,7 +154,8 @@ def test_every_formula_becomes_mathml():
 
 def test_checks_find_each_fault(tmp_path):
     (tmp_path/'a.html').write_text('''<h1 id="top">x</h1><a href="#top">ok</a><a href="b.html#there">ok</a><a href="https://example.org">ok</a>
-        <a href="c.html">1</a><a href="b.html#nowhere">2</a><img src="gone.png"><a href="javascript:x()">5</a><img src="data:,">
+        <a href="c.html">1</a><a href="b.html#nowhere">2</a><img src="gone.png"><a href="javascript:x()">5</a>
+        <img src="data:,">
         <script src="https://cdn.example.org/x.js"></script><link rel="stylesheet" href="//fonts.example.org/f.css"><style>b{background:url(http://example.org/b.png)}</style>
         <p>see /home/someone/x and /somewhere/secret</p><pre>#| export</pre><p id="top"></p><iframe src="https://example.org/"></iframe><script>"/home/script"</script>''')
     (tmp_path/'b.html').write_text('<p id="there"></p>')

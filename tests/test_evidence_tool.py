@@ -123,7 +123,8 @@ def train(config):
     Path({out!r}, 'begun').touch()
     time.sleep({nap})
     pretend(config)
-evidence.run_jobs(evidence.make_plan(['camvid'], 2, 'methods', ['1_16']), configs({out!r}), train, say=lambda t: None)
+jobs = evidence.make_plan(['camvid'], 2, 'methods', ['1_16'])
+evidence.run_jobs(jobs, configs({out!r}), train, say=lambda t: None)
 '''
 
 

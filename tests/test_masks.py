@@ -84,7 +84,8 @@ LEVELS = np.array([0, 128, 255], np.uint8)
     (lambda m, i: np.dstack([LEVELS[m]]*3), [0, 1, 2]),
     # alpha says what colours say
     (lambda m, i: np.dstack([palette(3, 'pascal')[m], ((m > 0)*255).astype(np.uint8)]), [0, 1, 2]),
-], ids=['0 128 255', '0 127 255', '0 100 200', '0 128', '0 254', '0 65535', '65535 ignored', 'far ids', 'levels as RGB', 'RGBA cutout'])
+], ids=['0 128 255', '0 127 255', '0 100 200', '0 128', '0 254', '0 65535', '65535 ignored', 'far ids',
+        'levels as RGB', 'RGBA cutout'])
 def test_conventions_that_are_read(tmp_path, encode, table):
     folder(tmp_path, encode)
     assert check(tmp_path, allow_missing=True).ok

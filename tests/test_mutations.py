@@ -57,7 +57,8 @@ def site(tmp_path_factory):
     return root
 
 
-class Slow(Exception): "A command took longer than it may."
+class Slow(Exception):
+    "A command took longer than it may."
 
 
 def call(*argv):

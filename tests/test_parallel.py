@@ -19,10 +19,12 @@ KINDS = {  # what is compared -> changes of the small run
     'another image as partner, two strong views': dict(cutmix='other_image', strong_views=2, w_fp=.25),
     # rounding grows with every step through batch norm: a small rate, and no yes-or-no decision about pixels
     # that it could tip
-    'batch norm synchronised': dict(norm='batch', cutmix='same_image', lr=.002, threshold='fixed', tau=0., regions=0),
+    'batch norm synchronised': dict(
+        norm='batch', cutmix='same_image', lr=.002, threshold='fixed', tau=0., regions=0),
     'clip, average, no warm-up': dict(clip=.5, ema=.9, warmup=0),
     'a threshold for each class': dict(threshold='per_class'),
-    'two micro-steps in each process, workers, strong views on the device': dict(cutmix='same_image', workers=1, accumulate=2, strong_on_device=True),
+    'two micro-steps in each process, workers, strong views on the device': dict(
+        cutmix='same_image', workers=1, accumulate=2, strong_on_device=True),
 }
 CRASHES = {  # the two of this family: parameters without gradient; buffers changed between two forward passes
     'correlation head unused in the warm-up': dict(w_x_corr=0., warmup=3),
@@ -148,12 +150,16 @@ from runs_for_tests import small
 from corrmatch.training.distributed import stop_world
 from corrmatch.training.trainer import Trainer
 class Unlucky(Trainer):
-    "The second process meets a loss that is not a number in its second step, and in the other run an image that cannot be read."
+    "The second process meets a loss that is not a number, and in the other run an unreadable image."
     def _part(self, *args):
         result = super()._part(*args)
-        return result._replace(total=result.total*float("nan")) if (self.out.name, self.step, self.world.rank) == ("nan", 1, 1) else result
+        if (self.out.name, self.step, self.world.rank) == ("nan", 1, 1):
+            return result._replace(total=result.total*float("nan"))
+        return result
     def _loader(self):
-        for batch in super()._loader(): yield batch | dict(broken=["x.jpg: unreadable"]) if (self.out.name, self.step, self.world.rank) == ("broken", 2, 1) else batch
+        for batch in super()._loader():
+            broken = (self.out.name, self.step, self.world.rank) == ("broken", 2, 1)
+            yield batch | dict(broken=["x.jpg: unreadable"]) if broken else batch
 for name in ("nan", "broken"):
     try: Unlucky(small(f"{sys.argv[1]}/{name}", batch_x=4, batch_u=4), quiet=True).fit()
     except ValueError as e: print(f"refused: {e}")
@@ -200,7 +206,8 @@ parallel.stop_world = lambda: None  # all commands of a process in one world
 whole_step = Trainer.run_step
 def run_step(self, batch):
     "The process with the given rank is killed in the middle of its eighth step."
-    if (self.step, self.world.rank) == (7, int(sys.argv[1])): self.batches = os.kill(os.getpid(), signal.SIGKILL)
+    if (self.step, self.world.rank) == (7, int(sys.argv[1])):
+        self.batches = os.kill(os.getpid(), signal.SIGKILL)
     return whole_step(self, batch)
 Trainer.run_step = run_step
 sys.exit(max(main(line.split()) for line in sys.argv[2:]))
@@ -282,7 +289,9 @@ from corrmatch.training.distributed import convert_sync_batchnorm, start_world, 
 world, device, _ = start_world(torch.device("cpu"))
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), BatchNormAct2d(4, act_layer=nn.SiLU), nn.Conv2d(4, 2, 1))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), BatchNormAct2d(4, act_layer=nn.SiLU),
+        nn.Conv2d(4, 2, 1))
 x, y = (torch.randn(4, c, s, s, generator=torch.Generator().manual_seed(c)) for c, s in ((3, 6), (2, 4)))
 alone = net()
 (alone(x)*y).sum().backward()
@@ -290,7 +299,8 @@ for name, part in (("own", net()), ("shared", convert_sync_batchnorm(net(), devi
     half = slice(2*world.rank, 2*world.rank+2)
     (part(x[half])*y[half]).sum().backward()
     for p in part.parameters(): dist.all_reduce(p.grad)
-    worst = max([(a.grad-b.grad).abs().max().item() for a, b in zip(part.parameters(), alone.parameters())] + [(a-b).abs().max().item() for a, b in zip(part.buffers(), alone.buffers())])
+    grads = [(a.grad, b.grad) for a, b in zip(part.parameters(), alone.parameters())]
+    worst = max((a-b).abs().max().item() for a, b in [*grads, *zip(part.buffers(), alone.buffers())])
     if world.first: print(name, worst)
 stop_world()
 '''

@@ -248,9 +248,12 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 6, 8, 8, bias=False)
-    def predict_logits(self, x): return nn.functional.interpolate(self.conv(nn.functional.pad(x, (0, 7, 0, 7))), x.shape[-2:])
+    def predict_logits(self, x):
+        small = self.conv(nn.functional.pad(x, (0, 7, 0, 7)))
+        return nn.functional.interpolate(small, x.shape[-2:])
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
-predictor = LoadedModel(Net().eval(), preset('toy', n_classes=6, crop=257), 'abcdef', np.zeros((6, 3), np.uint8))
+config = preset('toy', n_classes=6, crop=257)
+predictor = LoadedModel(Net().eval(), config, 'abcdef', np.zeros((6, 3), np.uint8))
 small = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 predictor.predict(small.repeat(16, 0).repeat(16, 1))
 image = small.repeat(100, 0).repeat(100, 1)

@@ -53,15 +53,18 @@ from corrmatch.data.folders import LABELED, MIX, UNLABELED, EndlessOrder
 from corrmatch.data.shards import open_unlabeled, spot_check
 np.sort(np.random.default_rng(0).permutation(10))
 
-def megabytes(key, path='/proc/self/status'): return next(int(line.split()[1]) for line in open(path) if line.startswith(key))/1024
+def megabytes(key, path='/proc/self/status'):
+    return next(int(line.split()[1]) for line in open(path) if line.startswith(key))/1024
 
 n, before, start = 1_000_000, megabytes('VmRSS'), time.time()
 source = open_unlabeled('list.txt', sys.argv[1])
 seconds, opened = time.time() - start, megabytes('VmRSS') - before
-assert len(source) == n and source.names[123_456] == 'train/n00000123_00456' and len(spot_check(range(n))) == 1000
+assert len(source) == n and source.names[123_456] == 'train/n00000123_00456'
+assert len(spot_check(range(n))) == 1000
 orders = [EndlessOrder(n, 0, UNLABELED), EndlessOrder(n, 0, MIX), EndlessOrder(92, 0, LABELED, n)]
 for step in range(1000):
-    for place in range(8*step, 8*step + 8): drawn = source.names[orders[0][place]], orders[1][place], orders[2][place]
+    for place in range(8*step, 8*step + 8):
+        drawn = source.names[orders[0][place]], orders[1][place], orders[2][place]
 steps, top = megabytes('VmRSS') - before, megabytes('VmHWM') - before
 for epoch in range(1, 12): orders[0][n*epoch]
 epochs = megabytes('VmRSS') - before

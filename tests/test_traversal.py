@@ -304,10 +304,15 @@ import sys
 from corrmatch.files import DataError
 from corrmatch.data.shards import open_unlabeled
 seen = []
+FORBIDDEN = 'os.system', 'os.exec', 'os.posix_spawn', 'os.symlink', 'os.link', 'os.chmod'
 def hook(event, args):
-    if event == 'open' and isinstance(args[1], str) and set(args[1]) & set('wax+') and isinstance(args[0], (str, bytes)): seen.append(('write', str(args[0])))
-    elif event.split('.')[0] in ('subprocess', 'socket', 'shutil') or event in ('os.system', 'os.exec', 'os.posix_spawn', 'os.symlink', 'os.link', 'os.chmod'): seen.append((event, str(args)))
-    elif event in ('os.mkdir', 'os.rename'): seen.append((event, str(args[1] if event == 'os.rename' else args[0])))
+    if event == 'open' and isinstance(args[1], str) and set(args[1]) & set('wax+'):
+        if isinstance(args[0], (str, bytes)):
+            seen.append(('write', str(args[0])))
+    elif event.split('.')[0] in ('subprocess', 'socket', 'shutil') or event in FORBIDDEN:
+        seen.append((event, str(args)))
+    elif event in ('os.mkdir', 'os.rename'):
+        seen.append((event, str(args[1] if event == 'os.rename' else args[0])))
 sys.addaudithook(hook)
 root, cache = sys.argv[1:]
 for name in ('x.tar', 'hostile.tar', 'images', 'list.txt'):
