@@ -92,7 +92,7 @@ def test_the_option_reaches_check_split_and_train(tmp_path, capsys, monkeypatch)
     monkeypatch.chdir(tmp_path)
     folder(tmp_path/'d', notes(range(3), images=[entry(i) for i in range(6)]), n=6)
     for command, n in (('check d', '3'), ('check d --unannotated background', '6')):
-        assert main(command.split()) == 0 and f'usable pictures with a mask: {n};' in capsys.readouterr().out
+        assert main(command.split()) == 0 and f'usable images with a mask: {n};' in capsys.readouterr().out
     main('split d --labels 2 --seed 1 --unannotated background'.split())
     assert '2 labeled, 3 unlabeled, 1 val' in capsys.readouterr().out
     config, text = train_config(

@@ -13,7 +13,7 @@ from corrmatch.files import DataError
 from corrmatch.data.layouts import find_layout
 from corrmatch.data.masks import CITYSCAPES_IDS, VOC_NAMES, map_ids
 from corrmatch.data.check import (
-    auto_config, check_data, choose_pictures, convert_data, make_split, report_html, report_json, report_text,
+    auto_config, check_data, choose_images, convert_data, make_split, _check_page, report_json, report_text,
     save_report)
 from corrmatch.viz import palette
 
@@ -21,7 +21,7 @@ K = 4  # classes of the generated masks
 
 
 def scene(i, w=20, h=16):
-    "A picture and its mask: background, and two rectangles of the classes 1..3; class 3 is rare."
+    "An image and its mask: background, and two rectangles of the classes 1..3; class 3 is rare."
     rng = np.random.default_rng(i)
     mask = np.zeros((h, w), np.uint8)
     for c in {int(rng.integers(1, 3)), 3 if i % 7 == 0 else 1}:
@@ -84,7 +84,7 @@ def break_five(root):
     stray = scene(4)[1]
     stray[0, :3] = 99
     put(root/'masks/s04.png', stray)                                   # a value that is no class
-    (root/'masks/s05.png').write_text('<html>not found</html>')        # no picture at all
+    (root/'masks/s05.png').write_text('<html>not found</html>')        # no image at all
 
 
 def test_five_faults(tmp_path):
@@ -121,8 +121,8 @@ def test_unreadable_pictures(tmp_path, make, word):
 def test_masks_and_pictures_without_partner(tmp_path):
     put(fill(tmp_path)/'masks/ghost.png', scene(0)[1])
     report = check(tmp_path)
-    assert report.ok and kinds(report, 'warning') == ['lonely mask', 'no mask']
-    assert [f.file for f in report.findings if f.kind == 'lonely mask'] == ['masks/ghost.png']
+    assert report.ok and kinds(report, 'warning') == ['no mask', 'orphan mask']
+    assert [f.file for f in report.findings if f.kind == 'orphan mask'] == ['masks/ghost.png']
 
 
 def test_duplicates_by_content(tmp_path):
@@ -143,7 +143,7 @@ def test_no_masks_at_all(tmp_path):
     with pytest.raises(DataError, match='no readable mask'):
         check(fill(tmp_path, n_masks=0))
     (tmp_path/'other').mkdir()
-    with pytest.raises(DataError, match='holds no pictures'):
+    with pytest.raises(DataError, match='holds no images'):
         check(tmp_path/'other')
 
 
@@ -199,9 +199,9 @@ def test_mask_modes(tmp_path, change, kind, n):
 def test_palette_masks(tmp_path):
     fill(tmp_path)
     for p in (tmp_path/'masks').iterdir():
-        picture = Image.fromarray(np.asarray(Image.open(p)))
-        picture.putpalette(palette(256, 'pascal').tobytes())
-        picture.save(p)
+        image = Image.fromarray(np.asarray(Image.open(p)))
+        image.putpalette(palette(256, 'pascal').tobytes())
+        image.save(p)
     report = check(tmp_path)
     assert report.ok and report.mapping.as_is and {s.mask_mode for s in report.usable} == {'P'}
 
@@ -237,7 +237,7 @@ def test_given_number_of_classes(tmp_path):
     assert check(tmp_path, classes=6, allow_missing=True).ok
 
 
-# --- pictures ---
+# --- images ---
 
 def test_deep_transparent_and_grey_pictures(tmp_path):
     fill(tmp_path)
@@ -258,7 +258,7 @@ def test_deep_transparent_and_grey_pictures(tmp_path):
 
 
 def test_turned_photograph(tmp_path):
-    "The mask was drawn on the picture as cameras show it."
+    "The mask was drawn on the image as cameras show it."
     fill(tmp_path)
     note = Image.Exif()
     note[0x0112] = 6
@@ -292,7 +292,7 @@ def test_notes_that_no_size_can_check(tmp_path, witness, turned):
     assert (
         found == []
         if turned
-        else len(found) == 1 and found[0].file == 'images/s01.png' and ': 2 such pictures' in found[0].text)
+        else len(found) == 1 and found[0].file == 'images/s01.png' and ': 2 such images' in found[0].text)
     convert_data(report, None, None)
     assert not turned or all(
         (np.asarray(Image.open(tmp_path / f'prepared/images/{n}.png')) == i).all()
@@ -304,18 +304,18 @@ def test_no_usable_mask_still_gives_a_report(tmp_path):
     assert (
         report.usable == []
         and 'mask has 10x8 pixels' in report_text(report)
-        and 'class 3' in report_html(report))
+        and 'class 3' in _check_page(report))
 
 
 def test_copies_of_test_pictures_and_palettes(tmp_path):
-    "A copy of a test picture must not train; equal indices with another palette are no copy."
+    "A copy of a test image must not train; equal indices with another palette are no copy."
     fill(tmp_path)
     put(tmp_path/'images/s09.png', scene(3)[0])
     (tmp_path/'test.txt').write_text('s03\ns04\n')
     for i in (10, 11):
-        picture = Image.fromarray(scene(5)[1])
-        picture.putpalette(bytes([20*i])*768)
-        picture.save(tmp_path/f'images/s{i}.png')
+        image = Image.fromarray(scene(5)[1])
+        image.putpalette(bytes([20*i])*768)
+        image.save(tmp_path/f'images/s{i}.png')
     report = check(tmp_path)
     assert not any('s10' in f.file + f.text for f in report.findings)
     split = make_split(tmp_path, 6, report=report, progress=None)
@@ -385,7 +385,7 @@ def test_split_folders(tmp_path):
         fill(tmp_path, 10, 10, folders=(f'{side}/images', f'{side}/labels'))
     report = check(tmp_path)
     assert {s.item.split for s in report.usable} == {'train', 'val'} and len(report.usable) == 20
-    assert {f.kind for f in report.findings} >= {'leak'}, 'both folders hold the same pictures'
+    assert {f.kind for f in report.findings} >= {'leak'}, 'both folders hold the same images'
 
 
 def test_voc(tmp_path):
@@ -510,9 +510,9 @@ def test_split_bytes_do_not_depend_on_the_machine(tmp_path):
     "A fixed choice: were the order to change, everybody's lists would."
     shares = np.array([np.bincount(scene(i)[1].ravel(), minlength=K)/320 for i in range(24)])
     names = [f's{i:02d}' for i in range(24)]
-    assert choose_pictures(shares, names, 6) == [21, 12, 22, 13, 16, 1]
+    assert choose_images(shares, names, 6) == [21, 12, 22, 13, 16, 1]
     turn = np.random.default_rng(0).permutation(24)
-    assert [turn[i] for i in choose_pictures(shares[turn], [names[i] for i in turn], 6)] == [
+    assert [turn[i] for i in choose_images(shares[turn], [names[i] for i in turn], 6)] == [
         21, 12, 22, 13, 16, 1]
 
 
@@ -551,7 +551,7 @@ def test_report_is_escaped_self_contained_and_stable(tmp_path):
     put(root/'images/<i>&".png', scene(0)[0][:8])
     put(root/'masks/<i>&".png', scene(0)[1])
     report = check(root)
-    page = report_html(report)
+    page = _check_page(report)
     assert (
         '<script' not in page
         and '&lt;i&gt;&amp;&#34;.png' in page
@@ -599,7 +599,7 @@ def names_in(root, path): return {Path(line.split()[0]).stem for line in (root/p
 
 def test_a_val_list_alone_keeps_its_pictures_out_of_training(tmp_path):
     fill(tmp_path)
-    put(tmp_path/'images/s27.png', scene(1)[0])                 # a copy of a val picture
+    put(tmp_path/'images/s27.png', scene(1)[0])                 # a copy of a val image
     (tmp_path/'own.txt').write_text('s01\ns02\ns03\n')
     config, _ = auto_config(tmp_path, progress=None, weights='', labels=8, val='own.txt')
     assert config.val == 'own.txt'
@@ -610,18 +610,18 @@ def test_a_val_list_alone_keeps_its_pictures_out_of_training(tmp_path):
         and len(names_in(tmp_path, config.labeled)) == 8)
     put(tmp_path/'masks/s05.png', scene(5)[1][::2])
     (tmp_path/'bad.txt').write_text('s05\n')
-    with pytest.raises(DataError, match='bad.txt: names no picture'):
+    with pytest.raises(DataError, match='bad.txt: names no image'):
         auto_config(tmp_path, progress=None, weights='', labels=8, val='bad.txt')
 
 
 def test_a_val_list_alone_against_the_lists_that_are_there(tmp_path):
-    "Lists found in the folder are used with another val only if they share no picture with it."
+    "Lists found in the folder are used with another val only if they share no image with it."
     fill(tmp_path)
     split = make_split(tmp_path, 5, progress=None)
     (tmp_path/'own.txt').write_text(f'{split.labeled[0]}\n{split.val[0]}\n')
     config, text = auto_config(tmp_path, progress=None, weights='', val='own.txt')
     assert (
-        'passed over because they share pictures with val: 1' in text
+        'passed over because they share images with val: 1' in text
         and config.labeled == 'splits/s0-own/22/labeled.txt')
     assert not names_in(tmp_path, config.labeled) & {split.labeled[0], split.val[0]}
     (tmp_path/'own.txt').write_text(f'{split.val[0]}\n{split.val[1]}\n')
@@ -630,7 +630,7 @@ def test_a_val_list_alone_against_the_lists_that_are_there(tmp_path):
 
 
 def test_val_is_not_changed_under_older_sets(tmp_path):
-    "Pictures that are labeled in an older set must not become val of it."
+    "Images that are labeled in an older set must not become val of it."
     fill(tmp_path)
     old = make_split(tmp_path, 5, progress=None)
     for i in range(30, 60):
@@ -638,7 +638,7 @@ def test_val_is_not_changed_under_older_sets(tmp_path):
         put(tmp_path/f'masks/s{i}.png', scene(i)[1])
     before = (tmp_path/old.files['val']).read_bytes()
     with pytest.raises(
-        DataError, match='val.txt: names other pictures than this split needs, and 5 beside it'):
+        DataError, match='val.txt: names other images than this split needs, and 5 beside it'):
         make_split(tmp_path, 9, progress=None)
     assert (tmp_path/old.files['val']).read_bytes() == before and not (tmp_path/'splits/s0/9').exists()
     assert make_split(tmp_path, 5, progress=None).val != old.val, (
@@ -655,7 +655,7 @@ def test_found_sets_that_overlap_val_are_passed_over(tmp_path):
     with open(tmp_path/'splits/s0/val.txt', 'a') as f:
         f.write(f'images/{only}.png masks/{only}.png\n')
     config, text = auto_config(tmp_path, progress=None, weights='')
-    assert config.labeled == 'splits/s0/5/labeled.txt' and 'share pictures with val: 1' in text
+    assert config.labeled == 'splits/s0/5/labeled.txt' and 'share images with val: 1' in text
 
 
 def test_unlabeled_pictures_given_as_a_folder_or_shards(tmp_path):
@@ -670,7 +670,7 @@ def test_unlabeled_pictures_given_as_a_folder_or_shards(tmp_path):
             assert (
                 config.unlabeled == name
                 and config.steps == n
-                and f'8 passes over {n} unlabeled pictures' in text)
+                and f'8 passes over {n} unlabeled images' in text)
 
 
 def test_auto_config_looks_at_the_values_of_val(tmp_path):

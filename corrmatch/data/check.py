@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['FileScan', 'scan_item', 'follow', 'in_threads', 'scan_items', 'Issue', 'recorded_meaning', 'Report', 'check_data',
-           'report_text', 'report_json', 'show_shares', 'report_html', 'save_report', 'convert_data', 'choose_pictures',
-           'Split', 'make_split', 'rehearse', 'auto_config']
+           'report_text', 'report_json', 'show_shares', 'save_report', 'convert_data', 'choose_images', 'Split',
+           'make_split', 'rehearse', 'auto_config']
 
 # %% ../../nbs/data/22_check.ipynb #c6ff265f
 import hashlib, io, json, os, sys, time, unicodedata
@@ -36,13 +36,13 @@ from ..viz import colorize
 class FileScan(NamedTuple):
     "What the files of one item hold."
     item:Item
-    size:tuple|None=None      # (w, h) of the picture
-    mode:str=''               # of the picture, as PIL names it
+    size:tuple|None=None      # (w, h) of the image
+    mode:str=''               # of the image, as PIL names it
     digest:str=''             # of the decoded pixels
     mask_size:tuple|None=None # (w, h)
     mask_mode:str=''          # '' without a mask
     values:dict|None=None     # stored value -> pixels; None without a mask
-    turned:bool=False         # the mask fits the picture only after the EXIF turn
+    turned:bool=False         # the mask fits the image only after the EXIF turn
     fault:str=''              # why a file cannot be read
     note:int=1                # EXIF orientation; 5 to 8 exchange width and height
     span:tuple|None=None      # of an image of more than 8 bits: smallest and largest value, are they floats
@@ -54,19 +54,19 @@ class FileScan(NamedTuple):
     core: tuple | None = None
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0a81
-def _looks(picture):
-    "Size and RGB bytes of a picture in parts; its own bytes where RGB cannot hold them."
-    own = picture.mode.startswith(('I', 'F')) or picture.mode == 'LAB'
-    if not own and picture.mode != 'RGB':
-        picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB').convert('RGB')
-    yield f'{picture.size}{picture.mode if own else ""}'.encode()
-    w, h = picture.size
+def _looks(image):
+    "Size and RGB bytes of an image in parts; its own bytes where RGB cannot hold them."
+    own = image.mode.startswith(('I', 'F')) or image.mode == 'LAB'
+    if not own and image.mode != 'RGB':
+        image = image.convert('RGBA' if 'transparency' in image.info else 'RGB').convert('RGB')
+    yield f'{image.size}{image.mode if own else ""}'.encode()
+    w, h = image.size
     for y in range(0, h, 256):
-        yield picture.crop((0, y, w, min(y+256, h))).tobytes()
+        yield image.crop((0, y, w, min(y+256, h))).tobytes()
 
-def _span(picture, path=''):
+def _span(image, path=''):
     "Smallest and largest value of an image of more than 8 bits, and whether they are floats; None for 8 bits."
-    values = deep_values(picture)
+    values = deep_values(image)
     if values is None:
         return None
     if not np.isfinite(values).all():
@@ -74,9 +74,9 @@ def _span(picture, path=''):
     return values.min().item(), values.max().item(), values.dtype.kind == 'f'
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a52
-def _core(picture):
+def _core(image):
     "Smallest and largest value on the fuller side of a gap of half the span (beside -9999, say); None for 8 bits."
-    values = deep_values(picture)
+    values = deep_values(image)
     if values is None:
         return None
     found = np.unique(values).astype(float)
@@ -90,7 +90,7 @@ def _core(picture):
 
 # %% ../../nbs/data/22_check.ipynb #a037f160
 def scan_item(
-    item:Item, # picture, perhaps with a mask
+    item:Item, # image, perhaps with a mask
 )->FileScan:
     "Open both files of an item and count what is in them; a fault becomes a line, not an exception."
     try:
@@ -109,18 +109,18 @@ def scan_item(
     return found._replace(
         mask_size=size, mask_mode=facts.mode, values=facts.counts, facts=facts, turned=turned)
 
-def _scan_image(item, picture):
+def _scan_image(item, image):
     "What is known of an item from its image."
-    note = picture.getexif().get(0x0112, 1)
+    note = image.getexif().get(0x0112, 1)
     digest = hashlib.blake2b(digest_size=16)
-    for part in _looks(picture):
+    for part in _looks(image):
         digest.update(part)
-    deep = max(top for _, top in picture.convert('RGB').getextrema()) if picture.info['deep_color'] else None
-    span = _span(picture, item.image)
+    deep = max(top for _, top in image.convert('RGB').getextrema()) if image.info['deep_color'] else None
+    span = _span(image, item.image)
     return FileScan(
-        item, picture.size, picture.mode, digest.hexdigest(), note=note if note in range(2, 9) else 1,
-        span=span, deep_color=deep, pages=picture.info['pages'], core=_core(picture),
-        bands=picture.info['bands'])
+        item, image.size, image.mode, digest.hexdigest(), note=note if note in range(2, 9) else 1,
+        span=span, deep_color=deep, pages=image.info['pages'], core=_core(image),
+        bands=image.info['bands'])
 
 # %% ../../nbs/data/22_check.ipynb #52d27cca
 def follow(
@@ -149,7 +149,7 @@ def in_threads(
     things,        # inputs
     workers:int=0, # threads; 0: as many as there are cores, 16 at most
 ):                 # yields the results in the order of the things
-    "Apply a function in threads; whoever stops listening cancels the rest."
+    "Apply a function in threads; closing the iterator cancels the rest."
     pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
     try:
         yield from pool.map(function, things)
@@ -161,14 +161,14 @@ def scan_items(
     items:list,          # of Item
     workers:int=0,       # threads; 0: as many as there are cores, 16 at most
     progress=follow,     # shows how far it has come; None: silent
-)->list:                 # of Scan, in the order of the items
+)->list:                 # of FileScan, in the order of the items
     "Open all files of a data set."
     scans = in_threads(scan_item, items, workers)
     return list(progress(scans, len(items), 'read') if progress else scans)
 
 # %% ../../nbs/data/22_check.ipynb #7bf57802
 def _unsure(scan):
-    "Does a mask fit its picture both as it is stored and as its EXIF note turns it?"
+    "Does a mask fit its image both as it is stored and as its EXIF note turns it?"
     return (
         scan.note > 1
         and not scan.fault
@@ -188,7 +188,7 @@ def _turn_alike(scans):
 class Issue(NamedTuple):
     "One thing to say about a data set."
     level:str # error | warning
-    kind:str  # unreadable, size, mode, values, no mask, lonely mask, duplicate, leak, classes, conversion, orientation
+    kind:str  # unreadable, size, mode, values, no mask, orphan mask, duplicate, leak, classes, conversion, orientation
     file:str  # relative to the data folder; '' for the whole set
     text:str  # value and remedy
 
@@ -235,7 +235,7 @@ def _drawing(objects):
 
 # %% ../../nbs/data/22_check.ipynb #b4fb35a6
 def _judge(scan, mapping, root):
-    "Findings of one picture and its mask."
+    "Issues of one image and its mask."
     item, out = scan.item, []
     mask = _rel(item.mask or item.image, root)
     if scan.fault:
@@ -253,10 +253,10 @@ def _judge(scan, mapping, root):
         return [Issue('error', 'name', mask, str(e).partition(': ')[2])]
     if scan.size != scan.mask_size and not scan.turned:
         (w, h), (mw, mh) = scan.size, scan.mask_size
-        text = f'mask has {mw}x{mh} pixels, its picture {w}x{h}; make both the same size'
+        text = f'mask has {mw}x{mh} pixels, its image {w}x{h}; make both the same size'
         if item.objects:
             text = (
-                f'annotated with {mw}x{mh} pixels, and has {w}x{h}: turn the picture, or correct width '
+                f'annotated with {mw}x{mh} pixels, and has {w}x{h}: turn the image, or correct width '
                 'and height in the COCO file'
             )
         out.append(Issue('error', 'size', mask, text))
@@ -292,11 +292,11 @@ def _strange(scan, mapping, mask):
 
 # %% ../../nbs/data/22_check.ipynb #01750954
 def _whole(layout, scans, usable):
-    "Findings about the data set as a whole."
+    "Issues about the data set as a whole."
     out = [
         Issue(
-            'warning', 'lonely mask', _rel(p, layout.root),
-            'mask without a picture is not used; add the picture or remove it')
+            'warning', 'orphan mask', _rel(p, layout.root),
+            'mask without an image is not used; add the image or remove it')
         for p in layout.orphan_masks
     ]
     root = layout.root
@@ -312,7 +312,7 @@ def _whole(layout, scans, usable):
         out.append(
             Issue(
                 'warning', 'no mask', _rel(bare[0].item.image, root),
-                f'has no mask and serves as unlabeled, like all such pictures: {len(bare)} in number')
+                f'has no mask and serves as unlabeled, like all such images: {len(bare)} in number')
         )
     groups = {}
     for s in scans:
@@ -322,7 +322,7 @@ def _whole(layout, scans, usable):
         names = [_rel(s.item.image, root) for s in same]
         sides = {s.item.split for s in same}
         leak = len(sides) > 1 and bool(sides & {'val', 'test'})
-        text = f'the same picture as {names[1]}' + (f' and {len(names)-2} more' if len(names) > 2 else '')
+        text = f'the same image as {names[1]}' + (f' and {len(names)-2} more' if len(names) > 2 else '')
         out.append(
             Issue(
                 'warning',
@@ -340,7 +340,7 @@ def _whole(layout, scans, usable):
                 'error',
                 'no mask',
                 '',
-                f'{len(usable)} usable pictures with a mask; at least 2 are needed, one to learn from and '
+                f'{len(usable)} usable images with a mask; at least 2 are needed, one to learn from and '
                 'one to score',
             )
         )
@@ -375,7 +375,7 @@ def _is_empty(scan, mapping):
     return all(mapping.table[v] == IGNORE_INDEX for v in scan.values)
 
 def _learnable(mapping, shares, sound, root, allow_missing):
-    "Findings about classes that masks do not show, and masks that show none."
+    "Issues about classes that masks do not show, and masks that show none."
     empty = [s for s in sound if _is_empty(s, mapping)]
     out = (
         [
@@ -440,7 +440,7 @@ def _much_ignored(mapping, scans, share):
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0a72
 def _depth_findings(layout, scans, depth):
-    "Findings about images of more than 8 bits: how they are scaled, and whether one range fits them all."
+    "Issues about images of more than 8 bits: how they are scaled, and whether one range fits them all."
     deep = [s for s in scans if s.span]
     dark = [s for s in scans if s.deep_color is not None]
     out = []
@@ -494,7 +494,7 @@ def _is_narrow(scan, low, high):
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a72
 def _odd_image(scan):
-    "Can training not read this picture as it is?"
+    "Can training not read this image as it is?"
     return (
         scan.turned
         or scan.mode.startswith(('I', 'F'))
@@ -505,7 +505,7 @@ def _odd_mask(scan, mapping):
     return scan.values is not None and (not mapping.as_is or scan.mask_mode not in ('L', 'P'))
 
 def _remarks(layout, mapping, scans, remembered=''):
-    "Findings about what has to be converted, what a person should look at, and the class file."
+    "Issues about what has to be converted, what a person should look at, and the class file."
     n_images = sum(map(_odd_image, scans))
     n_masks = sum(_odd_mask(s, mapping) for s in scans)
     out = [Issue('warning', 'values', '', text) for text in (*mapping.remarks, remembered) if text]
@@ -515,7 +515,7 @@ def _remarks(layout, mapping, scans, remembered=''):
                 'warning',
                 'conversion',
                 '',
-                f'not readable in training as they are: {n_images} of the pictures, {n_masks} of the '
+                f'not readable in training as they are: {n_images} of the images, {n_masks} of the '
                 f'masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies',
             )
         )
@@ -527,8 +527,8 @@ def _remarks(layout, mapping, scans, remembered=''):
                 'orientation',
                 _rel(unsure[0].item.image, layout.root),
                 'has an EXIF note that turns it, and the size of its mask does not tell whether that was '
-                f'drawn on the turned picture: {len(unsure)} such pictures are used as they are stored; '
-                'where masks do not fit, save the pictures turned and without the note',
+                f'drawn on the turned image: {len(unsure)} such images are used as they are stored; '
+                'where masks do not fit, save the images turned and without the note',
             )
         )
     paged = [s for s in scans if s.pages > 1]
@@ -579,12 +579,12 @@ class Report:
     "What is known about a data set after reading all of it."
     layout:Layout
     mapping:MaskMap
-    scans:list         # of Scan, one an item
-    findings:list      # of Finding, errors first
-    usable:list        # of Scan: with a mask, nothing wrong
-    shares:np.ndarray  # (n,k) float64: share of each class in each usable picture
+    scans:list         # of FileScan, one an item
+    findings:list      # of Issue, errors first
+    usable:list        # of FileScan: with a mask, nothing wrong
+    shares:np.ndarray  # (n,k) float64: share of each class in each usable image
     ignored:float      # share of pixels without a class
-    converted:dict = field(default_factory=dict) # name -> (picture, mask), set by convert_data
+    converted:dict = field(default_factory=dict) # name -> (image, mask), set by convert_data
     depth:Depth = Depth()        # values of deep images that become 0 and 255
     meaning:Meaning = Meaning()  # what was said about the masks
 
@@ -595,7 +595,7 @@ class Report:
     def errors(self): return [f for f in self.findings if f.level == 'error']
     @cached_property
     def plain(self):
-        "Names without blanks for the pictures whose names have some, {name: unique name}."
+        "Names without blanks for the images whose names have some, {name: unique name}."
         taken, out = {s.item.name for s in self.scans}, {}
         for name in (s.item.name for s in self.scans if any(c.isspace() for c in s.item.name)):
             new = ''.join('_' if c.isspace() else c for c in name)
@@ -607,7 +607,7 @@ class Report:
 
 # %% ../../nbs/data/22_check.ipynb #9a266ee0
 def _shares(scans, mapping):
-    "Share of each class in each picture (n,k), and the share of ignored pixels in all."
+    "Share of each class in each image (n,k), and the share of ignored pixels in all."
     k, ignored = len(mapping.names), 0.
     shares = np.zeros((len(scans), k))
     for row, s in zip(shares, scans):
@@ -677,7 +677,7 @@ def _no_masks(layout, scans):
         f'the first fault: {faults[0]}'
         if faults
         else f'{describe_layout(layout)}; put masks into masks/ (same names as in images/), or beside the '
-             'pictures as NAME_mask.png'
+             'images as NAME_mask.png'
     )
     return f'{layout.root}: no readable mask; {reason}'
 
@@ -685,10 +685,10 @@ def _no_masks(layout, scans):
 def _split_of(report): return np.array([s.item.split or 'train' for s in report.usable])
 
 def _share_rows(report):
-    "Rows of the table of classes: name, pictures, share, share in train and val where they are told apart."
+    "Rows of the table of classes: name, images, share, share in train and val where they are told apart."
     shares, side = report.shares, _split_of(report)
     sides = [s for s in ('train', 'val', 'test') if (side == s).any()]
-    columns = ['class', 'pictures', 'share %', *[f'{s} %' for s in sides if len(sides) > 1], '']
+    columns = ['class', 'images', 'share %', *[f'{s} %' for s in sides if len(sides) > 1], '']
     def percent(part, c): return f'{100*part[:, c].mean():.2f}' if len(part) else '-'
     rows = [
         [
@@ -726,7 +726,7 @@ def report_text(
     (w, h), n = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
     lines = [
         describe_layout(report.layout), f'masks: {report.mapping.text}',
-        f'sizes: {len(sizes)} different, most often {w}x{h} ({n} pictures)', '',
+        f'sizes: {len(sizes)} different, most often {w}x{h} ({n} images)', '',
         text_table([columns, *rows], (0, len(columns) - 1)),
         f'ignored: {100 * report.ignored:.2f} % of the pixels', '']
     lines += _file_lines(report)
@@ -741,7 +741,7 @@ def report_text(
         if report.ok
         else f'cannot be trained on as it is, faulty files: {n_bad}; mend or remove them'
         + ', or let `corrmatch split` leave them out' * bool(n_bad))
-    return '\n'.join([*lines, f'usable pictures with a mask: {len(report.usable)}; {verdict}'])
+    return '\n'.join([*lines, f'usable images with a mask: {len(report.usable)}; {verdict}'])
 
 # %% ../../nbs/data/22_check.ipynb #47c43f2f
 def report_json(
@@ -751,7 +751,7 @@ def report_json(
     m = report.mapping
     classes = [
         dict(
-            id=c, name=n, color=[int(v) for v in m.colors[c]], pictures=int((report.shares[:, c] > 0).sum()),
+            id=c, name=n, color=[int(v) for v in m.colors[c]], images=int((report.shares[:, c] > 0).sum()),
             share=round(float(report.shares[:, c].mean()), 6) if len(report.usable) else None)
         for c, n in enumerate(m.names)
     ]
@@ -759,7 +759,7 @@ def report_json(
     return json.dumps(
         dict(
             ok=report.ok, layout=report.layout.kind, found=describe_layout(report.layout),
-            masks=dict(kind=m.kind, text=m.text), pictures=len(report.scans), usable=len(report.usable),
+            masks=dict(kind=m.kind, text=m.text), images=len(report.scans), usable=len(report.usable),
             ignored=round(report.ignored, 6), classes=classes, sizes=dict(sorted(sizes.items())),
             modes=dict(Counter(s.mode for s in report.scans if s.mode)),
             mask_modes=dict(Counter(s.mask_mode for s in report.scans if s.mask_mode)),
@@ -771,7 +771,7 @@ def report_json(
 
 # %% ../../nbs/data/22_check.ipynb #3273f557
 def show_shares(
-    shares:dict,         # title -> (n,k) class shares of pictures
+    shares:dict,         # title -> (n,k) class shares of images
     names:list,          # k class names
     colors:np.ndarray,   # (k,3) uint8
 ):                       # Figure
@@ -787,7 +787,7 @@ def show_shares(
         ax.set(
             xscale='log', xlim=(0.01, 300), xticks=(0.01, 0.1, 1, 10, 100),
             xticklabels=('0.01', '0.1', '1', '10', '100'), yticks=y, title=title,
-            xlabel='share of the pixels, %; number: pictures')
+            xlabel='share of the pixels, %; number: images')
         ax.set_yticklabels(names)
         ax.tick_params(labelsize=8)
         ax.title.set_size(9)
@@ -807,7 +807,7 @@ def _overlay(scan, report):
     image = read_photo(scan.item.image, scan.turned, report.depth if scan.span else None)
     n = max(1, max(image.shape)//640)  # of a large image every n-th pixel is enough
     image = image[::n, ::n].copy()
-    plain = thumbnail(image, f'picture {name}', 160)
+    plain = thumbnail(image, f'image {name}', 160)
     if scan.values is None or scan.fault:
         return [plain]
     ids = map_ids(read_stored(scan.item, scan.size, mapping.by_color).values[::n, ::n], mapping.table)
@@ -820,18 +820,18 @@ def _overlay(scan, report):
 def _card(scan, report, text=''):
     "One image of the page, with its name and what is wrong with it."
     try:
-        pictures = _overlay(scan, report)
+        images = _overlay(scan, report)
     except (DataError, ValueError):
-        pictures = []
-    return Card(pictures, _rel(scan.item.image, report.layout.root), lines=(text,) if text else ())
+        images = []
+    return Card(images, _rel(scan.item.image, report.layout.root), lines=(text,) if text else ())
 
 def _share_png(report):
     "The figure of class shares."
     mapping = report.mapping
-    return figure_png(show_shares({'usable pictures': report.shares}, mapping.names, mapping.colors))
+    return figure_png(show_shares({'usable images': report.shares}, mapping.names, mapping.colors))
 
 # %% ../../nbs/data/22_check.ipynb #e528d149
-def report_html(
+def _check_page(
     report:Report, # from check_data
     most:int=12,   # sound images, and as many faulty ones, that are shown
 )->str:            # one self-contained page
@@ -863,14 +863,14 @@ def save_report(
     mark_output(out, 'report')
     texts = {
         'report.txt': report_text(report, 10**6) + '\n', 'report.json': report_json(report) + '\n',
-        'report.html': report_html(report)}
+        'report.html': _check_page(report)}
     if report.usable:
         texts['shares.png'] = _share_png(report)
     return [write_file(Path(out)/name, data) for name, data in texts.items()]
 
 # %% ../../nbs/data/22_check.ipynb #d2745ea9
 def _targets(scan, report, everything):
-    "Where picture and mask of an item go, relative to the new folder; None for what stays."
+    "Where image and mask of an item go, relative to the new folder; None for what stays."
     name = scan.item.name
     item = scan.item
     inside = '' if everything else 'prepared/'
@@ -899,14 +899,14 @@ def _stamps(scans, report, everything):
     return out
 
 # %% ../../nbs/data/22_check.ipynb #6550ad87
-def _encode(picture):
+def _encode(image):
     "PNG bytes."
     buffer = io.BytesIO()
-    picture.save(buffer, 'PNG')
+    image.save(buffer, 'PNG')
     return buffer.getvalue()
 
 def _convert_one(scan, report, root, everything, current):
-    "Write what one item needs and what is not current; (picture, mask) relative to root."
+    "Write what one item needs and what is not current; (image, mask) relative to root."
     (image, mask), item = _targets(scan, report, everything), scan.item
     if image and not (image in current and (root/image).is_file()):
         if _odd_image(scan):
@@ -959,7 +959,7 @@ def convert_data(
     out:Path|None=None,# folder of a new data set; None: only what needs it, into prepared/ of the data folder
     progress=follow,   # shows how far it has come; None: silent
 )->Path:               # the folder that can be trained on; report.converted names the files in it
-    "Make the copies that training can read; faulty pictures are left out."
+    "Make the copies that training can read; faulty images are left out."
     bad = {f.file for f in report.errors}
     root = Path(out) if out else report.layout.root
     rel = partial(_rel, root=report.layout.root)
@@ -1012,13 +1012,13 @@ def _write_classes(root, mapping):
 
 # %% ../../nbs/data/22_check.ipynb #c52e879b
 def _nearest_share(front, shares, total, target):
-    "Of some pictures the one that brings the shares closest to the target; distances are rounded, so that no machine's last bit decides."
+    "Of some images the one that brings the shares closest to the target; distances are rounded, so that no machine's last bit decides."
     after = total + shares[front]
     after = np.sqrt(after/np.maximum(after.sum(1, keepdims=True), 1e-12))
     return front[int(np.round(((after - target)**2).sum(1), 9).argmin())]
 
 def _first_missing(pool, shows, missing, allowed, width):
-    "A picture that shows the rarest missing class, and most of the others; None if there is none."
+    "An image that shows the rarest missing class, and most of the others; None if there is none."
     for c in sorted(np.flatnonzero(missing), key=lambda c: (shows[:, c].sum(), c)):
         front = list(islice((i for i in pool if shows[i, c] and allowed(i)), width))
         if front:
@@ -1026,15 +1026,15 @@ def _first_missing(pool, shows, missing, allowed, width):
     return None
 
 # %% ../../nbs/data/22_check.ipynb #ff973249
-def choose_pictures(
-    shares:np.ndarray, # (n,k) share of each class in each picture
+def choose_images(
+    shares:np.ndarray, # (n,k) share of each class in each image
     names:list,        # n names; the order depends on nothing else but the seed
-    size:int,          # pictures wanted
-    seed:int=0,        # another seed, other pictures
-    leave:int=0,       # pictures of each class that must not be taken
-    width:int=32,      # pictures that are compared at a time
+    size:int,          # images wanted
+    seed:int=0,        # another seed, other images
+    leave:int=0,       # images of each class that must not be taken
+    width:int=32,      # images that are compared at a time
 )->list:               # indices in the order in which they were taken
-    "Choose pictures in which every class occurs, with shares close to those of all."
+    "Choose images in which every class occurs, with shares close to those of all."
     pool = sorted(range(len(names)), key=lambda i: hashlib.sha256(f'{seed}/{names[i]}'.encode()).digest())
     shows, total = shares > 0, np.zeros(shares.shape[1])
     chosen:list[int] = []
@@ -1055,7 +1055,7 @@ def choose_pictures(
 
 # %% ../../nbs/data/22_check.ipynb #8733058f
 class Split(NamedTuple):
-    "Which pictures are used for what."
+    "Which images are used for what."
     labeled:list   # names
     unlabeled:list # names
     val:list       # names
@@ -1073,17 +1073,17 @@ def _choose_val(report, share, seed):
         raise DataError(f'val={share}: no val list or folder was found; give a share between 0 and 1')
     free = [i for i, s in enumerate(report.usable) if s.item.split != 'test']
     wanted = max(1, round(share*len(free)))
-    rows = choose_pictures(
+    rows = choose_images(
         report.shares[free], [report.usable[i].item.name for i in free], wanted, seed, leave=1)
     if not rows:
         raise DataError(
-            f'{report.layout.root}: every picture is the only one of some class, none can be spared for '
-            'val; add labeled pictures or a val list'
+            f'{report.layout.root}: every image is the only one of some class, none can be spared for '
+            'val; add labeled images or a val list'
         )
     return [free[i] for i in rows], True
 
 def _rest(report, val):
-    "Rows of `usable` for training, scans of all pictures that may serve as unlabeled, copies of val and test pictures left out."
+    "Rows of `usable` for training, scans of all images that may serve as unlabeled, copies of val and test images left out."
     scored = {report.usable[i].digest for i in val} | {
         s.digest for s in report.scans if s.digest and s.item.split in ('val', 'test')}
     bad = {f.file for f in report.errors}
@@ -1105,13 +1105,13 @@ def _rest(report, val):
 
 # %% ../../nbs/data/22_check.ipynb #32013cd1
 def _keep_val(folder, size, text):
-    "Refuse a val.txt of other pictures where label sets of other sizes were made with the one that is there."
+    "Refuse a val.txt of other images where label sets of other sizes were made with the one that is there."
     def images(text): return {parse_line(line)[1] for line in text.split('\n') if line.strip()}
     val = folder/'val.txt'
     others = sorted(p.parent.name for p in folder.glob('*/labeled.txt') if p.parent.name != size)
     if others and val.is_file() and images(val.read_text(encoding='utf-8')) != images(text):
         raise DataError(
-            f'{val}: names other pictures than this split needs, and {", ".join(others[:3])} beside it '
+            f'{val}: names other images than this split needs, and {", ".join(others[:3])} beside it '
             f'were made with it; take another seed, or delete {folder} to make all sets anew'
         )
 
@@ -1130,9 +1130,9 @@ def _write_lists(report, root, folder, lists):
     return files
 
 def _split_text(report, rows, labeled, val, notes):
-    "The table that explains a split: pictures and shares of every class in all, labeled and val."
+    "The table that explains a split: images and shares of every class in all, labeled and val."
     parts = {'train': report.shares[rows], 'labeled': report.shares[labeled], 'val': report.shares[val]}
-    columns = ['class', *[f'{p} {u}' for p in parts for u in ('pictures', '%')]]
+    columns = ['class', *[f'{p} {u}' for p in parts for u in ('images', '%')]]
     body = [
         [
             n,
@@ -1147,10 +1147,10 @@ def _split_text(report, rows, labeled, val, notes):
 
 # %% ../../nbs/data/22_check.ipynb #0b565fe7
 def make_split(
-    folder:Path,       # data set; faulty pictures are left out
-    labels:int=92,     # labeled pictures
+    folder:Path,       # data set; faulty images are left out
+    labels:int=92,     # labeled images
     seed:int=0,        # another seed, another choice
-    val:float=.2,      # share of the pictures with masks kept for scoring, where the data set names none
+    val:float=.2,      # share of the images with masks kept for scoring, where the data set names none
     out:Path|None=None,# folder of the lists; None: splits/sSEED in the data folder
     classes=None,      # a class file or a number of classes; None: found
     report:Report|None=None,# from check_data, if it was made already
@@ -1158,7 +1158,7 @@ def make_split(
     meaning:Meaning|None=None,# as in check_data
     depth:Depth|None=None, # as in check_data
 )->Split:
-    "Choose labeled, unlabeled and val pictures, convert what needs it, and write the lists."
+    "Choose labeled, unlabeled and val images, convert what needs it, and write the lists."
     report = report or check_data(folder, classes, progress=progress, meaning=meaning, depth=depth)
     if not out:
         _need_writable(report.layout.root, 'the lists', '--out of `split` or --lists of `train`')
@@ -1190,10 +1190,10 @@ def _choose_labeled(report, rows, labels, seed):
     "Rows of `usable` that are labeled."
     if not 1 <= labels <= len(rows):
         raise DataError(
-            f'labels={labels}: {len(rows)} usable pictures with a mask are there for training; ask for 1 '
+            f'labels={labels}: {len(rows)} usable images with a mask are there for training; ask for 1 '
             f'to {len(rows)}'
         )
-    chosen = choose_pictures(report.shares[rows], [report.usable[i].item.name for i in rows], labels, seed)
+    chosen = choose_images(report.shares[rows], [report.usable[i].item.name for i in rows], labels, seed)
     absent = np.flatnonzero((report.shares[rows][chosen].sum(0) == 0) & (report.shares[rows].sum(0) > 0))
     if not len(absent):
         return [rows[i] for i in chosen]
@@ -1202,7 +1202,7 @@ def _choose_labeled(report, rows, labels, seed):
         for n in range(labels, len(rows) + 1)
         if _covers(
             report.shares[rows],
-            choose_pictures(report.shares[rows], [report.usable[i].item.name for i in rows], n, seed))
+            choose_images(report.shares[rows], [report.usable[i].item.name for i in rows], n, seed))
     )
     raise DataError(
         f'labels={labels}: too few to show every class '
@@ -1216,20 +1216,20 @@ def _split_notes(lists, made, seed, left, copies):
     "The sentences above the table."
     notes = [
         f"{len(lists['labeled'])} labeled, {len(lists['unlabeled'])} unlabeled, {len(lists['val'])} val "
-        f"pictures (seed {seed})",
-        'labeled: every class first, rarest first, then the picture that brings the class shares closest '
+        f"images (seed {seed})",
+        'labeled: every class first, rarest first, then the image that brings the class shares closest '
         'to those of all',
         'val: chosen by the same rule' if made else 'val: as the data set says',
     ]
     if left > 0:
         notes.append(f'left out as faulty: {left}; see `corrmatch check`')
     if copies:
-        notes.append(f'copies of val or test pictures, kept out of training: {copies}')
+        notes.append(f'copies of val or test images, kept out of training: {copies}')
     return notes
 
 # %% ../../nbs/data/22_check.ipynb #f98cda08
 def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
-    "Numbers of a run from picture sizes, counts and what was given, each with its reason."
+    "Numbers of a run from image sizes, counts and what was given, each with its reason."
     long = int(np.median([max(s) for s in sizes]))
     top = max(max(s) for s in sizes)
     short = int(np.median([min(s) for s in sizes]))
@@ -1249,22 +1249,22 @@ def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
         'stride': (stride, f'{((given.get("crop") or found) - 1) // stride + 1} feature positions a side'),
         'batch_x': (
             batch_x,
-            f'{n_labeled} labeled pictures'
+            f'{n_labeled} labeled images'
             if n_labeled > 1
             else 'the labeled image twice a step: batch norm needs two',
         ),
         'batch_u': (8, 'as in the paper'),
         'steps': (
             steps,
-            f'{passes} passes over {n_unlabeled} unlabeled pictures'
+            f'{passes} passes over {n_unlabeled} unlabeled images'
             + ('' if 'epochs' in given else ', at least 1000, at most 40000'),
         ),
-        'evaluation': ('slide' if slide else 'whole', f'the largest picture has {top} pixels a side'),
+        'evaluation': ('slide' if slide else 'whole', f'the largest image has {top} pixels a side'),
     }
 
 # %% ../../nbs/data/22_check.ipynb #781f4b9b
 def _known(report):
-    "Names of the pictures by what a list may call them: their path or that of their copy, without the ending."
+    "Names of the images by what a list may call them: their path or that of their copy, without the ending."
     root = report.layout.root
     return {
         _bare(p): s.item.name
@@ -1278,13 +1278,13 @@ def _bare(path):
     return stem + suffix*(suffix.lower() not in IMAGE_SUFFIXES)
 
 def _names_in(path, known, root):
-    "Names of the pictures in a list; the path where none is known by it."
+    "Names of the images in a list; the path where none is known by it."
     return {
         known.get(p := _bare(parse_line(line, f'{path} line {n}', root)[1]), p)
         for n, line in list_lines(path)}
 
 def _hold_out(report, val, known):
-    "The same report with the pictures of a list as val; what the data set calls val is kept out of training as well."
+    "The same report with the images of a list as val; what the data set calls val is kept out of training as well."
     named = _names_in(val, known, report.layout.root)
     def side(s):
         return s._replace(
@@ -1294,14 +1294,14 @@ def _hold_out(report, val, known):
     marked = replace(report, scans=[side(s) for s in report.scans], usable=[side(s) for s in report.usable])
     if not any(s.item.split == 'val' for s in marked.usable):
         raise DataError(
-            f'{val}: names no picture of {report.layout.root} that has a usable mask; give labeled=LIST '
+            f'{val}: names no image of {report.layout.root} that has a usable mask; give labeled=LIST '
             'and unlabeled=LIST too'
         )
     return marked
 
 # %% ../../nbs/data/22_check.ipynb #a44cbe7b
 def _found_lists(root, known, val=None):
-    "Lists in the data folder: the longest labeled list that shares no picture with val, and what belongs to it; {} without any."
+    "Lists in the data folder: the longest labeled list that shares no image with val, and what belongs to it; {} without any."
     labeled = sorted(
         (p for p in Path(root).rglob('labeled.txt') if 'prepared' not in p.parts),
         key=lambda p: (-len(list_lines(p)), str(p)))
@@ -1320,9 +1320,9 @@ def _found_lists(root, known, val=None):
             k: p
             for k, p in dict(labeled=best, unlabeled=best.parent / 'unlabeled.txt', val=own).items()
             if p.is_file()}
-        # one that holds pictures of the val beside it is refused before training (chapter 33)
-        taught = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]
-        if any(_names_in(p, known, root) & _names_in(own, known, root) for p in taught):
+        # one that holds images of the val beside it is refused before training (chapter 33)
+        trained = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]
+        if any(_names_in(p, known, root) & _names_in(own, known, root) for p in trained):
             passed += 1
             continue
         others = (
@@ -1334,7 +1334,7 @@ def _found_lists(root, known, val=None):
         }, f'lists: found in {_rel(best.parent, root)}{others}{_passed(passed)}'
     return {}, _passed(passed)
 
-def _passed(n): return f'; passed over because they share pictures with val: {n}' if n else ''
+def _passed(n): return f'; passed over because they share images with val: {n}' if n else ''
 
 def _made_lists(report, labels, seed, share, out, progress):
     "Lists made here, and the sentence that says so."
@@ -1345,7 +1345,7 @@ def _made_lists(report, labels, seed, share, out, progress):
     note = (
         ''
         if 'unlabeled' in lists
-        else '; no picture is left, so the labeled ones serve as unlabeled too (hide some with labels=N)')
+        else '; no image is left, so the labeled ones serve as unlabeled too (hide some with labels=N)')
     lists.setdefault('unlabeled', lists['labeled'])
     return (
         lists,
@@ -1477,8 +1477,8 @@ def _weights_at_hand(name='resnet18', seconds=4.):
 def auto_config(
     folder:Path,            # data set, in any layout
     method:str='corrmatch', # as in preset
-    labels:int=0,           # labeled pictures; 0: all that have masks
-    share:float=.2,         # share kept for scoring, where neither the data set nor val= names pictures
+    labels:int=0,           # labeled images; 0: all that have masks
+    share:float=.2,         # share kept for scoring, where neither the data set nor val= names images
     lists:Path|None=None,   # folder for lists that have to be made; None: splits/ in the data folder
     classes=None,           # a class file or a number of classes; None: found
     progress=follow,        # shows how far it has come; None: silent
@@ -1499,7 +1499,7 @@ def auto_config(
     chosen, why = _choose_lists(report, given, labels, 0, share, lists, progress)
     if 'unlabeled' not in chosen:
         chosen = chosen | dict(unlabeled=chosen['labeled'])
-        why = f'{why}; no unlabeled list, so the labeled pictures serve as unlabeled too'
+        why = f'{why}; no unlabeled list, so the labeled images serve as unlabeled too'
     count = {
         k: len(open_unlabeled(str(p), root)) if k == 'unlabeled' else len(list_lines(_at(root, p)))
         for k, p in chosen.items()

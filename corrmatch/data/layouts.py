@@ -141,12 +141,12 @@ def parse_place(
 
 # %% ../../nbs/data/21_layouts.ipynb #e40db889
 class Item(NamedTuple):
-    "One picture of a data set."
+    "One image of a data set."
     name:str             # unique: the stem, or the path where stems repeat
-    image:Path           # picture file
+    image:Path           # image file
     mask:Path|None=None  # mask file
     split:str=''         # train, val, test, or '' where nothing tells
-    objects:tuple|None=None # COCO annotations of this picture
+    objects:tuple|None=None # COCO annotations of this image
 
     @property
     def has_mask(self): return self.mask is not None or self.objects is not None
@@ -249,13 +249,13 @@ def shown(
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c01
 def _walk(root, include=()):
     "Relative paths, sorted: images, text lists, JSON, CSV and XML files; and for all others {path: (use, why)}."
-    found = {'picture': [], '.txt': [], '.json': [], '.csv': [], '.xml': []}
+    found = {'image': [], '.txt': [], '.json': [], '.csv': [], '.xml': []}
     aside = {}
     for path, use, why in sorted(_tree(root)):
         stem, suffix = os.path.splitext(path)
-        kind = 'picture' if suffix.lower() in PICTURE_SUFFIXES else suffix.lower()
+        kind = 'image' if suffix.lower() in PICTURE_SUFFIXES else suffix.lower()
         wanted = (
-            kind == 'picture' and use not in ('link', 'name', 'closed folder') and _matches(path, include))
+            kind == 'image' and use not in ('link', 'name', 'closed folder') and _matches(path, include))
         if kind in found and (wanted or not use and not stem.endswith(OTHER_TAILS)):
             found[kind].append(path)
         else:
@@ -527,7 +527,7 @@ def _listed(root, texts, items):
             )
         split[kind] = [r for r in rows if r is not None]
         used.append(text)
-    # val last: a picture in train and val is scored, so it must not train
+    # val last: an image in train and val is scored, so it must not train
     for kind in ('train', 'test', 'val'):
         for row in split.get(kind, ()):
             items[row] = items[row]._replace(split=kind)
@@ -619,9 +619,9 @@ def _read_coco(root, found, classes, unannotated, include, masks_folder):
     if masks_folder:
         return None, classes
     named = classes and not classes[2].startswith('classes=')
-    masks = {p for files in _roles(_places(found['picture'], '', include))[1].values() for _, p in files}
+    masks = {p for files in _roles(_places(found['image'], '', include))[1].values() for _, p in files}
     names = classes[0] if named else None
-    coco = read_coco(root, found['.json'], found['picture'], unannotated, names, masks)
+    coco = read_coco(root, found['.json'], found['image'], unannotated, names, masks)
     if not coco.images:
         return coco, classes
     if classes is None:
@@ -634,7 +634,7 @@ def _read_coco(root, found, classes, unannotated, include, masks_folder):
 # %% ../../nbs/data/21_layouts.ipynb #c0c05c43
 def _coco_layout(root, found, coco, classes, include):
     "The layout of a folder with COCO files, and the lists that were used."
-    places = _places(found['picture'], '', include)
+    places = _places(found['image'], '', include)
     found['aside'] |= (
         left := {p: why for p, why in _set_aside(places, include).items() if p not in coco.images})
     images, masks = _roles({p: place for p, place in places.items() if p not in left})
@@ -691,7 +691,7 @@ def _given(classes):
 
 # %% ../../nbs/data/21_layouts.ipynb #82fb9ce7
 def _one_numbering(items):
-    "Cityscapes with train ids for some pictures only: take the label ids of all."
+    "Cityscapes with train ids for some images only: take the label ids of all."
     if all('TrainIds' in i.mask.name for i in items if i.mask):
         return items
     label = {i: i.mask.with_name(i.mask.name.replace('_labelTrainIds', '_labelIds')) for i in items if i.mask}
@@ -700,7 +700,7 @@ def _one_numbering(items):
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c10
 def _arrange(root, found, classes, include, masks, remarks=()):
     "The layout of a tree of images and masks, and the lists that were used; found['aside'] gets the images that are none."
-    places = _places(found['picture'], masks, include)
+    places = _places(found['image'], masks, include)
     aside = found['aside']
     if masks and not any(p.role == 'mask' for p in places.values()):
         raise DataError(
@@ -937,7 +937,7 @@ def _account(layout, found, used):
         else:
             out[path] = 'other', 'text'
     out |= (
-        dict.fromkeys(found['picture'], ('image', 'no list or annotation names it: not used'))
+        dict.fromkeys(found['image'], ('image', 'no list or annotation names it: not used'))
         | found['aside'])
     out |= {_below(root, p): ('mask', 'without an image: not used') for p in layout.orphan_masks}
     out |= {_below(root, p): ('image', 'another file has its name: not used') for p, _ in layout.duplicates}
@@ -987,7 +987,7 @@ def _no_images(root, aside):
     use = next((u for u in ('unsupported', 'link', 'visualisation', 'own output', 'name') if u in first), '')
     if not use:
         return (
-            f'holds no pictures ({" ".join(PICTURE_SUFFIXES[:5])} ...); give the folder that holds '
+            f'holds no images ({" ".join(PICTURE_SUFFIXES[:5])} ...); give the folder that holds '
             'images and masks'
         )
     (path, why), n = first[use], sum(u == use for u, _ in aside.values())
@@ -1011,7 +1011,7 @@ def find_layout(
         raise DataError(f'{root}: no such data folder; check the path')
     found = _walk(root, include)
     classes = _given(classes) or find_classes(root)
-    if not found['picture']:
+    if not found['image']:
         raise DataError(f'{root}: {_no_images(root, found["aside"])}')
     coco, classes = _read_coco(root, found, classes, unannotated, include, masks)
     if coco and coco.images:
@@ -1049,8 +1049,8 @@ def describe_layout(
     parts = [
         f'found: {layout.kind} layout'
         if layout.kind != 'folders'
-        else 'found: folders of pictures and masks',
-        f'{len(items)} pictures',
+        else 'found: folders of images and masks',
+        f'{len(items)} images',
         f'{n_masks} masks',
     ]
     if splits:
@@ -1062,7 +1062,7 @@ def describe_layout(
     if layout.account:
         parts.append(str(layout.account))
     if layout.orphan_masks:
-        parts.append(f'masks without a picture: {len(layout.orphan_masks)}')
+        parts.append(f'masks without an image: {len(layout.orphan_masks)}')
     if layout.n_ignored:
         parts.append(f'left out because no list names them: {layout.n_ignored}')
     if layout.classes:
