@@ -13,7 +13,7 @@ from corrmatch.files import DataError
 from corrmatch.data.layouts import find_layout
 from corrmatch.data.masks import CITYSCAPES_IDS, VOC_NAMES, map_ids
 from corrmatch.data.check import (
-    auto_config, check_data, choose_pictures, convert_data, make_split, report_html, report_json, report_text,
+    auto_config, check_data, choose_images, convert_data, make_split, _check_page, report_json, report_text,
     save_report)
 from corrmatch.viz import palette
 
@@ -120,8 +120,8 @@ def test_unreadable_pictures(tmp_path, make, word):
 def test_masks_and_pictures_without_partner(tmp_path):
     put(fill(tmp_path)/'masks/ghost.png', scene(0)[1])
     report = check(tmp_path)
-    assert report.ok and kinds(report, 'warning') == ['lonely mask', 'no mask']
-    assert [f.file for f in report.findings if f.kind == 'lonely mask'] == ['masks/ghost.png']
+    assert report.ok and kinds(report, 'warning') == ['no mask', 'orphan mask']
+    assert [f.file for f in report.findings if f.kind == 'orphan mask'] == ['masks/ghost.png']
 
 
 def test_duplicates_by_content(tmp_path):
@@ -199,9 +199,9 @@ def test_mask_modes(tmp_path, change, kind, n):
 def test_palette_masks(tmp_path):
     fill(tmp_path)
     for p in (tmp_path/'masks').iterdir():
-        picture = Image.fromarray(np.asarray(Image.open(p)))
-        picture.putpalette(palette(256, 'pascal').tobytes())
-        picture.save(p)
+        image = Image.fromarray(np.asarray(Image.open(p)))
+        image.putpalette(palette(256, 'pascal').tobytes())
+        image.save(p)
     report = check(tmp_path)
     assert report.ok and report.mapping.as_is and {s.mask_mode for s in report.usable} == {'P'}
 
@@ -306,7 +306,7 @@ def test_no_usable_mask_still_gives_a_report(tmp_path):
     assert (
         report.usable == []
         and 'mask has 10x8 pixels' in report_text(report)
-        and 'class 3' in report_html(report))
+        and 'class 3' in _check_page(report))
 
 
 def test_copies_of_test_pictures_and_palettes(tmp_path):
@@ -315,9 +315,9 @@ def test_copies_of_test_pictures_and_palettes(tmp_path):
     put(tmp_path/'images/s09.png', scene(3)[0])
     (tmp_path/'test.txt').write_text('s03\ns04\n')
     for i in (10, 11):
-        picture = Image.fromarray(scene(5)[1])
-        picture.putpalette(bytes([20*i])*768)
-        picture.save(tmp_path/f'images/s{i}.png')
+        image = Image.fromarray(scene(5)[1])
+        image.putpalette(bytes([20*i])*768)
+        image.save(tmp_path/f'images/s{i}.png')
     report = check(tmp_path)
     assert not any('s10' in f.file + f.text for f in report.findings)
     split = make_split(tmp_path, 6, report=report, progress=None)
@@ -511,9 +511,9 @@ def test_split_bytes_do_not_depend_on_the_machine(tmp_path):
     "A fixed choice: were the order to change, everybody's lists would."
     shares = np.array([np.bincount(scene(i)[1].ravel(), minlength=K)/320 for i in range(24)])
     names = [f's{i:02d}' for i in range(24)]
-    assert choose_pictures(shares, names, 6) == [21, 12, 22, 13, 16, 1]
+    assert choose_images(shares, names, 6) == [21, 12, 22, 13, 16, 1]
     turn = np.random.default_rng(0).permutation(24)
-    assert [turn[i] for i in choose_pictures(shares[turn], [names[i] for i in turn], 6)] == [
+    assert [turn[i] for i in choose_images(shares[turn], [names[i] for i in turn], 6)] == [
         21, 12, 22, 13, 16, 1]
 
 
@@ -552,7 +552,7 @@ def test_report_is_escaped_self_contained_and_stable(tmp_path):
     put(root/'images/<i>&".png', scene(0)[0][:8])
     put(root/'masks/<i>&".png', scene(0)[1])
     report = check(root)
-    page = report_html(report)
+    page = _check_page(report)
     assert (
         '<script' not in page
         and '&lt;i&gt;&amp;&#34;.png' in page
