@@ -290,8 +290,8 @@ world, device, _ = start_world(torch.device("cpu"))
 def net():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), BatchNormAct2d(4, act_layer=nn.SiLU),
-        nn.Conv2d(4, 2, 1))
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1),
+        BatchNormAct2d(4, act_layer=nn.SiLU), nn.Conv2d(4, 2, 1))
 x, y = (torch.randn(4, c, s, s, generator=torch.Generator().manual_seed(c)) for c, s in ((3, 6), (2, 4)))
 alone = net()
 (alone(x)*y).sum().backward()

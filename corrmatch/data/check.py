@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['FileScan', 'scan_item', 'follow', 'in_threads', 'scan_items', 'Issue', 'recorded_meaning', 'Report', 'check_data',
-           'report_text', 'report_json', 'show_shares', 'report_html', 'save_report', 'convert_data', 'choose_pictures',
-           'Split', 'make_split', 'rehearse', 'auto_config']
+           'report_text', 'report_json', 'show_shares', 'save_report', 'convert_data', 'choose_images', 'Split',
+           'make_split', 'rehearse', 'auto_config']
 
 # %% ../../nbs/data/22_check.ipynb #c6ff265f
 import hashlib, io, json, os, sys, time, unicodedata
@@ -54,20 +54,20 @@ class FileScan(NamedTuple):
     core: tuple | None = None
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0a81
-def _looks(picture):
+def _looks(image):
     "Size and RGB bytes of an image in parts; its own bytes where RGB cannot hold them."
-    own = picture.mode.startswith(('I', 'F')) or picture.mode == 'LAB'
-    if not own and picture.mode != 'RGB':
-        picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB').convert('RGB')
-    yield f'{picture.size}{picture.mode if own else ""}'.encode()
-    w, h = picture.size
+    own = image.mode.startswith(('I', 'F')) or image.mode == 'LAB'
+    if not own and image.mode != 'RGB':
+        image = image.convert('RGBA' if 'transparency' in image.info else 'RGB').convert('RGB')
+    yield f'{image.size}{image.mode if own else ""}'.encode()
+    w, h = image.size
     for y in range(0, h, 256):
-        yield picture.crop((0, y, w, min(y+256, h))).tobytes()
+        yield image.crop((0, y, w, min(y+256, h))).tobytes()
 
-def _span(picture, path=''):
+def _span(image, path=''):
     """Smallest and largest value of an image of more than 8 bits, and whether they are floats; None for 8
     bits."""
-    values = deep_values(picture)
+    values = deep_values(image)
     if values is None:
         return None
     if not np.isfinite(values).all():
@@ -75,10 +75,10 @@ def _span(picture, path=''):
     return values.min().item(), values.max().item(), values.dtype.kind == 'f'
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a52
-def _core(picture):
+def _core(image):
     """Smallest and largest value on the fuller side of a gap of half the span (beside -9999, say); None for 8
     bits."""
-    values = deep_values(picture)
+    values = deep_values(image)
     if values is None:
         return None
     found = np.unique(values).astype(float)
@@ -111,18 +111,18 @@ def scan_item(
     return found._replace(
         mask_size=size, mask_mode=facts.mode, values=facts.counts, facts=facts, turned=turned)
 
-def _scan_image(item, picture):
+def _scan_image(item, image):
     "What is known of an item from its image."
-    note = picture.getexif().get(0x0112, 1)
+    note = image.getexif().get(0x0112, 1)
     digest = hashlib.blake2b(digest_size=16)
-    for part in _looks(picture):
+    for part in _looks(image):
         digest.update(part)
-    deep = max(top for _, top in picture.convert('RGB').getextrema()) if picture.info['deep_color'] else None
-    span = _span(picture, item.image)
+    deep = max(top for _, top in image.convert('RGB').getextrema()) if image.info['deep_color'] else None
+    span = _span(image, item.image)
     return FileScan(
-        item, picture.size, picture.mode, digest.hexdigest(), note=note if note in range(2, 9) else 1,
-        span=span, deep_color=deep, pages=picture.info['pages'], core=_core(picture),
-        bands=picture.info['bands'])
+        item, image.size, image.mode, digest.hexdigest(), note=note if note in range(2, 9) else 1,
+        span=span, deep_color=deep, pages=image.info['pages'], core=_core(image),
+        bands=image.info['bands'])
 
 # %% ../../nbs/data/22_check.ipynb #52d27cca
 def follow(
@@ -151,7 +151,7 @@ def in_threads(
     things,        # inputs
     workers:int=0, # threads; 0: as many as there are cores, 16 at most
 ):                 # yields the results in the order of the things
-    "Apply a function in threads; whoever stops listening cancels the rest."
+    "Apply a function in threads; closing the iterator cancels the rest."
     pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
     try:
         yield from pool.map(function, things)
@@ -163,7 +163,7 @@ def scan_items(
     items:list,          # of Item
     workers:int=0,       # threads; 0: as many as there are cores, 16 at most
     progress=follow,     # shows how far it has come; None: silent
-)->list:                 # of Scan, in the order of the items
+)->list:                 # of FileScan, in the order of the items
     "Open all files of a data set."
     scans = in_threads(scan_item, items, workers)
     return list(progress(scans, len(items), 'read') if progress else scans)
@@ -190,7 +190,7 @@ def _turn_alike(scans):
 class Issue(NamedTuple):
     "One thing to say about a data set."
     level:str # error | warning
-    # unreadable, size, mode, values, no mask, lonely mask, duplicate, leak, classes, conversion, orientation
+    # unreadable, size, mode, values, no mask, orphan mask, duplicate, leak, classes, conversion, orientation
     kind:str
     file:str  # relative to the data folder; '' for the whole set
     text:str  # value and remedy
@@ -233,7 +233,7 @@ def _drawing(objects):
 
 # %% ../../nbs/data/22_check.ipynb #b4fb35a6
 def _judge(scan, mapping, root):
-    "Findings of one image and its mask."
+    "Issues of one image and its mask."
     item, out = scan.item, []
     mask = _rel(item.mask or item.image, root)
     if scan.fault:
@@ -283,10 +283,10 @@ def _strange(scan, mapping, mask):
 
 # %% ../../nbs/data/22_check.ipynb #01750954
 def _whole(layout, scans, usable):
-    "Findings about the data set as a whole."
+    "Issues about the data set as a whole."
     out = [
         Issue(
-            'warning', 'lonely mask', _rel(p, layout.root),
+            'warning', 'orphan mask', _rel(p, layout.root),
             'mask without an image is not used; add the image or remove it')
         for p in layout.orphan_masks]
     root = layout.root
@@ -357,7 +357,7 @@ def _is_empty(scan, mapping):
     return all(mapping.table[v] == IGNORE_INDEX for v in scan.values)
 
 def _learnable(mapping, shares, sound, root, allow_missing):
-    "Findings about classes that masks do not show, and masks that show none."
+    "Issues about classes that masks do not show, and masks that show none."
     empty = [s for s in sound if _is_empty(s, mapping)]
     out = (
         [
@@ -416,7 +416,7 @@ def _much_ignored(mapping, scans, share):
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0a72
 def _depth_findings(layout, scans, depth):
-    "Findings about images of more than 8 bits: how they are scaled, and whether one range fits them all."
+    "Issues about images of more than 8 bits: how they are scaled, and whether one range fits them all."
     deep = [s for s in scans if s.span]
     dark = [s for s in scans if s.deep_color is not None]
     out = []
@@ -473,7 +473,7 @@ def _odd_mask(scan, mapping):
     return scan.values is not None and (not mapping.as_is or scan.mask_mode not in ('L', 'P'))
 
 def _remarks(layout, mapping, scans, remembered=''):
-    "Findings about what has to be converted, what a person should look at, and the class file."
+    "Issues about what has to be converted, what a person should look at, and the class file."
     n_images = sum(map(_odd_image, scans))
     n_masks = sum(_odd_mask(s, mapping) for s in scans)
     out = [Issue('warning', 'values', '', text) for text in (*mapping.remarks, remembered) if text]
@@ -531,9 +531,9 @@ class Report:
     "What is known about a data set after reading all of it."
     layout:Layout
     mapping:MaskMap
-    scans:list         # of Scan, one an item
-    findings:list      # of Finding, errors first
-    usable:list        # of Scan: with a mask, nothing wrong
+    scans:list         # of FileScan, one an item
+    findings:list      # of Issue, errors first
+    usable:list        # of FileScan: with a mask, nothing wrong
     shares:np.ndarray  # (n,k) float64: share of each class in each usable image
     ignored:float      # share of pixels without a class
     converted:dict = field(default_factory=dict) # name -> (image, mask), set by convert_data
@@ -639,7 +639,7 @@ def _share_rows(report):
     "Rows of the table of classes: name, images, share, share in train and val where they are told apart."
     shares, side = report.shares, _split_of(report)
     sides = [s for s in ('train', 'val', 'test') if (side == s).any()]
-    columns = ['class', 'pictures', 'share %', *[f'{s} %' for s in sides if len(sides) > 1], '']
+    columns = ['class', 'images', 'share %', *[f'{s} %' for s in sides if len(sides) > 1], '']
     def percent(part, c): return f'{100*part[:, c].mean():.2f}' if len(part) else '-'
     rows = [
         [
@@ -701,14 +701,14 @@ def report_json(
     m = report.mapping
     classes = [
         dict(
-            id=c, name=n, color=[int(v) for v in m.colors[c]], pictures=int((report.shares[:, c] > 0).sum()),
+            id=c, name=n, color=[int(v) for v in m.colors[c]], images=int((report.shares[:, c] > 0).sum()),
             share=round(float(report.shares[:, c].mean()), 6) if len(report.usable) else None)
         for c, n in enumerate(m.names)]
     sizes = Counter(f'{s.size[0]}x{s.size[1]}' for s in report.scans if s.size)
     return json.dumps(
         dict(
             ok=report.ok, layout=report.layout.kind, found=describe_layout(report.layout),
-            masks=dict(kind=m.kind, text=m.text), pictures=len(report.scans), usable=len(report.usable),
+            masks=dict(kind=m.kind, text=m.text), images=len(report.scans), usable=len(report.usable),
             ignored=round(report.ignored, 6), classes=classes, sizes=dict(sorted(sizes.items())),
             modes=dict(Counter(s.mode for s in report.scans if s.mode)),
             mask_modes=dict(Counter(s.mask_mode for s in report.scans if s.mask_mode)),
@@ -768,10 +768,10 @@ def _overlay(scan, report):
 def _card(scan, report, text=''):
     "One image of the page, with its name and what is wrong with it."
     try:
-        pictures = _overlay(scan, report)
+        images = _overlay(scan, report)
     except (DataError, ValueError):
-        pictures = []
-    return Card(pictures, _rel(scan.item.image, report.layout.root), lines=(text,) if text else ())
+        images = []
+    return Card(images, _rel(scan.item.image, report.layout.root), lines=(text,) if text else ())
 
 def _share_png(report):
     "The figure of class shares."
@@ -779,7 +779,7 @@ def _share_png(report):
     return figure_png(show_shares({'usable images': report.shares}, mapping.names, mapping.colors))
 
 # %% ../../nbs/data/22_check.ipynb #e528d149
-def report_html(
+def _check_page(
     report:Report, # from check_data
     most:int=12,   # sound images, and as many faulty ones, that are shown
 )->str:            # one self-contained page
@@ -811,7 +811,7 @@ def save_report(
     mark_output(out, 'report')
     texts = {
         'report.txt': report_text(report, 10**6) + '\n', 'report.json': report_json(report) + '\n',
-        'report.html': report_html(report)}
+        'report.html': _check_page(report)}
     if report.usable:
         texts['shares.png'] = _share_png(report)
     return [write_file(Path(out)/name, data) for name, data in texts.items()]
@@ -847,10 +847,10 @@ def _stamps(scans, report, everything):
     return out
 
 # %% ../../nbs/data/22_check.ipynb #6550ad87
-def _encode(picture):
+def _encode(image):
     "PNG bytes."
     buffer = io.BytesIO()
-    picture.save(buffer, 'PNG')
+    image.save(buffer, 'PNG')
     return buffer.getvalue()
 
 def _convert_one(scan, report, root, everything, current):
@@ -973,7 +973,7 @@ def _first_missing(pool, shows, missing, allowed, width):
     return None
 
 # %% ../../nbs/data/22_check.ipynb #ff973249
-def choose_pictures(
+def choose_images(
     shares:np.ndarray, # (n,k) share of each class in each image
     names:list,        # n names; the order depends on nothing else but the seed
     size:int,          # images wanted
@@ -1020,7 +1020,7 @@ def _choose_val(report, share, seed):
         raise DataError(f'val={share}: no val list or folder was found; give a share between 0 and 1')
     free = [i for i, s in enumerate(report.usable) if s.item.split != 'test']
     wanted = max(1, round(share*len(free)))
-    rows = choose_pictures(
+    rows = choose_images(
         report.shares[free], [report.usable[i].item.name for i in free], wanted, seed, leave=1)
     if not rows:
         raise DataError(
@@ -1078,7 +1078,7 @@ def _write_lists(report, root, folder, lists):
 def _split_text(report, rows, labeled, val, notes):
     "The table that explains a split: images and shares of every class in all, labeled and val."
     parts = {'train': report.shares[rows], 'labeled': report.shares[labeled], 'val': report.shares[val]}
-    columns = ['class', *[f'{p} {u}' for p in parts for u in ('pictures', '%')]]
+    columns = ['class', *[f'{p} {u}' for p in parts for u in ('images', '%')]]
     body = [
         [
             n,
@@ -1133,7 +1133,7 @@ def _choose_labeled(report, rows, labels, seed):
         raise DataError(
             f'labels={labels}: {len(rows)} usable images with a mask are there for training; ask for 1 '
             f'to {len(rows)}')
-    chosen = choose_pictures(report.shares[rows], [report.usable[i].item.name for i in rows], labels, seed)
+    chosen = choose_images(report.shares[rows], [report.usable[i].item.name for i in rows], labels, seed)
     absent = np.flatnonzero((report.shares[rows][chosen].sum(0) == 0) & (report.shares[rows].sum(0) > 0))
     if not len(absent):
         return [rows[i] for i in chosen]
@@ -1142,7 +1142,7 @@ def _choose_labeled(report, rows, labels, seed):
         for n in range(labels, len(rows) + 1)
         if _covers(
             report.shares[rows],
-            choose_pictures(report.shares[rows], [report.usable[i].item.name for i in rows], n, seed)))
+            choose_images(report.shares[rows], [report.usable[i].item.name for i in rows], n, seed)))
     raise DataError(
         f'labels={labels}: too few to show every class '
         f'({", ".join(report.mapping.names[c] for c in absent[:5])} would be missing); ask for at least '
@@ -1253,8 +1253,8 @@ def _found_lists(root, known, val=None):
             for k, p in dict(labeled=best, unlabeled=best.parent / 'unlabeled.txt', val=own).items()
             if p.is_file()}
         # one that holds images of the val beside it is refused before training (chapter 33)
-        taught = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]
-        if any(_names_in(p, known, root) & _names_in(own, known, root) for p in taught):
+        trained = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]
+        if any(_names_in(p, known, root) & _names_in(own, known, root) for p in trained):
             passed += 1
             continue
         others = (

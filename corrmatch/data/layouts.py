@@ -253,13 +253,13 @@ def shown(
 def _walk(root, include=()):
     """Relative paths, sorted: images, text lists, JSON, CSV and XML files; and for all others {path: (use,
     why)}."""
-    found = {'picture': [], '.txt': [], '.json': [], '.csv': [], '.xml': []}
+    found = {'image': [], '.txt': [], '.json': [], '.csv': [], '.xml': []}
     aside = {}
     for path, use, why in sorted(_tree(root)):
         stem, suffix = os.path.splitext(path)
-        kind = 'picture' if suffix.lower() in PICTURE_SUFFIXES else suffix.lower()
+        kind = 'image' if suffix.lower() in PICTURE_SUFFIXES else suffix.lower()
         wanted = (
-            kind == 'picture' and use not in ('link', 'name', 'closed folder') and _matches(path, include))
+            kind == 'image' and use not in ('link', 'name', 'closed folder') and _matches(path, include))
         if kind in found and (wanted or not use and not stem.endswith(OTHER_TAILS)):
             found[kind].append(path)
         else:
@@ -627,9 +627,9 @@ def _read_coco(root, found, classes, unannotated, include, masks_folder):
     if masks_folder:
         return None, classes
     named = classes and not classes[2].startswith('classes=')
-    masks = {p for files in _roles(_places(found['picture'], '', include))[1].values() for _, p in files}
+    masks = {p for files in _roles(_places(found['image'], '', include))[1].values() for _, p in files}
     names = classes[0] if named else None
-    coco = read_coco(root, found['.json'], found['picture'], unannotated, names, masks)
+    coco = read_coco(root, found['.json'], found['image'], unannotated, names, masks)
     if not coco.images:
         return coco, classes
     if classes is None:
@@ -642,7 +642,7 @@ def _read_coco(root, found, classes, unannotated, include, masks_folder):
 # %% ../../nbs/data/21_layouts.ipynb #c0c05c43
 def _coco_layout(root, found, coco, classes, include):
     "The layout of a folder with COCO files, and the lists that were used."
-    places = _places(found['picture'], '', include)
+    places = _places(found['image'], '', include)
     found['aside'] |= (
         left := {p: why for p, why in _set_aside(places, include).items() if p not in coco.images})
     images, masks = _roles({p: place for p, place in places.items() if p not in left})
@@ -707,7 +707,7 @@ def _one_numbering(items):
 def _arrange(root, found, classes, include, masks, remarks=()):
     """The layout of a tree of images and masks, and the lists that were used; found['aside'] gets the images
     that are none."""
-    places = _places(found['picture'], masks, include)
+    places = _places(found['image'], masks, include)
     aside = found['aside']
     if masks and not any(p.role == 'mask' for p in places.values()):
         raise DataError(
@@ -937,7 +937,7 @@ def _account(layout, found, used):
         else:
             out[path] = 'other', 'text'
     out |= (
-        dict.fromkeys(found['picture'], ('image', 'no list or annotation names it: not used'))
+        dict.fromkeys(found['image'], ('image', 'no list or annotation names it: not used'))
         | found['aside'])
     out |= {_below(root, p): ('mask', 'without an image: not used') for p in layout.orphan_masks}
     out |= {_below(root, p): ('image', 'another file has its name: not used') for p, _ in layout.duplicates}
@@ -1011,7 +1011,7 @@ def find_layout(
         raise DataError(f'{root}: no such data folder; check the path')
     found = _walk(root, include)
     classes = _given(classes) or find_classes(root)
-    if not found['picture']:
+    if not found['image']:
         raise DataError(f'{root}: {_no_images(root, found["aside"])}')
     coco, classes = _read_coco(root, found, classes, unannotated, include, masks)
     if coco and coco.images:

@@ -276,8 +276,10 @@ def region_case(
 # %% ../../nbs/use/40_bench.ipynb #4189abcb
 TARGETS = {  # name -> (kind, target, unit)
     'regions_many_vs_reference': ('ratio', 20, 'x'), 'regions_few_vs_reference': ('ratio', 20, 'x'),
-    'regions_many_vs_literal': ('ratio', 8, 'x'), 'regions_few_vs_literal': ('ratio', 8, 'x'), 'regions_memory': ('limit', 64, 'MB'),
-    'pixels_time': ('ratio', 1, 'x'), 'pixels_memory': ('ratio', 16, 'x'), 'pixels_gradient': ('limit', 1e-5, 'abs'), 'pixels_201': ('limit', 600, 's'),
+    'regions_many_vs_literal': ('ratio', 8, 'x'), 'regions_few_vs_literal': ('ratio', 8, 'x'),
+    'regions_memory': ('limit', 64, 'MB'),
+    'pixels_time': ('ratio', 1, 'x'), 'pixels_memory': ('ratio', 16, 'x'), 'pixels_gradient': ('limit', 1e-5, 'abs'),
+    'pixels_201': ('limit', 600, 's'),
     'data_labeled': ('ratio', 3, 'x'), 'data_unlabeled': ('ratio', 3, 'x'), 'data_step': ('ratio', 3, 'x'),
     'import': ('limit', 200, 'ms'), 'help': ('limit', 500, 'ms'),
     'evaluate_whole': ('ratio', 1.5, 'x'), 'evaluate_slide': ('ratio', 1.5, 'x'),
@@ -285,8 +287,10 @@ TARGETS = {  # name -> (kind, target, unit)
     'step_auto_in_batch': ('ratio', 2, 'x'), 'step_memory': ('ratio', 1, 'x')}
 
 SIZES = {  # what the suite runs on; 'tiny' only shows that it runs
-    'full': dict(side=41, b=4, m=128, long=101, far=201, views=(375, 500), crop=321, backbone='resnet101_deep', rounds=5, steps=50, seeds=3),
-    'tiny': dict(side=9, b=2, m=8, long=13, far=17, views=(60, 80), crop=33, backbone='toynet', rounds=2, steps=3, seeds=2)}
+    'full': dict(side=41, b=4, m=128, long=101, far=201, views=(375, 500), crop=321,
+                 backbone='resnet101_deep', rounds=5, steps=50, seeds=3),
+    'tiny': dict(side=9, b=2, m=8, long=13, far=17, views=(60, 80), crop=33,
+                 backbone='toynet', rounds=2, steps=3, seeds=2)}
 
 def _row(name, value, calls=1, **details):
     "One line of the suite."
@@ -690,7 +694,8 @@ def run_bench(
         for r in cost_row(result['limits'], over, value, device, **options):
             result['rows'].append(r)
             say(
-                f"{r['part']:18}{over:10}{value:7}{1e3 * r['wall']:10.1f}{r['peak'] / 2**20:9.1f}{1e3 * r['limit']:10.2f}{r['share']:7.0%}  {r['bound']}"
+                f"{r['part']:18}{over:10}{value:7}{1e3 * r['wall']:10.1f}{r['peak'] / 2**20:9.1f}"
+                    f"{1e3 * r['limit']:10.2f}{r['share']:7.0%}  {r['bound']}"
             )
     if str(device).startswith('cuda'):
         result['steps'] = gpu_table(device, say)

@@ -355,7 +355,10 @@ def _widget_class():
     return Explorer
 
 # %% ../../nbs/use/34_explore.ipynb #633eb968
-def _contents(image, source, logits=None, strong=None, names=None, colors=None, cut=.5, tau=.85, position=None, transposed=False, title=''):
+def _contents(
+    image, source, logits=None, strong=None, names=None, colors=None, cut=.5, tau=.85, position=None,
+    transposed=False, title='',
+):
     "Views, meta, blob and first settings of an explorer."
     views = {'image' if strong is None else 'weak': explore_view(image, source, logits)}
     if strong is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from ..models.backbones import FitImage, PatchBackbone
 from ..training.checkpoints import (
     export_reference_state, load_reference_checkpoint, load_weights, open_weights, release, save_weights)
