@@ -616,12 +616,20 @@ def collect_runs(folders, results):
 
 
 def collect_demos(folders, results):
-    "Write the tables of several demos: scores, and the log of each CorrMatch run."
-    scores = [row for folder in folders for row in _read_rows(Path(folder)/'demo.csv')]
+    "Put the scores of several demos into the tables, and the logs of their CorrMatch runs into one of their own."
+    results = Path(results)
+    found = [row for folder in folders for row in _read_rows(Path(folder)/'demo.csv')]
+    own = [dict(zip(KEYS, ('demo', f"{row['run']}_s{row['seed']}"))) | {'list': 'val', 'at': 'last'} for row in found]
+    scores = [where | dict(miou=row['miou']) for where, row in zip(own, found)]
+    classes = [where | {'class': name, 'iou': value} for where, row in zip(own, found)
+               for name, value in row.items() if name not in ('seed', 'run', 'miou')]
+    for name, rows in (('scores', scores), ('classes', classes)):
+        path = results/f'{name}.csv'
+        others = [row for row in _read_rows(path) if row['set'] != 'demo'] if path.exists() else []
+        _write_rows(path, sorted([*others, *rows], key=lambda row: tuple(row[k] for k in KEYS)))
     logs = [dict(seed=s) | row for s, folder in enumerate(folders)
             for row in _read_rows(Path(folder)/'corrmatch'/'metrics.csv')]
-    _write_rows(Path(results)/'demo.csv', scores)
-    _write_rows(Path(results)/'demo_curves.csv', logs)
+    _write_rows(results/'demo_curves.csv', logs)
 
 
 # lists of such rows in scores.csv
