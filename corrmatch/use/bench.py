@@ -206,7 +206,7 @@ def naive_views(
     crop:int,                # pixels
     strong:bool=True,        # also the strong view and the CutMix box
 )->list:                     # float views, valid pixels, box
-    "What a loader of the naive pipeline does for one image of one stream: decode, resize all of it, crop, jitter, make floats."
+    "Make the views of one image as a naive loader does: decode, resize all of it, crop, jitter, make floats."
     image, mask = read_pair(source, index)
     # 254 marks padding
     weak, weak_mask = apply_view(image, mask, draw_view(rng, image.size, crop), crop, 254)
@@ -277,8 +277,10 @@ def region_case(
 # %% ../../nbs/use/40_bench.ipynb #4189abcb
 TARGETS = {  # name -> (kind, target, unit)
     'regions_many_vs_reference': ('ratio', 20, 'x'), 'regions_few_vs_reference': ('ratio', 20, 'x'),
-    'regions_many_vs_naive': ('ratio', 8, 'x'), 'regions_few_vs_naive': ('ratio', 8, 'x'), 'regions_memory': ('limit', 64, 'MB'),
-    'pixels_time': ('ratio', 1, 'x'), 'pixels_memory': ('ratio', 16, 'x'), 'pixels_gradient': ('limit', 1e-5, 'abs'), 'pixels_201': ('limit', 600, 's'),
+    'regions_many_vs_naive': ('ratio', 8, 'x'), 'regions_few_vs_naive': ('ratio', 8, 'x'),
+    'regions_memory': ('limit', 64, 'MB'),
+    'pixels_time': ('ratio', 1, 'x'), 'pixels_memory': ('ratio', 16, 'x'),
+    'pixels_gradient': ('limit', 1e-5, 'abs'), 'pixels_201': ('limit', 600, 's'),
     'data_labeled': ('ratio', 3, 'x'), 'data_unlabeled': ('ratio', 3, 'x'), 'data_step': ('ratio', 3, 'x'),
     'import': ('limit', 200, 'ms'), 'help': ('limit', 500, 'ms'),
     'evaluate_whole': ('ratio', 1.5, 'x'), 'evaluate_slide': ('ratio', 1.5, 'x'),
@@ -286,8 +288,12 @@ TARGETS = {  # name -> (kind, target, unit)
     'step_auto_in_batch': ('ratio', 2, 'x'), 'step_memory': ('ratio', 1, 'x')}
 
 SIZES = {  # what the suite runs on; 'tiny' only shows that it runs
-    'full': dict(side=41, b=4, m=128, long=101, far=201, views=(375, 500), crop=321, backbone='resnet101_deep', rounds=5, steps=50, seeds=3),
-    'tiny': dict(side=9, b=2, m=8, long=13, far=17, views=(60, 80), crop=33, backbone='toynet', rounds=2, steps=3, seeds=2)}
+    'full': dict(
+        side=41, b=4, m=128, long=101, far=201, views=(375, 500), crop=321, backbone='resnet101_deep',
+        rounds=5, steps=50, seeds=3),
+    'tiny': dict(
+        side=9, b=2, m=8, long=13, far=17, views=(60, 80), crop=33, backbone='toynet', rounds=2, steps=3,
+        seeds=2)}
 
 def _row(name, value, calls=1, **details):
     "One line of the suite."
@@ -372,7 +378,7 @@ def suite_pixels(
 
 # %% ../../nbs/use/40_bench.ipynb #a7fd107a
 def _data_job(source, ours, half, fast, n):
-    "A function that makes the next batch: the labeled half, one stream of weak and strong views, or a step with labeled, unlabeled and partner stream."
+    "Make a function that returns the next batch of a stream, or of a whole step."
     steps = itertools.count()
     stream = replace(ours, partner='none', labeled=source)
     def views(labeled, unlabeled):
@@ -702,7 +708,8 @@ def run_bench(
         for r in cost_row(result['limits'], over, value, device, **options):
             result['rows'].append(r)
             say(
-                f"{r['part']:18}{over:10}{value:7}{1e3 * r['wall']:10.1f}{r['peak'] / 2**20:9.1f}{1e3 * r['limit']:10.2f}{r['share']:7.0%}  {r['bound']}"
+                f"{r['part']:18}{over:10}{value:7}{1e3*r['wall']:10.1f}{r['peak']/2**20:9.1f}"
+                f"{1e3*r['limit']:10.2f}{r['share']:7.0%}  {r['bound']}"
             )
     if str(device).startswith('cuda'):
         result['steps'] = gpu_table(device, say)
