@@ -161,7 +161,7 @@ def test_memory_of_pixel_propagation():
 
 
 def test_work_of_regions():
-    """A guard that counts: the fast version allocates less than 64 MB where the literal one takes hundreds,
+    """A guard that counts: the fast version allocates less than 64 MB where the naive one takes hundreds,
     with equal results."""
     case = region_case('many', b=2)
     maps = region_maps(case['rows'], case['side'], case['size'])

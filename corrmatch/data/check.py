@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 from .coco import annotated_size
-from ..config import IGNORE_INDEX, Config, preset
+from ..config import IGNORE_INDEX, preset
 from .folders import (
     ClassCounts, FolderSource, IMAGE_SUFFIXES, list_lines, mark_output, missing_classes, parse_line,
     read_classes, read_split, refuse_shared)
@@ -332,7 +332,7 @@ def _whole(layout, scans, usable):
 def recorded_meaning(
     root:Path,      # data folder
     said:Meaning=Meaning(), # what the user says now
-)->tuple[Meaning, str]: # the same, with what was said about values at the last conversion where nothing is said now; a sentence about it, or ''
+)->tuple[Meaning, str]: # filled up from the last conversion; a sentence about it, or ''
     "Remember what the user said about the masks of a folder."
     note = (read_conversion(Path(root)/'prepared/mapping.json') or {}).get('meaning', {})
     if said.ignore or said.map or said.background:
@@ -826,7 +826,9 @@ def _targets(scan, report, everything):
     # a list cannot name a lone path with a blank
     blank = scan.values is None and any(c.isspace() for c in _rel(item.image, report.layout.root))
     if everything or blank or _odd_image(scan):
-        image = f'{inside}images/{report.plain.get(name, name) if blank else name}{".png" if _odd_image(scan) else item.image.suffix.lower()}'
+        stem = report.plain.get(name, name) if blank else name
+        suffix = '.png' if _odd_image(scan) else item.image.suffix.lower()
+        image = f'{inside}images/{stem}{suffix}'
     if scan.values is not None and (everything or _odd_mask(scan, report.mapping)):
         mask = f'{inside}masks/{name}.png'
         if report.mapping.kind == 'Cityscapes ids' and not everything:

@@ -158,7 +158,7 @@ def _coco_classes(
     root:Path,            # data folder
     files:dict,           # {path: content} of COCO files
     given:list|None=None, # names of the classes in order, background first; None: those in use, by id
-)->tuple:                 # class names from 1 on, {path: {category id: class}}, categories without a class
+)->tuple:                 # class names from 1 on, {path: {category id: class}}, categories that are no class
     "Number the categories of all files."
     named = {path: _category_names(root/path, data) for path, data in files.items()}
     known = list(dict.fromkeys(n for names in named.values() for n in names.values() if n != 'background'))

@@ -38,8 +38,12 @@ SPLIT_NAMES = MappingProxyType(
         train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test'
     ))
 SKIPPED = MappingProxyType({  # folders that hold neither images nor masks: use of their files, and why
-    'prepared': ('own output', 'copies that were converted'), 'splits': ('list', 'lists'), 'downloads': ('own output', 'archives that `fetch` keeps'),
-    'segmentationobject': ('other', 'instance masks'), 'instance_masks': ('other', 'instance masks'), 'instance': ('other', 'instance masks'), 'instances': ('other', 'instance masks'), 'gtcoarse': ('other', 'coarse annotations'),
+    'prepared': ('own output', 'copies that were converted'), 'splits': ('list', 'lists'),
+    'downloads': ('own output', 'archives that `fetch` keeps'),
+    'segmentationobject': ('other', 'instance masks'),
+    'instance_masks': ('other', 'instance masks'),
+    'instance': ('other', 'instance masks'), 'instances': ('other', 'instance masks'),
+    'gtcoarse': ('other', 'coarse annotations'),
     '__macosx': ('other', 'notes of a Mac')})
 # files that are neither
 OTHER_TAILS = ('_gtFine_color', '_gtFine_instanceIds', '_gtFine_instanceTrainIds', '_gtFine_polygons')
@@ -50,7 +54,8 @@ _KINDS_UNREAD = (  # what is said of them, and their endings
     (f'HEIC: {_PNG} (`pip install pillow-heif`, or the export of the photo app)', '.heic .heif .hif'),
     (f'AVIF, which this Pillow cannot read: {_PNG}', '.avif'), (f'JPEG XL: {_PNG}', '.jxl'),
     (f'raw photograph: develop it and {_PNG}', '.cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .pef .srw'),
-    ('drawing of vectors: draw it as PNG', '.svg .eps .ai'), (f'file of an image editor: {_PNG}', '.psd .xcf .exr .hdr'),
+    ('drawing of vectors: draw it as PNG', '.svg .eps .ai'),
+    (f'file of an image editor: {_PNG}', '.psd .xcf .exr .hdr'),
     ('medical volume: save its slices as PNG', '.dcm .dicom .nii .nii.gz .mha .mhd .nrrd'),
     ('microscope scan: save parts of it as PNG', '.svs .ndpi .mrxs .czi .lif .nd2'))
 UNREAD = MappingProxyType({ending: text for text, endings in _KINDS_UNREAD for ending in endings.split()})
@@ -281,11 +286,16 @@ def _by_ending(path, stem):
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c22
 _VALUES = r'\s*\d+(\s+-?[\d.]+(e-?\d+)?)'  # a class and numbers, as YOLO writes them
 _FORMATS = (  # ending, what the first bytes hold, name of the format
-    ('.json', r'"shapes"\s*:', 'LabelMe JSON'), ('.json', r'_via_|"regions"\s*:', 'VIA JSON'), ('.json', r'"segments_info"', 'panoptic JSON'),
-    ('.json', r'"classTitle"|"objects"\s*:', 'Supervisely JSON'), ('.json', r'"completions"|"result"\s*:', 'Label Studio JSON'),
-    ('.json', r'"(images|categories|licenses)"\s*:', 'COCO JSON'), ('.csv', r'region_shape_attributes', 'VIA CSV'),
+    ('.json', r'"shapes"\s*:', 'LabelMe JSON'),
+    ('.json', r'_via_|"regions"\s*:', 'VIA JSON'),
+    ('.json', r'"segments_info"', 'panoptic JSON'),
+    ('.json', r'"classTitle"|"objects"\s*:', 'Supervisely JSON'),
+    ('.json', r'"completions"|"result"\s*:', 'Label Studio JSON'),
+    ('.json', r'"(images|categories|licenses)"\s*:', 'COCO JSON'),
+    ('.csv', r'region_shape_attributes', 'VIA CSV'),
     ('.xml', r'<annotations', 'CVAT XML'), ('.xml', r'<annotation\b', 'VOC XML (boxes)'),
-    ('.txt', rf'^{_VALUES}{{4}}\s*(\n|$)', 'YOLO text (boxes)'), ('.txt', rf'^{_VALUES}{{6,}}\s*(\n|$)', 'YOLO text (outlines)'))
+    ('.txt', rf'^{_VALUES}{{4}}\s*(\n|$)', 'YOLO text (boxes)'),
+    ('.txt', rf'^{_VALUES}{{6,}}\s*(\n|$)', 'YOLO text (outlines)'))
 
 def _annotation(root, path):
     "Name of the annotation format of a text file; '' for something else."
@@ -951,11 +961,15 @@ def _account(layout, found, used):
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c27
 _SAY = MappingProxyType({  # use -> level, what is said of it
-    'visualisation': ('warning', 'left out, it shows ground truth or predictions ({why}); --include PATTERN takes such files as images'),
+    'visualisation': ('warning', 'left out, it shows ground truth or predictions ({why}); '
+        '--include PATTERN takes such files as images'),
     'unsupported': ('warning', 'cannot be read: {why}'), 'array': ('warning', 'not used ({why})'),
-    'link': ('error', '{why} {root}'), 'name': ('warning', '{why}; not used'), 'closed folder': ('error', '{why}'),
+    'link': ('error', '{why} {root}'),
+    'name': ('warning', '{why}; not used'),
+    'closed folder': ('error', '{why}'),
     'channel': ('error', '{why}, in a file of its own; merge the channels of each image into one RGB file'),
-    'further mask': ('error', 'one of several masks of an image, which counts as unlabeled; merge them into one mask'),
+    'further mask': ('error', 'one of several masks of an image, which counts as unlabeled; '
+        'merge them into one mask'),
     'own output': ('warning', 'written by this package ({why}) and not used as data'),
     'annotations': ('warning', 'annotations ({why}) are not read: the masks count')})
 
@@ -1028,7 +1042,7 @@ def find_layout(
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c15
 def file_table(
     layout:Layout, # from find_layout
-)->list:           # of (use, files, example, why), what is used first; the numbers add up to all files in the folder
+)->list:           # of (use, files, example, why), used ones first; the numbers add up to all files
     "Count what the files of a data folder are used for."
     groups:dict = {}
     used = ('image', 'mask', 'list', 'classes', 'annotations')
