@@ -109,14 +109,14 @@ def test_arguments_are_those_that_fastcore_reads():
 
 def test_reference_shows_methods_records_and_their_places():
     module = docs.Module(ROOT/'corrmatch'/'training'/'metrics.py')
-    nb = json.loads((ROOT/'nbs'/'training'/'27_metrics.ipynb').read_text())
-    text = '\n'.join(docs.entry(module, 'ConfusionMatrix', docs.cell_places('training/27_metrics', nb)))
+    nb = json.loads((ROOT/'nbs'/'training'/'28_metrics.ipynb').read_text())
+    text = '\n'.join(docs.entry(module, 'ConfusionMatrix', docs.cell_places('training/28_metrics', nb)))
     assert '{py:class} ConfusionMatrix(n_classes, ignore_index=IGNORE_INDEX, device=None)' in text
     assert (
         '{py:method} update(label, mask)' in text
         and '{py:method} merge(other)' in text
         and 'self' not in text)
-    assert '](../training/27_metrics.ipynb#' in text
+    assert '](../training/28_metrics.ipynb#' in text
     record = '\n'.join(docs.entry(docs.Module(ROOT/'corrmatch'/'method'/'losses.py'), 'LossTerms', {}))
     assert 'LossTerms(x=0.0, ' in record and 'labeled images against their masks' in record
 
@@ -181,21 +181,21 @@ def test_a_small_site(tmp_path):
     for name in ('sphinx', 'myst_nb', 'furo', 'latex2mathml'):
         pytest.importorskip(name, reason='the site needs the docs extra: make docs')
     docs.build(
-        tmp_path / 'out', tmp_path / 'work', ['46_regions', '34_explore'],
+        tmp_path / 'out', tmp_path / 'work', ['49_regions', '36_explore'],
         scene=lambda path: path.write_text('<p>scene</p>'))
     faults = [
         f
         for f in docs.check_site(tmp_path / 'out', docs.machine_marks())
-        if re.match(r'(engine/46_regions|use/34_explore|api/[\w.]+|genindex|search)\.html|_static', f)]
+        if re.match(r'(engine/49_regions|use/36_explore|api/[\w.]+|genindex|search)\.html|_static', f)]
     assert [f for f in faults if not re.search(r'link (\.\./|#)?[\w./]*ipynb', f)] == []
-    shapes = (tmp_path/'out'/'engine'/'46_regions.html').read_text()
+    shapes = (tmp_path/'out'/'engine'/'49_regions.html').read_text()
     assert (
         '<math' in shapes
         and 'mathjax.js' not in shapes.lower()
         and '<img' in shapes
         and 'api/engine.regions.html#corrmatch.engine.regions.' in shapes)
     assert (
-        'src="../explorer.html"' in (tmp_path / 'out' / 'use' / '34_explore.html').read_text()
+        'src="../explorer.html"' in (tmp_path / 'out' / 'use' / '36_explore.html').read_text()
         and (tmp_path / 'out' / 'explorer.html').is_file())
-    assert 'href="../engine/46_regions.html#' in (tmp_path/'out'/'api'/'engine.regions.html').read_text()
+    assert 'href="../engine/49_regions.html#' in (tmp_path/'out'/'api'/'engine.regions.html').read_text()
     assert 'corrmatch.engine.regions' in (tmp_path/'out'/'searchindex.js').read_text()

@@ -43,8 +43,8 @@ EXPLORER = (
 EXPLORER_NOTE = {
     'index': (
         'In a notebook, `corrmatch.explore(',
-        'On this site: [the explorer on a generated scene](use/34_explore.ipynb#try-it-here).'),
-    'use/34_explore': (
+        'On this site: [the explorer on a generated scene](use/36_explore.ipynb#try-it-here).'),
+    'use/36_explore': (
         'Chapters 04 to 06 showed',
         f'## Try it here\n\n{EXPLORER}\n\nThis is the one-file form, on a generated scene. '
         '<a href="../explorer.html">Open it on a page of its own.</a>')}

@@ -1254,7 +1254,7 @@ def _found_lists(root, known, val=None):
             k: p
             for k, p in dict(labeled=best, unlabeled=best.parent / 'unlabeled.txt', val=own).items()
             if p.is_file()}
-        # one that holds images of the val beside it is refused before training (chapter 33)
+        # one that holds images of the val beside it is refused before training (chapter 34)
         trained = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]
         if any(_names_in(p, known, root) & _names_in(own, known, root) for p in trained):
             passed += 1
