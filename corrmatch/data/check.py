@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 from .coco import annotated_size
-from ..config import IGNORE_INDEX, Config, preset
+from ..config import IGNORE_INDEX, preset
 from .folders import (
     ClassCounts, FolderSource, IMAGE_SUFFIXES, list_lines, mark_output, missing_classes, parse_line,
     read_classes, read_split, refuse_shared)
@@ -75,7 +75,7 @@ def _span(image, path=''):
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a52
 def _core(image):
-    "Smallest and largest value on the fuller side of a gap of half the span (beside -9999, say); None for 8 bits."
+    "Smallest and largest value on the fuller side of a gap of half the span; None for 8 bits."
     values = deep_values(image)
     if values is None:
         return None
@@ -266,7 +266,9 @@ def _judge(scan, mapping, root):
     out = [] if same_size else [_size_issue(scan, mask)]
     if is_color(scan.mask_mode) != mapping.packed:
         stored, others = ('values', 'colours') if mapping.packed else ('colours', 'values')
-        text = f'mask of mode {scan.mask_mode} holds {stored}, most others hold {others}; save it like the others'
+        text = (
+            f'mask of mode {scan.mask_mode} holds {stored}, most others hold {others}; save it like '
+            'the others')
         return [*out, Issue('error', 'mode', mask, text)]
     fault = scan.facts.fault if scan.facts and mapping.kind not in ('given', 'objects') else ''
     return [*out, Issue('error', 'values', mask, fault)] if fault else out + _strange(scan, mapping, mask)
@@ -529,7 +531,7 @@ def _remarks(layout, mapping, scans, remembered=''):
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a71
 def _other_classes(layout, mapping):
-    "What is wrong with the folder's own class file, where the masks are read with other classes; '' if nothing is."
+    "How the folder's own class file differs from the classes of the masks; '' if it does not."
     own = read_classes(layout.root)
     names = list(mapping.names)
     if not layout.classes or not own or own[0] == names:
@@ -676,7 +678,7 @@ def _printed(path):
     return path if path.isprintable() else repr(path)[1:-1]
 
 def _file_lines(report):
-    "What every file of the folder is used for; the numbers add up to all files below it, hidden ones too, each once behind links."
+    "What every file of the folder is used for; the numbers add up to all files below it."
     rows = [
         [use, n, f'  {_printed(example)}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
     return [
@@ -980,7 +982,7 @@ def _write_classes(root, mapping):
 
 # %% ../../nbs/data/22_check.ipynb #c52e879b
 def _nearest_share(front, shares, total, target):
-    "Of some images the one that brings the shares closest to the target; distances are rounded, so that no machine's last bit decides."
+    "Pick the image that brings the shares closest to the target; distances are rounded for reproducibility."
     after = total + shares[front]
     after = np.sqrt(after/np.maximum(after.sum(1, keepdims=True), 1e-12))
     return front[int(np.round(((after - target)**2).sum(1), 9).argmin())]
@@ -1051,7 +1053,7 @@ def _choose_val(report, share, seed):
     return [free[i] for i in rows], True
 
 def _rest(report, val):
-    "Rows of `usable` for training, scans of all images that may serve as unlabeled, copies of val and test images left out."
+    "Rows of `usable` for training, scans that may be unlabeled, number of copies of val and test images."
     scored = {report.usable[i].digest for i in val} | {
         s.digest for s in report.scans if s.digest and s.item.split in ('val', 'test')}
     bad = {f.file for f in report.errors}
@@ -1232,7 +1234,7 @@ def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
 
 # %% ../../nbs/data/22_check.ipynb #781f4b9b
 def _known(report):
-    "Names of the images by what a list may call them: their path or that of their copy, without the ending."
+    "Names of the images by the path, or that of their copy, without the ending."
     root = report.layout.root
     return {
         _bare(p): s.item.name
@@ -1252,7 +1254,7 @@ def _names_in(path, known, root):
         for n, line in list_lines(path)}
 
 def _hold_out(report, val, known):
-    "The same report with the images of a list as val; what the data set calls val is kept out of training as well."
+    "The same report with the images of a list as val; the data set's own val stays out of training."
     named = _names_in(val, known, report.layout.root)
     def side(s):
         return s._replace(
@@ -1269,7 +1271,7 @@ def _hold_out(report, val, known):
 
 # %% ../../nbs/data/22_check.ipynb #a44cbe7b
 def _found_lists(root, known, val=None):
-    "Lists in the data folder: the longest labeled list that shares no image with val, and what belongs to it; {} without any."
+    "The longest labeled list of a folder that shares no image with val, with its companions; {} without any."
     labeled = sorted(
         (p for p in Path(root).rglob('labeled.txt') if 'prepared' not in p.parts),
         key=lambda p: (-len(list_lines(p)), str(p)))
@@ -1393,7 +1395,7 @@ def rehearse(
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0d01
 def _rehearsed_split(report, labels):
-    "Rows of `usable` that lists made by `train` would take as labeled; DataError where it would refuse to make them."
+    "Rows of `usable` that `train` would choose as labeled; DataError where it would refuse."
     root = report.layout.root
     _need_writable(root, 'the lists', '--out of `split` or --lists of `train`')
     val = _choose_val(report, .2, 0)[0]
