@@ -30,7 +30,7 @@ PARTS = {
     'models': 'Models', 'training': 'Training', 'use': 'Use', 'results': 'Results', 'engine': 'Faster forms'}
 BESIDE = {
     'CONTRIBUTING.md': 'CONTRIBUTING.md', 'tests/golden/README.md': 'golden.md', 'LICENSE': 'LICENSE.txt',
-    'CITATION.cff': 'CITATION.cff'}
+    'CITATION.cff': 'CITATION.cff', 'docs/static/filmstrip.webp': 'filmstrip.webp'}
 LONG = 16  # arguments of a class, above which only the list shows them
 WIDGET = re.compile(
     r'(?:[VH]Box|GridBox|Tab|Accordion|Explorer|RunViewer|\w*(?:Slider|Button|Dropdown|Widget))\(')
@@ -452,10 +452,10 @@ def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
             api_page(m, promises.get(m.name, ''), where), encoding='utf-8')
     (folder/'api'/'index.md').write_text(api_index(modules, promises), encoding='utf-8')
     for path, copy in BESIDE.items():
-        text = (root/path).read_text(encoding='utf-8')
+        data = (root/path).read_bytes()
         if copy == 'CONTRIBUTING.md':
-            text = text.replace('](tests/golden/README.md)', '](golden.md)')
-        (folder/copy).write_text(text, encoding='utf-8')
+            data = data.replace(b'](tests/golden/README.md)', b'](golden.md)')
+        (folder/copy).write_bytes(data)
     return list(books)
 
 

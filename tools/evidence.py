@@ -620,7 +620,8 @@ def collect_demos(folders, results):
     own."""
     results = Path(results)
     found = [row for folder in folders for row in _read_rows(Path(folder)/'demo.csv')]
-    own = [{'set': 'demo', 'run': f"{row['run']}_s{row['seed']}", 'list': 'val', 'at': 'last'} for row in found]
+    own = [{'set': 'demo', 'run': f"{row['run']}_s{row['seed']}"} | {'list': 'val', 'at': 'last'}
+           for row in found]
     scores = [where | dict(miou=row['miou']) for where, row in zip(own, found)]
     classes = [where | {'class': name, 'iou': value} for where, row in zip(own, found)
                for name, value in row.items() if name not in ('seed', 'run', 'miou')]

@@ -76,8 +76,7 @@ def _span(image, path=''):
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a52
 def _core(image):
-    """Smallest and largest value on the fuller side of a gap of half the span (beside -9999, say); None for 8
-    bits."""
+    "Smallest and largest value on the fuller side of a gap of half the span; None for 8 bits."
     values = deep_values(image)
     if values is None:
         return None
@@ -232,38 +231,42 @@ def _drawing(objects):
     return objects and hashlib.blake2b(json.dumps(objects).encode(), digest_size=16).hexdigest()
 
 # %% ../../nbs/data/22_check.ipynb #b4fb35a6
+def _unreadable(scan, root):
+    "The issue about a file that cannot be read: the mask where the image was read."
+    item = scan.item
+    file = item.mask if item.mask and scan.size else item.image
+    return Issue('error', 'unreadable', _rel(file, root), scan.fault.partition(': ')[2] or scan.fault)
+
+def _size_issue(scan, mask):
+    "The issue about a mask and an image of different sizes."
+    (w, h), (mw, mh) = scan.size, scan.mask_size
+    text = f'mask has {mw}x{mh} pixels, its image {w}x{h}; make both the same size'
+    if scan.item.objects:
+        text = (
+            f'annotated with {mw}x{mh} pixels, and has {w}x{h}: turn the image, or correct width '
+            'and height in the COCO file')
+    return Issue('error', 'size', mask, text)
+
 def _judge(scan, mapping, root):
     "Issues of one image and its mask."
-    item, out = scan.item, []
+    item = scan.item
     mask = _rel(item.mask or item.image, root)
     if scan.fault:
-        return [
-            Issue(
-                'error', 'unreadable',
-                _rel(item.mask if scan.size else item.image, root) if item.mask else _rel(item.image, root),
-                scan.fault.partition(': ')[2] or scan.fault)]
+        return [_unreadable(scan, root)]
     if scan.values is None:
-        return out
+        return []
     try:
         _line([_rel(item.image, root), mask])
     except DataError as e:
         return [Issue('error', 'name', mask, str(e).partition(': ')[2])]
-    if scan.size != scan.mask_size and not scan.turned:
-        (w, h), (mw, mh) = scan.size, scan.mask_size
-        text = f'mask has {mw}x{mh} pixels, its image {w}x{h}; make both the same size'
-        if item.objects:
-            text = (
-                f'annotated with {mw}x{mh} pixels, and has {w}x{h}: turn the image, or correct width '
-                'and height in the COCO file')
-        out.append(Issue('error', 'size', mask, text))
+    same_size = scan.size == scan.mask_size or scan.turned
+    out = [] if same_size else [_size_issue(scan, mask)]
     if is_color(scan.mask_mode) != mapping.packed:
-        stored, others = ('colours', 'values') if is_color(scan.mask_mode) else ('values', 'colours')
-        return [
-            *out,
-            Issue(
-                'error', 'mode', mask,
-                f'mask of mode {scan.mask_mode} holds {stored}, most others hold {others}; save it like '
-                'the others')]
+        stored, others = ('values', 'colours') if mapping.packed else ('colours', 'values')
+        text = (
+            f'mask of mode {scan.mask_mode} holds {stored}, most others hold {others}; save it like '
+            'the others')
+        return [*out, Issue('error', 'mode', mask, text)]
     fault = scan.facts.fault if scan.facts and mapping.kind not in ('given', 'objects') else ''
     return [*out, Issue('error', 'values', mask, fault)] if fault else out + _strange(scan, mapping, mask)
 
@@ -282,50 +285,54 @@ def _strange(scan, mapping, mask):
     return [Issue('error', 'values', mask, text)]
 
 # %% ../../nbs/data/22_check.ipynb #01750954
-def _whole(layout, scans, usable):
-    "Issues about the data set as a whole."
+def _unused_files(layout):
+    "Issues about masks without an image and images whose name is taken."
+    root = layout.root
     out = [
         Issue(
-            'warning', 'orphan mask', _rel(p, layout.root),
+            'warning', 'orphan mask', _rel(p, root),
             'mask without an image is not used; add the image or remove it')
         for p in layout.orphan_masks]
-    root = layout.root
-    out += [
+    return out + [
         Issue(
             'warning', 'duplicate', _rel(p, root),
             f'not used: {_rel(kept, root)} has the same name; rename one of them or remove it')
         for p, kept in layout.duplicates]
-    out += [Issue(*remark) for remark in (*layout.remarks, *_rescaled(scans, root))]
-    bare = [s for s in scans if not s.fault and s.values is None]
-    if bare:
-        out.append(
-            Issue(
-                'warning', 'no mask', _rel(bare[0].item.image, root),
-                f'has no mask and serves as unlabeled, like all such images: {len(bare)} in number'))
+
+def _copies(scans, root):
+    "Issues about equal images, which are leaks where one of them is in val or test."
     groups = {}
     for s in scans:
         if s.digest:
             groups.setdefault(s.digest, []).append(s)
+    out = []
     for same in (g for g in groups.values() if len(g) > 1):
         names = [_rel(s.item.image, root) for s in same]
+        more = f' and {len(names)-2} more' if len(names) > 2 else ''
+        text = f'the same image as {names[1]}{more}'
         sides = {s.item.split for s in same}
-        leak = len(sides) > 1 and bool(sides & {'val', 'test'})
-        text = f'the same image as {names[1]}' + (f' and {len(names)-2} more' if len(names) > 2 else '')
-        out.append(
-            Issue(
-                'warning',
-                'leak' if leak else 'duplicate',
-                names[0],
-                f'{text}, in {" and ".join(sorted(s or "train" for s in sides))}: scores on it would be '
-                'too good; remove one of them'
-                if leak
-                else f'{text}; one is enough'))
+        if len(sides) > 1 and sides & {'val', 'test'}:
+            places = ' and '.join(sorted(s or 'train' for s in sides))
+            text = f'{text}, in {places}: scores on it would be too good; remove one of them'
+            out.append(Issue('warning', 'leak', names[0], text))
+        else:
+            out.append(Issue('warning', 'duplicate', names[0], f'{text}; one is enough'))
+    return out
+
+def _whole(layout, scans, usable):
+    "Issues about the data set as a whole."
+    root = layout.root
+    out = _unused_files(layout) + [Issue(*remark) for remark in (*layout.remarks, *_rescaled(scans, root))]
+    bare = [s for s in scans if not s.fault and s.values is None]
+    if bare:
+        text = f'has no mask and serves as unlabeled, like all such images: {len(bare)} in number'
+        out.append(Issue('warning', 'no mask', _rel(bare[0].item.image, root), text))
+    out += _copies(scans, root)
     if len(usable) < 2:
-        out.append(
-            Issue(
-                'error', 'no mask', '',
-                f'{len(usable)} usable images with a mask; at least 2 are needed, one to learn from and '
-                'one to score'))
+        text = (
+            f'{len(usable)} usable images with a mask; at least 2 are needed, one to learn from and '
+            'one to score')
+        out.append(Issue('error', 'no mask', '', text))
     return out
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0a76
@@ -415,44 +422,43 @@ def _much_ignored(mapping, scans, share):
             'if that is a class, say so with --map FILE')
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0a72
+def _faint(scans, root):
+    "The issue about colours of 16 bits a channel that would be nearly black."
+    dark = [s for s in scans if s.deep_color is not None]
+    faint = [s for s in dark if s.deep_color < 64]
+    if not faint:
+        return []
+    level = 'error' if len(faint)*2 >= len(dark) else 'warning'
+    text = (
+        f'{_rel(faint[0].item.image, root)}: colours of 16 bits a channel that stay below {256 * 64}: '
+        f'{len(faint)} of {len(dark)} such images, of which only the upper 8 bits are read, would be nearly '
+        'black; save them with 8 bits a channel')
+    return [Issue(level, 'depth', '', text)]
+
 def _depth_findings(layout, scans, depth):
     "Issues about images of more than 8 bits: how they are scaled, and whether one range fits them all."
+    out = _faint(scans, layout.root)
     deep = [s for s in scans if s.span]
-    dark = [s for s in scans if s.deep_color is not None]
-    out = []
-    faint = [s for s in dark if s.deep_color < 64]
-    if faint:
-        level = 'error' if len(faint)*2 >= len(dark) else 'warning'
-        name = _rel(faint[0].item.image, layout.root)
-        out.append(
-            Issue(
-                level, 'depth', '',
-                f'{name}: colours of 16 bits a channel that stay below {256 * 64}: {len(faint)} of '
-                f'{len(dark)} such '
-                'images, of which only the upper 8 bits are read, would be nearly black; save them with 8 '
-                'bits a channel'))
     if not deep:
         return out
     low, high = depth or find_depth([s.span for s in deep])
     narrow = [s for s in deep if _is_narrow(s, low, high)]
-    far = max(deep, key=lambda s: max(s.span[1], -s.span[0]))
     text = f'{len(deep)} images of more than 8 bits: values {low:g} to {high:g} become 0 to 255'
-    dull = (
-        f'; {len(narrow)} of them span less than a sixteenth of that and become nearly one grey, such as '
-        f'{_rel(narrow[0].item.image, layout.root)}'
-        if narrow
-        else '')
+    dull = ''
+    if narrow:
+        dull = (
+            f'; {len(narrow)} of them span less than a sixteenth of that and become nearly one grey, such as '
+            f'{_rel(narrow[0].item.image, layout.root)}')
     if len(narrow)*2 < len(deep):
         return [*out, Issue('warning', 'depth', '', f'{text}{dull}; another range is --depth LOW:HIGH')]
     if depth:
         return [*out, Issue('warning', 'depth', '', f'{text}{dull}')]
+    far = max(deep, key=lambda s: max(s.span[1], -s.span[0]))
     reach = f'{_rel(far.item.image, layout.root)} reaches from {far.span[0]:g} to {far.span[1]:g}'
-    return [
-        *out,
-        Issue(
-            'error', 'depth', '',
-            f'{text}, but half of them span less than a sixteenth of that ({reach}): most would be nearly '
-            'one grey; say which range is meant with --depth LOW:HIGH')]
+    text += (
+        f', but half of them span less than a sixteenth of that ({reach}): most would be nearly '
+        'one grey; say which range is meant with --depth LOW:HIGH')
+    return [*out, Issue('error', 'depth', '', text)]
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a51
 def _is_narrow(scan, low, high):
@@ -472,39 +478,41 @@ def _odd_mask(scan, mapping):
     "Can training not read this mask as it is?"
     return scan.values is not None and (not mapping.as_is or scan.mask_mode not in ('L', 'P'))
 
+def _used_in_part(scans, root):
+    "Issues about images whose orientation is unclear, and files of which a part is used."
+    unclear = [s for s in scans if _unsure(s) and not s.turned]
+    paged = [s for s in scans if s.pages > 1]
+    banded = [s for s in scans if s.bands]
+    out = []
+    if unclear:
+        text = (
+            'has an EXIF note that turns it, and the size of its mask does not tell whether that was '
+            f'drawn on the turned image: {len(unclear)} such images are used as they are stored; '
+            'where masks do not fit, save the images turned and without the note')
+        out.append(Issue('warning', 'orientation', _rel(unclear[0].item.image, root), text))
+    if paged:
+        text = (
+            f'has {paged[0].pages} pages, of which the first is used: {len(paged)} such images; save '
+            'each page as an image of its own')
+        out.append(Issue('warning', 'pages', _rel(paged[0].item.image, root), text))
+    if banded:
+        text = (
+            f'has {banded[0].bands} bands, of which the first three are read as red, green and blue: '
+            f'{len(banded)} such images; export the three that count')
+        out.append(Issue('warning', 'bands', _rel(banded[0].item.image, root), text))
+    return out
+
 def _remarks(layout, mapping, scans, remembered=''):
     "Issues about what has to be converted, what a person should look at, and the class file."
     n_images = sum(map(_odd_image, scans))
     n_masks = sum(_odd_mask(s, mapping) for s in scans)
     out = [Issue('warning', 'values', '', text) for text in (*mapping.remarks, remembered) if text]
     if n_images + n_masks:
-        out.append(
-            Issue(
-                'warning', 'conversion', '',
-                f'not readable in training as they are: {n_images} of the images, {n_masks} of the '
-                f'masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies'))
-    unsure = [s for s in scans if _unsure(s) and not s.turned]
-    if unsure:
-        out.append(
-            Issue(
-                'warning', 'orientation', _rel(unsure[0].item.image, layout.root),
-                'has an EXIF note that turns it, and the size of its mask does not tell whether that was '
-                f'drawn on the turned image: {len(unsure)} such images are used as they are stored; '
-                'where masks do not fit, save the images turned and without the note'))
-    paged = [s for s in scans if s.pages > 1]
-    if paged:
-        out.append(
-            Issue(
-                'warning', 'pages', _rel(paged[0].item.image, layout.root),
-                f'has {paged[0].pages} pages, of which the first is used: {len(paged)} such images; save '
-                'each page as an image of its own'))
-    banded = [s for s in scans if s.bands]
-    if banded:
-        out.append(
-            Issue(
-                'warning', 'bands', _rel(banded[0].item.image, layout.root),
-                f'has {banded[0].bands} bands, of which the first three are read as red, green and blue: '
-                f'{len(banded)} such images; export the three that count'))
+        text = (
+            f'not readable in training as they are: {n_images} of the images, {n_masks} of the '
+            f'masks (16 bits, turned, or {mapping.text}); `split` and `train` make converted copies')
+        out.append(Issue('warning', 'conversion', '', text))
+    out += _used_in_part(scans, layout.root)
     try:
         other = _other_classes(layout, mapping)
     except DataError as e:
@@ -513,8 +521,7 @@ def _remarks(layout, mapping, scans, remembered=''):
 
 # %% ../../nbs/data/22_check.ipynb #4c1d7a71
 def _other_classes(layout, mapping):
-    """What is wrong with the folder's own class file, where the masks are read with other classes; '' if
-    nothing is."""
+    "How the folder's own class file differs from the classes of the masks; '' if it does not."
     own = read_classes(layout.root)
     names = list(mapping.names)
     if not layout.classes or not own or own[0] == names:
@@ -657,8 +664,7 @@ def _printed(path):
     return path if path.isprintable() else repr(path)[1:-1]
 
 def _file_lines(report):
-    """What every file of the folder is used for; the numbers add up to all files below it, hidden ones too,
-    each once behind links."""
+    "What every file of the folder is used for; the numbers add up to all files below it."
     rows = [
         [use, n, f'  {_printed(example)}', f'  {why}'] for use, n, example, why in file_table(report.layout)]
     return [
@@ -960,8 +966,7 @@ def _write_classes(root, mapping):
 
 # %% ../../nbs/data/22_check.ipynb #c52e879b
 def _nearest_share(front, shares, total, target):
-    """Of some images the one that brings the shares closest to the target; distances are rounded, so that no
-    machine's last bit decides."""
+    "Pick the image that brings the shares closest to the target; distances are rounded for reproducibility."
     after = total + shares[front]
     after = np.sqrt(after/np.maximum(after.sum(1, keepdims=True), 1e-12))
     return front[int(np.round(((after - target)**2).sum(1), 9).argmin())]
@@ -1031,8 +1036,7 @@ def _choose_val(report, share, seed):
     return [free[i] for i in rows], True
 
 def _rest(report, val):
-    """Rows of `usable` for training, scans of all images that may serve as unlabeled, copies of val and test
-    images left out."""
+    "Rows of `usable` for training, scans that may be unlabeled, number of copies of val and test images."
     scored = {report.usable[i].digest for i in val} | {
         s.digest for s in report.scans if s.digest and s.item.split in ('val', 'test')}
     bad = {f.file for f in report.errors}
@@ -1199,7 +1203,7 @@ def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
 
 # %% ../../nbs/data/22_check.ipynb #781f4b9b
 def _known(report):
-    "Names of the images by what a list may call them: their path or that of their copy, without the ending."
+    "Names of the images by the path, or that of their copy, without the ending."
     root = report.layout.root
     return {
         _bare(p): s.item.name
@@ -1219,8 +1223,7 @@ def _names_in(path, known, root):
         for n, line in list_lines(path)}
 
 def _hold_out(report, val, known):
-    """The same report with the images of a list as val; what the data set calls val is kept out of training
-    as well."""
+    "The same report with the images of a list as val; the data set's own val stays out of training."
     named = _names_in(val, known, report.layout.root)
     def side(s):
         return s._replace(
@@ -1235,8 +1238,7 @@ def _hold_out(report, val, known):
 
 # %% ../../nbs/data/22_check.ipynb #a44cbe7b
 def _found_lists(root, known, val=None):
-    """Lists in the data folder: the longest labeled list that shares no image with val, and what belongs to
-    it; {} without any."""
+    "The longest labeled list of a folder that shares no image with val, with its companions; {} without any."
     labeled = sorted(
         (p for p in Path(root).rglob('labeled.txt') if 'prepared' not in p.parts),
         key=lambda p: (-len(list_lines(p)), str(p)))
@@ -1355,8 +1357,7 @@ def rehearse(
 
 # %% ../../nbs/data/22_check.ipynb #5c1e0d01
 def _rehearsed_split(report, labels):
-    """Rows of `usable` that lists made by `train` would take as labeled; DataError where it would refuse to
-    make them."""
+    "Rows of `usable` that `train` would choose as labeled; DataError where it would refuse."
     root = report.layout.root
     _need_writable(root, 'the lists', '--out of `split` or --lists of `train`')
     val = _choose_val(report, .2, 0)[0]

@@ -183,8 +183,7 @@ def visible_files(
     root:Path,    # folder to search
     skipped=(),   # names of folders to leave out, lower case
 ):                # iterator of (folder, file name), in a fixed order
-    """Walk a tree, behind links to folders too, each folder once; hidden things and what this package wrote
-    are left out."""
+    "Walk a tree, each folder once; hidden things and what this package wrote are left out."
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):  # data often lives on another disk
         folders[:] = sorted(f for f in folders if not f.startswith('.') and f.lower() not in skipped)
@@ -378,12 +377,13 @@ def _set_aside(places, include):
     manual = any({'1st_manual', 'manual1'} & {*path.lower().split('/')} for path in places)
     out = {}
     for path, place in places.items():
-        folders = {*path.lower().split('/')[:-1]}
-        stem = place.full[-1]
-        colored = place.role != 'image' and _cut(stem, COLOR_TAILS)[1] >= 0
-        channel, of = _CHANNEL.fullmatch(stem), mask_of(stem)
         if _matches(path, include):
             continue
+        folders = {*path.lower().split('/')[:-1]}
+        stem = place.full[-1]
+        of = mask_of(stem)
+        channel = _CHANNEL.fullmatch(stem)
+        colored = place.role != 'image' and _cut(stem, COLOR_TAILS)[1] >= 0
         if place.role == 'other mask':
             out[path] = 'other mask', 'not in the folder that --masks names'
         elif {'2nd_manual', 'manual2'} & folders:
@@ -514,17 +514,25 @@ def _row(index, entry):
                 return index[key]
 
 # %% ../../nbs/data/21_layouts.ipynb #799eca23
+def _by_kind(texts):
+    "Lists with the split that they name, those of segmentation and of upper folders first."
+    def order(t): return 'imagesets/' in t.lower() and 'segmentation' not in t.lower(), t.count('/'), t
+    kinds = {**SPLIT_NAMES, 'train_aug': 'train'}
+    out = []
+    for text in sorted(texts, key=order):
+        kind = kinds.get(os.path.splitext(os.path.basename(text))[0].lower())
+        if kind:
+            out.append((text, kind))
+    return out
+
 def _listed(root, texts, items):
     "Give items the split that lists name; the lists that were used, and {list: why it cannot be read}."
     index = None
     split = {}
     used = []
     faults = {}
-    for text in sorted(
-        texts, key=lambda t: ('imagesets/' in t.lower() and 'segmentation' not in t.lower(), t.count('/'), t)
-    ):
-        kind = {**SPLIT_NAMES, 'train_aug': 'train'}.get(os.path.splitext(os.path.basename(text))[0].lower())
-        if kind is None or kind in split:
+    for text, kind in _by_kind(texts):
+        if kind in split:
             continue
         try:
             fields = [(n, line_fields(l)[0]) for n, l in list_lines(root/text)]
@@ -546,11 +554,14 @@ def _listed(root, texts, items):
             )
         split[kind] = [r for r in rows if r is not None]
         used.append(text)
-    # val last: an image in train and val is scored, so it must not train
-    for kind in ('train', 'test', 'val'):
-        for row in split.get(kind, ()):
-            items[row] = items[row]._replace(split=kind)
+    _set_splits(items, split)
     return used, faults
+
+def _set_splits(items, rows):
+    "Give items their split; val last, since an image in train and val is scored and must not train."
+    for kind in ('train', 'test', 'val'):
+        for row in rows.get(kind, ()):
+            items[row] = items[row]._replace(split=kind)
 
 # %% ../../nbs/data/21_layouts.ipynb #5c1e0c01
 def _use_lists(layout, found):
@@ -650,6 +661,16 @@ def _read_coco(root, found, classes, unannotated, include, masks_folder):
                     'correct it or leave it out')
 
 # %% ../../nbs/data/21_layouts.ipynb #c0c05c43
+def _refuse_both(root, coco, masks):
+    "Refuse masks beside a COCO file."
+    if not masks:
+        return
+    source = next(iter(coco.images.values())).source
+    raise DataError(
+        f'{root}: holds COCO annotations ({source}) and {len(masks)} masks ({masks[0]}); '
+        'only one of the two can count: name the folder of masks with --masks FOLDER, or take the '
+        'masks out of the data folder')
+
 def _coco_layout(root, found, coco, classes, include):
     "The layout of a folder with COCO files, and the lists that were used."
     places = _places(found['image'], '', include)
@@ -658,14 +679,7 @@ def _coco_layout(root, found, coco, classes, include):
     images, masks = _roles({p: place for p, place in places.items() if p not in left})
     beside = sorted(p for files in masks.values() for _, p in files if p not in coco.images)
     known = [p for p in beside if re.search(r'(^|/)(panoptic|stuff)', p)]  # part of COCO's own download
-    if len(beside) > len(known):
-        mask = next(p for p in beside if p not in known)
-        source = next(iter(coco.images.values())).source
-        n = len(beside) - len(known)
-        raise DataError(
-            f'{root}: holds COCO annotations ({source}) and {n} masks ({mask}); '
-            'only one of the two can count: name the folder of masks with --masks FOLDER, or take the '
-            'masks out of the data folder')
+    _refuse_both(root, coco, [p for p in beside if p not in known])
     others = [p for files in images.values() for p in files if p not in coco.images]
     entries = coco.images | {p: Outlined('', os.path.basename(p), parse_place(p).split, None) for p in others}
     named = zip(_coco_names(entries), entries.items())
@@ -714,23 +728,29 @@ def _one_numbering(items):
     return [i._replace(mask=label[i]) if i in label and label[i].is_file() else i for i in items]
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c10
+_COLORED_MASK = 'visualisation', 'masks in colours'
+_OTHER_MASK = 'other mask', 'another one counts'
+
+def _need_chosen(root, places, masks):
+    "Refuse a folder of masks in which no file lies."
+    if masks and not any(p.role == 'mask' for p in places.values()):
+        raise DataError(
+            f"{root}: masks='{masks}': no file lies in a folder of that name; give the name or path of "
+            'the folder of masks')
+
 def _arrange(root, found, classes, include, masks, remarks=()):
     """The layout of a tree of images and masks, and the lists that were used; found['aside'] gets the images
     that are none."""
     places = _places(found['image'], masks, include)
     aside = found['aside']
-    if masks and not any(p.role == 'mask' for p in places.values()):
-        raise DataError(
-            f"{root}: masks='{masks}': no file lies in a folder of that name; give the name or path of "
-            "the folder of masks")
+    _need_chosen(root, places, masks)
     aside |= (left := _set_aside(places, include))
     matched = _match(root, {p: place for p, place in places.items() if p not in left})
     items, derived = _not_derived(root, _sole_masks(matched.items, left), places)
     aside |= derived
     for path, _, rank in matched.extras:
-        aside[_below(root, path)] = (
-            ('visualisation', 'masks in colours') if rank >= COLORED else ('other mask', 'another one counts')
-        )
+        colored = rank >= COLORED
+        aside[_below(root, path)] = _COLORED_MASK if colored else _OTHER_MASK
     folders = {part.lower() for path in places for part in path.split('/')[:-1]}
     kind = _kind(folders, any(i.mask for i in items))
     layout = Layout(
@@ -883,6 +903,23 @@ def _several(matched):
     return next(((image, *paths[:2]) for image, paths in of.items() if len(paths) > 1), None)
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c12
+def _refuse_unpaired(root, layout):
+    "Refuse images without masks where files or folders look like masks."
+    if layout.orphan_masks:
+        image = _below(root, layout.items[0].image)
+        mask = _below(root, layout.orphan_masks[0])
+        raise DataError(
+            f'{root}: no image has a mask: no name pairs, such as {image} and {mask}; give both the same name'
+        )
+    folders = dict.fromkeys(_below(root, i.image.parent) for i in layout.items)
+    telling = re.compile(r'(?<![a-z])(gts?|ground_?truth|masks?|labels?|annot|seg)')
+    told = [f for f in folders if telling.search(f.lower())]
+    if told and len(folders) > 1:
+        raise DataError(
+            f'{root}: no image has a mask; if the files of {told[0]} are the masks, say --masks '
+            f'{told[0]}, and '
+            'give each the name of its image')
+
 def _need_masks(root, layout, found, matched):
     "Refuse a folder in which no image has a mask, if something else is there, and say what."
     if any(i.mask for i in layout.items):
@@ -895,23 +932,7 @@ def _need_masks(root, layout, found, matched):
     if further:
         raise DataError(f'{root}: {further[0]} is one of several masks of an image; {merge}')
     _refuse_annotations(root, layout, found)
-    if layout.orphan_masks:
-        image = _below(root, layout.items[0].image)
-        mask = _below(root, layout.orphan_masks[0])
-        raise DataError(
-            f'{root}: no image has a mask: no name pairs, such as {image} and {mask}; give both the same name'
-        )
-    folders = dict.fromkeys(_below(root, i.image.parent) for i in layout.items)
-    told = next(
-        (
-            f
-            for f in folders
-            if re.search(r'(?<![a-z])(gts?|ground_?truth|masks?|labels?|annot|seg)', f.lower())),
-        None)
-    if told and len(folders) > 1:
-        raise DataError(
-            f'{root}: no image has a mask; if the files of {told} are the masks, say --masks {told}, and '
-            'give each the name of its image')
+    _refuse_unpaired(root, layout)
 
 # %% ../../nbs/data/21_layouts.ipynb #b41f5c26
 def _refuse_annotations(root, layout, found):

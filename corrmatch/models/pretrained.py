@@ -58,8 +58,7 @@ def _lite0_file():
 
 def lite0_features(
     image:Image.Image,         # RGB, of any size
-    # pixels of the longer side that the network sees; smaller: larger things are similar
-    side:int=320,
+    side:int=320,              # pixels of the longer side that the network sees
     stride:Literal[8, 16]=8,   # pixels between positions
     pretrained:bool=True,      # False: random weights, for comparison
 )->Tensor:                     # (1,320,p,q) float32, mean over positions removed, then of length 1

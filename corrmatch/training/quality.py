@@ -70,7 +70,7 @@ def count_regions(
     before:tuple[Tensor, Tensor], # label (b,h,w) and keep (b,h,w) of the prediction
     after:tuple[Tensor, Tensor],  # the same after region propagation
     mask:Tensor,                  # (b,h,w) ground truth
-    ignore_index:int=IGNORE_INDEX,
+    ignore_index:int=IGNORE_INDEX, # mask value of pixels that are not judged
 )->RegionCounts:
     "Compare pseudo-labels before and after region propagation with the ground truth."
     judged = mask != ignore_index
@@ -162,8 +162,8 @@ def _vote(out, before, size, tau, m, cut, seed):
 
 # %% ../../nbs/training/35_quality.ipynb #86a7d47d
 def draw_quality(
-    quality:LabelQuality,
-    title:str='',
+    quality:LabelQuality, # from label_quality
+    title:str='',         # of the figure
 )->Figure:
     "Draw accuracy against coverage, the threshold and the point after region propagation."
     fig, ax = plt.subplots(figsize=(5.4, 3.4), layout='constrained')
