@@ -317,7 +317,7 @@ def mask_of(
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c16
 _OUTPUT_MARK = '.corrmatch'  # a file in every folder that a command of this package made
-_RUN_FILES = 'val.csv skipped.csv last.pt best.pt before.pt images figures report.html'
+_RUN_FILES = 'val.csv skipped.csv last.pt best.pt before.pt pictures figures report.html'
 _OUTPUTS = (  # kind, names that tell it, names that belong to it
     ('run', 'config.json metrics.csv', f'state.json {_RUN_FILES}'),
     ('run', 'config.json state.json', _RUN_FILES),

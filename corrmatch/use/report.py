@@ -310,7 +310,6 @@ def _summary_rows(
     "Collect what a reader wants to know first."
     c = log.config
     s = log.state
-    v = log.val
     rows = [
         ('run', str(log.folder)),
         ('method', f'{c.method} from preset {c.name}'),
@@ -327,16 +326,7 @@ def _summary_rows(
             'step',
             f'{c.batch_x} labeled and {c.batch_u} unlabeled crops of {c.crop} pixels, seed {c.seed}, '
             f'{c.precision}')]
-    if len(v.get('miou', ())):
-        scores = best_scores(v)
-        best = best_row(scores)
-        rows += [
-            (
-                'best mIoU',
-                f"{scores[best]:.2f} % at step "
-                f"{v['step'][best]:.0f}{' with averaged weights' * bool(scores[best] > v['miou'][best])}; "
-                "choosing it on the validation list flatters it"),
-            ('last mIoU', f"{v['miou'][-1]:.2f} % at step {v['step'][-1]:.0f}")]
+    rows += _score_rows(log.val)
     if 'time' in s:
         rows.append(
             (
@@ -347,6 +337,20 @@ def _summary_rows(
     if np.nanmax(skipped, initial=0):
         rows.append(('skipped steps', f'{np.nanmax(skipped):.0f} without a finite loss, see skipped.csv'))
     return rows
+
+def _score_rows(v):
+    "The best and the last validation score of a run that has any."
+    if not len(v.get('miou', ())):
+        return []
+    scores = best_scores(v)
+    best = best_row(scores)
+    averaged = ' with averaged weights' if scores[best] > v['miou'][best] else ''
+    return [
+        (
+            'best mIoU',
+            f"{scores[best]:.2f} % at step {v['step'][best]:.0f}{averaged}; "
+            "choosing it on the validation list flatters it"),
+        ('last mIoU', f"{v['miou'][-1]:.2f} % at step {v['step'][-1]:.0f}")]
 
 # %% ../../nbs/use/38_report.ipynb #57310b77
 def _class_rows(
