@@ -23,8 +23,9 @@ KINDS = {  # what is compared -> changes of the small run
         norm='batch', cutmix='same_image', lr=.002, threshold='fixed', tau=0., regions=0),
     'clip, average, no warm-up': dict(clip=.5, ema=.9, warmup=0),
     'a threshold for each class': dict(threshold='per_class'),
+    # with seed 0 a pixel lies on the threshold, and the order of additions decides about it
     'two micro-steps in each process, workers, strong views on the device': dict(
-        cutmix='same_image', workers=1, accumulate=2, strong_on_device=True),
+        cutmix='same_image', workers=1, accumulate=2, strong_on_device=True, seed=3),
 }
 CRASHES = {  # the two of this family: parameters without gradient; buffers changed between two forward passes
     'correlation head unused in the warm-up': dict(w_x_corr=0., warmup=3),

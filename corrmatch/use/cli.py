@@ -80,7 +80,7 @@ def _options(kind, text, default=None):
         kind, read = get_args(kind)
     if get_origin(kind) is Literal:
         options['choices'] = get_args(kind)
-        return options if read is kind else options | dict(type=read)
+        return options | dict(type=type(options['choices'][0]) if read is kind else read)
     return options | dict(type=read, metavar=_METAVARS[read])
 
 # %% ../../nbs/use/44_cli.ipynb #309b43cc
