@@ -10,7 +10,13 @@ __all__ = ['check', 'split', 'train', 'resume', 'load', 'predict', 'explore', 'l
 from importlib import import_module
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
-    pass
+    from corrmatch.use.api import check, explore, list_backbones, list_presets, predict, resume, split, train
+    from corrmatch.config import Config, preset
+    from corrmatch.method.correlation import correlation_map
+    from corrmatch.method.pixel import propagate_pixels
+    from corrmatch.use.predict import load
+    from corrmatch.method.pseudo_labels import confidence, pseudo_label
+    from corrmatch.method.region import propagate_regions, sample_regions
 
 # %% ../nbs/init.ipynb #b27c0005
 _HOMES = dict(

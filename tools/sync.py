@@ -22,9 +22,10 @@ def exported(root: Path = ROOT) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copy(root/'settings.ini', copy)
-        shutil.copytree(
-            root / 'nbs', copy / 'nbs', ignore=lambda _, names: [n for n in names if not n.endswith('.ipynb')]
-        )
+        for path in (root/'nbs').rglob('*.ipynb'):
+            target = copy/path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
         env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}  # with it nbdev_export does nothing
         subprocess.run(
             [sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=copy,
