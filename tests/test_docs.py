@@ -181,21 +181,21 @@ def test_a_small_site(tmp_path):
     for name in ('sphinx', 'myst_nb', 'furo', 'latex2mathml'):
         pytest.importorskip(name, reason='the site needs the docs extra: make docs')
     docs.build(
-        tmp_path / 'out', tmp_path / 'work', ['49_regions', '36_explore'],
+        tmp_path / 'out', tmp_path / 'work', ['06_region', '36_explore'],
         scene=lambda path: path.write_text('<p>scene</p>'))
     faults = [
         f
         for f in docs.check_site(tmp_path / 'out', docs.machine_marks())
-        if re.match(r'(engine/49_regions|use/36_explore|api/[\w.]+|genindex|search)\.html|_static', f)]
+        if re.match(r'(method/06_region|use/36_explore|api/[\w.]+|genindex|search)\.html|_static', f)]
     assert [f for f in faults if not re.search(r'link (\.\./|#)?[\w./]*ipynb', f)] == []
-    shapes = (tmp_path/'out'/'engine'/'49_regions.html').read_text()
+    shapes = (tmp_path/'out'/'method'/'06_region.html').read_text()
     assert (
         '<math' in shapes
         and 'mathjax.js' not in shapes.lower()
         and '<img' in shapes
-        and 'api/engine.regions.html#corrmatch.engine.regions.' in shapes)
+        and 'api/method.region.html#corrmatch.method.region.' in shapes)
     assert (
         'src="../explorer.html"' in (tmp_path / 'out' / 'use' / '36_explore.html').read_text()
         and (tmp_path / 'out' / 'explorer.html').is_file())
-    assert 'href="../engine/49_regions.html#' in (tmp_path/'out'/'api'/'engine.regions.html').read_text()
-    assert 'corrmatch.engine.regions' in (tmp_path/'out'/'searchindex.js').read_text()
+    assert 'href="../method/06_region.html#' in (tmp_path/'out'/'api'/'method.region.html').read_text()
+    assert 'corrmatch.method.region' in (tmp_path/'out'/'searchindex.js').read_text()
