@@ -1,5 +1,7 @@
 """Long files first, so that two processes end at about the same time; a fixture for tests of training that
 look at no image."""
+import logging
+
 import pytest
 
 LONG = (
@@ -16,3 +18,16 @@ def no_drawing(monkeypatch):
     "Runs write no images, which takes most of the time of a run of some steps."
     from corrmatch.training.trainer import Trainer
     monkeypatch.setattr(Trainer, '_draw', lambda self, model: None)
+
+
+@pytest.fixture
+def heard():
+    "The messages of the package, one after the other; pytest's own capture of logging is off (pyproject.toml)."
+    class Listener(logging.Handler):
+        def emit(self, record): lines.append(record.getMessage())
+    lines = []
+    listener = Listener(logging.WARNING)
+    log = logging.getLogger('corrmatch')
+    log.addHandler(listener)
+    yield lines
+    log.removeHandler(listener)

@@ -158,7 +158,7 @@ def test_wheel_installs(built, tmp_path):
     ).is_relative_to(site)
     assert 'train' in run(str(python.with_name('corrmatch')), '--help', cwd=tmp_path)
     made = (
-        "from corrmatch.config import preset; from corrmatch.method.step import make_model; "
+        "from corrmatch.config import preset; from corrmatch.training.builders import make_model; "
         "print(make_model(preset('toy'))[1])")
     assert 'backbone weights toy' in run(str(python), '-c', made, cwd=tmp_path), (
         'the small backbone comes with the wheel')
