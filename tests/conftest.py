@@ -22,7 +22,7 @@ def no_drawing(monkeypatch):
 
 @pytest.fixture
 def heard():
-    "The messages of the package, one after the other; pytest's own capture of logging is off (pyproject.toml)."
+    "The messages of the package; pytest's own capture of logging is off (pyproject.toml)."
     class Listener(logging.Handler):
         def emit(self, record): lines.append(record.getMessage())
     lines = []

@@ -126,8 +126,9 @@ def test_index_page(built):
     targets = re.findall(r'\]\(([^)\s]+)\)', body)
     assert len(targets) > 60 and [t for t in targets if not t.startswith(('https://', '#'))] == []
     images = re.findall(r'!\[[^\]]*\]\(([^)\s]+)\)', body)
-    assert images and all(
-        t.startswith(f'{SETTINGS["git_url"]}/raw/{SETTINGS["branch"]}/nbs/readme_files/') for t in images)
+    raw = f'{SETTINGS["git_url"]}/raw/{SETTINGS["branch"]}'
+    places = (f'{raw}/nbs/readme_files/', f'{raw}/docs/static/')
+    assert images and all(t.startswith(places) for t in images)
     assert f'({SETTINGS["git_url"]}/blob/{SETTINGS["branch"]}/LICENSE)' in body
 
 

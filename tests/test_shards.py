@@ -210,7 +210,7 @@ def test_hidden_and_other_files_are_left_out(root):
     for name in ('.hidden.jpg', 'notes.txt', 'my picture.jpg'):
         (root/'images'/name).write_bytes((root/'images'/'p00.jpg').read_bytes())
     source = open_unlabeled('images', root)
-    assert source.names[:] == ['my image', *IDS] and source.image_size(0) == (20, 16)
+    assert source.names[:] == ['my picture', *IDS] and source.image_size(0) == (20, 16)
     (root/'empty').mkdir()
     refused(lambda: open_unlabeled('empty', root), 'empty', 'no image')
 

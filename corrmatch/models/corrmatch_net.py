@@ -4,7 +4,7 @@
 __all__ = ['CorrelationHead', 'CorrMatchNet']
 
 # %% ../../nbs/models/26_corrmatch_net.ipynb #247d7d71
-from typing import Literal, Sequence
+from typing import Any, Literal, Sequence
 import torch
 from torch import nn
 from ..engine.pixels import spread_pixels
@@ -30,7 +30,7 @@ class CorrelationHead(nn.Module):
 class CorrMatchNet(DeepLabV3Plus):
     "Segment with DeepLabV3+ and a correlation head on its last stage."
     def __init__(self,
-        backbone:nn.Module,    # gives [c1..c4]; needs `.channels` and `.stride`
+        backbone:Any,          # gives [c1..c4]; needs `.channels` and `.stride`
         n_classes:int,         # k
         dim:int=256,           # channels of ASPP, decoder and projection
         low_dim:int=48,        # as DeepLabV3Plus

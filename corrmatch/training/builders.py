@@ -14,7 +14,7 @@ import sysconfig
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Iterable, Iterator, Literal, NamedTuple, Sequence
+from typing import Any, Iterable, Iterator, Literal, NamedTuple, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def make_datasets(
 )->Datasets:
     "Open the data of a run; raise DataError when a folder, a list or a file is missing."
     if only_val:
-        no_terms = dict.fromkeys(('w_s', 'w_s_corr', 'w_w_corr', 'w_kl', 'w_fp'), 0.)
+        no_terms:dict[str, Any] = dict.fromkeys(('w_s', 'w_s_corr', 'w_w_corr', 'w_kl', 'w_fp'), 0.)
         config = replace(config, labeled=config.val, unlabeled='', toy_unlabeled=0, **no_terms)
     if uses_unlabeled(config) and not (config.unlabeled if config.data else config.toy_unlabeled):
         remedy = 'unlabeled=LIST' if config.data else 'toy_unlabeled=N'

@@ -116,18 +116,18 @@ def load_reference_checkpoint(
         state = clean_state(read_tensors(path), path)
     except ValueError as e:
         raise DataError(str(e).removeprefix('weights ')) from None
-    built = model is None
-    if built:
+    net = model
+    if net is None:
         facts = network_facts(state, path)
         kind = CorrMatchNet if facts.corr else DeepLabV3Plus
-        model = kind(
+        net = kind(
             build_backbone(facts.backbone, stride or (8 if facts.corr else 16)), facts.n_classes, facts.dim,
             facts.low_dim)
-    diff = compare_state(state, model)
+    diff = compare_state(state, net)
     if diff:
         raise DataError(f'{path}: does not fit this network: {diff}')
-    model.load_state_dict(dict(zip(model.state_dict(), (state[k] for k in clean_state(model.state_dict())))))
-    return model.eval() if built else model
+    net.load_state_dict(dict(zip(net.state_dict(), (state[k] for k in clean_state(net.state_dict())))))
+    return net.eval() if model is None else net
 
 # %% ../../nbs/training/32_checkpoints.ipynb #8697dd58
 def export_reference_state(
@@ -281,7 +281,7 @@ def open_weights(
 )->tuple[nn.Module, Config]: # network in evaluation mode, its configuration
     "Build the network that a file describes and give it its weights."
     state, card = load_weights(path)
-    config = recorded_config(card.get('config'), str(path))
+    config = recorded_config(card.get('config') or {}, str(path))
     return fitted_model(config, state, path, device), config
 
 # %% ../../nbs/training/32_checkpoints.ipynb #70ff6fbd

@@ -6,7 +6,7 @@ __all__ = ['intersection_union', 'class_mean', 'mean_iou', 'ConfusionMatrix', 'w
 
 # %% ../../nbs/training/28_metrics.ipynb #991e74eb
 import copy
-from typing import Callable, Literal
+from typing import Any, Callable, Literal
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
@@ -275,8 +275,8 @@ class _PackedConv(nn.Module):
 
 # %% ../../nbs/training/28_metrics.ipynb #78b3145e
 def fuse_for_inference(
-    model:Callable, # network in eval mode; anything but a float32 network on a CPU is returned as it is
-)->Callable:        # a copy that predicts the same, faster; it cannot be trained
+    model:Any, # network in eval mode; anything but a float32 network on a CPU is returned as it is
+)->Any:        # a copy that predicts the same, faster; it cannot be trained
     "Fold batch norms into convolutions and lay the weights out for the CPU, once for many predictions."
     weights = list(model.parameters()) if isinstance(model, nn.Module) and not model.training else []
     plain = bool(weights) and {(p.device.type, p.dtype) for p in weights} == {('cpu', torch.float32)}

@@ -503,7 +503,7 @@ def runs_table(
     runs:list[Run], # from list_runs
 )->str:             # aligned text
     "Tabulate runs, one line each."
-    rows = [('run', 'state', 'step', 'best', 'last')]
+    rows:list[tuple[str, ...]] = [('run', 'state', 'step', 'best', 'last')]
     for r in runs:
         rows.append(
             (

@@ -1015,8 +1015,9 @@ def iou_table(
 def describe(self:Trainer)->str:
     "Say what is about to run."
     c = self.config
-    learns_u = uses_unlabeled(c) and self.sources.unlabeled is not None
-    n_u = len(self.sources.unlabeled) if learns_u else 0
+    unlabeled = self.sources.unlabeled
+    learns_u = uses_unlabeled(c) and unlabeled is not None
+    n_u = len(unlabeled) if unlabeled is not None and learns_u else 0
     spread = []
     if self.world.size > 1:
         spread.append(f'{self.world.size} processes')
@@ -1051,7 +1052,7 @@ def fitted(
     "Cut the batch of a configuration so that it fits this machine, and say so."
     world = read_world()
     device = pick_device(config.device)
-    fits = partial(_fits_estimate, device=device, processes=world.size)
+    fits:Callable = partial(_fits_estimate, device=device, processes=world.size)
     if device.type == 'cuda':
         fits = _fits_for_real
     config = fit_memory(config, fits, world.size)

@@ -14,7 +14,7 @@ from functools import cache, partial
 from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin
 from fastcore.docments import docments
 from ..config import METHODS, PRESETS, Config, nearest, preset
 
@@ -349,7 +349,7 @@ def _fetch(
     "fetch a public data set or the published lists; goes on where an earlier attempt stopped"
     from corrmatch.data.fetch import fetch
     folder = 'voc' if what in ('sbd', 'splits') else what
-    print(fetch(what, data or Path('data', folder), base, remove_archives))
+    print(fetch(cast(Any, what), data or Path('data', folder), base, remove_archives))
 
 # %% ../../nbs/use/44_cli.ipynb #0b582b98
 @_command('corrmatch predict runs/camvid holiday/ clip.mp4 --out predictions')

@@ -232,7 +232,8 @@ def score_run(
     model, config = load_run(folder, checkpoint, at, **changes)
     sources = open_val(folder, config, most).sources
     val:Any = sources.val
-    total, model = len(val), fuse_for_inference(model)
+    total = len(val)
+    model = fuse_for_inference(model)
     rows = spaced(total, most)
     confusion:Any = ConfusionMatrix(config.n_classes)
     scores = {}

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import mean, stdev
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from ..config import METHODS, PRESETS, Config, preset
@@ -319,7 +319,7 @@ def _columns(table):
 # %% ../../nbs/use/41_tables.ipynb #3f493aa1
 def _table_notes(
     rows:list[Row], # of the table
-    left:list=(),   # lines about unfinished runs
+    left:Sequence[str]=(), # lines about unfinished runs
 )->list[str]:       # lines
     "Write the notes below a table."
     notes = [
@@ -342,7 +342,7 @@ Style = Literal['text', 'markdown', 'csv']
 def format_table(
     rows:list[Row],       # of the table
     style:Style='text',   # form of the table
-    left:list=(),         # lines about unfinished runs
+    left:Sequence[str]=(), # lines about unfinished runs
 )->str:
     "Write a table."
     table = _columns([_HEAD, *map(_cells, rows)])
@@ -473,4 +473,5 @@ def _hours_needed(
 )->float:          # hours
     "Estimate the time of a run."
     steps = config.steps or paper_steps(config)
-    return (steps*step_operations(config) + 10*_evaluation_operations(config))/(rate*gpus)/3600
+    total = (steps or 0)*step_operations(config) + 10*_evaluation_operations(config)
+    return total/(rate*gpus)/3600
