@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from corrmatch.engine import regions as regions_module
 from corrmatch.engine.regions import FAST_REGIONS, fast_region_maps, fast_region_targets
-from corrmatch.use.bench import TARGETS, extra_peak, pixel_jobs, region_case, run_bench, run_suite
+from corrmatch.use import bench
+from corrmatch.use.bench import extra_peak, pixel_jobs, region_case
 from corrmatch.config import preset
 from corrmatch.training.builders import make_weights
 from corrmatch.method.region import propagate_regions, region_maps
@@ -24,6 +25,8 @@ from corrmatch.training.builders import (
     prepare_model, to_device)
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT/'tools'))
+from bench_suite import TARGETS  # noqa: E402
 CPU = torch.device('cpu')
 TINY = preset(
     'toy', crop=33, toy_labeled=3, toy_unlabeled=4, steps=4, warmup=0, batch_x=2, batch_u=2, dim=16,
@@ -176,31 +179,21 @@ def test_work_of_regions():
     assert torch.equal(ours()[0], label) and torch.equal(ours()[1], keep)
 
 
-def test_suite_and_bench_write_json(tmp_path):
+def test_bench_writes_json(tmp_path, monkeypatch):
+    limits = bench.limits
+    monkeypatch.setattr(bench, 'limits', lambda device, size: limits(device, 128))
     lines, out = [], tmp_path/'new'/'bench.json'
-    for part in ('regions', 'pixels'):
-        run_suite(only=part, size='tiny', out=str(out), say=lines.append)
-    # measured again: replaces its own rows only
-    run_suite(only='pixels', size='tiny', out=str(out), say=lines.append)
-    run_bench(out=str(out), sides=(9,), batches=(1,), regions=(8,), say=lines.append)
-    stored = json.loads(out.read_text())
-    names = [row['name'] for row in stored['suite']['rows']]
-    assert len(names) == len(set(names)) == 9 and set(names) <= set(TARGETS)
-    assert all(
-        {'name', 'value', 'target', 'reached', 'calls', 'unit'} <= row.keys()
-        for row in stored['suite']['rows'])
-    assert {'cpu', 'cores', 'threads', 'torch', 'gpu'} <= stored['bench']['machine'].keys() and stored[
-        'bench']['limits']['bandwidth'] > 0
-    assert sum('target' in line for line in lines) == 13
-    with pytest.raises(ValueError, match='use one of'):
-        run_suite(only='everything')
+    bench.run_bench(out=str(out), sides=(9,), batches=(1,), regions=(8,), say=lines.append)
+    stored = json.loads(out.read_text())['bench']
+    assert {'cpu', 'cores', 'threads', 'torch', 'gpu'} <= stored['machine'].keys()
+    assert stored['limits']['bandwidth'] > 0
 
 
 def test_stored_results_answer_every_promise():
     "The file behind the notebook's tables has one row for each target, measured at full size."
     stored = json.loads((ROOT/'nbs'/'results'/'bench_cpu.json').read_text())
-    assert stored['suite']['size'] == 'full' and {row['name'] for row in stored['suite']['rows']} == set(
-        TARGETS)
+    assert stored['suite']['size'] == 'full'
+    assert {row['name'] for row in stored['suite']['rows']} == set(TARGETS)
     assert {row['over'] for row in stored['bench']['rows']} == {'positions', 'batch', 'regions'}
 
 

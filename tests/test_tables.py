@@ -9,8 +9,7 @@ import pytest
 from corrmatch.config import preset
 from corrmatch.training.run_folder import CsvLog, note_state
 from corrmatch.use.tables import (
-    cell_command, changed_fields, format_table, make_rows, paper_steps, published, published_cells,
-    read_results, step_operations, table_of)
+    format_table, make_rows, paper_steps, published_cells, read_results, table_of)
 
 
 def run(folder, scores, state='finished', name='voc_92', method='corrmatch', test=None, **changes):
@@ -125,24 +124,3 @@ def test_every_published_cell_is_shown(three):
     rows = list(csv.DictReader(table_of([three], paper=True, style='csv').splitlines()))
     assert len(rows) == len(published_cells()) == 32
     assert [(r['data'], r['paper']) for r in rows if r['best']] == [('voc_92', '76.2')]
-
-
-def test_commands_are_understood(monkeypatch):
-    "Each command of a cell is one that the command line accepts, and gives the run that the cell is about."
-    from corrmatch.use import api
-    from corrmatch.use.cli import main
-    started = []
-    monkeypatch.setattr(api, '_run', lambda config, *_: started.append(config))
-    for cell in published_cells():
-        line = cell_command(cell, 1, 4).split(' -m corrmatch ')[1]
-        assert main(line.split()) == 0
-        config = started.pop()
-        assert (config.name, config.method, config.seed) == (cell.preset, cell.method, 1)
-        assert published(config.name, config.method, cell.crop or config.crop) is not None
-        assert set(changed_fields(config)) <= {'weights', 'steps', 'stride', 'ohem', 'crop'}
-        assert config.steps in (0, paper_steps(config))
-
-
-def test_operations_grow_with_the_batch():
-    one, two = [step_operations(preset('toy', crop=33, batch_x=b, batch_u=b)) for b in (2, 4)]
-    assert two == 2*one

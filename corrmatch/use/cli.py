@@ -440,20 +440,15 @@ def _explore(
     from corrmatch.use.predict import explore_image
     print(explore_image(image, model, out, f'{checkpoint}.pt', longest, cut, tau, device))
 
-@_command('corrmatch bench --suite --only regions')
+@_command('corrmatch bench --out bench.json')
 def _bench(
     *,
-    suite:bool=False,    # every promised ratio with its target instead; the whole takes half an hour
-    only:str='',         # a part of the suite: regions, pixels, data, start, evaluate, curve or step
     out:str='',          # JSON file to write; other results in it are kept
     device:Device='cpu', # cpu | cuda | cuda:N
 ):
     "measure how time and memory of each part grow, beside the limits of this machine"
-    from corrmatch.use.bench import run_bench, run_suite
-    if suite or only:
-        run_suite(device, only, out)
-    else:
-        run_bench(device, out)
+    from corrmatch.use.bench import run_bench
+    run_bench(device, out)
 
 # %% ../../nbs/use/44_cli.ipynb #df605794
 def _varied(text):

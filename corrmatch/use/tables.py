@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Style', 'Published', 'published_cells', 'published', 'Result', 'read_results', 'paper_steps', 'changed_fields',
-           'mean_sd', 'Row', 'make_rows', 'format_table', 'table_of', 'cell_command', 'step_operations']
+           'mean_sd', 'Row', 'make_rows', 'format_table', 'table_of']
 
 # %% ../../nbs/use/41_tables.ipynb #13446645
 import csv
@@ -10,19 +10,13 @@ import io
 import json
 import math
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
 from statistics import mean, stdev
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Sequence
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 from ..config import METHODS, PRESETS, Config, preset
 from ..files import text_table
-from ..training.metrics import window_starts
 from ..training.run_folder import HARMLESS, Run, list_runs, read_record, recorded_config
-from ..training.builders import make_model, uses_unlabeled
-from ..training.trainer import activation_bytes
 
 # %% ../../nbs/use/41_tables.ipynb #85bd5fad
 class Published(NamedTuple):
@@ -386,92 +380,3 @@ def table_of(
         raise ValueError(f'no finished run in {", ".join(map(str, roots))}: {"; ".join(left)}')
     rows = make_rows(results, vary)
     return format_table(_with_empty_cells(rows) if paper else rows, style, left)
-
-# %% ../../nbs/use/41_tables.ipynb #47981594
-def cell_command(
-    cell:Published, # of a table
-    seed:int=0,     # of the run
-    gpus:int=1,     # number of GPUs, one process each
-    weights:str='weights/resnet101_deep.pth', # ImageNet weights of the backbone
-)->str:
-    "Write the command that measures a published cell."
-    family = cell.preset.split('_')[0]
-    options = [f'--data data/{family}', f'--weights {weights}', f'--seed {seed}']
-    if cell.method != 'corrmatch':
-        options.insert(0, f'--method {cell.method}')
-    if cell.method == 'supervised':
-        options.append(f'--steps {paper_steps(preset(cell.preset))}')
-    if cell.method == 'unimatch':
-        options += ['--stride 16'] + ['--ohem 200000']*(family == 'cityscapes')
-    large = (family, cell.method, cell.crop) == ('voc', 'corrmatch', 0)  # the row that mixes crops
-    if large:
-        options.append('--crop 513')
-    start = f'torchrun --nproc_per_node={gpus} -m corrmatch' if gpus > 1 else 'corrmatch'
-    return (
-        f'{start} train {cell.preset} {" ".join(options)} --out '
-        f'runs/paper/{cell.preset}_{cell.method}{"_513" * large}_s{seed}')
-
-# %% ../../nbs/use/41_tables.ipynb #d406155c
-def _pass_operations(model, n, crop, perturb, backward):
-    "Operations of one pass over n images; the network lies on the meta device."
-    correlates = hasattr(model, 'corr')
-    options = dict(correlate=False) if correlates else {}
-    with torch.device('meta'), FlopCounterMode(display=False) as counter:
-        out = model(torch.empty(n, 3, crop, crop), perturb=perturb, **options)
-        ends = [out.logits]
-        if perturb:
-            ends.append(out.logits_fp)
-        if correlates and backward:
-            ends += model.corr(model.proj(out.feats))
-        if backward:
-            sum(end.sum() for end in ends).backward()
-    total = counter.get_total_flops()
-    if correlates and backward:
-        positions = out.feats.shape[-1]*out.feats.shape[-2]
-        total += 12*n*model.n_classes*positions**2
-    return total
-
-# %% ../../nbs/use/41_tables.ipynb #529ad21d
-@lru_cache(32)
-def step_operations(
-    config:Config, # network, crop, batch, method
-)->int:            # multiplications and additions
-    "Count the operations of one training step without running it."
-    with torch.device('meta'):
-        model = make_model(replace(config, weights=''))[0].train()
-    if not uses_unlabeled(config):
-        return _pass_operations(model, config.batch_x, config.crop, False, True)
-    total = _pass_operations(model, config.batch_x+config.batch_u, config.crop, config.w_fp != 0, True)
-    total += _pass_operations(model, config.batch_u*config.strong_views, config.crop, False, True)
-    if config.cutmix in ('same_image', 'other_image'):
-        with torch.no_grad():
-            total += _pass_operations(model, config.batch_u, config.crop, False, False)
-    return total
-
-# %% ../../nbs/use/41_tables.ipynb #d8200ac8
-@lru_cache(32)
-def _evaluation_operations(
-    config:Config, # of a preset of the paper
-)->int:            # multiplications and additions
-    "Count the operations of one validation."
-    with torch.device('meta'):
-        model = make_model(replace(config, weights=''))[0].eval()
-    n, h, w = (500, 1024, 2048) if config.name.startswith('city') else (1449, 375, 500)
-    with torch.no_grad():
-        window = _pass_operations(model, 1, config.crop, False, False)
-    if config.evaluation != 'slide':
-        return round(n*h*w*window/config.crop**2)
-    def covered(side):
-        starts = window_starts(side, int(2/3*config.crop))
-        return sum(min(config.crop, side - start) for start in starts)
-    return round(n*covered(h)*covered(w)*window/config.crop**2)
-
-def _hours_needed(
-    config:Config, # of a preset of the paper
-    rate:float,    # operations a second that one GPU sustains
-    gpus:int=1,    # number of GPUs that share the work without loss
-)->float:          # hours
-    "Estimate the time of a run."
-    steps = config.steps or paper_steps(config)
-    total = (steps or 0)*step_operations(config) + 10*_evaluation_operations(config)
-    return total/(rate*gpus)/3600
