@@ -314,11 +314,11 @@ class CachedSource:
         self.left = limit*1e6
         self._kept = dict[tuple, Image.Image]()
     def __len__(self): return len(self.source)
-    def where(self, i): return self.source.where(i)
-    def image_size(self, i): return self.source.image_size(i)
-    def has_mask(self, i): return self.source.has_mask(i)
-    def read_image(self, i): return self._read('image', i, self.source.read_image)
-    def read_mask(self, i): return self._read('mask', i, self.source.read_mask)
+    def where(self, i:int)->tuple[str, str]: return self.source.where(i)
+    def image_size(self, i:int)->tuple[int, int]: return self.source.image_size(i)
+    def has_mask(self, i:int)->bool: return self.source.has_mask(i)
+    def read_image(self, i:int)->Image.Image: return self._read('image', i, self.source.read_image)
+    def read_mask(self, i:int)->Image.Image: return self._read('mask', i, self.source.read_mask)
     def _read(self, kind, i, read):
         if (kind, i) in self._kept:
             return self._kept[kind, i]

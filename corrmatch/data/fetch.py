@@ -22,7 +22,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 from types import MappingProxyType
-from typing import Callable, Literal, NamedTuple
+from typing import Any, Callable, Literal, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
@@ -334,7 +334,7 @@ class Remote(NamedTuple):
     digest:str='' # 'sha256:...' or 'md5:...'
 
     @property
-    def name(self): return self.url.rpartition('/')[2]
+    def name(self)->str: return self.url.rpartition('/')[2]
 
 def _mirror(remote, base): return remote._replace(url=f'{base.rstrip("/")}/{remote.name}') if base else remote
 
@@ -735,7 +735,7 @@ def fetch(
     root:Path,   # data folder
     base:str='', # a mirror of the archives, or of the lists; '': the official place
     remove_archives:bool=False, # delete the archives when the data are in place
-    **kwargs,    # passed on
+    **kwargs:Any, # passed on
 )->str:          # what is there now
     "Fetch one data set, alone in its folder."
     if what not in _FETCHES:

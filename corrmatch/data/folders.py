@@ -478,16 +478,17 @@ class FolderSource:
         pairs:list[Pair], # from read_split
     ): self.pairs, self.names = pairs, [p.name for p in pairs]
     def __len__(self): return len(self.pairs)
-    def where(self, i): return str(self.pairs[i].image), str(self.pairs[i].mask)
-    def image_size(self, i): return open_image(self.pairs[i].image, decode=False).size
-    def read_image(self, i):
+    def where(self, i:int)->tuple[str, str]: return str(self.pairs[i].image), str(self.pairs[i].mask)
+    def image_size(self, i:int)->tuple[int, int]: return open_image(self.pairs[i].image, decode=False).size
+    def read_image(self, i:int)->Image.Image:
         image = open_image(self.pairs[i].image)
         return image if image.mode == 'RGB' else image.convert('RGB')
-    def has_mask(self, i): return self.pairs[i].mask is not None
-    def read_mask(self, i):
-        if not self.has_mask(i):
+    def has_mask(self, i:int)->bool: return self.pairs[i].mask is not None
+    def read_mask(self, i:int)->Image.Image:
+        mask = self.pairs[i].mask
+        if mask is None:
             raise DataError(f'{self.pairs[i].image}: has no mask; list it as `IMAGE MASK`')
-        return open_mask(self.pairs[i].mask)
+        return open_mask(mask)
 
 # %% ../../nbs/data/15_folders.ipynb #570179b6
 class ArraySource:
@@ -502,11 +503,11 @@ class ArraySource:
         self.images, self.masks = images, masks
         self.names = [str(i) for i in range(len(images))] if names is None else list(names)
     def __len__(self): return len(self.images)
-    def where(self, i): return f'image {self.names[i]}', f'mask {self.names[i]}'
-    def image_size(self, i): return self.images[i].shape[1::-1]
-    def read_image(self, i): return Image.fromarray(self.images[i])
-    def has_mask(self, i): return self.masks is not None
-    def read_mask(self, i):
+    def where(self, i:int)->tuple[str, str]: return f'image {self.names[i]}', f'mask {self.names[i]}'
+    def image_size(self, i:int)->tuple[int, int]: return self.images[i].shape[1::-1]
+    def read_image(self, i:int)->Image.Image: return Image.fromarray(self.images[i])
+    def has_mask(self, i:int)->bool: return self.masks is not None
+    def read_mask(self, i:int)->Image.Image:
         if self.masks is None:
             raise DataError(f'image {self.names[i]}: this source has no masks; pass masks')
         return Image.fromarray(self.masks[i])

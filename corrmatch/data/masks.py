@@ -240,12 +240,12 @@ class MaskFacts(NamedTuple):
     jumps:int=0        # neighbours with another value between theirs, where 3 to 31 values occur
 
     @property
-    def thin(self):
+    def thin(self)->list[int]:
         "Values that form only lines and specks."
         return [v for v, n in self.counts.items() if self.solid.get(v, 0) < .3*n]
 
     @property
-    def fault(self):
+    def fault(self)->str:
         "Why the values cannot be trusted, '' if they can."
         if self.jpeg and not set(self.counts) <= {0, 255, 0xffffff}:
             return 'a JPEG mask: its compression changes values near borders; export masks as PNG'

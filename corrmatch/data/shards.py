@@ -18,6 +18,7 @@ from typing import Any, cast
 from zipfile import BadZipFile
 import numpy as np
 from braceexpand import braceexpand
+from PIL import Image
 from .folders import (
     IMAGE_SUFFIXES, ESCAPES_ROOT, FolderSource, Pair, Source, _find, is_path_traversal, derived_from,
     folder_homes, folder_role, iter_lines, escapes_root, mask_of, open_image, open_mask, own_outputs,
@@ -84,8 +85,9 @@ class ListSource:
         self.names = _Mapped(lines, self._name)
     def _name(self, line): return self.parse(line)[0]
     def __len__(self): return len(self.lines)
-    def where(self, i):
-        return tuple(str(p and os.path.join(self.root, p)) for p in self.parse(self.lines[i])[1:])
+    def where(self, i:int)->tuple[str, str]:
+        image, mask = [str(p and os.path.join(self.root, p)) for p in self.parse(self.lines[i])[1:]]
+        return image, mask
     def _file(self, i, which):
         path = self.parse(self.lines[i])[which]
         if path is None:
@@ -102,12 +104,12 @@ class ListSource:
         if found is None:
             raise DataError(f'{self.where(i)[0]}: no such image; add it or take it out of the list')
         return open_image(found, decode)
-    def image_size(self, i): return self._image(i, decode=False).size
-    def read_image(self, i):
+    def image_size(self, i:int)->tuple[int, int]: return self._image(i, decode=False).size
+    def read_image(self, i:int)->Image.Image:
         image = self._image(i, decode=True)
         return image if image.mode == 'RGB' else image.convert('RGB')
-    def has_mask(self, i): return self._file(i, 2) is not None
-    def read_mask(self, i):
+    def has_mask(self, i:int)->bool: return self._file(i, 2) is not None
+    def read_mask(self, i:int)->Image.Image:
         found = self._file(i, 2)
         if found is None:
             raise DataError(f'{self.where(i)[0]}: has no mask; list it as `IMAGE MASK`')
@@ -456,10 +458,11 @@ class ShardSource:
         self.suffixes = index['suffixes'].tolist()
         self.names = _NameStore.of(index['blob'], index['ends'])
     def __len__(self): return len(self.rows)
-    def where(self, i):
+    def where(self, i:int)->tuple[str, str]:
         row = self.rows[i]
         stem = f"{self.shards[row['shard']]}:{self.names[i]}"
-        return tuple(f'{stem}.{self.suffixes[row[kind]]}' for kind in ('image_suffix', 'mask_suffix'))
+        image, mask = [f'{stem}.{self.suffixes[row[kind]]}' for kind in ('image_suffix', 'mask_suffix')]
+        return image, mask
     def _read(self, i, kind):
         row, name = self.rows[i], self.where(i)[kind == 'mask']
         try:
@@ -471,12 +474,12 @@ class ShardSource:
         if len(data) < row[f'{kind}_length']:
             raise DataError(f'{name}: the shard has become shorter since it was opened; restore it')
         return _Member(data, name)
-    def image_size(self, i): return open_image(self._read(i, 'image'), decode=False).size
-    def read_image(self, i):
+    def image_size(self, i:int)->tuple[int, int]: return open_image(self._read(i, 'image'), decode=False).size
+    def read_image(self, i:int)->Image.Image:
         image = open_image(self._read(i, 'image'))
         return image if image.mode == 'RGB' else image.convert('RGB')
-    def has_mask(self, i): return bool(self.rows[i]['mask_suffix'])
-    def read_mask(self, i):
+    def has_mask(self, i:int)->bool: return bool(self.rows[i]['mask_suffix'])
+    def read_mask(self, i:int)->Image.Image:
         if not self.has_mask(i):
             raise DataError(f'{self.where(i)[0]}: has no mask; pack it as KEY.mask.png')
         return open_mask(self._read(i, 'mask'))

@@ -6,6 +6,7 @@ __all__ = ['TEXTURES', 'TOY_CLASSES', 'OTHER_TEXTURES', 'toy_scene', 'toy_arrays
 # %% ../../nbs/data/14_toy.ipynb #a601a311
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,7 @@ def toy_scene(
 def toy_arrays(
     seeds:Iterable[int], # numbers of the scenes, one an image
     size:int=65,   # pixels, side
-    **kwargs,      # passed to toy_scene
+    **kwargs:Any,  # passed to toy_scene
 )->tuple[np.ndarray, np.ndarray]: # images (n,h,w,3) uint8 and masks (n,h,w) uint8
     "Draw a set of scenes as bytes."
     images, masks = zip(*[toy_scene(int(s), size, **kwargs) for s in seeds])

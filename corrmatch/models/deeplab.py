@@ -9,7 +9,7 @@ __all__ = ['SegOutput', 'stage_plan', 'make_norm', 'BasicBlock', 'Bottleneck', '
 import math
 import pickle
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ def _conv(d_in, d_out, kernel=3, stride=1, dilation=1):
 class BasicBlock(nn.Module):
     "Two 3x3 convolutions around a shortcut (ResNet-18 and -34); the second is dilated by `after`."
     expansion = 1
-    def __init__(self, d_in, d, stride=1, dilation=1, after=1, norm='batch'):
+    def __init__(self, d_in:int, d:int, stride:int=1, dilation:int=1, after:int=1, norm:str='batch'):
         super().__init__()
         self.conv1 = _conv(d_in, d, 3, stride, dilation)
         self.bn1 = make_norm(norm, d)
@@ -78,7 +78,7 @@ class BasicBlock(nn.Module):
         self.relu, self.downsample = nn.ReLU(inplace=True), None
         if stride != 1 or d_in != d:
             self.downsample = nn.Sequential(_conv(d_in, d, 1, stride), make_norm(norm, d))
-    def forward(self, x):
+    def forward(self, x:Tensor)->Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
@@ -87,7 +87,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     "1x1, 3x3, 1x1 around a shortcut (ResNet-50 and -101); `after` has nothing to dilate."
     expansion = 4
-    def __init__(self, d_in, d, stride=1, dilation=1, after=1, norm='batch'):
+    def __init__(self, d_in:int, d:int, stride:int=1, dilation:int=1, after:int=1, norm:str='batch'):
         super().__init__()
         d_out = d*self.expansion
         self.conv1 = _conv(d_in, d, 1)
@@ -99,7 +99,7 @@ class Bottleneck(nn.Module):
         self.relu, self.downsample = nn.ReLU(inplace=True), None
         if stride != 1 or d_in != d_out:
             self.downsample = nn.Sequential(_conv(d_in, d_out, 1, stride), make_norm(norm, d_out))
-    def forward(self, x):
+    def forward(self, x:Tensor)->Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -128,7 +128,7 @@ class ResNet(nn.Module):
     "ResNet with torchvision's key names; returns all its stages."
     def __init__(self,
         block:str='bottleneck',    # 'basic' or 'bottleneck'
-        layers=(3, 4, 6, 3),       # blocks of each stage, four stages or fewer
+        layers:tuple[int, ...]=(3, 4, 6, 3), # blocks of each stage, four stages or fewer
         width:int=64,              # channels of stage 1 before the bottleneck's factor 4; doubles per stage
         stem:str='torchvision',    # 'torchvision' (7x7), 'deep' (three 3x3) or 'small' (one 3x3, no max-pool)
         stride:int=8,              # output stride: 4, 8, 16 or 32
@@ -151,7 +151,7 @@ class ResNet(nn.Module):
             setattr(self, f'layer{i+1}', nn.Sequential(opening, *others))
             d = self.channels[i]
         self.apply(_init_weights)
-    def forward(self, image):
+    def forward(self, image:Tensor)->list[Tensor]:
         maps = [self.maxpool(self.relu(self.bn1(self.conv1(image))))]
         for i in range(len(self.channels)):
             maps.append(getattr(self, f'layer{i+1}')(maps[-1]))
@@ -189,10 +189,10 @@ def _conv_norm_relu(d_in, d_out, kernel, dilation, norm):
 
 class PooledBranch(nn.Module):
     "The mean of the whole map, through a 1x1 convolution, back at every position."
-    def __init__(self, d_in, d_out, norm='batch'):
+    def __init__(self, d_in:int, d_out:int, norm:str='batch'):
         super().__init__()
         self.gap = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_norm_relu(d_in, d_out, 1, 1, norm))
-    def forward(self, x):
+    def forward(self, x:Tensor)->Tensor:
         if (
             len(x) == 1
             and self.gap[2].training
@@ -209,7 +209,7 @@ class ASPP(nn.Module):
     def __init__(self,
         d_in:int,            # channels of the last stage
         dim:int=256,         # channels of each branch and of the result
-        rates=(12, 24, 36),  # dilation of the three 3x3 branches, in feature positions
+        rates:Sequence[int]=(12, 24, 36), # dilation of the three 3x3 branches, in feature positions
         norm:str='batch'):   # 'batch' or 'group'
         super().__init__()
         self.b0 = nn.Sequential(*_conv_norm_relu(d_in, dim, 1, 1, norm))
@@ -217,7 +217,7 @@ class ASPP(nn.Module):
             nn.Sequential(*_conv_norm_relu(d_in, dim, 3, rate, norm)) for rate in rates]
         self.b4 = PooledBranch(d_in, dim, norm)
         self.project = nn.Sequential(*_conv_norm_relu(5*dim, dim, 1, 1, norm))
-    def forward(self, c4):
+    def forward(self, c4:Tensor)->Tensor:
         return self.project(torch.cat([b(c4) for b in (self.b0, self.b1, self.b2, self.b3, self.b4)], dim=1))
 
 # %% ../../nbs/models/24_deeplab.ipynb #77460459
@@ -259,7 +259,7 @@ class DeepLabV3Plus(nn.Module):
         n_classes:int,        # k
         dim:int=256,          # channels of ASPP and decoder
         low_dim:int=48,       # channels kept of c1
-        rates=None,           # ASPP dilations; None: (96, 192, 288) pixels over the stride
+        rates:Sequence[int]|None=None, # ASPP dilations; None: (96, 192, 288) pixels over the stride
         norm:str='batch'):    # 'batch' or 'group'
         super().__init__()
         c1, *_, c4 = backbone.channels
@@ -269,7 +269,7 @@ class DeepLabV3Plus(nn.Module):
         self.fuse = nn.Sequential(
             *_conv_norm_relu(dim + low_dim, dim, 3, 1, norm), *_conv_norm_relu(dim, dim, 3, 1, norm))
         self.classifier = nn.Conv2d(dim, n_classes, 1)
-    def train(self, mode=True):
+    def train(self, mode:bool=True):
         "Switch to training or evaluation; what has nothing to train in the backbone stays in evaluation."
         super().train(mode)
         if not any(p.requires_grad for p in self.backbone.parameters()):
@@ -281,15 +281,22 @@ class DeepLabV3Plus(nn.Module):
                 and not layer.weight.requires_grad):
                 layer.eval()
         return self
-    def features(self, image):
+    def features(self, image:Tensor)->tuple[Tensor, Tensor]:
         "Return c1 (b,d,h/4,w/4) and c4 (b,d',h',w') of image (b,3,h,w)."
         c1, *_, c4 = self.backbone(image)
         return c1, c4
-    def decode(self, c1, c4):
+    def decode(self, c1:Tensor, c4:Tensor)->Tensor:
         "Return logits (b,k,h/4,w/4), at the size of c1."
         context = resize(self.head(c4), c1.shape[-2:])
         return self.classifier(self.fuse(torch.cat([self.reduce(c1), context], dim=1)))
-    def decode_perturbed(self, c1, c4, part=slice(None), generator=None, keys=None):
+    def decode_perturbed(
+        self,
+        c1:Tensor,                           # (b,d,h/4,w/4) first stage
+        c4:Tensor,                           # (b,d,h',w') last stage
+        part:slice=slice(None),              # images that also pass with dropped channels
+        generator:torch.Generator|None=None, # of the draws
+        keys:Tensor|None=None,               # (b,) int64: one key an image, instead of draws
+    )->tuple[Tensor, Tensor]:                # (b,k,h/4,w/4) and, of `part`, logits of dropped channels
         "Return logits of the features and of channel-dropped copies of `part`, decoded as one batch."
         keys = None if keys is None else keys[part]
         both = [
@@ -297,7 +304,14 @@ class DeepLabV3Plus(nn.Module):
             for stream, c in enumerate((c1, c4))]
         low = self.decode(*both)
         return low[:len(c1)], low[len(c1):]
-    def forward(self, image, perturb=False, part=slice(None), generator=None, keys=None):
+    def forward(
+        self,
+        image:Tensor,                        # (b,3,h,w)
+        perturb:bool=False,                  # also logits of dropped channels
+        part:slice=slice(None),              # images that also pass with dropped channels
+        generator:torch.Generator|None=None, # of the draws
+        keys:Tensor|None=None,               # (b,) int64: one key an image, instead of draws
+    )->SegOutput:
         "Return a SegOutput at the size of image (b,3,h,w); perturb=True adds `logits_fp` for `part`."
         c1, c4 = self.features(image)
         size = image.shape[-2:]
@@ -305,7 +319,7 @@ class DeepLabV3Plus(nn.Module):
             return SegOutput(resize(at_least_float32(self.decode(c1, c4)), size), feats=c4)
         low, low_fp = self.decode_perturbed(c1, c4, part, generator, keys)
         return SegOutput(resize(at_least_float32(low), size), resize(at_least_float32(low_fp), size), c4)
-    def predict_logits(self, image):
+    def predict_logits(self, image:Tensor)->Tensor:
         "Return logits (b,k,h,w) of image (b,3,h,w) and nothing that only training reads."
         return resize(at_least_float32(self.decode(*self.features(image))), image.shape[-2:])
 
@@ -318,7 +332,7 @@ class WeightReport(NamedTuple):
     mismatched: tuple # in both, of different shapes: kept as initialised
     zeroed: tuple     # blocks that were made to start as their pretrained shortcut
     share: float|None = None # of the backbone's parameters that were loaded, 0..1; None: not counted
-    def headline(self):
+    def headline(self)->str:
         "Say how much was loaded; a share below 100 % is never rounded up to it."
         n = len(self.loaded)
         lacking = len(self.missing) + len(self.mismatched)
@@ -345,7 +359,7 @@ class WeightReport(NamedTuple):
 
 # %% ../../nbs/models/24_deeplab.ipynb #18dcbfc9
 def read_tensors(
-    path, # of a .safetensors file, or of one written by torch.save
+    path:str|Path, # of a .safetensors file, or of one written by torch.save
 )->dict:  # whatever torch.save was given; of safetensors the tensors by name
     "Open a file of weights without running anything in it; a ValueError names file and remedy."
     if not Path(path).is_file():

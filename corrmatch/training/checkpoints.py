@@ -220,7 +220,7 @@ def model_card(
 # %% ../../nbs/training/32_checkpoints.ipynb #b7666221
 def save_weights(
     model:nn.Module, # its state dict is saved, wrappers taken off
-    path,            # .safetensors, or .pth
+    path:str|Path,   # .safetensors, or .pth
     card:dict,       # from make_card
 )->Path:             # of the card, beside the weights
     "Save weights and their card."
@@ -237,7 +237,7 @@ def save_weights(
 
 # %% ../../nbs/training/32_checkpoints.ipynb #3c0b9d68
 def load_weights(
-    path,     # from save_weights
+    path:str|Path, # from save_weights
 )->tuple[dict, dict]: # state dict, card
     "Read weights and their card; nothing in the file is run."
     try:
@@ -276,8 +276,8 @@ def fitted_model(
     return model.to(device).eval()
 
 def open_weights(
-    path,          # from save_weights
-    device='cpu',  # where the network goes
+    path:str|Path, # from save_weights
+    device:str|torch.device='cpu', # where the network goes
 )->tuple[nn.Module, Config]: # network in evaluation mode, its configuration
     "Build the network that a file describes and give it its weights."
     state, card = load_weights(path)
@@ -308,7 +308,7 @@ def _noted_score(run, step, column):
 # %% ../../nbs/training/32_checkpoints.ipynb #f50cc801
 def release(
     run,                 # run folder
-    path,                # .safetensors or .pth to write
+    path:str|Path,       # .safetensors or .pth to write
     scores:dict|None=None,    # name -> number; None: the score that the run noted for these weights
     data:dict|None=None,      # see make_card
     name:str='best.pt',  # which checkpoint

@@ -12,6 +12,7 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from inspect import signature
+from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, NamedTuple
 import numpy as np
 import torch
@@ -217,7 +218,7 @@ class WholeStep(nn.Module):
     ):
         super().__init__()
         self.model = model
-    def forward(self, step, *args, **kwargs):
+    def forward(self, step:Callable, *args:Any, **kwargs:Any)->Any:
         "Return step(model, *args, **kwargs)."
         return step(self.model, *args, **kwargs)
 
@@ -311,7 +312,7 @@ def is_lost_process(
     return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and '/gloo/' in str(error)
 
 def lost_process(
-    folder, # of the run, '' before it is opened
+    folder:str|Path, # of the run, '' before it is opened
 )->ValueError:
     "Say it in one line, with the remedy."
     way = f'start all of them again with corrmatch resume {folder}' if folder else 'start all of them again'

@@ -184,7 +184,7 @@ def _logits(model, image):
 # %% ../../nbs/training/28_metrics.ipynb #604fa271
 @torch.no_grad()
 def whole_predict(
-    model,        # image (b,3,h,w) -> logits (b,k,h,w) or SegOutput; in eval mode
+    model:nn.Module, # image (b,3,h,w) -> logits (b,k,h,w) or SegOutput; in eval mode
     image:Tensor, # (b,3,h,w) any size
 )->Tensor:        # (b,h,w) int64 class ids
     "Predict at full size, in one pass."
@@ -228,7 +228,7 @@ def window_groups(
 # %% ../../nbs/training/28_metrics.ipynb #2837023e
 @torch.no_grad()
 def slide_probs(
-    model,                    # image (b,3,h,w) -> logits (b,k,h,w) or SegOutput; in eval mode
+    model:nn.Module,          # image (b,3,h,w) -> logits (b,k,h,w) or SegOutput; in eval mode
     image:Tensor,             # (b,3,h,w) any size
     crop:int,                 # pixels, side of a window
     n_classes:int|None=None,  # k; None: as many as the model returns
@@ -249,7 +249,7 @@ def slide_probs(
 
 # %% ../../nbs/training/28_metrics.ipynb #45163c4d
 def slide_predict(
-    model,                    # image (b,3,h,w) -> logits (b,k,h,w) or SegOutput; in eval mode
+    model:nn.Module,          # image (b,3,h,w) -> logits (b,k,h,w) or SegOutput; in eval mode
     image:Tensor,             # (b,3,h,w) any size
     crop:int,                 # pixels, side of a window
     n_classes:int|None=None,  # k; None: as many as the model returns
@@ -299,7 +299,7 @@ def fuse_for_inference(
 
 # %% ../../nbs/training/28_metrics.ipynb #d1d39f18
 def evaluate(
-    model,               # image (b,3,h,w) -> logits or SegOutput; in eval mode
+    model:nn.Module,     # image (b,3,h,w) -> logits or SegOutput; in eval mode
     pairs,               # iterable of image (b,3,h,w) and mask (b,h,w), on the model's device
     n_classes:int,       # k
     mode:Literal['whole', 'center', 'slide']='whole', # how an image is shown to the network

@@ -33,7 +33,7 @@ class RunMasks(NamedTuple):
     made:frozenset=frozenset() # converted copies, relative to the data folder
     copies:dict={} # (size, time) of an original -> copies of it
 
-    def text(self):
+    def text(self)->str:
         "Describe the meaning in a few words."
         shown = []
         for value, c in list(self.table.items())[:4]:
@@ -113,12 +113,12 @@ class MappedSource(FolderSource):
             return photo, False
         return photo, (photo if decode else open_image(path)).getexif().get(0x0112, 1) >= 5
 
-    def image_size(self, i):
+    def image_size(self, i:int)->tuple[int, int]:
         "Return width and height of an image."
         photo, turned = self._photo(i, decode=False)
         return photo.size[::-1] if turned else photo.size
 
-    def read_image(self, i):
+    def read_image(self, i:int)->Image.Image:
         "Read an image in RGB."
         photo, turned = self._photo(i)
         if turned:

@@ -164,7 +164,7 @@ def read_record(
 def recorded_config(
     record:dict,     # fields of a stored record; unknown ones are left out
     where:str,       # file, for the message
-    **changes,       # fields to change
+    **changes:Any,   # fields to change
 )->Config:
     "Make a record of what a checkpoint or config.json says."
     kinds:dict[str, Any] = {f.name: type(f.default) for f in fields(Config)}
@@ -307,7 +307,7 @@ class CsvLog:
             writer = csv.DictWriter(f, list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
-    def add(self, **row):
+    def add(self, **row:Any):
         "Append one row; the first one names the columns."
         columns = list(self.rows[0] if self.rows else row)
         odd = [str(k) for k in {**row, **dict.fromkeys(columns)} if not (k in row and k in columns)]
@@ -370,7 +370,7 @@ def _process_start(
 def note_state(
     folder:Path,  # run folder
     state:str,    # 'running', 'stopped', 'failed' or 'finished'
-    **facts,      # step, steps, best, ...
+    **facts:Any,  # step, steps, best, ...
 ):
     "Write state.json."
     own = dict(
@@ -564,7 +564,7 @@ class Progress:
             tqdm(total=steps, initial=start, desc=name, mininterval=1, file=self.stream, dynamic_ncols=True)
             if bar
             else None)
-    def step(self, step, row=None):
+    def step(self, step:int, row:dict|None=None):
         "Move on to a step; `row` holds its numbers, if they are known."
         if self.quiet:
             return
@@ -576,7 +576,7 @@ class Progress:
             self.spoken = time.monotonic()
             left = (self.spoken-self.clock)*(self.steps-step)/max(step-self.start, 1)
             self.write(f'{self.name}: step {step}/{self.steps}, {_hours(left)} left, {_progress_text(row)}')
-    def write(self, text):
+    def write(self, text:str):
         "Say something between the steps."
         if self.quiet:
             return

@@ -11,6 +11,7 @@ import platform
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any, Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,7 @@ def measure(
 
 # %% ../../nbs/use/42_bench.ipynb #19ee12e6
 def extra_peak(
-    job,              # function without arguments
+    job:Callable[[], object], # function without arguments
     device:str='cpu', # on a GPU the allocator's own record is read
 )->int:               # bytes
     "Highest sum of what a job has allocated and not yet released; NumPy's own arrays are not seen."
@@ -185,7 +186,7 @@ def cost_row(
     over:str,         # what is varied: positions | batch | regions
     value:int,        # its value
     device:str='cpu', # where to run
-    **options,        # of cost_jobs
+    **options:Any,    # of cost_jobs
 )->list:              # one dict a part
     "Time, memory and share of the limit of all parts at one size."
     rows = []
@@ -219,10 +220,10 @@ def store_result(
 def run_bench(
     device:str='cpu',             # cpu | cuda | cuda:N
     out:str='',                   # JSON file to write
-    sides=(41, 65, 101, 151, 201),# feature positions along one side
-    batches=(1, 2, 4, 8),         # images, at the first side
-    regions=(32, 64, 128, 256),   # regions an image, at the first side
-    say=print,                    # called with each line
+    sides:tuple[int, ...]=(41, 65, 101, 151, 201),# feature positions along one side
+    batches:tuple[int, ...]=(1, 2, 4, 8), # images, at the first side
+    regions:tuple[int, ...]=(32, 64, 128, 256), # regions an image, at the first side
+    say:Callable[[str], object]=print, # called with each line
 )->dict:                          # machine, limits, rows
     "Print how the cost of each part grows, beside the machine's limit."
     large_pages()

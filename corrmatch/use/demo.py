@@ -6,6 +6,7 @@ __all__ = ['gap_closed', 'run_demo']
 # %% ../../nbs/use/40_demo.ipynb #00cd9500
 import time
 from pathlib import Path
+from typing import Any
 from ..config import preset
 from ..data.folders import mark_output
 from ..training.metrics import evaluate
@@ -45,7 +46,7 @@ def run_demo(
     seed:int=0,               # of weights, scenes and draws
     steps:int=0,              # of each run; 0: the preset's
     quiet:bool=False,         # no progress bars
-    **changes,                # fields of Config, the same for all three runs
+    **changes:Any,            # fields of Config, the same for all three runs
 )->str:                       # the table, also written to out/demo.txt
     "Train floor, method and ceiling, and compare."
     start, out = time.time(), Path(out)

@@ -190,7 +190,7 @@ class Exported(NamedTuple):
     difference: float   # largest absolute difference of a score from the network's
 
     @property
-    def text(self):
+    def text(self)->str:
         "Say it in one line."
         sentence = (
             f'; in: {_INPUT_TEXT}; out: scores (batch, classes, height, width)'

@@ -202,7 +202,9 @@ class Row(NamedTuple):
     changes:dict    # all fields that are not the preset's
 
     @property
-    def difference(self): return self.best[0] - self.cell.miou if self.cell and self.seeds else math.nan
+    def difference(self)->float:
+        "Return the best mIoU minus the published one; NaN if there is none."
+        return self.best[0] - self.cell.miou if self.cell and self.seeds else math.nan
 
 def _other_lists(config):
     "Lists that are not those of the preset, by the name of the split and the file."
