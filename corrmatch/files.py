@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['log', 'DataError', 'write_atomic', 'remove_draft', 'make_folder', 'write_file', 'link_or_copy', 'check_place',
-           'show_log', 'text_table']
+           'is_reachable', 'show_log', 'text_table']
 
 # %% ../nbs/13_files.ipynb #840fece7
 import logging
@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.request import Request, urlopen
 from tabulate import tabulate
 
 # %% ../nbs/13_files.ipynb #7f3d5077
@@ -45,6 +46,7 @@ def write_atomic(
         remove_draft(draft)
     return path
 
+# %% ../nbs/13_files.ipynb #cca206a6
 def remove_draft(
     draft:Path, # may be gone already, or lie in a folder that cannot be written
 )->None:
@@ -76,6 +78,7 @@ def write_file(
     make_folder(Path(path).parent)
     return write_atomic(path, write)
 
+# %% ../nbs/13_files.ipynb #4abb01cf
 def link_or_copy(
     old:Path, # a file
     new:Path, # does not exist
@@ -99,6 +102,18 @@ def check_place(
             f'{path}: cannot be written (there is no folder {path.parent}); make it or choose another out=')
     if not os.access(path.parent, os.W_OK):
         raise DataError(f'{path}: cannot be written ({path.parent} is read-only); choose another out=')
+
+# %% ../nbs/13_files.ipynb #dfed4348
+def is_reachable(
+    url:str,          # http, https or file
+    seconds:float=4., # to wait for an answer
+)->bool:
+    "Ask whether an address answers, without fetching what is there."
+    try:
+        with urlopen(Request(url, method='HEAD'), timeout=seconds) as answer:
+            return answer.status in (200, None)
+    except (OSError, ValueError):
+        return False
 
 # %% ../nbs/13_files.ipynb #388104c2
 log = logging.getLogger('corrmatch')

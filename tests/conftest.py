@@ -5,8 +5,8 @@ import logging
 import pytest
 
 LONG = (
-    'test_survival', 'test_soak', 'test_parallel', 'test_browser', 'test_story', 'test_trainer', 'test_cli',
-    'test_bench', 'test_region_kernel')
+    'test_survival', 'test_soak', 'test_parallel', 'test_browser', 'test_label_browser', 'test_story',
+    'test_trainer', 'test_cli', 'test_bench', 'test_region_kernel')
 
 
 def pytest_collection_modifyitems(items):

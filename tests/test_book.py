@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+import badges  # noqa: E402
+
 NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
 NUMBERED = sorted((p for p in NOTEBOOKS if re.match(r'\d', p.name)), key=lambda p: p.name)
 LESSONS = [p for p in NUMBERED if p.parent.name == 'method']
@@ -245,6 +248,26 @@ def test_opens_with_heading_and_promise(path):
     opening = '\n'.join(c.source for c in cells[1:4] if c.kind == 'markdown')
     assert re.search(r'^# \S', opening, re.M), 'a heading follows'
     assert re.search(r'^> \S', opening, re.M), 'and a one-line promise'
+
+
+def test_lessons_open_in_colab():
+    "The badge of each lesson, its address made of settings.ini: `python tools/badges.py` writes it."
+    fields = badges.settings()
+    paths = badges.lessons()
+    assert len(paths) >= 9
+    for path in paths:
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        found = [n for n, c in enumerate(cells) if c['id'] == badges.BADGE]
+        assert len(found) == 1 and found[0] <= 4, f'{path.name}: no badge under the promise'
+        assert ''.join(cells[found[0]]['source']) == badges.badge(path, fields), path.name
+    assert (ROOT/'docs'/'static'/'colab.svg').is_file()
+
+
+def test_badge_follows_the_address_of_the_repository():
+    fields = badges.settings() | dict(git_url='https://github.com/someone/fork', branch='dev')
+    text = badges.badge(ROOT/'nbs'/'method'/'04_correlation.ipynb', fields)
+    assert '/github/someone/fork/blob/dev/nbs/method/04_correlation.ipynb)' in text
+    assert 'git+https://github.com/someone/fork"' in text
 
 
 @each_lesson

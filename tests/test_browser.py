@@ -16,9 +16,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from corrmatch.use.explore import explore_view, read_position, write_explorer
+from corrmatch.use.explore import explore_view, read_position, read_regions, write_explorer
 from corrmatch.method.pixel import resize
 from corrmatch.data.toy import toy_features, toy_logits, toy_scene
+from corrmatch.viz import VERDICT_COLORS, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -80,7 +81,8 @@ def pages(tmp_path_factory):
     odd = odd_view()
     write_explorer(
         folder / 'scene.html', weak.image, (weak.f1, weak.f2), logits=weak.logits, strong=strong,
-        title='scene')
+        title='scene', ground_truth=toy_scene(seed=11)[1])
+    write_explorer(folder/'raw.html', weak.image, (weak.f1, weak.f2), logits=weak.logits, temperature=.8)
     write_explorer(folder/'odd.html', odd.image, (odd.f1, odd.f2))
     return folder
 
@@ -156,21 +158,25 @@ def check_vote(page, reading, drawn):
 
 
 def check_pixel(page, view, values, position):
-    "At full opacity the canvas shows the colour of the interpolated row."
+    """At full opacity the canvas mixes the greyed image with the colour of the interpolated row, the more of
+    it the larger the row is there."""
     import matplotlib.pyplot as plt
     fine = resize(values[None, None], view.image.shape[:2])[0, 0]
-    share = ((fine-fine.min())/(fine.max()-fine.min()))[position]
+    share = float(((fine-fine.min())/(fine.max()-fine.min()))[position])
+    image = view.image[position].astype(float)
+    under = .7*(.4*image + .6*(image @ [.3, .59, .11]))
+    def mixed(level):
+        weight = (level/255)**.5
+        return (1-weight)*under + weight*255*np.array(plt.get_cmap('viridis')(level)[:3])
+    levels = {min(max(int(256*share)+step, 0), 255) for step in (-1, 0, 1)}
     def off():
-        return np.abs(
-            np.subtract(
-                ask(page, f'pixel({position[0]}, {position[1]})')[:3],
-                255 * np.array(plt.get_cmap('viridis')(float(share))[:3]))
-        ).max()
+        seen = ask(page, f'pixel({position[0]}, {position[1]})')[:3]
+        return min(np.abs(np.subtract(seen, mixed(level))).max() for level in levels)
     for _ in range(40):  # the canvas is drawn with the next frame
         if off() <= 4:
             return
         page.wait_for_timeout(50)
-    assert off() <= 4, float(share)
+    assert off() <= 4, share
 
 
 def test_pointer_row_region_vote_and_pixel(opened):
@@ -210,12 +216,80 @@ def test_settings_change_what_is_shown(opened):
     check_row_and_region(page, scene_view(True), position)
 
 
+def finished(page, expression):
+    "Wait until an expression of the page is true."
+    for _ in range(400):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(25)
+    raise AssertionError(f'{expression} stays false')
+
+
+def test_image_stays_where_the_row_gives_nothing(opened):
+    "The weakest pixel of the row keeps the greyed image, whatever the opacity."
+    page, view = opened('scene.html'), scene_view()
+    page.mouse.move(*place(page, view, (24, 64)))
+    fine = resize(read_position(view, (24, 64)).row[None, None], (97, 97))[0, 0]
+    y, x = divmod(int(fine.argmin()), 97)
+    page.evaluate('__explorer.set("opacity", 1)')
+    finished(page, '__explorer.state.opacity === 1')
+    page.wait_for_timeout(100)
+    image = view.image[y, x].astype(float)
+    assert np.abs(ask(page, f'pixel({y}, {x})')[:3] - .7*(.4*image + .6*(image @ [.3, .59, .11]))).max() <= 4
+
+
+def test_all_regions_make_the_mask_of_the_library(opened):
+    page, view = opened('scene.html'), scene_view()
+    mask = toy_scene(seed=11)[1]
+    before = page.evaluate('[...document.querySelectorAll(".cx-four")].map(e => e.offsetHeight)')
+    page.get_by_label('\u03c4', exact=True).fill('0.7')
+    page.get_by_role('button', name='new mask').click()
+    finished(page, '!!__explorer.run')
+    wanted = read_regions(view, tau=.7)
+    run = ask(page, 'run')
+    label = torch.tensor(run['label']).view(97, 97)
+    kept = torch.tensor(run['kept']).view(97, 97).bool()
+    assert before == [0], 'nothing to look at before the first run'
+    assert (label != wanted.label).sum() <= 5 and (kept != wanted.keep).sum() <= 5, 'but for pixels on a cut'
+    assert (wanted.label != wanted.before).sum() > 500 and run['accepted'] > 50
+    found = verdict(wanted.before, label, mask)
+    assert np.array_equal(np.array(run['found']).reshape(97, 97), found)
+    y, x = (int(v) for v in np.argwhere(found == 1)[0])
+    assert ask(page, f'pixel({y}, {x})')[:3] == VERDICT_COLORS[1].tolist(), 'the changes are shown'
+    assert '% \u2192 ' in page.locator('.cx-progress').inner_text()
+    page.get_by_role('button', name='after').click()
+    after = ask(page, f'pixel({y}, {x})')
+    page.get_by_role('button', name='before').click()
+    assert ask(page, f'pixel({y}, {x})') != after, 'another class, another colour'
+    page.get_by_label('\u03c4', exact=True).fill('1')
+    finished(page, '!!__explorer.run && __explorer.run.accepted === 0')
+    page.get_by_role('button', name='Reset').click()
+    assert ask(page, 'run') is None
+
+
+def test_temperature_of_raw_features(opened):
+    page, view = opened('raw.html'), scene_view()
+    position = (24, 64)
+    page.mouse.move(*place(page, view, position))
+    for temperature in (.8, .3, 1.2):
+        page.get_by_label('temperature').fill(str(temperature))
+        finished(page, '__explorer.ready')
+        page.wait_for_timeout(100)
+        reading = read_position(view, position, temperature=temperature)
+        row = torch.tensor(ask(page, 'row()')).view(reading.row.shape)
+        torch.testing.assert_close(row, reading.row, rtol=2e-4, atol=1e-9)
+        column = torch.tensor(ask(page, 'column()')).view(reading.row.shape)
+        torch.testing.assert_close(column, reading.column, rtol=2e-4, atol=1e-9)
+        assert ask(page, 'after') == reading.after
+    assert opened('scene.html').get_by_label('temperature').count() == 0, 'a network has its own scale'
+
+
 def test_no_logits_and_odd_sizes(opened):
     page, view = opened('odd.html'), odd_view()
     for position in ((0, 0), (49, 82), (20, 33)):
         page.mouse.move(*place(page, view, position))
         check_row_and_region(page, view, position)
-    assert ask(page, 'vote') is None and 'nobody votes' in page.locator('.cx-verdict').inner_text()
+    assert ask(page, 'vote') is None and 'there is no vote' in page.locator('.cx-verdict').inner_text()
 
 
 def test_keyboard(opened):

@@ -242,12 +242,12 @@ def test_encodings(tmp_path, encoding):
 def test_other_json_is_not_taken(tmp_path):
     root = folder(tmp_path)
     for name, content in dict(
-        settings=dict(theme='dark'), labelme=dict(shapes=[], imagePath='p0.png', imageData='x'),
+        settings=dict(theme='dark'),
         images=dict(images=['p0.png']), via={'_via_settings': {}}, number=7, list=[1, 2]).items():
         note(root/f'{name}.json', content)
     assert check(root).ok and find_layout(root).account.files == 1 and find_layout(root).remarks == ()
     (root/'ann.json').unlink()
-    refused(lambda: find_layout(root), 'no readable mask', 'LabelMe JSON', 'VIA JSON')
+    refused(lambda: check(root), 'no readable mask', 'VIA JSON', 'COCO format')
 
 
 def test_files_without_outlines_are_passed_over_and_said(tmp_path):

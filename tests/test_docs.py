@@ -109,14 +109,14 @@ def test_arguments_are_those_that_fastcore_reads():
 
 def test_reference_shows_methods_records_and_their_places():
     module = docs.Module(ROOT/'corrmatch'/'training'/'metrics.py')
-    nb = json.loads((ROOT/'nbs'/'training'/'28_metrics.ipynb').read_text())
-    text = '\n'.join(docs.entry(module, 'ConfusionMatrix', docs.cell_places('training/28_metrics', nb)))
+    nb = json.loads((ROOT/'nbs'/'training'/'30_metrics.ipynb').read_text())
+    text = '\n'.join(docs.entry(module, 'ConfusionMatrix', docs.cell_places('training/30_metrics', nb)))
     assert '{py:class} ConfusionMatrix(n_classes, ignore_index=IGNORE_INDEX, device=None)' in text
     assert (
         '{py:method} update(label, mask)' in text
         and '{py:method} merge(other)' in text
         and 'self' not in text)
-    assert '](../training/28_metrics.ipynb#' in text
+    assert '](../training/30_metrics.ipynb#' in text
     record = '\n'.join(docs.entry(docs.Module(ROOT/'corrmatch'/'method'/'losses.py'), 'LossTerms', {}))
     assert 'LossTerms(x=0.0, ' in record and 'labeled images against their masks' in record
 
@@ -126,7 +126,7 @@ def test_every_notebook_has_its_place():
         p.relative_to(ROOT / 'nbs').with_suffix('').as_posix(): json.loads(p.read_text()) for p in NOTEBOOKS}
     text = docs.contents(books)
     listed = re.findall(r'<([\w/]+)>|^(main|init)$', text, re.M)
-    assert sorted(a or b for a, b in listed if a != 'self') == sorted(books.keys()-{'index'})
+    assert sorted(a or b for a, b in listed if a != 'self') == sorted(books.keys()-{'index'} | {'try'})
     places = [
         text.index(part)
         for part in (
@@ -181,12 +181,12 @@ def test_a_small_site(tmp_path):
     for name in ('sphinx', 'myst_nb', 'furo', 'latex2mathml'):
         pytest.importorskip(name, reason='the site needs the docs extra: make docs')
     docs.build(
-        tmp_path / 'out', tmp_path / 'work', ['06_region', '36_explore'],
+        tmp_path / 'out', tmp_path / 'work', ['06_region', '41_explore'],
         scene=lambda path: path.write_text('<p>scene</p>'))
     faults = [
         f
         for f in docs.check_site(tmp_path / 'out', docs.machine_marks())
-        if re.match(r'(method/06_region|use/36_explore|api/[\w.]+|genindex|search)\.html|_static', f)]
+        if re.match(r'(method/06_region|use/41_explore|api/[\w.]+|genindex|search)\.html|_static', f)]
     assert [f for f in faults if not re.search(r'link (\.\./|#)?[\w./]*ipynb', f)] == []
     shapes = (tmp_path/'out'/'method'/'06_region.html').read_text()
     assert (
@@ -195,7 +195,8 @@ def test_a_small_site(tmp_path):
         and '<img' in shapes
         and 'api/method.region.html#corrmatch.method.region.' in shapes)
     assert (
-        'src="../explorer.html"' in (tmp_path / 'out' / 'use' / '36_explore.html').read_text()
-        and (tmp_path / 'out' / 'explorer.html').is_file())
+        'src="../explorer.html"' in (tmp_path / 'out' / 'use' / '41_explore.html').read_text()
+        and (tmp_path / 'out' / 'explorer.html').is_file()
+        and 'src="explorer.html"' in (tmp_path / 'out' / 'try.html').read_text())
     assert 'href="../method/06_region.html#' in (tmp_path/'out'/'api'/'method.region.html').read_text()
     assert 'corrmatch.method.region' in (tmp_path/'out'/'searchindex.js').read_text()

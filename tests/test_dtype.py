@@ -64,6 +64,7 @@ CHANGES = [
     dict(), dict(cutmix='same_image', norm='batch'), dict(ohem=100, threshold='fixed', tau=0.0),
     dict(threshold='per_class', tau=0.2), dict(region_votes='soft', tau=0.2),
     dict(region_seeds='uncertain', tau=0.2), dict(teacher_pixel=0.3, teacher_cross=0.3),
+    dict(teacher_pixel=0.5, region_fill=True, threshold='per_class', tau=0.2),
     dict(crop=40, tau=0.2)]
 
 

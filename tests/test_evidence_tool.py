@@ -80,6 +80,21 @@ def test_only_what_is_named_differs():
     assert base['precision'] == 'bf16'  # not settled anew by each run
 
 
+def test_the_options_differ_from_corrmatch_in_one_field_each():
+    jobs = evidence.make_plan(['camvid', 'vocanimals'], stage='options')
+    assert {(j.data, j.split) for j in jobs} == {('vocanimals', '1_16')} and len(jobs) == 9
+    config_of = configs('o')
+    base = asdict(config_of(evidence.Job('vocanimals', '1_16', 'options_corrmatch', 2)))
+    assert base['eval_every'] == base['steps'] and base['precision'] == 'fp32'
+    changed = {}
+    for job in jobs:
+        own = asdict(config_of(job))
+        changed[job.variant] = {k: v for k, v in own.items() if v != base[k]} | dict(seed=0, out='')
+    assert changed == dict(
+        options_corrmatch=dict(seed=0, out=''), options_region_fill=dict(seed=0, out='', region_fill=True),
+        options_teacher_half=dict(seed=0, out='', teacher_pixel=.5))
+
+
 def test_finished_runs_are_left_alone_and_others_done_once(tmp_path):
     jobs = evidence.make_plan(['camvid'], 1, only=['supervised', 'corrmatch', 'no_fp'])
     config_of = configs(tmp_path)

@@ -121,7 +121,9 @@ def test_large_images_are_scaled_down(tmp_path, longest, wanted):
         (dict(source=torch.zeros(2, 4, 6, 8)), 'one image'),
         (dict(source=(torch.zeros(4, 6, 8), torch.zeros(4, 6, 9))), 'one shape'),
         (dict(source=torch.nn.Linear(2, 2)), 'correlation head'), (dict(tau=1.5), '0..1'),
-        (dict(names=['a']), 'one of each'), (dict(image=np.zeros((4, 5))), 'shape')])
+        (dict(names=['a']), 'one of each'), (dict(image=np.zeros((4, 5))), 'shape'),
+        (dict(temperature=0), 'temperature=0'),
+        (dict(ground_truth=np.zeros((4, 5))), 'one class id a pixel')])
 def test_errors_are_one_line(arguments, words):
     known = dict(image=picture(), source=features(), logits=scores()) | arguments
     with pytest.raises(ValueError, match=words) as error:

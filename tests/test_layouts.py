@@ -393,28 +393,36 @@ def test_avif_is_read_through_copies(tmp_path):
     assert make_split(tmp_path, 2, progress=None).unlabeled.count('new') == 1
 
 
-NOTES = {
-    'labelme': (
-        'p{}.json', '{"version": "5.0", "flags": {}, "shapes": [], "imagePath": "p.jpg"}', 'LabelMe JSON'),
-    'yolo': ('labels/p{}.txt', '0 0.1 0.1 0.5 0.1 0.5 0.5\n', 'YOLO text (outlines)'),
-    'yolo boxes': ('labels/p{}.txt', '0 0.1 0.1 0.5 0.1\n1 .5 .5 1 1', 'YOLO text (boxes)'),
+EMPTY = '{"version": "5.0", "flags": {}, "shapes": [], "imagePath": "p.jpg"}'
+NOTES = {  # file, its text, and words of the answer
+    'labelme': ('images/p{}.json', EMPTY, ('LabelMe outlines', '--unannotated background')),
+    'yolo': ('labels/p{}.txt', '0 0.1 0.1 0.5 0.1 0.5 0.5\n', ('labels: outlines of YOLO', 'add data.yaml')),
+    'yolo boxes': (
+        'labels/p{}.txt', '0 0.1 0.1 0.5 0.1\n1 .5 .5 1 1', ('YOLO text (boxes)', 'boxes are no outlines')),
     'via': (
-        'via_region_data.json', '{"p0.jpg1": {"filename": "p0.jpg", "size": 1, "regions": []}}', 'VIA JSON'),
-    'via csv': ('via.csv', 'filename,file_size,region_shape_attributes\n', 'VIA CSV'),
+        'via_region_data.json', '{"p0.jpg1": {"filename": "p0.jpg", "size": 1, "regions": []}}',
+        ('VIA JSON', 'COCO format')),
+    'via csv': ('via.csv', 'filename,file_size,region_shape_attributes\n', ('VIA CSV', 'COCO format')),
     'cvat': (
         'annotations.xml', '<?xml version="1.0"?><annotations><version>1.1</version></annotations>',
-        'CVAT XML'),
-    'voc': ('Annotations/p{}.xml', '<annotation><folder/></annotation>', 'VOC XML')}
+        ('annotations.xml: names no image', 'export it again')),
+    'cityscapes': (
+        'gtFine/train/ulm/p{}_gtFine_polygons.json', '{}', ('Cityscapes', 'csCreateTrainIdLabelImgs')),
+    'panoptic': (
+        'panoptic.json', json.dumps(dict(images=[], annotations=[dict(segments_info=[])])),
+        ('panoptic', 'panoptic2semantic_segmentation.py')),
+    'voc': (
+        'Annotations/p{}.xml', '<annotation><folder/></annotation>', ('VOC XML', 'boxes are no outlines'))}
 
 
 @pytest.mark.parametrize('case', NOTES)
 def test_annotations_without_masks_are_named(tmp_path, case):
-    name, text, form = NOTES[case]
+    name, text, words = NOTES[case]
     for i in range(3):
         put(tmp_path/f'images/p{i}.jpg', i)
         wrote(tmp_path/name.format(i), text)
-    message = refused(lambda: check(tmp_path), form, 'one PNG of class ids')
-    assert 'put masks into masks/ (same names' not in message
+    message = refused(lambda: check(tmp_path), *words)
+    assert 'masks/' not in message
 
 
 def test_arrays_as_masks_are_named(tmp_path):
@@ -426,7 +434,7 @@ def test_arrays_as_masks_are_named(tmp_path):
 
 def test_outlines_beside_masks_are_said(tmp_path):
     for i in range(6):
-        wrote(fill(tmp_path)/f'images/p{i}.json', NOTES['labelme'][1])
+        wrote(fill(tmp_path)/f'images/p{i}.json', EMPTY)
     (level, _, text), = remarks(find_layout(tmp_path), 'annotations')
     assert level == 'warning' and 'LabelMe JSON' in text and 'the masks count' in text
 

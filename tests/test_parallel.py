@@ -259,7 +259,7 @@ def test_the_command_line_in_two_processes_ends_well(tmp_path):
 
 
 def test_micro_steps_with_batch_norm_are_another_run(tmp_path):
-    "What accumulation cannot make equal, said in chapter 29: if this fails, the sentence is wrong."
+    "What accumulation cannot make equal, said in chapter 31: if this fails, the sentence is wrong."
     changes = KINDS['batch norm synchronised']
     with pytest.raises(AssertionError):
         all_reduce_max(

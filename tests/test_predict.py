@@ -18,15 +18,16 @@ import torch
 from PIL import Image
 
 from corrmatch.use import export
+from corrmatch.use.cli import main
 from corrmatch.config import IGNORE_INDEX, preset
 from corrmatch.training.checkpoints import load_weights, make_card, open_weights, release, save_weights
 from corrmatch.data.folders import read_classes
 from corrmatch.files import DataError
-from corrmatch.training.metrics import evaluate, slide_probs
+from corrmatch.training.metrics import ConfusionMatrix, evaluate, slide_probs
 from corrmatch.use.predict import (
     LoadedModel, find_inputs, load, _palette_png, predict_bands, predict_files, pseudo_files)
 from corrmatch.training.builders import eval_pairs, make_model, make_datasets
-from corrmatch.training.trainer import Trainer
+from corrmatch.training.trainer import Trainer, load_run
 from corrmatch.data.views import normalize
 from errors_for_tests import refused
 from runs_for_tests import environment, small
@@ -171,6 +172,48 @@ def test_a_predictor_of_a_predictor(run, predictor):
         and (again.predict(picture()).mask == predictor.predict(picture()).mask).all())
     with pytest.raises(ValueError, match='the network it was made from'):
         export.InferenceNet(predictor.fused)
+
+
+def test_propagated_scores_at_inference(run, tmp_path, capsys):
+    "Prediction, propagated scores and their mean, as commands; the mean is that of the two softmaxes."
+    model, config = load_run(run, 'best.pt')
+    model.eval()
+    tables = {name: ConfusionMatrix(config.n_classes) for name in ('none', 'mean', 'only')}
+    with torch.no_grad():
+        for image, mask in eval_pairs(make_datasets(config, only_val=True).val):
+            out = model(image)
+            own, propagated = out.logits.softmax(1), out.logits_corr.softmax(1)
+            for name, probs in dict(none=own, mean=(own + propagated)/2, only=propagated).items():
+                tables[name].update(probs.argmax(1), mask)
+    by_hand = {name: 100*table.miou() for name, table in tables.items()}
+    for how, expected in by_hand.items():
+        assert main(['eval', str(run), '--device', 'cpu', '--propagated', how]) == 0
+        said = capsys.readouterr().out
+        assert float(re.search(r'^mIoU +(\S+)$', said, re.M)[1]) == pytest.approx(expected, abs=.051)
+        assert ('propagated' in said) == (how != 'none')
+    Image.fromarray(picture(200, 180)).save(tmp_path/'a.png')
+    flags = ['--tile', '65', '--flip', '--device', 'cpu']
+    for how in by_hand:
+        out = tmp_path/how
+        command = ['predict', str(run), str(tmp_path/'a.png'), '--out', str(out), '--propagated', how, *flags]
+        assert main(command) == 0
+        assert ('propagated scores' in (out/'index.html').read_text()) == (how != 'none')
+    masks = [(tmp_path/how/'confidence'/'a.png').read_bytes() for how in by_hand]
+    assert len(set(masks)) == 3
+
+
+def test_propagated_scores_need_a_correlation_head(run, tmp_path, capsys):
+    changes = dict(steps=2, eval_every=2, toy_labeled=4, regions=0)
+    Trainer(small(tmp_path/'run', 'fixmatch', **changes), quiet=True).fit()
+    Image.fromarray(picture()).save(tmp_path/'a.png')
+    capsys.readouterr()
+    for command in (['eval', str(tmp_path/'run')], ['predict', str(tmp_path/'run'), str(tmp_path/'a.png')]):
+        assert main([*command, '--device', 'cpu', '--propagated', 'mean']) == 1
+        said = capsys.readouterr().err.strip()
+        assert 'no correlation head' in said and str(tmp_path/'run') in said and '\n' not in said
+    opened = load(run, device='cpu', propagated='mean')
+    with pytest.raises(ValueError, match="the prediction alone; set propagated='none'"):
+        export.InferenceNet(opened.model)
 
 
 def test_names_do_not_collide(tmp_path):

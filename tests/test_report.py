@@ -11,13 +11,16 @@ import torch
 
 from corrmatch.use.cli import make_parser
 from corrmatch.config import Config, preset
+from corrmatch.data.folders import ArraySource
 from corrmatch.files import DataError, write_atomic
 from corrmatch.training.metrics import evaluate
 from corrmatch.use.report import (
     _class_rows, draw_run, _example_cards, read_run, report_page, resume_command, _run_line, _run_panels,
     score_run, show_run, _summary_rows, write_report)
+from corrmatch.training.quality import quality_text, run_quality
 from corrmatch.training.trainer import Trainer, load_run
 from corrmatch.data.views import normalize
+from errors_for_tests import refused
 from runs_for_tests import small
 
 
@@ -44,6 +47,32 @@ def test_page(run):
             'Summary', 'Validation', 'Classes', 'Confusion', 'Worst images', 'Best images',
             'Pseudo-labels', 'Training', 'Settings'))
     assert all('alt="' in tag for tag in re.findall('<img [^>]*>', page))
+
+
+def test_equal_coverage_of_the_run(run):
+    "The section holds what the functions of the run give, and can be left out."
+    found = run_quality(run, 'best.pt', 2)
+    said = write_report(run, most=2, device='cpu', judged=2)
+    page = (run/'report.html').read_text(encoding='utf-8')
+    assert '<h2>Equal coverage</h2>' in page and quality_text(found) in page and 'left out' not in said
+    after = dict((what, (coverage, accuracy)) for what, coverage, accuracy in found.table())['after regions']
+    assert re.search(r'after regions</t[hd]>\s*<td[^>]*>' + f'{100*after[0]:.1f}<', page)
+    write_report(run, most=2, device='cpu', judged=0)
+    assert 'at equal coverage is left out: not asked for' in (run/'report.html').read_text(encoding='utf-8')
+
+
+def test_no_equal_coverage_without_masks_or_correlation(run, tmp_path, monkeypatch):
+    Trainer(
+        small(tmp_path/'plain', 'supervised', steps=2, eval_every=2, toy_labeled=4, regions=0),
+        quiet=True).fit()
+    write_report(tmp_path/'plain', most=2, device='cpu')
+    page = (tmp_path/'plain/report.html').read_text(encoding='utf-8')
+    assert 'method supervised has no correlation map' in page and 'Equal coverage</h2>' not in page
+    monkeypatch.setattr(ArraySource, 'has_mask', lambda self, i: False)
+    refused(lambda: run_quality(run), 'no masks are known', 'IMAGE MASK')
+    assert write_report(run, most=2, device='cpu')
+    page = (run/'report.html').read_text(encoding='utf-8')
+    assert 'no masks are known for its unlabeled images' in page and 'Equal coverage</h2>' not in page
 
 
 def test_page_without_data(run, tmp_path):

@@ -116,7 +116,7 @@ def test_a_broken_picture_is_named_and_the_others_are_predicted(place):
     'words, said',
     [
         (('fetch', 'cityscapes'), 'cityscapes'), (('fetch', 'elephants'), 'elephants'),
-        (('bench', '--only', 'elephants'), 'elephants'),
+        (('compare', 'runs/none', 'runs/mine'), 'runs/none'),
         (('export', 'runs/none', '--format', 'onnx'), 'runs/none'), (('resume', 'runs/none'), 'runs/none'),
         (('split', 'photos', '--labels', '0'), 'labels')])
 def test_failures_are_one_line(place, words, said):

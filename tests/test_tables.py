@@ -26,7 +26,7 @@ def run(folder, scores, state='finished', name='voc_92', method='corrmatch', tes
     if test:
         (folder / 'test.csv').write_text(
             'checkpoint,miou\n' + ''.join(f'{n},{v}\n' for n, v in zip(('best', 'last'), test)))
-    note_state(folder, state, step=len(scores), steps=10)
+    note_state(folder, state, step=10 if state == 'finished' else len(scores), steps=10)
     return folder
 
 

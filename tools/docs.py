@@ -2,9 +2,9 @@
 check every link.
 
 Usage: python tools/docs.py [NOTEBOOK ...]      (default: all of nbs/; output: _docs/, open _docs/index.html)
-Nothing is executed but one small scene for the explorer. Cells marked `hide` are left out; directives are not
-shown; imports and private helpers of the package are folded; `name` in prose links to the API reference if
-the package exports that name.
+Nothing is executed but the features of one photograph for the explorer. Cells marked `hide` are left out;
+directives are not shown; imports and private helpers of the package are folded; `name` in prose links to the
+API reference if the package exports that name.
 """
 import ast
 import getpass
@@ -30,24 +30,38 @@ PARTS = {
     'models': 'Models', 'training': 'Training', 'use': 'Use', 'results': 'Results', 'engine': 'Faster forms'}
 BESIDE = {
     'CONTRIBUTING.md': 'CONTRIBUTING.md', 'tests/golden/README.md': 'golden.md', 'LICENSE': 'LICENSE.txt',
-    'CITATION.cff': 'CITATION.cff', 'docs/static/filmstrip.webp': 'filmstrip.webp'}
+    'CITATION.cff': 'CITATION.cff', 'docs/static/filmstrip.webp': 'filmstrip.webp',
+    'docs/static/colab.svg': 'colab.svg'}
 LONG = 16  # arguments of a class, above which only the list shows them
 WIDGET = re.compile(
     r'(?:[VH]Box|GridBox|Tab|Accordion|Explorer|RunViewer|\w*(?:Slider|Button|Dropdown|Widget))\(')
 WIDGET_NOTE = (
     '*A widget stands here when the notebook runs: `make lab`. The still frame above it shows one setting.*')
 EXPLORER = (
-    '<iframe class="explorer" src="../explorer.html" title="Correlation explorer on a generated '
-    'scene" loading="lazy"></iframe>')
+    '<iframe class="explorer" src="{up}explorer.html" title="Correlation explorer on a photograph" '
+    'loading="lazy"></iframe>')
 # notebook: (words of the cell to put it after, text)
 EXPLORER_NOTE = {
     'index': (
         'In a notebook, `corrmatch.explore(',
-        'On this site: [the explorer on a generated scene](use/36_explore.ipynb#try-it-here).'),
-    'use/36_explore': (
-        'Chapters 04 to 06 showed',
-        f'## Try it here\n\n{EXPLORER}\n\nThis is the one-file form, on a generated scene. '
+        'On this site: [the explorer on a photograph](try.md).'),
+    'use/41_explore': (
+        'Try these in the panel:',
+        f'### Try it here\n\n{EXPLORER.format(up="../")}\n\nThis is the one-file form. '
         '<a href="../explorer.html">Open it on a page of its own.</a>')}
+TRY = f"""# Try it: correlation maps on a photograph
+
+Move over the photograph. The row of the correlation map at that position lies over it, and the white line is
+the region that is cut from the row. Press the button *All 128 regions*: they vote in turn, and you see which
+pixels of the prediction change.
+
+{EXPLORER.format(up="")}
+
+The features are those of EfficientNet-Lite0, pretrained on ImageNet; nothing was trained with the method. The
+prediction knows only the colour of single pixels. Everything is computed in your browser, and nothing is sent
+anywhere. <a href="explorer.html">Open it on a page of its own</a>, read [how it works](use/41_explore.ipynb),
+or begin with [the method in one sitting](start/01_one_sitting.ipynb).
+"""
 
 
 # ---- the package, read without importing it
@@ -399,7 +413,7 @@ def contents(books: dict) -> str:
     "The table of contents of {page: notebook}, which the site shows at the side."
     chapters = sorted(
         (s for s in books if re.match(r'\d', s.rpartition('/')[2])), key=lambda s: s.rpartition('/')[2])
-    groups = {'Start': ['corrmatch <self>']}
+    groups = {'Start': ['corrmatch <self>', 'Try it on a photograph <try>']}
     for folder, caption in PARTS.items():
         members = [s for s in chapters if s.rpartition('/')[0] == folder]
         groups[caption] = [f'{s.rpartition("/")[2].split("_")[0]} · {title(books[s])} <{s}>' for s in members]
@@ -451,6 +465,7 @@ def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
         (folder / 'api' / f'{m.name}.md').write_text(
             api_page(m, promises.get(m.name, ''), where), encoding='utf-8')
     (folder/'api'/'index.md').write_text(api_index(modules, promises), encoding='utf-8')
+    (folder/'try.md').write_text(TRY, encoding='utf-8')
     for path, copy in BESIDE.items():
         data = (root/path).read_bytes()
         if copy == 'CONTRIBUTING.md':
@@ -460,13 +475,13 @@ def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
 
 
 def write_scene(path: Path):
-    "Write the explorer on a generated scene."
+    "Write the explorer on a photograph with pretrained features."
+    from corrmatch.models.pretrained import EXAMPLE_CLASSES, example_photo, example_prediction, lite0_features
     from corrmatch.use.explore import write_explorer
-    from corrmatch.data.toy import TOY_CLASSES, toy_features, toy_logits, toy_scene
-    image, mask = toy_scene(seed=3)
+    photo = example_photo('astronaut', 480)
     write_explorer(
-        path, image, toy_features(mask, noise=0.1), logits=toy_logits(mask), names=TOY_CLASSES[:6], tau=0.7,
-        title='A generated scene')
+        path, photo.image, lite0_features(photo.image), logits=example_prediction(photo.image),
+        names=EXAMPLE_CLASSES, tau=0.7, temperature=0.8, position=(403, 375), title=photo.credit)
 
 
 # ---- checks of what was built

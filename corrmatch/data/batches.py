@@ -43,6 +43,7 @@ class BatchPlan:
     with_hidden:bool=False        # also return the masks of unlabeled images, for measuring only
     fast:bool=True                # fast_view and fast_strong; False: the naive pipeline of chapter 16
     device_strong:bool=False      # send draws instead of strong views; add_strong makes them on the device
+    weights_x:tuple|None=None     # how often each labeled image comes; None: equally often
 
 # %% ../../nbs/data/17_batches.ipynb #cb0c088b
 def _next_readable(
@@ -219,7 +220,7 @@ class StepBatches(BatchPlan, Dataset):
                 "another partner")
         n_x = len(self.labeled)
         n_u = len(self.unlabeled) if self.batch_u else 0
-        self.order_x = EndlessOrder(n_x, self.seed, LABELED, length=max(n_x, n_u))
+        self.order_x = EndlessOrder(n_x, self.seed, LABELED, length=max(n_x, n_u), weights=self.weights_x)
         self.order_u, self.order_mix = (
             EndlessOrder(n_u, self.seed, s) if n_u else None for s in (UNLABELED, MIX))
     def __getitem__(self, step:int)->dict:

@@ -88,6 +88,7 @@ def _is_coco_like(path, raw):
     text = raw.decode(json.detect_encoding(raw), 'replace')
     return bool(_WORDS.search(text) or re.search('instances|coco', os.path.basename(path).lower()))
 
+# %% ../../nbs/data/20_coco.ipynb #4617b9d4
 def _order(path):
     "Rank a file: 0 for instances*.json, 1 for other names, 2 for keypoints or stuff."
     name = os.path.basename(path).lower()
@@ -127,7 +128,8 @@ def _find_coco(
     return files, passed | {p: f'{_such([*files])} counts' for p in read if p not in files}
 
 # %% ../../nbs/data/20_coco.ipynb #979e377e
-_BACKGROUND = re.compile(r'[_\s]*background[_\s]*', re.I)
+_NO_CLASS = re.compile(r'[_\s]*(background|ignore)[_\s]*', re.I)  # names with a meaning of their own
+_PLAIN = ('background', 'ignore')
 
 def _key(value):
     "Return an id, as a number if it is one: 7, 7.0 and '7' are the same."
@@ -147,7 +149,8 @@ def _category_names(path, data):
                             'give it one of letters and digits')
         if key in names:
             raise DataError(f'{path}: two categories have the id {_plain(key)}; give each its own')
-        names[key] = 'background' if _BACKGROUND.fullmatch(name) else name
+        plain = _NO_CLASS.fullmatch(name)
+        names[key] = plain[1].lower() if plain else name
     twice = [n for n, count in Counter(names.values()).items() if count > 1 and n != 'background']
     if twice:
         raise DataError(f'{path}: two categories are called {twice[0]}; merge them or rename one')
@@ -161,12 +164,12 @@ def _coco_classes(
 )->tuple:                 # class names from 1 on, {path: {category id: class}}, categories that are no class
     "Number the categories of all files."
     named = {path: _category_names(root/path, data) for path, data in files.items()}
-    known = list(dict.fromkeys(n for names in named.values() for n in names.values() if n != 'background'))
+    known = list(dict.fromkeys(n for names in named.values() for n in names.values() if n not in _PLAIN))
     used = set().union(*[_used(data, named[path]) for path, data in files.items()]) or {*known}
     first = next(iter(named), '')
     for path, names in named.items():
         lacks = sorted(used - {*names.values()})
-        if lacks:
+        if lacks and not files[path].get('open'):
             raise DataError(f'{root/path}: its categories differ from those of other files, '
                             f'it lacks {_such(lacks)}; keep one set of categories')
     if given is None:
@@ -176,9 +179,10 @@ def _coco_classes(
     if len(order) >= IGNORE_INDEX:
         raise DataError(f'{root/first}: {len(order)} categories; a mask of 8 bits holds {IGNORE_INDEX-1} '
                         'beside background, merge some')
-    number = {name: n for n, name in enumerate(order, 1)}
+    number = {name: n for n, name in enumerate(order, 1)} | {'ignore': IGNORE_INDEX}
     numbers = {path: {key: number.get(n, 0) for key, n in names.items()} for path, names in named.items()}
-    return order, numbers, sorted({n for names in named.values() for n in names.values()} - {*order})
+    rest = {n for names in named.values() for n in names.values()} - {*order, 'ignore'}
+    return order, numbers, sorted(rest)
 
 # %% ../../nbs/data/20_coco.ipynb #025d6e9e
 def _used(data, names):
@@ -193,7 +197,7 @@ def _used(data, names):
         category = a.get('category_id')
         if is_id(image) and is_id(category) and _key(image) in known:
             used.add(names.get(_key(category)))
-    return used - {None, 'background'}
+    return used - {None, *_PLAIN}
 
 def _given_order(path, order, used, given):
     "Return the given classes; refuse others than those of the COCO file."
@@ -270,6 +274,7 @@ def _points(polygon):
         raise ValueError('its coordinates are not finite')
     return flat.reshape(-1, 2)
 
+# %% ../../nbs/data/20_coco.ipynb #9a4048f6
 def _is_flat(polygon):
     "Tell whether a polygon encloses nothing."
     try:
@@ -301,6 +306,7 @@ class Filled(NamedTuple):
 
 _NOTHING = Filled(np.s_[:0, :0], np.zeros((0, 0), bool))
 
+# %% ../../nbs/data/20_coco.ipynb #1164618c
 def fill_polygon(
     points:np.ndarray,   # (n,2) x and y of the corners, in pixels
     size:tuple[int, int],# (w, h) of the image; the polygon is clipped to it
@@ -381,6 +387,7 @@ def annotated_size(
     coded = (s for s in sizes if is_size(s))
     return stated or next(((w, h) for h, w in coded), None)
 
+# %% ../../nbs/data/20_coco.ipynb #7a085cbd
 def _drawn_size(
     frame:tuple|None,     # (w, h) of the image when it was annotated; None: unknown
     size:tuple[int, int], # (w, h) of the image now
@@ -396,7 +403,7 @@ def _drawn_size(
             return target
     raise DataError(
         f'was annotated with {frame[0]}x{frame[1]} pixels and has {size[0]}x{size[1]} now, which is '
-        'another shape; restore the image that was annotated, or correct its size in the COCO file')
+        'another shape; restore the image that was annotated, or correct its size in the annotations')
 
 # %% ../../nbs/data/20_coco.ipynb #78e548ec
 def _inside(outline, frame, size):
@@ -427,9 +434,16 @@ def _inside_rle(outline, frame, size):
     rows, columns = (((np.arange(n) + .5)*m/n).astype(int) for n, m in zip(size[::-1], inside.shape))
     return Filled(np.s_[:, :], inside[rows][:, columns])
 
+# %% ../../nbs/data/20_coco.ipynb #9610c0a1
+def _rank(annotation, inside):
+    "Rank an object; the lowest is in front: the smallest, or the last where a tool tells the order."
+    if annotation.get('order') is not None:
+        return np.uint32(2**31 - annotation['order'])
+    return np.uint32(np.count_nonzero(inside) + (2**31 if annotation.get('iscrowd') else 0))
+
 # %% ../../nbs/data/20_coco.ipynb #158c74ce
 def draw_objects(
-    objects:tuple,       # annotations: segmentation (polygons or RLE), class, iscrowd; size (w, h) if known
+    objects:tuple,       # annotations: segmentation (polygons or RLE), class, iscrowd, perhaps size and order
     size:tuple[int, int],# (w, h) of the image
 )->np.ndarray:           # (h,w) uint8 class ids; 0 is background, crowds are ignored
     "Draw the outlines of one image into a mask."
@@ -443,7 +457,7 @@ def draw_objects(
         except ValueError as e:
             raise DataError(
                 f"annotation {_plain(a.get('id'))} cannot be drawn, {e}; correct or remove it") from None
-        own = np.uint32(np.count_nonzero(inside) + (2**31 if a.get('iscrowd') else 0))
+        own = _rank(a, inside)
         front = inside & (rank[window] >= own)
         ids[window][front] = IGNORE_INDEX if a.get('iscrowd') else a['class']
         rank[window][front] = own
@@ -503,6 +517,12 @@ def _not_relative(path, objects):
         raise DataError(
             f'{path}: all coordinates lie between 0 and 1; COCO counts pixels, multiply by width and height')
 
+# %% ../../nbs/data/20_coco.ipynb #9610c0a2
+def _order_of(annotation):
+    "The order of an object as an annotation tool tells it, {'order': n}; {} in COCO's own files."
+    order = annotation.get('order')
+    return dict(order=order) if type(order) is int and 0 <= order < 2**31 else {}
+
 # %% ../../nbs/data/20_coco.ipynb #c7abba70
 def _coco_objects(
     path:Path,    # the COCO file, named in errors
@@ -530,7 +550,8 @@ def _coco_objects(
             left['bare'].append(f'{own} of {name}')
             continue
         objects.append({'id': a.get('id'), 'segmentation': outline, 'class': numbers[category],
-                        'iscrowd': _is_crowd(path, a), 'size': frame})
+                        'iscrowd': _is_crowd(path, a), 'size': frame}
+                       | _order_of(a))
     taken = [o for _, _, objects in images.values() for o in objects]
     if data['annotations'] and not bare and not taken:
         raise DataError(f'{path}: {_NONE_FITS}')
@@ -561,6 +582,7 @@ def _merge(root, image, old, new):
     is_val = 'val' in (old.split, new.split)  # in train and val: validation, as with lists
     return kept._replace(split='val' if is_val else kept.split)
 
+# %% ../../nbs/data/20_coco.ipynb #a0ab0b3e
 def _coco_names(entries):
     "Return unique names for {path: Outlined}: file_name where that is enough, else the path."
     for files in ([o.file_name for o in entries.values()], [*entries]):
@@ -617,6 +639,7 @@ def _no_classes(names):
         'uses the others (to keep them, name all classes in a file, background first: --classes FILE)')
     return [('warning', 'classes', '', text)] if names else []
 
+# %% ../../nbs/data/20_coco.ipynb #b387c25b
 def _warnings(left):
     "Make the remarks on what was left out, with numbers and examples."
     said = {
@@ -677,9 +700,16 @@ def _file_images(root, path, data, numbers, locate, unannotated, left):
         out[image] = Outlined(path, name, _coco_split(path), own and tuple(own))
     return out
 
+# %% ../../nbs/data/20_coco.ipynb #5eb790df
 def _no_object(size):
     "Return an annotation that draws nothing; its size still tells how the image was turned."
     return {'id': None, 'segmentation': [], 'class': 0, 'iscrowd': False, 'size': size}
+
+# %% ../../nbs/data/20_coco.ipynb #9610c0a6
+def _renamed(image, outlined):
+    "An image that another tool outlined: called by its base name, of the split that its folder tells."
+    split = outlined.split or _coco_split(os.path.dirname(image))
+    return outlined._replace(file_name=os.path.basename(image), split=split)
 
 # %% ../../nbs/data/20_coco.ipynb #8536996e
 def read_coco(
@@ -689,10 +719,13 @@ def read_coco(
     unannotated:Unannotated='unlabeled', # what an image without annotations is
     classes:list|None=None, # names of the classes in the order wanted; None: by category id
     masks:tuple|set=(), # those of the images that look like masks; they are taken last
+    drawn:dict|None=None, # {source: content} that other tools' files were turned into
 )->Coco:            # without images if no COCO file counts
     "Read all COCO files of a data folder."
     _check_choice(unannotated)
+    drawn = drawn or {}
     files, passed = _find_coco(root, jsons)
+    files |= drawn
     remarks = [('warning', 'files', path, f'passed over: {reason}') for path, reason in passed.items()]
     if not files:
         return Coco({}, [], tuple(remarks), None)
@@ -703,6 +736,8 @@ def read_coco(
     locate = partial(_coco_image, root, by_name=by_name, masks=masks)
     for path, data in files.items():
         found = _file_images(root, path, data, numbers[path], locate, unannotated, left)
+        if path in drawn:
+            found = {i: _renamed(i, outlined) for i, outlined in found.items()}
         images |= {i: _merge(root, i, images.get(i, new), new) for i, new in found.items()}
     if not images:
         raise DataError(_nothing(root, files, left))

@@ -48,6 +48,7 @@ def iter_lines(
             f'{path}: the list is empty; write one entry a line, such as an id, `IMAGE MASK`, or the name '
             'of a class')
 
+# %% ../../nbs/data/15_folders.ipynb #77323442
 def _encoding(path):
     with open(path, 'rb') as file:
         start = file.read(2)
@@ -626,6 +627,7 @@ class EndlessOrder:
         seed:int,             # of the run
         stream:int,           # LABELED, UNLABELED or MIX
         length:int|None=None, # samples an epoch; the list is repeated up to it. None: n
+        weights:Sequence[float]|None=None, # (n,) above 0: how often each image comes; None: equally often
     ):
         if n < 1:
             raise DataError('a list of 0 images cannot be put in order; give at least one')
@@ -633,14 +635,22 @@ class EndlessOrder:
         self.seed = seed
         self.stream = stream
         self.length = max(length or n, n)
+        self.weights = None if weights is None else np.asarray(weights, float)
         self._epoch = None
     def __getitem__(self, position:int)->int:
         epoch, place = divmod(position, self.length)
         if epoch != self._epoch:
-            shuffled = rng_for(self.seed, self.stream+_ORDER, epoch).permutation(self.length) % self.n
-            self._shuffled = shuffled.astype(np.int32)  # of a million images: 4 MB
-            self._epoch = epoch
+            self._shuffled = self._shuffle(rng_for(self.seed, self.stream+_ORDER, epoch)).astype(np.int32)
+            self._epoch = epoch  # of a million images: 4 MB
         return int(self._shuffled[place])
+    def _shuffle(self, rng):
+        shuffled = rng.permutation(self.length)
+        if self.weights is None:
+            return shuffled % self.n
+        # evenly spaced points on a line on which each image has a stretch as long as its weight
+        ends = self.weights.cumsum()/self.weights.sum()
+        points = (shuffled + rng.random())/self.length
+        return np.searchsorted(ends[:-1], points, side='right')
 
 # %% ../../nbs/data/15_folders.ipynb #4081b971
 def read_conversion(

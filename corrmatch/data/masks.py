@@ -182,6 +182,7 @@ def _check_kind(image, path):
     if image.mode in ('LAB', 'HSV'):
         raise DataError(f'{path}: a mask in {image.mode} colours; save it in RGB or as class ids')
 
+# %% ../../nbs/data/19_masks.ipynb #299c97b6
 def _check_alpha(values, alpha, path):
     "Refuse a mask whose alpha channel separates what its colours do not."
     if alpha.min() == alpha.max():
@@ -408,13 +409,15 @@ def _ids(k, classes, text, kind='ids'):
     return MaskMap(
         kind, {c: c for c in range(k)} | {IGNORE_INDEX: IGNORE_INDEX}, False, *_named(k, classes), text)
 
+# %% ../../nbs/data/19_masks.ipynb #cef7daa5
 def _special(layout, facts, classes):
     "The mapping of a data set with its own numbering, or None."
     values = {v for f in facts for v in f.counts}
-    if layout == 'COCO':
+    if layout == 'COCO' or layout.endswith(' outlines'):
         return _ids(
             len(classes[0]), classes,
-            'outlines of COCO: drawn into masks, 0 is background, crowds are ignored', 'objects')
+            f'outlines of {layout.removesuffix(" outlines")}: drawn into masks, 0 is background, crowds are '
+            'ignored', 'objects')
     if layout == 'Cityscapes' and not all('TrainIds' in f.name for f in facts):
         table = {v: CITYSCAPES_IDS.get(v, IGNORE_INDEX) for v in range(256)}
         return MaskMap(
@@ -483,6 +486,7 @@ def _ambiguous_top(ids, top, where, else_=''):
     return DataError(
         f'{where}: masks hold {shown} and {top}: is {top} a class or ignored? Say --ignore {top}, or {else_}')
 
+# %% ../../nbs/data/19_masks.ipynb #0110bcd3
 def _n_ids(ids, files, n_masks):
     "Number of classes of masks that hold ids: up to a gap that only rare values cross."
     rare = {v for v in ids if n_masks >= 5 and files[v] <= max(1, .01*n_masks)}
@@ -514,6 +518,7 @@ def _one_more(known, ids, n_files, n_masks, where):
         remedy = 'ids that count from 1 are read with --ignore 0'
     raise DataError(f'{where}: masks hold ids up to {known}, and {known} classes are named: {remedy}')
 
+# %% ../../nbs/data/19_masks.ipynb #687f7331
 def _far_ids(ids, where):
     "The error about ids that do not fit into 8 bits."
     shown = ', '.join(map(str, ids[:6])) + (', ...' if len(ids) > 6 else '')
@@ -555,6 +560,7 @@ def _value_map(facts, classes, meaning, where):
         raise _far_ids(run, where)
     return _id_map(n, known, classes, meaning, void, where)
 
+# %% ../../nbs/data/19_masks.ipynb #3e6b506f
 def _spaced(run, tops, known, classes, void, where):
     "The mapping of values that keep a distance from one another."
     if tops and known != len(run):
@@ -591,6 +597,7 @@ def _id_map(n, known, classes, meaning, void, where):
     text = f'ids without {ignored}, which is ignored: numbered 0..{len(ids) - 1} in order'
     return MaskMap('shifted ids', table, False, names, colors, text)
 
+# %% ../../nbs/data/19_masks.ipynb #fabfb6af
 def _check_room(n, known, k, where):
     "Refuse more classes than a mask of 8 bits holds."
     if known > max(n, IGNORE_INDEX-1):
@@ -607,6 +614,7 @@ def _rgb(colors):
     "Packed colours as (k,3) bytes."
     return np.array([(v >> 16, (v >> 8) & 255, v & 255) for v in colors], np.uint8).reshape(-1, 3)
 
+# %% ../../nbs/data/19_masks.ipynb #31917a00
 def _color_map(facts, classes, meaning, where):
     "The mapping of masks in colours."
     seen = _look(facts)
@@ -629,6 +637,7 @@ def _color_map(facts, classes, meaning, where):
         'names and order')
     return MaskMap('colours', table, True, names, colors, text)
 
+# %% ../../nbs/data/19_masks.ipynb #3e71f955
 def _grey_colors(facts, classes, meaning, where):
     "The mapping of grey values that are stored as RGB."
     def first_channel(counts): return {v & 255: n for v, n in counts.items()}
@@ -654,6 +663,9 @@ def _known_colors(seen, classes, meaning, void):
     else:
         sources = _KNOWN_COLORS
     for source, names, colors in sources:
+        void = void | {v: IGNORE_INDEX for n, v in zip(names, _pack(colors).tolist()) if n == 'ignore'}
+        kept = [c for c, name in enumerate(names) if name != 'ignore']
+        names, colors = [names[c] for c in kept], np.asarray(colors)[kept]
         table = dict(zip(_pack(colors).tolist(), range(len(names))))
         rest = void | {v: IGNORE_INDEX for v in seen.common if v in _VOID_COLORS and v not in table}
         if own or set(seen.common) <= {*table, *rest}:
@@ -772,6 +784,7 @@ def _map_line(line, where):
         raise DataError(f'{where}: colours have values 0..255; correct it')
     return [int(_pack(color))], name, True
 
+# %% ../../nbs/data/19_masks.ipynb #d393cfe0
 def _read_map(path):
     "Read what values mean: {stored value: class id}, names in order of appearance, are they colours?"
     table = dict[int, int]()
@@ -866,6 +879,7 @@ def find_mapping(
     found = found._replace(remarks=(*found.remarks, *doubts, *[remark]*bool(remark)), by_color=bool(remark))
     return _to_front(_without(found, facts, meaning), meaning.background, where)
 
+# %% ../../nbs/data/19_masks.ipynb #74caea11
 def _sound(facts, where):
     "The masks without a fault, which must be the majority."
     sound = [f for f in facts if not f.fault]

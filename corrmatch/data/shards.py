@@ -208,6 +208,7 @@ def _is_folder(entry, top, homes):
         return entry.is_dir(follow_symlinks=False)
     return top and os.path.isdir(entry.path) and not escapes_root(os.fsdecode(entry.path), homes)
 
+# %% ../../nbs/data/18_shards.ipynb #f22d9b34
 def _scan(folder, homes, top):
     "Names in one folder as bytes: sub-folders, images (sorted array), and what is no image."
     folders = []
@@ -231,6 +232,7 @@ def _scan(folder, homes, top):
     own = {os.fsencode(n) for n in own_outputs(folder, known, top)}
     return _set_aside(folders, names, own)
 
+# %% ../../nbs/data/18_shards.ipynb #a4261ffa
 def _set_aside(folders, names, own):
     "Part sub-folders and images from masks, visualisations and outputs."
     other = own | {
@@ -287,6 +289,7 @@ def _list_now(folder):
         blob=names.blob, ends=names.ends, folders=folders.blob, folder_ends=folders.ends, left=left.blob,
         left_ends=left.ends, stamps=np.array(list(seen.values()), np.int64))
 
+# %% ../../nbs/data/18_shards.ipynb #acab8fa6
 def list_folder(
     folder:Path,           # searched with everything below it
     cache:Path|None=None,  # folder of cache files; None: the user's

@@ -102,6 +102,7 @@ def _soften(scene, strength):
     rows = (padded[:-2] + padded[1:-1] + padded[2:])/3
     return (1-strength)*scene + strength*(rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:])/3
 
+# %% ../../nbs/data/14_toy.ipynb #5bb13dd6
 def _clutter(rng, size):
     "A ground of two-coloured clouds with a few thin lines."
     ground = (_clouds(rng, size, int(rng.integers(2, 7))) > rng.normal(0, .5))[..., None]

@@ -140,6 +140,7 @@ class Variants(NamedTuple):
     seeds:Literal['uniform', 'uncertain'] = 'uniform' # where regions are drawn
     teacher_pixel:float = 0.   # share of the propagated scores in the pseudo-label, 0..1
     teacher_cross:float = 0.   # share of the labels from labeled images in it, 0..1
+    fill_only:bool = False     # regions give labels to pixels that were not kept, and to no others
 
     @property
     def blends(self)->bool: # are other predictions mixed into the pseudo-labels?
