@@ -2,6 +2,7 @@
 runs_for_tests.py JOBS.json"""
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +10,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(
     crop=33, toy_unlabeled=8, batch_x=2, batch_u=2, dim=16, low_dim=8, stride=8, regions=8, steps=6,
     eval_every=2, log_every=2, warmup=1, device='cpu', weights='', scale_lr=False)
+
+SMALL_FLAGS = (  # of a run from the command line
+    '--crop', '49', '--dim', '16', '--low_dim', '8', '--backbone', 'toynet', '--weights', 'toy', '--steps',
+    '4', '--eval_every', '2', '--batch_x', '2', '--batch_u', '2', '--regions', '8', '--norm', 'group',
+    '--stride', '8', '--device', 'cpu')
 
 
 def small(out, method='corrmatch', **changes):
@@ -20,6 +26,16 @@ def small(out, method='corrmatch', **changes):
 def environment(**more):
     "One thread, and this tree first on the path."
     return os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='') | more
+
+
+def corrmatch(place, *words, code=0):
+    "Type a command; its output."
+    done = subprocess.run(
+        [sys.executable, '-m', 'corrmatch', *map(str, words)], cwd=place, env=environment(),
+        capture_output=True, text=True, timeout=240)
+    assert done.returncode == code and 'Traceback' not in done.stderr, (
+        f'{words}: {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}')
+    return done.stdout + done.stderr
 
 
 def command(jobs, folder, processes=0):

@@ -24,8 +24,9 @@ from corrmatch.training.checkpoints import load_weights, make_card, open_weights
 from corrmatch.data.folders import read_classes
 from corrmatch.files import DataError
 from corrmatch.training.metrics import ConfusionMatrix, evaluate, slide_probs
+from corrmatch.data.masks import png_bytes
 from corrmatch.use.predict import (
-    LoadedModel, find_inputs, load, _palette_png, predict_bands, predict_files, pseudo_files)
+    LoadedModel, find_inputs, load, predict_bands, predict_files, pseudo_files)
 from corrmatch.training.builders import eval_pairs, make_model, make_datasets
 from corrmatch.training.trainer import Trainer, load_run
 from corrmatch.data.views import normalize
@@ -357,7 +358,7 @@ def test_a_name_that_is_no_text(predictor, tmp_path):
     (tmp_path/'in').mkdir()
     try:
         (tmp_path / 'in' / os.fsdecode(b'caf\xe9.png')).write_bytes(
-            _palette_png(np.zeros((9, 9), np.uint8), predictor.colors))
+            png_bytes(np.zeros((9, 9), np.uint8), predictor.colors))
     except (OSError, UnicodeError):
         pytest.skip('not on this file system')
     done = predict_files(predictor, [tmp_path/'in'], tmp_path/'out', quiet=True)
@@ -497,7 +498,7 @@ def test_palette_of_many_classes():
     colors = np.random.default_rng(0).integers(0, 256, (255, 3), dtype=np.uint8)
     mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
     import io
-    back = Image.open(io.BytesIO(_palette_png(mask, colors)))
+    back = Image.open(io.BytesIO(png_bytes(mask, colors)))
     assert (np.asarray(back) == mask).all() and (
         np.asarray(back.convert('RGB')).reshape(-1, 3)[:255] == colors).all()
 

@@ -8,12 +8,7 @@ import pytest
 from PIL import Image
 
 from corrmatch.data.toy import toy_arrays
-from runs_for_tests import environment
-
-SMALL = (
-    '--crop', '49', '--dim', '16', '--low_dim', '8', '--backbone', 'toynet', '--weights', 'toy', '--steps',
-    '4', '--eval_every', '2', '--batch_x', '2', '--batch_u', '2', '--regions', '8', '--norm', 'group',
-    '--stride', '8', '--device', 'cpu')
+from runs_for_tests import SMALL_FLAGS, corrmatch, environment
 
 
 @pytest.fixture(scope='module')
@@ -40,16 +35,6 @@ def place(tmp_path_factory):
     return root
 
 
-def corrmatch(place, *words, code=0):
-    "Type a command; its output."
-    done = subprocess.run(
-        [sys.executable, '-m', 'corrmatch', *map(str, words)], cwd=place, env=environment(),
-        capture_output=True, text=True, timeout=180)
-    assert done.returncode == code and 'Traceback' not in done.stderr, (
-        f'{words}: {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}')
-    return done.stdout + done.stderr
-
-
 def test_check_names_the_five(place):
     said = corrmatch(place, 'check', 'photos', '--out', 'report', code=1)
     for name in ('p00', 'p01', 'p02', 'p03', 'p04'):
@@ -65,7 +50,7 @@ def test_split_leaves_them_out(place):
 
 
 def test_train_on_the_folder(place):
-    said = corrmatch(place, 'train', 'photos', '--labels', '6', '--out', 'runs/mine', *SMALL)
+    said = corrmatch(place, 'train', 'photos', '--labels', '6', '--out', 'runs/mine', *SMALL_FLAGS)
     assert 'mIoU' in said and 'corrmatch eval runs/mine' in said and '5 classes' in said
 
 

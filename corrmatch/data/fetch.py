@@ -29,7 +29,7 @@ from PIL import Image
 from ..config import IGNORE_INDEX
 from .folders import is_path_traversal, list_lines, read_classes
 from ..files import DataError, make_folder, write_file
-from .masks import CAMVID_COLORS, CAMVID_NAMES, load_image
+from .masks import CAMVID_COLORS, CAMVID_NAMES, load_image, png_bytes
 from .check import follow, in_threads
 from ..viz import palette
 
@@ -436,15 +436,7 @@ def _merge_one(root, cls, name, read):
     "Write the mask of one image from SBD, unless it is there."
     path = root/'SegmentationClass'/f'{name}.png'
     if not path.is_file():
-        write_file(path, _palette_png(read(cls/f'{name}.mat'), palette(256, 'pascal')))
-
-def _palette_png(ids, colors):
-    "PNG bytes of class ids with a palette."
-    image = Image.fromarray(ids)
-    buffer = io.BytesIO()
-    image.putpalette(np.vstack([colors, np.zeros((256-len(colors), 3), np.uint8)]).tobytes())
-    image.save(buffer, 'PNG')
-    return buffer.getvalue()
+        write_file(path, png_bytes(read(cls/f'{name}.mat'), palette(256, 'pascal')))
 
 # %% ../../nbs/data/24_fetch.ipynb #ffa5984d
 def _need_scipy():
@@ -554,7 +546,7 @@ def _camvid_one(root, image, mask):
     write_file(root/'images'/image.name, image.read_bytes())
     write_file(
         root / 'masks' / image.name,
-        _palette_png(
+        png_bytes(
             np.where(mask == 11, IGNORE_INDEX, mask).astype(np.uint8), np.array(CAMVID_COLORS, np.uint8)))
 
 # %% ../../nbs/data/24_fetch.ipynb #d1f44755
@@ -640,7 +632,7 @@ def _pet(root, notes, row):
         load_image(next(iter(notes.glob(f'*/trimaps/{row[0]}.png')), notes / f'{row[0]}.png')))
     write_file(
         root / 'masks' / f'{row[0]}.png',
-        _palette_png(
+        png_bytes(
             _pet_mask(trimap, int(row[2])), np.array([[0, 0, 0], [230, 159, 0], [86, 180, 233]], np.uint8)))
     return row[0]
 

@@ -10,8 +10,9 @@ import json
 import os
 import posixpath
 import zipfile
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Callable, Literal, NamedTuple, get_args
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 import numpy as np
@@ -21,7 +22,7 @@ from ..data.annotations import encode_brush, encode_rle
 from ..data.check import check_data, follow
 from ..data.coco import fill_polygon
 from ..data.folders import is_path_traversal
-from ..data.masks import Meaning, map_ids
+from ..data.masks import Meaning, map_ids, png_bytes
 from ..data.layouts import read_stored
 from ..files import DataError, write_file
 from ..viz import palette
@@ -120,7 +121,7 @@ def _window(ring, shape):
     return np.s_[top:bottom, left:right]
 
 # %% ../../nbs/use/43_annotators.ipynb #ac343bca
-class AnnotationWriter:
+class AnnotationWriter(ABC):
     "Writes masks for an annotation tool; a subclass for each tool says how."
     def __init__(self,
         out:Path,             # folder; files in it are overwritten
@@ -153,12 +154,12 @@ class AnnotationWriter:
             raise DataError(f'{image}: class id {bad[0]}, and {len(self.names)} classes are named')
         self.taken.add(name)
         self.write(image, mask, name)
+    @abstractmethod
     def write(self, image, mask, name):
         "Write or note one mask."
-        raise NotImplementedError
+    @abstractmethod
     def close(self):
         "Write what belongs to all images; the file or folder that the tool imports."
-        raise NotImplementedError
     def ids(self, mask):
         "Ids and labels that occur in a mask."
         found = np.unique(mask).tolist()
@@ -235,12 +236,6 @@ class _CocoRleWriter(_CocoWriter):
 _BACKGROUND_COLOR = (0, 0, 0)
 _IGNORE_COLOR = (224, 224, 192)  # of Pascal VOC, whose masks paint ignored borders so
 
-def _png(array):
-    "PNG bytes."
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, 'PNG')
-    return buffer.getvalue()
-
 def _distinct(labels, colors):
     "A colour of its own for each class, {id: (r, g, b)}."
     taken = {_BACKGROUND_COLOR, _IGNORE_COLOR}
@@ -278,9 +273,9 @@ class _CvatWriter(AnnotationWriter):
             objects[part.window][part.inside] = n
         self.ignores |= bool((mask == IGNORE_INDEX).any())
         self.stems.append(name)
-        self.members[f'SegmentationClass/{name}.png'] = _png(table[mask])
+        self.members[f'SegmentationClass/{name}.png'] = png_bytes(table[mask])
         many = max(256, int(objects.max()) + 1)
-        self.members[f'SegmentationObject/{name}.png'] = _png(palette(many, 'pascal')[objects])
+        self.members[f'SegmentationObject/{name}.png'] = png_bytes(palette(many, 'pascal')[objects])
     def close(self):
         "Write cvat.zip."
         rows = [('background', _BACKGROUND_COLOR)]
@@ -377,7 +372,7 @@ class _YoloWriter(AnnotationWriter):
         return write_file(self.out/'data.yaml', text)
 
 # %% ../../nbs/use/43_annotators.ipynb #2324bb01
-_WRITERS = {
+_WRITERS: dict[str, Callable[..., AnnotationWriter]] = {
     'coco': _CocoWriter, 'coco-rle': _CocoRleWriter, 'cvat': _CvatWriter, 'labelme': _LabelMeWriter,
     'labelstudio': _LabelStudioWriter, 'yolo': _YoloWriter}
 

@@ -30,7 +30,7 @@ from ..data.folders import (
     ESCAPES_ROOT, IMAGE_SUFFIXES, class_rows, escapes_root, folder_homes, folder_role, mask_of, open_mask,
     read_classes, read_split)
 from ..data.layouts import SKIPPED, visible_files
-from ..data.masks import parse_depth, read_photo
+from ..data.masks import parse_depth, png_bytes, read_photo
 from ..files import DataError, log, write_file
 from ..method.correlation import correlation_rows
 from ..method.pixel import resize
@@ -212,16 +212,10 @@ _NOTE = 'corrmatch'  # text field of a mask: classes it was drawn with, share of
 
 def _mask_png(ids, names, colors):
     "A palette PNG with class ids, which remembers the classes and how much is labeled."
-    table = np.full((256, 3), 224, np.uint8)
-    table[:len(colors)] = colors
-    image = Image.fromarray(ids)
-    image.putpalette(table.tobytes())
     note = PngImagePlugin.PngInfo()
     share = float((ids != IGNORE_INDEX).mean())
     note.add_itxt(_NOTE, json.dumps(dict(classes=list(names), labeled=round(share, 4))))
-    buffer = io.BytesIO()
-    image.save(buffer, 'PNG', pnginfo=note, compress_level=1)
-    return buffer.getvalue()
+    return png_bytes(ids, colors, note, level=1)
 
 def _mask_note(path):
     "What a mask remembers, {} for one of another program."

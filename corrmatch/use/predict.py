@@ -29,7 +29,8 @@ from ..files import DataError, check_place, make_folder, write_file
 from .annotators import AnnotationTool, AnnotationWriter, open_annotations
 from .explore import explorer, write_explorer
 from ..data.layouts import PICTURE_SUFFIXES, visible_files
-from ..data.masks import CITYSCAPES_NAMES, VOC_NAMES, Depth, parse_depth, read_photo, rgb_bytes
+from ..data.masks import (
+    CITYSCAPES_NAMES, VOC_NAMES, Depth, parse_depth, png_bytes, read_photo, rgb_bytes)
 from ..training.metrics import fuse_for_inference, window_starts
 from ..method.pixel import resize
 from ..pages import Card, render_page, thumbnail
@@ -168,7 +169,7 @@ class Prediction(NamedTuple):
         if path.suffix.lower() != '.png':
             raise ValueError(
                 f'{path}: a mask is written as PNG, which keeps its class ids; name it {path.stem}.png')
-        _put(path, _palette_png(self.mask, self.colors))
+        _put(path, png_bytes(self.mask, self.colors))
         return path
 
 # %% ../../nbs/use/42_predict.ipynb #5bc14722
@@ -443,19 +444,6 @@ def find_inputs(
             'no videos')
     return _named_once(found)
 
-# %% ../../nbs/use/42_predict.ipynb #5b49b0f4
-def _palette_png(
-    mask:np.ndarray,   # (h,w) uint8 class ids, IGNORE_INDEX where ignored
-    colors:np.ndarray, # (k,3) uint8
-)->bytes:              # a PNG of mode P
-    "Write a mask whose values are class ids and whose palette shows them; ignored pixels are light grey."
-    table = np.full((256, 3), 224, np.uint8)
-    table[:len(colors)] = colors
-    picture, buffer = Image.fromarray(mask), io.BytesIO()
-    picture.putpalette(table.tobytes())
-    picture.save(buffer, 'PNG')
-    return buffer.getvalue()
-
 # %% ../../nbs/use/42_predict.ipynb #4c1d7e08
 def _overlay(
     picture:np.ndarray, # (h,w,3) uint8
@@ -568,12 +556,6 @@ def _jpeg(picture):
     Image.fromarray(picture).save(buffer, 'JPEG', quality=90)
     return buffer.getvalue()
 
-def _gray_png(values):
-    "Bytes (h,w) as a grey PNG."
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, 'PNG')
-    return buffer.getvalue()
-
 def _shares(mask, k):
     "Share of each class among the pixels of a mask."
     return np.array(Image.fromarray(mask).histogram()[:k])/mask.size
@@ -678,9 +660,9 @@ def _predict_image(predictor, item, out, sheet, every):
     "Predict one image and write its three files."
     p = predictor.predict(item.path)
     painted = p.overlay()
-    _put(out/'masks'/f'{item.name}.png', _palette_png(p.mask, predictor.colors))
+    _put(out/'masks'/f'{item.name}.png', png_bytes(p.mask, predictor.colors))
     _put(out/'overlays'/f'{item.name}.jpg', _jpeg(painted))
-    _put(out/'confidence'/f'{item.name}.png', _gray_png(p.confidence_bytes))
+    _put(out/'confidence'/f'{item.name}.png', png_bytes(p.confidence_bytes))
     if sheet.writer:
         sheet.writer.add(item.image, p.mask, item.name)
     sheet.add(item.name, f'overlays/{item.name}.jpg', p, painted)
@@ -699,8 +681,8 @@ def _predict_video(predictor, item, out, sheet, every):
             p = predictor.predict(picture)
             painted = p.overlay()
             writer.add(painted)
-            _put(out/'masks'/item.name/f'{number:06d}.png', _palette_png(p.mask, predictor.colors))
-            _put(out/'confidence'/item.name/f'{number:06d}.png', _gray_png(p.confidence_bytes))
+            _put(out/'masks'/item.name/f'{number:06d}.png', png_bytes(p.mask, predictor.colors))
+            _put(out/'confidence'/item.name/f'{number:06d}.png', png_bytes(p.confidence_bytes))
             if n % 25 == 0:
                 sheet.add(f'{item.name} frame {number}', f'overlays/{item.name}.mp4', p, painted)
             n += 1
@@ -776,7 +758,7 @@ def _pseudo_file(opened, item, out, tau, longest, writer=None):
         if label is None:
             continue
         full = np.asarray(Image.fromarray(label).resize(picture.shape[1::-1], Image.Resampling.NEAREST))
-        _put(out/name/f'{item.name}.png', _palette_png(full, opened.colors))
+        _put(out/name/f'{item.name}.png', png_bytes(full, opened.colors))
     if writer:
         writer.add(item.image, full, item.name)  # the last: `region` where there is one
     shares = _pseudo_shares(labels)
