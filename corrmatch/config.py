@@ -8,7 +8,7 @@ __all__ = ['IGNORE_INDEX', 'IMAGENET_MEAN', 'IMAGENET_STD', 'METHODS', 'PRESETS'
 import difflib
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Iterable, Literal, get_args, get_origin
+from typing import Any, Iterable, Literal, get_args, get_origin
 
 # %% ../nbs/11_config.ipynb #e16e8d0f
 IGNORE_INDEX = 255  # mask value of a pixel that enters no loss and no score
@@ -236,9 +236,9 @@ def read_class_weights(
 
 # %% ../nbs/11_config.ipynb #093372cd
 def preset(
-    name:str='toy',      # one of PRESETS
+    name:str='toy',         # one of PRESETS
     method:str='corrmatch', # one of METHODS; its bundle is applied before `changes`
-    **changes,           # fields of Config to change
+    **changes:Any,          # fields of Config to change
 )->Config:
     "Make the record of a named preset; raise ValueError for a name that does not exist."
     if name not in PRESETS:

@@ -10,7 +10,7 @@ import os
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 import numpy as np
 from matplotlib.figure import Figure
@@ -38,12 +38,12 @@ def _templates():
 
 # %% ../nbs/12_pages.ipynb #1ea6d21e
 def render_page(
-    template:str,  # name of a file in corrmatch/assets that extends base.html
-    title:str,     # plain text
+    template:str,         # name of a file in corrmatch/assets that extends base.html
+    title:str,            # plain text
     style:str='page.css', # name of the style sheet
-    script:str='', # JavaScript, the only one that may run
-    **content,     # what the template shows; all text in it is escaped
-)->bytes:          # a whole page in UTF-8
+    script:str='',        # JavaScript, the only one that may run
+    **content:Any,        # what the template shows; all text in it is escaped
+)->bytes:                 # a whole page in UTF-8
     "Write one self-contained page."
     text = (
         _templates()

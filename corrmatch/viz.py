@@ -7,13 +7,16 @@ __all__ = ['VERDICT_COLORS', 'palette', 'colorize', 'show_image', 'show_mask', '
 # %% ../nbs/10_viz.ipynb #6ef6df58
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import ColorType
 from numpy.typing import ArrayLike
 from .config import IGNORE_INDEX
+if TYPE_CHECKING:
+    from IPython.display import Image
 
 # %% ../nbs/10_viz.ipynb #29d77532
 def _pascal(
@@ -180,10 +183,10 @@ def _draw(panel, title, ax, keep, colors):
 
 # %% ../nbs/10_viz.ipynb #91f0a003
 def show_outline(
-    ax:Axes,              # axis of an image of the region's size
-    region:ArrayLike,     # (h,w) bool
-    color='white',        # of the line, on a black one that makes it visible everywhere
-    width:float=1.4,      # of the line, points
+    ax:Axes,                 # axis of an image of the region's size
+    region:ArrayLike,        # (h,w) bool
+    color:ColorType='white', # of the line, on a black one that makes it visible everywhere
+    width:float=1.4,         # of the line, points
 ):
     "Draw the border of a region; an empty region and a whole image have none."
     region = np.asarray(region, dtype=float)
@@ -220,7 +223,7 @@ def as_jpeg(
     fig:Figure,     # closed afterwards
     dpi:int=80,     # pixels per inch
     quality:int=80, # of the compression, 1..95
-):                  # IPython's Image
+)->'Image':
     "Turn a figure with photographs into a JPEG, which is a fifth of the size of a PNG."
     from IPython.display import Image
     stream = BytesIO()
@@ -236,10 +239,10 @@ VERDICT_COLORS = np.array(
     [[255, 255, 255], [64, 224, 208], [153, 0, 51], [170, 170, 170], [255, 85, 255]], np.uint8)
 
 def verdict(
-    before,       # (...) class ids, tensor or array
-    after,        # same shape, class ids after the change
-    ground_truth, # same shape, true class ids
-)->np.ndarray:    # same shape, uint8: 0 unchanged, 1 repaired, 2 broken, 3 wrong before and after
+    before:ArrayLike,       # (...) class ids, tensor or array
+    after:ArrayLike,        # same shape, class ids after the change
+    ground_truth:ArrayLike, # same shape, true class ids
+)->np.ndarray:              # same shape, uint8: 0 unchanged, 1 repaired, 2 broken, 3 wrong before and after
     "Judge every pixel that a change of labels touched."
     before, after, ground_truth = (np.asarray(x) for x in (before, after, ground_truth))
     changed = before != after
@@ -249,13 +252,13 @@ def verdict(
 
 # %% ../nbs/10_viz.ipynb #a15be70b
 def show_verdict(
-    before,       # (h,w) class ids
-    after,        # (h,w) class ids after the change
-    ground_truth, # (h,w) true class ids
-    ax=None,      # axis; None makes a figure
-    title=None,   # None: the numbers of repaired and broken pixels
-    image=None,   # (3,h,w) or (h,w,3): shown in pale grey where nothing changed; None: white
-):                # the axis
+    before:ArrayLike,          # (h,w) class ids
+    after:ArrayLike,           # (h,w) class ids after the change
+    ground_truth:ArrayLike,    # (h,w) true class ids
+    ax:Axes|None=None,         # axis; None makes a figure
+    title:str|None=None,       # None: the numbers of repaired and broken pixels
+    image:ArrayLike|None=None, # (3,h,w) or (h,w,3): shown in pale grey where nothing changed; None: white
+)->Axes:
     "Show which changes of a label map repaired a pixel, which broke one, and which did neither."
     found = verdict(before, after, ground_truth)
     if title is None:

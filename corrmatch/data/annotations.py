@@ -27,8 +27,8 @@ from ..files import DataError
 
 # %% ../../nbs/data/21_annotations.ipynb #45e462da
 def encode_rle(
-    inside:np.ndarray, # (h,w) bool
-)->dict:               # size [h, w] and counts, as COCO has them without compression
+    inside:np.ndarray,   # (h,w) bool
+)->dict[str, list[int]]: # size [h, w] and counts, as COCO has them without compression
     "Encode a mask as run lengths down the columns."
     flat = np.ascontiguousarray(inside.T).ravel()
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1

@@ -9,7 +9,7 @@ import ctypes
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 import numpy as np
 import torch
 from PIL import Image
@@ -80,7 +80,7 @@ def labeled_batch(
     plan:BatchPlan,     # settings
     order:EndlessOrder, # of the labeled list
     step:int,           # training step
-)->dict:                # image_x (b,3,h,w) uint8, mask_x (b,h,w) int64, names_x, broken
+)->dict[str, Any]:      # image_x (b,3,h,w) uint8, mask_x (b,h,w) int64, names_x, broken
     "Make the labeled half of a step's batch."
     images = []
     masks = []
@@ -170,7 +170,7 @@ def unlabeled_batch(
     order:EndlessOrder,     # of the unlabeled list
     order_mix:EndlessOrder, # of the partners, read for 'other_image' only
     step:int,               # training step
-)->dict:                    # keys: see the table under StepBatches
+)->dict[str, Any]:          # keys: see the table under StepBatches
     "Make the unlabeled half of a step's batch."
     own = []
     mix = []
@@ -188,8 +188,8 @@ def unlabeled_batch(
 
 # %% ../../nbs/data/17_batches.ipynb #6e2cd561
 def add_strong(
-    batch:dict, # from StepBatches, its tensors on one device, images still uint8
-)->dict:        # with image_u_s and image_mix_s in place of the draws; other batches as they are
+    batch:dict,    # from StepBatches, its tensors on one device, images still uint8
+)->dict[str, Any]: # with image_u_s and image_mix_s in place of the draws; other batches as they are
     "Make the strong views of a batch whose loader left them to the device."
     made = {}
     for key, value in batch.items():
@@ -315,11 +315,11 @@ class CachedSource:
         self.left = limit*1e6
         self._kept = dict[tuple, Image.Image]()
     def __len__(self): return len(self.source)
-    def where(self, i:int)->tuple[str, str]: return self.source.where(i)
-    def image_size(self, i:int)->tuple[int, int]: return self.source.image_size(i)
-    def has_mask(self, i:int)->bool: return self.source.has_mask(i)
-    def read_image(self, i:int)->Image.Image: return self._read('image', i, self.source.read_image)
-    def read_mask(self, i:int)->Image.Image: return self._read('mask', i, self.source.read_mask)
+    def where(self, i:int)->tuple[str, str]: return self.source.where(i)           # image i: its paths
+    def image_size(self, i:int)->tuple[int, int]: return self.source.image_size(i) # image i: (w, h)
+    def has_mask(self, i:int)->bool: return self.source.has_mask(i) # is there one of image i?
+    def read_image(self, i:int)->Image.Image: return self._read('image', i, self.source.read_image) # image i
+    def read_mask(self, i:int)->Image.Image: return self._read('mask', i, self.source.read_mask) # of image i
     def _read(self, kind, i, read):
         if (kind, i) in self._kept:
             return self._kept[kind, i]

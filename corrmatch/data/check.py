@@ -15,12 +15,13 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, TextIO
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 from .coco import annotated_size
-from ..config import IGNORE_INDEX, preset
+from ..config import IGNORE_INDEX, Config, preset
 from .folders import (
     ClassCounts, FolderSource, IMAGE_SUFFIXES, list_lines, mark_output, missing_classes, parse_line,
     read_classes, read_split, refuse_shared)
@@ -127,12 +128,12 @@ def _scan_image(item, image):
 
 # %% ../../nbs/data/23_check.ipynb #52d27cca
 def follow(
-    things,         # iterable
-    total:int,      # how many there will be
-    text:str,       # what they are, for the user
-    stream=None,    # where to; None: standard error
-    every:float=10.,# seconds between lines where there is no terminal
-):                  # yields the things
+    things:Iterable[Any],    # iterable
+    total:int,               # how many there will be
+    text:str,                # what they are, for the user
+    stream:TextIO|None=None, # where to; None: standard error
+    every:float=10.,         # seconds between lines where there is no terminal
+)->Iterator[Any]:            # yields the things
     "Pass things on and show how far it has come: a bar on a terminal, plain lines elsewhere."
     stream = stream or sys.stderr
     if stream.isatty():
@@ -148,10 +149,10 @@ def follow(
 
 # %% ../../nbs/data/23_check.ipynb #fb9fe03d
 def in_threads(
-    function,      # thing -> result
-    things,        # inputs
-    workers:int=0, # threads; 0: as many as there are cores, 16 at most
-):                 # yields the results in the order of the things
+    function:Callable[[Any], Any], # thing -> result
+    things:Iterable[Any],          # inputs
+    workers:int=0,                 # threads; 0: as many as there are cores, 16 at most
+)->Iterator[Any]:                  # yields the results in the order of the things
     "Apply a function in threads; closing the iterator cancels the rest."
     pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
     try:
@@ -161,10 +162,10 @@ def in_threads(
 
 # %% ../../nbs/data/23_check.ipynb #8f6439d7
 def scan_items(
-    items:list,          # of Item
-    workers:int=0,       # threads; 0: as many as there are cores, 16 at most
-    progress=follow,     # shows how far it has come; None: silent
-)->list:                 # of FileScan, in the order of the items
+    items:list,                                   # of Item
+    workers:int=0,                                # threads; 0: as many as there are cores, 16 at most
+    progress:Callable[..., Iterable]|None=follow, # shows how far it has come; None: silent
+)->list[FileScan]:                                # in the order of the items
     "Open all files of a data set."
     scans = in_threads(scan_item, items, workers)
     return list(progress(scans, len(items), 'read') if progress else scans)
@@ -560,11 +561,11 @@ class Report:
 
     def __repr__(self): return report_text(self)
     @property
-    def ok(self): return not any(f.level == 'error' for f in self.findings)
+    def ok(self)->bool: return not any(f.level == 'error' for f in self.findings)
     @property
-    def errors(self): return [f for f in self.findings if f.level == 'error']
+    def errors(self)->list[Issue]: return [f for f in self.findings if f.level == 'error']
     @cached_property
-    def plain(self):
+    def plain(self)->dict[str, str]:
         "Names without blanks for the images whose names have some, {name: unique name}."
         taken, out = {s.item.name for s in self.scans}, {}
         for name in (s.item.name for s in self.scans if any(c.isspace() for c in s.item.name)):
@@ -607,9 +608,9 @@ def _mapped(layout, scans, meaning):
 # %% ../../nbs/data/23_check.ipynb #9a80e943
 def check_data(
     folder:Path,       # data set, in any of the layouts of chapter 22
-    classes=None,      # a class file or a number of classes; None: found
+    classes:str|Path|int|None=None, # a class file or a number of classes; None: found
     workers:int=0,     # threads that read; 0: one a core
-    progress=follow,   # shows how far it has come; None: silent
+    progress:Callable[..., Iterable]|None=follow, # shows how far it has come; None: silent
     meaning:Meaning|None=None, # what the user says; None: as at the last conversion, else found
     depth:Depth|None=None,     # values of deep images that become 0 and 255; None: found
     allow_missing:bool=False,  # classes that no mask shows are no error
@@ -739,7 +740,7 @@ def show_shares(
     shares:dict,         # title -> (n,k) class shares of images
     names:list,          # k class names
     colors:np.ndarray,   # (k,3) uint8
-):                       # Figure
+)->Figure:
     "Draw the mean share of every class as bars, one panel a set."
     fig, axes = plt.subplots(
         1, len(shares), figsize=(1 + 2.6 * len(shares), 1 + 0.22 * len(names)), squeeze=False, sharey=True,
@@ -823,7 +824,7 @@ def _check_page(
 def save_report(
     report:Report, # from check_data
     out:Path,      # folder
-)->list:           # the four files
+)->list[Path]:     # the four files
     "Write report.txt, report.json, report.html and shares.png."
     mark_output(out, 'report')
     texts = {
@@ -924,7 +925,7 @@ def _need_writable(root, what, flag):
 def convert_data(
     report:Report,     # from check_data
     out:Path|None=None,# folder of a new data set; None: only what needs it, into prepared/ of the data folder
-    progress=follow,   # shows how far it has come; None: silent
+    progress:Callable[..., Iterable]|None=follow, # shows how far it has come; None: silent
 )->Path:               # the folder that can be trained on; report.converted names the files in it
     "Make the copies that training can read; faulty images are left out."
     bad = {f.file for f in report.errors}
@@ -999,7 +1000,7 @@ def choose_images(
     seed:int=0,        # another seed, other images
     leave:int=0,       # images of each class that must not be taken
     width:int=32,      # images that are compared at a time
-)->list:               # indices in the order in which they were taken
+)->list[int]:          # indices in the order in which they were taken
     "Choose images in which every class occurs, with shares close to those of all."
     pool = sorted(range(len(names)), key=lambda i: hashlib.sha256(f'{seed}/{names[i]}'.encode()).digest())
     shows, total = shares > 0, np.zeros(shares.shape[1])
@@ -1117,9 +1118,9 @@ def make_split(
     seed:int=0,        # another seed, another choice
     val:float=.2,      # share of the images with masks kept for scoring, where the data set names none
     out:Path|None=None,# folder of the lists; None: splits/sSEED in the data folder
-    classes=None,      # a class file or a number of classes; None: found
+    classes:str|Path|int|None=None, # a class file or a number of classes; None: found
     report:Report|None=None,# from check_data, if it was made already
-    progress=follow,   # shows how far it has come; None: silent
+    progress:Callable[..., Iterable]|None=follow, # shows how far it has come; None: silent
     meaning:Meaning|None=None,# as in check_data
     depth:Depth|None=None, # as in check_data
 )->Split:
@@ -1478,11 +1479,11 @@ def auto_config(
     labels:int=0,           # labeled images; 0: all that have masks
     share:float=.2,         # share kept for scoring, where neither the data set nor val= names images
     lists:Path|None=None,   # folder for lists that have to be made; None: splits/ in the data folder
-    classes=None,           # a class file or a number of classes; None: found
-    progress=follow,        # shows how far it has come; None: silent
+    classes:str|Path|int|None=None, # a class file or a number of classes; None: found
+    progress:Callable[..., Iterable]|None=follow, # shows how far it has come; None: silent
     meaning:Meaning|None=None, # what the values of masks mean; None: as in the last conversion, else found
-    **changes,              # fields of Config; they win
-)->tuple:                   # Config and the text that explains it
+    **changes:Any,          # fields of Config; they win
+)->tuple[Config, str]:      # Config and the text that explains it
     "Make the record of a run from a data folder alone."
     report = check_data(
         folder, classes, 0, progress, meaning, parse_depth(changes.get('depth', '')),

@@ -378,8 +378,8 @@ def _same_shape(a, b):
     return low <= high
 
 def annotated_size(
-    objects:tuple, # annotations of one image
-)->tuple|None:     # (w, h); None if unknown
+    objects:tuple,       # annotations of one image
+)->tuple[int, int]|None: # (w, h); None if unknown
     "Return the size of the image when it was annotated: as stated, or that of the first run lengths."
     stated = next((tuple(o['size']) for o in objects if o.get('size')), None)
     sizes = (o['segmentation'].get('size') for o in objects if isinstance(o.get('segmentation'), dict))
@@ -567,7 +567,7 @@ class Outlined(NamedTuple):
     objects:tuple|None # annotations, each with its class; None: unlabeled
 
     @property
-    def outlines(self):
+    def outlines(self)->list[tuple[list|dict, int]]|None:
         return None if self.objects is None else [(a['segmentation'], a['class']) for a in self.objects]
 
 def _told(entry):

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, Protocol, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Protocol, Sequence
 import numpy as np
 from PIL import Image
 from ..config import IGNORE_INDEX
@@ -469,7 +469,7 @@ class Source(Protocol):
     def where(self, i:int)->tuple[str, str]: ...           # what errors call the image and its mask
     def image_size(self, i:int)->tuple[int, int]: ...      # (w, h) from the header alone
     def read_image(self, i:int)->Image.Image: ...          # RGB
-    def has_mask(self, i:int)->bool: ...
+    def has_mask(self, i:int)->bool: ...                   # can a mask of image i be read?
     def read_mask(self, i:int)->Image.Image: ...           # 'L' or 'P', pixel value = class id
 
 # %% ../../nbs/data/15_folders.ipynb #80e3d80a
@@ -479,13 +479,15 @@ class FolderSource:
         pairs:list[Pair], # from read_split
     ): self.pairs, self.names = pairs, [p.name for p in pairs]
     def __len__(self): return len(self.pairs)
-    def where(self, i:int)->tuple[str, str]: return str(self.pairs[i].image), str(self.pairs[i].mask)
-    def image_size(self, i:int)->tuple[int, int]: return open_image(self.pairs[i].image, decode=False).size
-    def read_image(self, i:int)->Image.Image:
+    def where(self, i:int)->tuple[str, str]: # of image i: paths of image and mask
+        return str(self.pairs[i].image), str(self.pairs[i].mask)
+    def image_size(self, i:int)->tuple[int, int]: # of image i: (w, h)
+        return open_image(self.pairs[i].image, decode=False).size
+    def read_image(self, i:int)->Image.Image: # image i, RGB
         image = open_image(self.pairs[i].image)
         return image if image.mode == 'RGB' else image.convert('RGB')
-    def has_mask(self, i:int)->bool: return self.pairs[i].mask is not None
-    def read_mask(self, i:int)->Image.Image:
+    def has_mask(self, i:int)->bool: return self.pairs[i].mask is not None # is one listed for image i?
+    def read_mask(self, i:int)->Image.Image: # of image i
         mask = self.pairs[i].mask
         if mask is None:
             raise DataError(f'{self.pairs[i].image}: has no mask; list it as `IMAGE MASK`')
@@ -504,11 +506,12 @@ class ArraySource:
         self.images, self.masks = images, masks
         self.names = [str(i) for i in range(len(images))] if names is None else list(names)
     def __len__(self): return len(self.images)
-    def where(self, i:int)->tuple[str, str]: return f'image {self.names[i]}', f'mask {self.names[i]}'
-    def image_size(self, i:int)->tuple[int, int]: return self.images[i].shape[1::-1]
-    def read_image(self, i:int)->Image.Image: return Image.fromarray(self.images[i])
-    def has_mask(self, i:int)->bool: return self.masks is not None
-    def read_mask(self, i:int)->Image.Image:
+    def where(self, i:int)->tuple[str, str]: # of image i: what errors call image and mask
+        return f'image {self.names[i]}', f'mask {self.names[i]}'
+    def image_size(self, i:int)->tuple[int, int]: return self.images[i].shape[1::-1] # of image i: (w, h)
+    def read_image(self, i:int)->Image.Image: return Image.fromarray(self.images[i]) # image i
+    def has_mask(self, i:int)->bool: return self.masks is not None # the same for each image i
+    def read_mask(self, i:int)->Image.Image: # of image i
         if self.masks is None:
             raise DataError(f'image {self.names[i]}: this source has no masks; pass masks')
         return Image.fromarray(self.masks[i])
@@ -654,8 +657,8 @@ class EndlessOrder:
 
 # %% ../../nbs/data/15_folders.ipynb #4081b971
 def read_conversion(
-    path:Path, # mapping.json, in prepared/ of a data folder
-)->dict|None:  # kind, table (stored value, class id), packed, meaning, stamps; None if incomplete
+    path:Path,          # mapping.json, in prepared/ of a data folder
+)->dict[str, Any]|None: # kind, table (stored value, class id), packed, meaning, stamps; None if incomplete
     "Read the record of a conversion: the meaning of stored values, the user's choices, the copied files."
     wanted = dict(kind=str, table=list, packed=bool, meaning=dict, stamps=dict)
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Container, Iterator, NamedTuple, Sequence
 import numpy as np
 from PIL import features
 from .annotations import Annotations, brush_mask, read_annotations
@@ -154,7 +154,7 @@ class Item(NamedTuple):
     objects:tuple|None=None # COCO annotations of this image
 
     @property
-    def has_mask(self): return self.mask is not None or self.objects is not None
+    def has_mask(self)->bool: return self.mask is not None or self.objects is not None
 
 # %% ../../nbs/data/22_layouts.ipynb #be595af6
 class FileUse(NamedTuple):
@@ -181,9 +181,9 @@ class Layout:
 
 # %% ../../nbs/data/22_layouts.ipynb #104c9866
 def visible_files(
-    root:Path,    # folder to search
-    skipped=(),   # names of folders to leave out, lower case
-):                # iterator of (folder, file name), in a fixed order
+    root:Path,                 # folder to search
+    skipped:Container[str]=(), # names of folders to leave out, lower case
+)->Iterator[tuple[str, str]]:  # iterator of (folder, file name), in a fixed order
     "Walk a tree, each folder once; hidden things and what this package wrote are left out."
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):  # data often lives on another disk
@@ -249,8 +249,8 @@ def _entry(entry, own, homes):
     return ('visualisation', f'folder {low}') if folder_role(low)[0] == 'visual' else ('', '')
 
 def shown(
-    path, # as the system gives it
-)->str:   # with bytes that are not UTF-8 as escapes
+    path:str|os.PathLike, # as the system gives it
+)->str:                   # with bytes that are not UTF-8 as escapes
     "A path that can be printed and written."
     return os.fspath(path).encode('utf-8', 'backslashreplace').decode()
 
@@ -679,7 +679,7 @@ CLASS_FILES = tuple(CLASS_FORMS)
 
 def find_classes(
     root:Path,    # data folder, or such a file itself
-)->tuple|None:    # names, (k,3) uint8 colours or None, name of the file; None without such a file
+)->tuple[list[str], np.ndarray|None, str]|None: # names, (k,3) uint8 colours, name of the file
     "Read the file that names the classes, in any of its usual forms."
     path = (
         Path(root)
@@ -1130,9 +1130,9 @@ def _no_images(root, aside):
 # %% ../../nbs/data/22_layouts.ipynb #bd9426a3
 def find_layout(
     folder:Path, # data set
-    classes=None,# a class file, or a number of classes; None: the folder's own class file, if it has one
-    include=(),  # patterns of paths or names; what matches is an image, whatever the rules say
-    masks='',    # folder whose files are the masks, by its name or path; '': told by names
+    classes:str|Path|int|None=None, # a class file or a number of classes; None: the folder's own class file
+    include:Sequence[str]=(), # patterns of paths or names; what matches is an image, whatever the rules say
+    masks:str='', # folder whose files are the masks, by its name or path; '': told by names
     unannotated:Unannotated='unlabeled', # what images of a COCO file without annotations are
 )->Layout:
     "Recognise how a data set is arranged, and what every file of it is used for."
@@ -1140,19 +1140,19 @@ def find_layout(
     if not root.is_dir():
         raise DataError(f'{root}: no such data folder; check the path')
     found: dict = _walk(root, include) | {'read': {}}
-    classes = _given(classes) or find_classes(root)
+    named = _given(classes) or find_classes(root)
     if not found['image']:
         raise DataError(f'{root}: {_no_images(root, found["aside"])}')
     notes = _outlines(root, found, include) if not masks else Annotations({}, (), {})
-    coco, classes = _read_coco(root, found, classes, unannotated, include, masks, notes)
+    coco, named = _read_coco(root, found, named, unannotated, include, masks, notes)
     if coco and coco.images:
-        layout, used = _coco_layout(root, found, coco, classes, include, notes)
+        layout, used = _coco_layout(root, found, coco, named, include, notes)
     elif unannotated != 'unlabeled':
         raise DataError(
             f'{root}: unannotated={unannotated} is for COCO files and other outlines, and none '
             'is here; leave it out')
     else:
-        layout, used = _arrange(root, found, classes, include, masks, coco.remarks if coco else ())
+        layout, used = _arrange(root, found, named, include, masks, coco.remarks if coco else ())
     layout.files = _account(layout, found, used)
     layout.remarks += tuple(_remarks_on(layout))
     return layout
@@ -1160,7 +1160,7 @@ def find_layout(
 # %% ../../nbs/data/22_layouts.ipynb #b41f5c15
 def file_table(
     layout:Layout, # from find_layout
-)->list:           # of (use, files, example, why), used ones first; the numbers add up to all files
+)->list[tuple[str, int, str, str]]: # use, files, example, why; used ones first, numbers add up to all files
     "Count what the files of a data folder are used for."
     groups:dict = {}
     used = ('image', 'mask', 'list', 'classes', 'annotations')

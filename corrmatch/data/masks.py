@@ -356,7 +356,7 @@ class MaskMap(NamedTuple):
     by_color:bool=False # palette masks are read by the colours of their palettes
 
     @property
-    def as_is(self): return self.kind == 'ids'  # training can read the masks as they are
+    def as_is(self)->bool: return self.kind == 'ids' # training can read the masks as they are
 
 class Meaning(NamedTuple):
     "What the user says about the files of a data folder."

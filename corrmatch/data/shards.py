@@ -75,7 +75,7 @@ class ListSource:
     def __init__(self,
         lines:Sequence[str], # a _NameStore
         root:Path,           # data folder
-        parse=None,          # line -> name, image path, mask path or None; None: parse_line
+        parse:Callable[[str], tuple]|None=None, # line -> name, image and mask path; None: parse_line
     ):
         self.lines = lines
         self.root = os.fspath(root)
@@ -85,7 +85,7 @@ class ListSource:
         self.names = _Mapped(lines, self._name)
     def _name(self, line): return self.parse(line)[0]
     def __len__(self): return len(self.lines)
-    def where(self, i:int)->tuple[str, str]:
+    def where(self, i:int)->tuple[str, str]: # of image i: paths of image and mask
         image, mask = [str(p and os.path.join(self.root, p)) for p in self.parse(self.lines[i])[1:]]
         return image, mask
     def _file(self, i, which):
@@ -104,12 +104,12 @@ class ListSource:
         if found is None:
             raise DataError(f'{self.where(i)[0]}: no such image; add it or take it out of the list')
         return open_image(found, decode)
-    def image_size(self, i:int)->tuple[int, int]: return self._image(i, decode=False).size
-    def read_image(self, i:int)->Image.Image:
+    def image_size(self, i:int)->tuple[int, int]: return self._image(i, decode=False).size # (w, h)
+    def read_image(self, i:int)->Image.Image: # image i, RGB
         image = self._image(i, decode=True)
         return image if image.mode == 'RGB' else image.convert('RGB')
-    def has_mask(self, i:int)->bool: return self._file(i, 2) is not None
-    def read_mask(self, i:int)->Image.Image:
+    def has_mask(self, i:int)->bool: return self._file(i, 2) is not None # is one listed for image i?
+    def read_mask(self, i:int)->Image.Image: # of image i
         found = self._file(i, 2)
         if found is None:
             raise DataError(f'{self.where(i)[0]}: has no mask; list it as `IMAGE MASK`')
@@ -385,7 +385,7 @@ def _plain(member, path):
 # %% ../../nbs/data/18_shards.ipynb #134c5cc6
 def shard_samples(
     path:Path|str,              # one shard
-)->dict[str, tuple]:            # key -> suffix, offset, length of image and mask ('', 0, 0: none)
+)->dict[str, tuple[str, int, int, str, int, int]]: # key -> suffix, offset, length; of the mask '', 0, 0: none
     "Group the members of a shard by their key, in the order of the file."
     found, samples = dict[str, dict](), {}
     for name, offset, length in _tar_members(path):
@@ -461,7 +461,7 @@ class ShardSource:
         self.suffixes = index['suffixes'].tolist()
         self.names = _NameStore.of(index['blob'], index['ends'])
     def __len__(self): return len(self.rows)
-    def where(self, i:int)->tuple[str, str]:
+    def where(self, i:int)->tuple[str, str]: # of image i: SHARD:MEMBER of image and mask
         row = self.rows[i]
         stem = f"{self.shards[row['shard']]}:{self.names[i]}"
         image, mask = [f'{stem}.{self.suffixes[row[kind]]}' for kind in ('image_suffix', 'mask_suffix')]
@@ -477,12 +477,13 @@ class ShardSource:
         if len(data) < row[f'{kind}_length']:
             raise DataError(f'{name}: the shard has become shorter since it was opened; restore it')
         return _Member(data, name)
-    def image_size(self, i:int)->tuple[int, int]: return open_image(self._read(i, 'image'), decode=False).size
-    def read_image(self, i:int)->Image.Image:
+    def image_size(self, i:int)->tuple[int, int]: # of image i: (w, h)
+        return open_image(self._read(i, 'image'), decode=False).size
+    def read_image(self, i:int)->Image.Image: # image i, RGB
         image = open_image(self._read(i, 'image'))
         return image if image.mode == 'RGB' else image.convert('RGB')
-    def has_mask(self, i:int)->bool: return bool(self.rows[i]['mask_suffix'])
-    def read_mask(self, i:int)->Image.Image:
+    def has_mask(self, i:int)->bool: return bool(self.rows[i]['mask_suffix']) # is one packed with image i?
+    def read_mask(self, i:int)->Image.Image: # of image i
         if not self.has_mask(i):
             raise DataError(f'{self.where(i)[0]}: has no mask; pack it as KEY.mask.png')
         return open_mask(self._read(i, 'mask'))

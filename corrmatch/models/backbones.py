@@ -14,7 +14,7 @@ import sys
 from importlib import import_module, metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, Iterable, NamedTuple, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,18 +55,23 @@ def _timm(name=''):
 # %% ../../nbs/models/26_backbones.ipynb #54afba25
 class FitImage(nn.Module):
     "Turn an image normalised for ImageNet into what another network was trained on."
+    scale:Tensor
+    shift:Tensor
     def __init__(self,
-        mean=IMAGENET_MEAN, # of the network, per channel, for colours 0..1
-        std=IMAGENET_STD,   # of the network
-        multiple:int=1):    # sides become the next multiple of this
+        mean:Sequence[float]=IMAGENET_MEAN, # of the network, per channel, for colours 0..1
+        std:Sequence[float]=IMAGENET_STD,   # of the network
+        multiple:int=1):                    # sides become the next multiple of this
         super().__init__()
-        m, s, mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std))
-        self.register_buffer('scale', s/std, persistent=False)
-        self.register_buffer('shift', (m-mean)/std, persistent=False)
+        m, s, its_m, its_s = (
+            torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std))
+        self.register_buffer('scale', s/its_s, persistent=False)
+        self.register_buffer('shift', (m-its_m)/its_s, persistent=False)
         self.multiple = multiple
-    def forward(self, image):
-        size = [-(-side//self.multiple)*self.multiple for side in image.shape[-2:]]
-        if list(image.shape[-2:]) != size:
+    def forward(self,
+        image:Tensor, # (b,3,h,w) normalised with the statistics of ImageNet
+    )->Tensor:        # (b,3,h',w') normalised as the network expects, sides a multiple
+        size = tuple(-(-side//self.multiple)*self.multiple for side in image.shape[-2:])
+        if tuple(image.shape[-2:]) != size:
             image = resize(image, size)
         return image*self.scale + self.shift
 
@@ -74,9 +79,9 @@ class FitImage(nn.Module):
 class StageBackbone(nn.Module):
     "A timm network with stages, from the one at stride 4 on."
     def __init__(self,
-        net,                # from timm, with `features_only=True`
-        mean=IMAGENET_MEAN, # that its weights expect
-        std=IMAGENET_STD):  # that its weights expect
+        net:Any,                            # network of timm, with `features_only=True`
+        mean:Sequence[float]=IMAGENET_MEAN, # that its weights expect
+        std:Sequence[float]=IMAGENET_STD):  # that its weights expect
         super().__init__()
         strides = net.feature_info.reduction()
         channels = net.feature_info.channels()
@@ -91,7 +96,9 @@ class StageBackbone(nn.Module):
         m = self.fit.multiple
         if not self._fills(-(-97//m)*m, -(-129//m)*m):
             raise ValueError('works on images of one size only')
-    def forward(self, image):
+    def forward(self,
+        image:Tensor, # (b,3,h,w) normalised with the statistics of ImageNet
+    )->list[Tensor]:  # (b,d,h',w') of each stage from the first on
         maps = self.net(self.fit(image))[self.first:]
         return [c.permute(0, 3, 1, 2).contiguous() for c in maps] if self.last_axis else maps
     @torch.no_grad()
@@ -110,9 +117,9 @@ class StageBackbone(nn.Module):
 class PatchBackbone(nn.Module):
     "A plain vision transformer: four of its blocks, the first enlarged to stride 4."
     def __init__(self,
-        net,                # from timm, with `num_classes=0`
-        mean=IMAGENET_MEAN, # that its weights expect
-        std=IMAGENET_STD):  # that its weights expect
+        net:Any,                            # network of timm, with `num_classes=0`
+        mean:Sequence[float]=IMAGENET_MEAN, # that its weights expect
+        std:Sequence[float]=IMAGENET_STD):  # that its weights expect
         super().__init__()
         depth = len(net.feature_info)
         patch = net.feature_info[-1]['reduction']
@@ -127,7 +134,9 @@ class PatchBackbone(nn.Module):
             except (AssertionError, RuntimeError):
                 raise ValueError('works on images of one size only') from None
         self.train()
-    def forward(self, image):
+    def forward(self,
+        image:Tensor, # (b,3,h,w) normalised with the statistics of ImageNet
+    )->list[Tensor]:  # (b,d,h',w') after each quarter of the blocks; the first at h/4, w/4
         maps = self.net.forward_intermediates(
             self.fit(image), indices=self.levels, norm=True, output_fmt='NCHW', intermediates_only=True)
         size = [math.ceil(side/4) for side in image.shape[-2:]]
@@ -152,9 +161,9 @@ def _features(short, **options):
 
 # %% ../../nbs/models/26_backbones.ipynb #6664b896
 def timm_backbone(
-    name:str,     # of timm_name
-    stride:int=8, # output stride; what a network can do differs: the error lists it
-)->nn.Module:     # with `.channels` and `.stride`, random weights
+    name:str,                   # of timm_name
+    stride:int=8,               # output stride; what a network can do differs: the error lists it
+)->StageBackbone|PatchBackbone: # with `.channels` and `.stride`, random weights
     "Build a timm network as a backbone."
     short = timm_name(name)
     net = _features(short)
@@ -191,7 +200,7 @@ def build_backbone(
     name:str='resnet50_deep', # of make_backbone, lite0, lite1, lite2, or 'timm:NAME'
     stride:int=8,             # output stride
     norm:str='batch',         # 'batch' or 'group'; a timm network keeps the layers it was designed with
-)->nn.Module:                 # with `.channels` and `.stride`
+)->ResNet|StageBackbone|PatchBackbone: # with `.channels` and `.stride`
     "Build a backbone by name."
     if is_timm(name):
         return timm_backbone(name, stride)
@@ -203,8 +212,8 @@ def build_backbone(
 
 # %% ../../nbs/models/26_backbones.ipynb #945eef9f
 def backbone_layers(
-    backbone:nn.Module, # with parameters named after numbered stages, blocks or layers
-)->list[list]:          # parameters of each layer, from the input on; all of them, once
+    backbone:nn.Module,      # with parameters named after numbered stages, blocks or layers
+)->list[list[nn.Parameter]]: # parameters of each layer, from the input on; all of them, once
     "Sort the parameters of a backbone into layers."
     layers:list[list] = [[]]
     seen:dict = {}
@@ -219,11 +228,11 @@ def backbone_layers(
 
 # %% ../../nbs/models/26_backbones.ipynb #98d5e08a
 def param_groups(
-    model,                    # has .backbone; parameters without gradient are left out
+    model:Any,                # network with `.backbone`; parameters without gradient are left out
     lr:float,                 # rate of the backbone's last layer
     lr_multi:float=1.,        # factor for everything that is not backbone
     layer_decay:float=1.,     # each layer towards the input learns this much slower, in (0,1]
-)->list[dict]:                # groups for torch.optim, with 'lr', 'base' and 'name'
+)->list[dict[str, Any]]:      # groups for torch.optim, with 'lr', 'base' and 'name'
     "Give each layer of the backbone, and the rest, its learning rate."
     if not 0 < layer_decay <= 1:
         raise ValueError(f'layer_decay={layer_decay} must lie in (0, 1]')
@@ -260,9 +269,9 @@ def _match(own, state):
 
 # %% ../../nbs/models/26_backbones.ipynb #09d56672
 def efficientnet_keys(
-    state:dict, # tensors under names such as `_blocks.5._expand_conv.weight`
-    own,        # names of the timm network that is to take them
-)->dict:        # the same tensors under timm's names
+    state:dict,        # tensors under names such as `_blocks.5._expand_conv.weight`
+    own:Iterable[str], # names of the timm network that is to take them
+)->dict[str, Tensor]:  # the same tensors under timm's names
     "Rename the weights of an EfficientNet from the layout that counts blocks through."
     places = list(dict.fromkeys(m[1] for k in own if (m := re.search(r'(blocks\.\d+\.\d+)\.', k))))
     tail = {
@@ -287,9 +296,9 @@ def efficientnet_keys(
 
 # %% ../../nbs/models/26_backbones.ipynb #eba3aad8
 def load_timm(
-    backbone,           # from timm_backbone; changed in place
-    weights,            # path of a state dict (.pth, .safetensors), or the dict itself
-)->WeightReport:        # what was loaded and what was not; print it
+    backbone:StageBackbone|PatchBackbone, # from timm_backbone; changed in place
+    weights:str|Path|dict,                # path of a state dict (.pth, .safetensors), or the dict itself
+)->WeightReport:                          # what was loaded and what was not; print it
     "Load what fits of a timm network's weights."
     source = 'given as a dict' if isinstance(weights, dict) else weights
     state = weights if isinstance(weights, dict) else read_tensors(weights)
@@ -315,8 +324,8 @@ def load_timm(
 
 # %% ../../nbs/models/26_backbones.ipynb #4825b844
 def timm_weights(
-    name:str, # of timm_name
-)->dict:      # state dict for `load_timm`
+    name:str,         # of timm_name
+)->dict[str, Tensor]: # state dict for `load_timm`
     "Return the published weights of a timm network: from its cache, or downloaded."
     short = timm_name(name)
     if not _timm().list_pretrained(short) and not _timm().list_pretrained(f'{short}.*'):
@@ -386,7 +395,7 @@ def lite_weights(
 def refuse_partial(
     net:nn.Module,       # that was loaded into
     report:WeightReport, # of what was loaded
-    source,              # file or name, for the message
+    source:str|Path,     # file or name, for the message
     least:float=0.95,    # share of tensors and of parameters that must be there
 ):
     "Raise a ValueError where too much of a backbone, or its first convolution, would start at random."
@@ -401,9 +410,9 @@ def refuse_partial(
 
 # %% ../../nbs/models/26_backbones.ipynb #e36038c7
 def load_pretrained(
-    backbone,           # from build_backbone(name); changed in place
+    backbone:ResNet|StageBackbone|PatchBackbone, # from build_backbone(name); changed in place
     name:str,           # its name
-    weights,            # 'torchvision', 'timm', 'package', a path, or a state dict
+    weights:str|Path|dict, # 'torchvision', 'timm', 'package', a path, or a state dict
     partial:bool=False, # go on where less than 95 % of the backbone, or not its first convolution, is loaded
 )->WeightReport:        # what was loaded and what was not; print it
     "Load the weights that a run names into its backbone."
@@ -419,11 +428,16 @@ def load_pretrained(
         weights = timm_weights(name)
     if weights == 'package':
         weights = lite_weights(name)
-    report = (load_timm if of_timm else load_backbone)(backbone, weights)
+    net:nn.Module = backbone
+    if isinstance(backbone, ResNet):
+        report = load_backbone(backbone, weights)
+    else:
+        net = backbone.net
+        report = load_timm(backbone, weights)
     if source == 'package':
-        refuse_partial(backbone.net, report, source, least=1.)
+        refuse_partial(net, report, source, least=1.)
     elif not partial:
-        refuse_partial(backbone.net if of_timm else backbone, report, source)
+        refuse_partial(net, report, source)
     return report
 
 # %% ../../nbs/models/26_backbones.ipynb #036c55b4

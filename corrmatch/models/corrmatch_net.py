@@ -6,12 +6,12 @@ __all__ = ['CorrelationHead', 'CorrMatchNet', 'set_propagated']
 # %% ../../nbs/models/27_corrmatch_net.ipynb #247d7d71
 from typing import Any, Literal, Sequence
 import torch
-from torch import nn
+from torch import Tensor, nn
 from ..engine.pixels import spread_pixels
 from ..method.pixel import propagate_logits
 from ..method.pseudo_labels import at_least_float32
 from ..method.variants import blend_logits
-from .deeplab import DeepLabV3Plus, drop_channels, make_norm
+from .deeplab import DeepLabV3Plus, SegOutput, drop_channels, make_norm
 
 # %% ../../nbs/models/27_corrmatch_net.ipynb #5135f2e0
 class CorrelationHead(nn.Module):
@@ -23,7 +23,9 @@ class CorrelationHead(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(dim, n_classes, 1)
         self.conv2 = nn.Conv2d(dim, n_classes, 1)
-    def forward(self, feats):
+    def forward(self,
+        feats:Tensor, # (b,dim,h,w)
+    )->tuple[Tensor, Tensor]:
         "Return f1 and f2, both (b,k,h,w), of feats (b,dim,h,w)."
         return self.conv1(feats), self.conv2(feats)
 
@@ -46,12 +48,21 @@ class CorrMatchNet(DeepLabV3Plus):
         self.transposed = transposed
         project = nn.Conv2d(backbone.channels[-1], dim, 3, padding=1)
         self.proj = nn.Sequential(project, make_norm(norm, dim), nn.ReLU(), nn.Dropout2d(0.1))
-    def forward(self, image, perturb=False, part=slice(None), generator=None, keys=None, correlate=True):
+    def forward(
+        self,
+        image:Tensor,                        # (b,3,h,w)
+        perturb:bool=False,                  # also logits of dropped channels
+        part:slice=slice(None),              # images that also pass with dropped channels
+        generator:torch.Generator|None=None, # of the draws
+        keys:Tensor|None=None,               # (b,) int64: one key an image, instead of draws
+        correlate:bool=True,                 # also the correlation head
+    )->SegOutput:
         "Return a SegOutput at the size of image (b,3,h,w); correlate=True adds `logits_corr`, `f1` and `f2`."
         seg = super().forward(image, perturb, part, generator, keys)
         if not correlate:
             return seg
-        *projection, dropout = self.proj
+        layers:list[Any] = list(self.proj)
+        *projection, dropout = layers
         feats = nn.Sequential(*projection)(seg.feats)
         keyed = keys is not None and self.training  # channels chosen by the image's key, see drop_channels
         kept = drop_channels(feats, dropout.p, keys=keys, stream=2) if keyed else dropout(feats)
@@ -62,7 +73,9 @@ class CorrMatchNet(DeepLabV3Plus):
                 f1, f2, seg.logits, transposed=self.transposed, spread=spread_pixels),
             f1=f1,
             f2=f2)
-    def predict_logits(self, image):
+    def predict_logits(self,
+        image:Tensor, # (b,3,h,w)
+    )->Tensor:        # (b,k,h,w)
         "Return logits (b,k,h,w) of image (b,3,h,w); `propagated` says of which prediction."
         if self.propagated == 'none':
             return super().predict_logits(image)

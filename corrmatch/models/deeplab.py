@@ -9,7 +9,7 @@ __all__ = ['SegOutput', 'stage_plan', 'make_norm', 'BasicBlock', 'Bottleneck', '
 import math
 import pickle
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import Any, Iterable, NamedTuple, Self, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class SegOutput(NamedTuple):
 def stage_plan(
     stem_stride:int, # stride of stage 1: 4 with a max-pool, 2 without
     stride:int,      # wanted output stride: 4, 8, 16 or 32
-)->list[tuple]:      # per stage: stride, dilation of the layer that had it, dilation of all later layers
+)->list[tuple[int, int, int]]: # per stage: stride, dilation of the layer that had it, of all later layers
     "Trade the strides that would exceed the output stride for dilation."
     if stride not in (4, 8, 16, 32) or not stem_stride <= stride <= stem_stride*8:
         raise ValueError(
@@ -69,7 +69,13 @@ def _conv(d_in, d_out, kernel=3, stride=1, dilation=1):
 class BasicBlock(nn.Module):
     "Two 3x3 convolutions around a shortcut (ResNet-18 and -34); the second is dilated by `after`."
     expansion = 1
-    def __init__(self, d_in:int, d:int, stride:int=1, dilation:int=1, after:int=1, norm:str='batch'):
+    def __init__(self,
+        d_in:int,           # channels of the map
+        d:int,              # channels of the convolutions; `expansion` times as many come out
+        stride:int=1,       # of the block
+        dilation:int=1,     # of the 3x3 convolution that has the stride
+        after:int=1,        # dilation of a 3x3 convolution behind it
+        norm:str='batch'):  # 'batch' or 'group'
         super().__init__()
         self.conv1 = _conv(d_in, d, 3, stride, dilation)
         self.bn1 = make_norm(norm, d)
@@ -78,7 +84,9 @@ class BasicBlock(nn.Module):
         self.relu, self.downsample = nn.ReLU(inplace=True), None
         if stride != 1 or d_in != d:
             self.downsample = nn.Sequential(_conv(d_in, d, 1, stride), make_norm(norm, d))
-    def forward(self, x:Tensor)->Tensor:
+    def forward(self,
+        x:Tensor, # (b,d_in,h,w)
+    )->Tensor:    # (b,d*expansion,h/stride,w/stride)
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
@@ -87,7 +95,13 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     "1x1, 3x3, 1x1 around a shortcut (ResNet-50 and -101); `after` has nothing to dilate."
     expansion = 4
-    def __init__(self, d_in:int, d:int, stride:int=1, dilation:int=1, after:int=1, norm:str='batch'):
+    def __init__(self,
+        d_in:int,           # channels of the map
+        d:int,              # channels of the convolutions; `expansion` times as many come out
+        stride:int=1,       # of the block
+        dilation:int=1,     # of the 3x3 convolution that has the stride
+        after:int=1,        # dilation of a 3x3 convolution behind it
+        norm:str='batch'):  # 'batch' or 'group'
         super().__init__()
         d_out = d*self.expansion
         self.conv1 = _conv(d_in, d, 1)
@@ -99,7 +113,9 @@ class Bottleneck(nn.Module):
         self.relu, self.downsample = nn.ReLU(inplace=True), None
         if stride != 1 or d_in != d_out:
             self.downsample = nn.Sequential(_conv(d_in, d_out, 1, stride), make_norm(norm, d_out))
-    def forward(self, x:Tensor)->Tensor:
+    def forward(self,
+        x:Tensor, # (b,d_in,h,w)
+    )->Tensor:    # (b,d*expansion,h/stride,w/stride)
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -151,7 +167,9 @@ class ResNet(nn.Module):
             setattr(self, f'layer{i+1}', nn.Sequential(opening, *others))
             d = self.channels[i]
         self.apply(_init_weights)
-    def forward(self, image:Tensor)->list[Tensor]:
+    def forward(self,
+        image:Tensor, # (b,3,h,w)
+    )->list[Tensor]:  # (b,d,h',w') of each stage
         maps = [self.maxpool(self.relu(self.bn1(self.conv1(image))))]
         for i in range(len(self.channels)):
             maps.append(getattr(self, f'layer{i+1}')(maps[-1]))
@@ -189,10 +207,15 @@ def _conv_norm_relu(d_in, d_out, kernel, dilation, norm):
 
 class PooledBranch(nn.Module):
     "The mean of the whole map, through a 1x1 convolution, back at every position."
-    def __init__(self, d_in:int, d_out:int, norm:str='batch'):
+    def __init__(self,
+        d_in:int,           # channels of the map
+        d_out:int,          # channels of the result
+        norm:str='batch'):  # 'batch' or 'group'
         super().__init__()
         self.gap = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_norm_relu(d_in, d_out, 1, 1, norm))
-    def forward(self, x:Tensor)->Tensor:
+    def forward(self,
+        x:Tensor, # (b,d_in,h,w)
+    )->Tensor:    # (b,d_out,h,w), the same at every position
         if (
             len(x) == 1
             and self.gap[2].training
@@ -217,7 +240,9 @@ class ASPP(nn.Module):
             nn.Sequential(*_conv_norm_relu(d_in, dim, 3, rate, norm)) for rate in rates]
         self.b4 = PooledBranch(d_in, dim, norm)
         self.project = nn.Sequential(*_conv_norm_relu(5*dim, dim, 1, 1, norm))
-    def forward(self, c4:Tensor)->Tensor:
+    def forward(self,
+        c4:Tensor, # (b,d_in,h,w) last stage
+    )->Tensor:     # (b,dim,h,w)
         return self.project(torch.cat([b(c4) for b in (self.b0, self.b1, self.b2, self.b3, self.b4)], dim=1))
 
 # %% ../../nbs/models/25_deeplab.ipynb #77460459
@@ -255,21 +280,24 @@ def drop_channels(
 class DeepLabV3Plus(nn.Module):
     "Segmentation network: backbone, ASPP, and a decoder at the size of stage 1."
     def __init__(self,
-        backbone,             # gives [c1..c4]; needs `.channels` and `.stride`
-        n_classes:int,        # k
-        dim:int=256,          # channels of ASPP and decoder
-        low_dim:int=48,       # channels kept of c1
+        backbone:Any,                  # nn.Module that gives [c1..c4]; has `.channels` and `.stride`
+        n_classes:int,                 # k
+        dim:int=256,                   # channels of ASPP and decoder
+        low_dim:int=48,                # channels kept of c1
         rates:Sequence[int]|None=None, # ASPP dilations; None: (96, 192, 288) pixels over the stride
-        norm:str='batch'):    # 'batch' or 'group'
+        norm:str='batch'):             # 'batch' or 'group'
         super().__init__()
         c1, *_, c4 = backbone.channels
-        self.backbone, self.n_classes = backbone, n_classes
+        self.backbone = backbone
+        self.n_classes = n_classes
         self.head = ASPP(c4, dim, rates or [n*96//backbone.stride for n in (1, 2, 3)], norm)
         self.reduce = nn.Sequential(*_conv_norm_relu(c1, low_dim, 1, 1, norm))
         self.fuse = nn.Sequential(
             *_conv_norm_relu(dim + low_dim, dim, 3, 1, norm), *_conv_norm_relu(dim, dim, 3, 1, norm))
         self.classifier = nn.Conv2d(dim, n_classes, 1)
-    def train(self, mode:bool=True):
+    def train(self,
+        mode:bool=True, # training; False: evaluation
+    )->Self:
         "Switch to training or evaluation; what has nothing to train in the backbone stays in evaluation."
         super().train(mode)
         if not any(p.requires_grad for p in self.backbone.parameters()):
@@ -281,11 +309,16 @@ class DeepLabV3Plus(nn.Module):
                 and not layer.weight.requires_grad):
                 layer.eval()
         return self
-    def features(self, image:Tensor)->tuple[Tensor, Tensor]:
+    def features(self,
+        image:Tensor, # (b,3,h,w)
+    )->tuple[Tensor, Tensor]:
         "Return c1 (b,d,h/4,w/4) and c4 (b,d',h',w') of image (b,3,h,w)."
         c1, *_, c4 = self.backbone(image)
         return c1, c4
-    def decode(self, c1:Tensor, c4:Tensor)->Tensor:
+    def decode(self,
+        c1:Tensor, # (b,d,h/4,w/4) first stage
+        c4:Tensor, # (b,d',h',w') last stage
+    )->Tensor:
         "Return logits (b,k,h/4,w/4), at the size of c1."
         context = resize(self.head(c4), c1.shape[-2:])
         return self.classifier(self.fuse(torch.cat([self.reduce(c1), context], dim=1)))
@@ -319,7 +352,9 @@ class DeepLabV3Plus(nn.Module):
             return SegOutput(resize(at_least_float32(self.decode(c1, c4)), size), feats=c4)
         low, low_fp = self.decode_perturbed(c1, c4, part, generator, keys)
         return SegOutput(resize(at_least_float32(low), size), resize(at_least_float32(low_fp), size), c4)
-    def predict_logits(self, image:Tensor)->Tensor:
+    def predict_logits(self,
+        image:Tensor, # (b,3,h,w)
+    )->Tensor:
         "Return logits (b,k,h,w) of image (b,3,h,w) and nothing that only training reads."
         return resize(at_least_float32(self.decode(*self.features(image))), image.shape[-2:])
 
@@ -360,7 +395,7 @@ class WeightReport(NamedTuple):
 # %% ../../nbs/models/25_deeplab.ipynb #18dcbfc9
 def read_tensors(
     path:str|Path, # of a .safetensors file, or of one written by torch.save
-)->dict:  # whatever torch.save was given; of safetensors the tensors by name
+)->dict[str, Any]: # whatever torch.save was given; of safetensors the tensors by name
     "Open a file of weights without running anything in it; a ValueError names file and remedy."
     if not Path(path).is_file():
         raise ValueError(
@@ -431,9 +466,9 @@ def _zero_open_blocks(backbone, missing):
     return tuple(zeroed)
 
 def loaded_share(
-    net:nn.Module, # with parameters
-    loaded,        # names of the tensors that were loaded
-)->float:          # 0..1
+    net:nn.Module,        # with parameters
+    loaded:Iterable[str], # names of the tensors that were loaded
+)->float:                 # 0..1
     "Count the share of a network's parameters that was loaded."
     sizes = {k: p.numel() for k, p in net.named_parameters()}
     return sum(sizes.get(k, 0) for k in loaded)/max(sum(sizes.values()), 1)
@@ -448,9 +483,9 @@ def lacking_text(
 
 # %% ../../nbs/models/25_deeplab.ipynb #5a495879
 def load_backbone(
-    backbone:ResNet, # changed in place
-    weights,         # path of a state dict (also a whole segmentation checkpoint), or the dict itself
-)->WeightReport:     # what was loaded and what was not; print it
+    backbone:ResNet,       # changed in place
+    weights:str|Path|dict, # path of a state dict (also a whole segmentation checkpoint), or the dict itself
+)->WeightReport:           # what was loaded and what was not; print it
     "Load what fits of a ResNet's weights; blocks that the file leaves open start as their shortcut."
     source = 'given as a dict' if isinstance(weights, dict) else weights
     own = backbone.state_dict()
@@ -473,7 +508,7 @@ def load_backbone(
 def torchvision_weights(
     name:str='resnet18',            # resnet18, resnet34, resnet50 or resnet101
     version:str='IMAGENET1K_V1',    # torchvision's name of the weights
-)->dict:                            # state dict for `load_backbone`
+)->dict[str, Tensor]:               # state dict for `load_backbone`
     "Download torchvision's published ImageNet weights (kept in torch's own cache)."
     name = name.removesuffix('_c3')
     if name not in ('resnet18', 'resnet34', 'resnet50', 'resnet101'):

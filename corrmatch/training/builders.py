@@ -279,7 +279,7 @@ def total_steps(
 def to_device(
     batch:dict,          # from StepBatches
     device:torch.device, # where the network lives
-)->dict:                 # the same keys; images normalised, lists untouched
+)->dict[str, Any]:       # the same keys; images normalised, lists untouched
     "Move a batch and normalise its images there."
     moved = add_strong(
         {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()})
@@ -335,10 +335,10 @@ def rare_factors(
 
 # %% ../../nbs/training/33_builders.ipynb #bb8226e9
 def make_supervised(
-    config:Config,       # ohem, class_weights, dice
-    labeled:Source,      # read if there are class weights to count
+    config:Config,                 # ohem, class_weights, dice
+    labeled:Source,                # read if there are class weights to count
     device:torch.device|str='cpu', # where the step runs
-)->Callable:             # (logits, mask, n_valid=None) -> scalar
+)->Callable[..., Tensor]:          # (logits, mask, n_valid=None) -> scalar
     "Make the loss of the labeled terms; plain cross-entropy unless an option is on."
     loss:Callable = partial(ohem_ce, min_kept=config.ohem) if config.ohem else supervised_ce
     if config.class_weights != 'none':

@@ -85,8 +85,8 @@ class NetworkFacts(NamedTuple):
 
 # %% ../../nbs/training/34_checkpoints.ipynb #7579ddea
 def network_facts(
-    state:dict,       # name -> tensor, from clean_state
-    source='given',   # named in errors
+    state:dict,              # name -> tensor, from clean_state
+    source:str|Path='given', # named in errors
 )->NetworkFacts:
     "Read off which of the reference's networks a table belongs to."
     if 'classifier.weight' not in state or 'reduce.0.weight' not in state:
@@ -131,9 +131,9 @@ def load_reference_checkpoint(
 
 # %% ../../nbs/training/34_checkpoints.ipynb #8697dd58
 def export_reference_state(
-    model:nn.Module, # with a deep-stem ResNet and batch norm; DDP and torch.compile wrappers are taken off
-    prefix:str='',   # put before each name, such as 'module.'
-)->dict:             # name -> tensor on the CPU, under the reference's names and in its order
+    model:nn.Module,  # with a deep-stem ResNet and batch norm; DDP and torch.compile wrappers are taken off
+    prefix:str='',    # put before each name, such as 'module.'
+)->dict[str, Tensor]: # name -> tensor on the CPU, under the reference's names and in its order
     "Give the weights of a network as the reference would save them."
     state = clean_state(model.state_dict())
     known = [
@@ -164,7 +164,7 @@ def make_card(
     step:int|None=None,    # after which the weights were taken
     date:str|None=None,    # ISO date; None: today
     note:str='',           # a sentence or two for the page
-)->dict:                   # plain values only
+)->dict[str, Any]:         # plain values only
     "Collect what a model's user must know."
     today = date or datetime.date.today().isoformat()
     # paths of this machine stay private
@@ -240,8 +240,8 @@ def save_weights(
 
 # %% ../../nbs/training/34_checkpoints.ipynb #3c0b9d68
 def load_weights(
-    path:str|Path, # from save_weights
-)->tuple[dict, dict]: # state dict, card
+    path:str|Path,                           # from save_weights
+)->tuple[dict[str, Tensor], dict[str, Any]]: # state dict, card
     "Read weights and their card; nothing in the file is run."
     try:
         saved = read_tensors(path)
@@ -260,11 +260,11 @@ def load_weights(
 
 # %% ../../nbs/training/34_checkpoints.ipynb #c8d101f0
 def fitted_model(
-    config:Config, # of the network
-    saved:dict,    # its weights, name -> tensor
-    where,         # file, for the message
-    device='cpu',  # where the network goes
-)->nn.Module:      # in evaluation mode
+    config:Config,                 # of the network
+    saved:dict,                    # its weights, name -> tensor
+    where:str|Path,                # file, for the message
+    device:str|torch.device='cpu', # where the network goes
+)->nn.Module:                      # in evaluation mode
     "Build the network of a configuration; its weights have to fit, which is checked first."
     plain = replace(config, weights='')
     state = clean_state(saved, where)
@@ -328,14 +328,14 @@ def _noted_score(run, step, column):
 
 # %% ../../nbs/training/34_checkpoints.ipynb #f50cc801
 def release(
-    run,                 # run folder
-    path:str|Path,       # .safetensors or .pth to write
-    scores:dict|None=None,    # name -> number; None: the score that the run noted for these weights
-    data:dict|None=None,      # see make_card
-    name:str='best.pt',  # which checkpoint
-    note:str='',         # see make_card
-    average:bool=False,  # of a run with ema: the running average at the checkpoint, even if it scored worse
-)->Path:                 # of the card, beside the weights
+    run:str|Path,          # run folder
+    path:str|Path,         # .safetensors or .pth to write
+    scores:dict|None=None, # name -> number; None: the score that the run noted for these weights
+    data:dict|None=None,   # see make_card
+    name:str='best.pt',    # which checkpoint
+    note:str='',           # see make_card
+    average:bool=False,    # of a run with ema: the running average at the checkpoint, even if it scored worse
+)->Path:                   # of the card, beside the weights
     "Turn a checkpoint of a run into weights with a card."
     saved = read_checkpoint(Path(run)/name)
     known = {f.name for f in fields(Config)}

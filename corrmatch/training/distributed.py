@@ -110,9 +110,9 @@ def my_positions(
 
 # %% ../../nbs/training/31_distributed.ipynb #e3c8419e
 def micro_batches(
-    batch:dict,        # from StepBatches, share of this process
-    accumulate:int=1,  # parts
-)->list[dict]:         # with the same keys
+    batch:dict,          # from StepBatches, share of this process
+    accumulate:int=1,    # parts
+)->list[dict[str, Any]]: # with the same keys
     "Cut a batch into micro-batches of consecutive images."
     if accumulate == 1:
         return [batch]
@@ -176,13 +176,25 @@ class _Sum(torch.autograd.Function):
 class SharedBatchNorm(nn.BatchNorm2d):
     "Batch norm over the images of all processes, for CPUs."
     shared = True  # one image in this process is not a batch of one
-    def forward(self, x):
+    # what torch declares as optional and batch norm always has
+    running_mean:Any
+    running_var:Any
+    num_batches_tracked:Any
+    momentum:Any
+    # of timm's layers alone
+    act:nn.Module
+    drop:nn.Module
+    def forward(self,
+        x:Tensor, # (b,c,h,w)
+    )->Tensor:
         "Normalise (b,c,h,w) with the mean and variance over all images and positions of all processes."
         shared = self.training and dist.is_initialized()
         normal = self.normalise(x) if shared else super().forward(x)
         # a layer of timm holds its activation
         return self.act(self.drop(normal)) if hasattr(self, 'act') else normal
-    def normalise(self, x):
+    def normalise(self,
+        x:Tensor, # (b,c,h,w) of this process
+    )->Tensor:
         "Run the forward pass of training, without activation."
         n = _Sum.apply(x.new_tensor([x.numel()//x.shape[1]]))
         mean = _Sum.apply(x.sum((0, 2, 3)))/n
@@ -219,7 +231,11 @@ class WholeStep(nn.Module):
     ):
         super().__init__()
         self.model = model
-    def forward(self, step:Callable, *args:Any, **kwargs:Any)->Any:
+    def forward(self,
+        step:Callable[..., Any], # called with the network first
+        *args:Any,               # of the step
+        **kwargs:Any,            # of the step
+    )->Any:                      # what the step returns
         "Return step(model, *args, **kwargs)."
         return step(self.model, *args, **kwargs)
 
@@ -262,9 +278,9 @@ def same_buffers(
         buffer.copy_(total/dist.get_world_size())
 
 def all_reduce_max(
-    values:list[int], # of this process
-    group=None,       # process group for questions between hosts, from start_world
-)->list[int]:         # the largest of all processes, one by one
+    values:list[int],                    # of this process
+    group:'dist.ProcessGroup|None'=None, # process group for questions between hosts, from start_world
+)->list[int]:                            # the largest of all processes, one by one
     "Take the maximum over processes, for instance of flags."
     if group is None:
         return list(values)
@@ -274,9 +290,9 @@ def all_reduce_max(
 
 # %% ../../nbs/training/31_distributed.ipynb #ef0c051c
 def all_gather(
-    values:list,  # of this process
-    group=None,   # process group for questions between hosts, from start_world
-)->list:          # those of all processes, in their order
+    values:list,                         # of this process
+    group:'dist.ProcessGroup|None'=None, # process group for questions between hosts, from start_world
+)->list[Any]:                            # those of all processes, in their order
     "Collect the values of all processes."
     if group is None:
         return list(values)
@@ -286,9 +302,9 @@ def all_gather(
 
 # %% ../../nbs/training/31_distributed.ipynb #9484b1b4
 def run_on_rank0(
-    check:Callable[[], Any], # called by the first process alone
-    first:bool,              # is this the first process?
-    group=None,              # as in `all_reduce_max`
+    check:Callable[[], Any],             # called by the first process alone
+    first:bool,                          # is this the first process?
+    group:'dist.ProcessGroup|None'=None, # as in `all_reduce_max`
 )->None:
     "Run a check on one process; an error there ends the others, too, instead of leaving them to wait."
     error = None

@@ -6,7 +6,7 @@ __all__ = ['intersection_union', 'class_mean', 'mean_iou', 'ConfusionMatrix', 'w
 
 # %% ../../nbs/training/30_metrics.ipynb #991e74eb
 import copy
-from typing import Any, Callable, Literal
+from typing import Any, Callable, Iterable, Literal
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
@@ -21,7 +21,7 @@ def intersection_union(
     mask:Tensor,                   # (...) ground truth, same shape
     n_classes:int,                 # k
     ignore_index:int=IGNORE_INDEX, # mask value of pixels that are not scored
-)->tuple:                          # intersection, union, target: three (k,) int64, pixels
+)->tuple[Tensor, Tensor, Tensor]:  # intersection, union, target: three (k,) int64, pixels
     "Count per class the pixels in both, in either, and in the mask."
     valid = mask != ignore_index
     def areas(ids, where):
@@ -69,9 +69,9 @@ class ConfusionMatrix:
     merge:Callable
     sync:Callable  # these in the cells below
     def __init__(self,
-        n_classes:int,                   # k
-        ignore_index:int=IGNORE_INDEX,   # mask value of pixels that are not scored
-        device=None):                    # where the counts live; None: where the first update's labels are
+        n_classes:int,                      # k
+        ignore_index:int=IGNORE_INDEX,      # mask value of pixels that are not scored
+        device:str|torch.device|None=None): # where the counts live; None: where the first update's labels are
         self.n_classes = n_classes
         self.ignore_index = ignore_index
         self.matrix = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
@@ -211,12 +211,12 @@ def window_starts(
 
 # %% ../../nbs/training/30_metrics.ipynb #85fec24d
 def window_groups(
-    h:int,        # pixels, height of the image
-    w:int,        # pixels, width of the image
-    crop:int,     # pixels, side of a window
-    stride:int,   # pixels between windows
-    batch:int=4,  # windows a group at most
-)->list[list]:    # groups of (y0, y1, x0, x1), all of one size within a group
+    h:int,                                # pixels, height of the image
+    w:int,                                # pixels, width of the image
+    crop:int,                             # pixels, side of a window
+    stride:int,                           # pixels between windows
+    batch:int=4,                          # windows a group at most
+)->list[list[tuple[int, int, int, int]]]: # groups of (y0, y1, x0, x1), all of one size within a group
     "List the windows, cut at the border, in groups that fit one batch."
     by_size = dict[tuple, list]()
     for y in window_starts(h, stride):
@@ -300,7 +300,7 @@ def fuse_for_inference(
 # %% ../../nbs/training/30_metrics.ipynb #d1d39f18
 def evaluate(
     model:nn.Module,     # image (b,3,h,w) -> logits or SegOutput; in eval mode
-    pairs,               # iterable of image (b,3,h,w) and mask (b,h,w), on the model's device
+    pairs:Iterable[tuple[Tensor, Tensor]], # image (b,3,h,w), mask (b,h,w), on the model's device
     n_classes:int,       # k
     mode:Literal['whole', 'center', 'slide']='whole', # how an image is shown to the network
     crop:int|None=None,  # pixels, side of the centre crop or the window

@@ -6,7 +6,7 @@ __all__ = ['CoverageCurve', 'RegionCounts', 'count_regions', 'class_counts', 'La
 
 # %% ../../nbs/training/37_quality.ipynb #4d705f15
 from pathlib import Path
-from typing import Iterable, NamedTuple
+from typing import Any, Iterable, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ class LabelQuality(NamedTuple):
     classes:Tensor              # (k,5) int64, from class_counts
     n:int                       # images
 
-    def table(self)->list[tuple]:
+    def table(self)->list[tuple[str, float, float]]:
         "Rows (what, coverage, accuracy), shares 0..1."
         r, prediction = self.regions, self.curves['prediction']
         confident = float(prediction.judged[int(self.tau*_BINS):].sum())/max(1, r.judged)
@@ -257,7 +257,7 @@ def run_quality(
     most:int=30,              # unlabeled images at most, evenly spaced; 0: all
     device:str='cpu',         # cpu | cuda | cuda:N
     tau:float|None=None,      # confidence threshold, 0..1; None: the run's at the checkpoint, its largest
-    **changes,                # fields of the record to change, such as data=NEW_PLACE
+    **changes:Any,            # fields of the record to change, such as data=NEW_PLACE
 )->LabelQuality:              # DataError where the method, the model, the data or the masks do not allow it
     "Judge the pseudo-labels of a run on its unlabeled images, if their masks are known."
     model, config = load_run(folder, checkpoint, device, **changes)

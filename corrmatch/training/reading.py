@@ -8,7 +8,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 from ..config import IGNORE_INDEX, Config
@@ -113,24 +113,31 @@ class MappedSource(FolderSource):
             return photo, False
         return photo, (photo if decode else open_image(path)).getexif().get(0x0112, 1) >= 5
 
-    def image_size(self, i:int)->tuple[int, int]:
+    def image_size(self,
+        i:int, # number of the image, from 0
+    )->tuple[int, int]:
         "Return width and height of an image."
         photo, turned = self._photo(i, decode=False)
         return photo.size[::-1] if turned else photo.size
 
-    def read_image(self, i:int)->Image.Image:
+    def read_image(self,
+        i:int, # number of the image, from 0
+    )->Image.Image:
         "Read an image in RGB."
         photo, turned = self._photo(i)
         if turned:
             photo = ImageOps.exif_transpose(photo)
         return photo if photo.mode == 'RGB' else photo.convert('RGB')
 
-    def read_mask(self, i):
+    def read_mask(self,
+        i:int, # number of the image, from 0
+    )->Image.Image:
         "Read the class ids of a mask."
         pair = self.pairs[i]
         size = self.image_size(i)
-        if self._is_made(pair.mask):
-            ids = open_mask(pair.mask)
+        path:Any = pair.mask
+        if self._is_made(path):
+            ids = open_mask(path)
         else:
             ids = Image.fromarray(self._mapped(pair, size))
         count_ids(ids, self.n_classes, IGNORE_INDEX, str(pair.mask))

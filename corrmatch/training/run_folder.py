@@ -23,14 +23,14 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Collection, NamedTuple, Sequence, TextIO
 import numpy as np
 import torch
 from fastcore.imports import in_jupyter
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from ..config import Config, check_config
-from ..data.folders import read_conversion
+from ..data.folders import Source, read_conversion
 from ..files import DataError, link_or_copy, log, remove_draft, text_table, write_atomic
 
 # %% ../../nbs/training/32_run_folder.ipynb #4430fdb5
@@ -46,8 +46,8 @@ def _is_intact(data):
 
 # %% ../../nbs/training/32_run_folder.ipynb #808f090b
 def read_checkpoint(
-    path:Path, # last.pt or best.pt of a run
-)->dict:       # model, optimizer, threshold, step, best, config
+    path:Path,     # last.pt or best.pt of a run
+)->dict[str, Any]: # model, optimizer, threshold, step, best, config
     "Read a checkpoint without running anything in it."
     path = Path(path)
     if not path.is_file():
@@ -124,7 +124,7 @@ def save_checkpoint(
 def read_latest(
     folder:Path,                            # run folder
     warn:Callable[[str], None]=log.warning, # gets one line when last.pt had to be left out
-)->dict:                                    # the newest state that is intact
+)->dict[str, Any]:                          # the newest state that is intact
     "Read last.pt, or before.pt when last.pt is damaged or gone."
     folder = Path(folder)
     try:
@@ -143,7 +143,7 @@ HARMLESS = ('out', 'workers', 'device', 'data', 'log_every', 'save_every', 'save
 # %% ../../nbs/training/32_run_folder.ipynb #16aa841a
 def read_json(
     path:Path, # config.json or state.json of a run
-)->dict:
+)->dict[str, Any]:
     "Read a file of JSON whose outermost value is a table."
     try:
         record = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -157,8 +157,8 @@ def read_json(
     return record
 
 def read_record(
-    folder:Path, # run folder
-)->dict:         # its fields
+    folder:Path,   # run folder
+)->dict[str, Any]: # its fields
     "Read config.json."
     return read_json(Path(folder)/'config.json')
 
@@ -185,10 +185,10 @@ def recorded_config(
 
 # %% ../../nbs/training/32_run_folder.ipynb #19720dde
 def config_changes(
-    old:dict,             # fields of the stored record
-    new:dict,             # fields of the present one
-    harmless=HARMLESS,    # fields that may differ
-)->list:                  # one line a field, 'lr: 0.1 -> 0.2'
+    old:dict,                          # fields of the stored record
+    new:dict,                          # fields of the present one
+    harmless:Collection[str]=HARMLESS, # fields that may differ
+)->list[str]:                          # one line a field, 'lr: 0.1 -> 0.2'
     "List the fields that make a run another run."
     missing = object()
     return [f'{k}: {old.get(k, "(none)")} -> {new.get(k, "(none)")}' for k in sorted({*old, *new})
@@ -196,9 +196,9 @@ def config_changes(
 
 # %% ../../nbs/training/32_run_folder.ipynb #dd54468e
 def list_mark(
-    source,      # Source: a list, a folder or shards
-    root,        # data folder; paths count from there, so that a folder that moved is the same
-)->dict:         # lines: how many; sha256: of the paths of images and masks, in order
+    source:Source, # a list, a folder or shards
+    root:str|Path, # data folder; paths count from there, so that a folder that moved is the same
+)->dict[str, Any]: # lines: how many; sha256: of the paths of images and masks, in order
     "Take down what a set of images consists of."
     start, digest = os.path.join(root, ''), hashlib.sha256()
     for i in range(len(source)):
@@ -209,9 +209,9 @@ def list_mark(
 
 # %% ../../nbs/training/32_run_folder.ipynb #c3d4e5a3
 def data_record(
-    sources,     # Sources of a run
-    root,        # data folder
-)->dict:         # lists, classes, masks
+    sources:Any,   # Datasets of a run
+    root:str|Path, # data folder
+)->dict[str, Any]: # lists, classes, masks
     "Take down what a run learns from."
     sets = dict(labeled=sources.labeled, unlabeled=sources.unlabeled, val=sources.val)
     lists = {name: list_mark(source, root) for name, source in sets.items() if source is not None}
@@ -221,8 +221,8 @@ def data_record(
 
 # %% ../../nbs/training/32_run_folder.ipynb #69235095
 def read_data_record(
-    folder:Path, # run folder
-)->dict|None:    # from data_record; None for a run that keeps none
+    folder:Path,        # run folder
+)->dict[str, Any]|None: # from data_record; None for a run that keeps none
     "Read data.json."
     path = Path(folder)/'data.json'
     if not path.exists():
@@ -245,7 +245,7 @@ def read_data_record(
 def data_changes(
     old:dict, # from data_record
     new:dict, # likewise
-)->list:      # one line a change, 'unlabeled: 7 images -> 8 images'
+)->list[str]: # one line a change, 'unlabeled: 7 images -> 8 images'
     "List what makes the data of a run other data."
     out = []
     for name in sorted({*old['lists'], *new['lists']}):
@@ -278,9 +278,9 @@ def _read_rows(path):
 class CsvLog:
     "A CSV file that grows by rows and can be cut back to a step."
     def __init__(self,
-        path:Path,       # the file
-        step:int=0,      # rows of this step and later are dropped (a resumed run writes them again)
-        numbers=(),      # columns that every row must have, with a number or nothing in it
+        path:Path,                # the file
+        step:int=0,               # rows of this step and later are dropped (a resumed run writes them again)
+        numbers:Sequence[str]=(), # columns that every row must have, with a number or nothing in it
     ):
         self.path, self.rows = Path(path), []
         if self.path.exists():
@@ -309,7 +309,9 @@ class CsvLog:
             writer = csv.DictWriter(f, list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
-    def add(self, **row:Any):
+    def add(self,
+        **row:Any, # column -> number or text
+    ):
         "Append one row; the first one names the columns."
         columns = list(self.rows[0] if self.rows else row)
         odd = [str(k) for k in {**row, **dict.fromkeys(columns)} if not (k in row and k in columns)]
@@ -330,8 +332,8 @@ class CsvLog:
 
 # %% ../../nbs/training/32_run_folder.ipynb #f36ebaf0
 def read_csv(
-    path:Path, # metrics.csv or val.csv
-)->dict:       # column name -> (n,) floats, NaN where empty
+    path:Path,            # metrics.csv or val.csv
+)->dict[str, np.ndarray]: # column name -> (n,) floats, NaN where empty
     "Read a log as columns."
     rows = _read_rows(path)
     columns:dict[str, list] = {name: [] for name in (rows[0] if rows else ())}
@@ -384,7 +386,7 @@ def note_state(
 def run_state(
     folder:Path,       # run folder
     silent:float=1800, # seconds after which a run on another machine counts as dead
-)->dict:               # facts of state.json; its 'state' may have become 'killed', or is 'unknown'
+)->dict[str, Any]:     # facts of state.json; its 'state' may have become 'killed', or is 'unknown'
     "Read state.json and check what it claims."
     try:
         facts = read_json(Path(folder)/'state.json')
@@ -431,8 +433,8 @@ def refuse_if_running(
 
 # %% ../../nbs/training/32_run_folder.ipynb #9debb9c3
 def hold_folder(
-    folder:Path, # run folder
-):               # a lock that ends with this process at the latest; None where there is nothing to lock
+    folder:Path,  # run folder
+)->FileLock|None: # a lock that ends with this process at the latest; None where there is nothing to lock
     "Raise DataError when another process of this machine opens a run folder at this moment."
     if not Path(folder).is_dir():
         return None
@@ -447,7 +449,7 @@ def hold_folder(
     return lock
 
 def release_folder(
-    lock, # from hold_folder
+    lock:FileLock|None, # from hold_folder
 ):
     "Give the lock back and leave no trace of it."
     if lock is None:
@@ -643,12 +645,12 @@ def _hours(
 class Progress:
     "Show a bar on a terminal, plain lines elsewhere, nothing when quiet."
     def __init__(self,
-        name:str,         # of the run
-        steps:int,        # of the whole run
-        start:int=0,      # steps done before
-        quiet:bool=False, # say nothing
-        every:float=30,   # seconds between plain lines at least
-        stream=None,      # where to write; None: stderr
+        name:str,                # of the run
+        steps:int,               # of the whole run
+        start:int=0,             # steps done before
+        quiet:bool=False,        # say nothing
+        every:float=30,          # seconds between plain lines at least
+        stream:TextIO|None=None, # where to write; None: stderr
     ):
         self.stream = stream or sys.stderr
         self.name = name
@@ -662,7 +664,10 @@ class Progress:
             tqdm(total=steps, initial=start, desc=name, mininterval=1, file=self.stream, dynamic_ncols=True)
             if bar
             else None)
-    def step(self, step:int, row:dict|None=None):
+    def step(self,
+        step:int,            # steps done
+        row:dict|None=None,  # numbers of the log, by column
+    ):
         "Move on to a step; `row` holds its numbers, if they are known."
         if self.quiet:
             return
@@ -674,7 +679,9 @@ class Progress:
             self.spoken = time.monotonic()
             left = (self.spoken-self.clock)*(self.steps-step)/max(step-self.start, 1)
             self.write(f'{self.name}: step {step}/{self.steps}, {_hours(left)} left, {_progress_text(row)}')
-    def write(self, text:str):
+    def write(self,
+        text:str, # one line
+    ):
         "Say something between the steps."
         if self.quiet:
             return

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType
-from typing import Callable, Iterable, Literal, NamedTuple
+from typing import Any, Callable, Iterable, Literal, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -295,7 +295,7 @@ class FiniteGuard:
         now = torch.cat([b.flatten() for b in self.buffers])
         merged = torch.where(self.flags[-1][2], self.kept, now).split([b.numel() for b in self.buffers])
         torch._foreach_copy_(self.buffers, [m.view_as(b) for m, b in zip(merged, self.buffers)])
-    def report(self)->list[tuple]:
+    def report(self)->list[tuple[int, list[str]]]:
         "Read the flags since the last report: (step, names) of each skipped step."
         flags = self.flags
         self.flags = []
@@ -570,11 +570,11 @@ def _try_step(trial, shared=False):
 
 # %% ../../nbs/training/36_trainer.ipynb #592ca8f3
 def load_run(
-    folder:Path,          # run folder
-    name:str='best.pt',   # which checkpoint
-    device:str|torch.device='cpu',  # where the model goes
-    **changes,            # fields of the config to change, such as data
-)->tuple[nn.Module, Config]:  # model in evaluation mode, its configuration
+    folder:Path,                   # run folder
+    name:str='best.pt',            # which checkpoint
+    device:str|torch.device='cpu', # where the model goes
+    **changes:Any,                 # fields of the config to change, such as data
+)->tuple[nn.Module, Config]:       # model in evaluation mode, its configuration
     "Open a finished or running run."
     state = read_checkpoint(Path(folder)/name)
     config = recorded_config(state['config'], f'{folder}/{name}', **changes)

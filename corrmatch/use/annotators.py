@@ -12,7 +12,7 @@ import posixpath
 import zipfile
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Callable, Literal, NamedTuple, get_args
+from typing import Any, Callable, Iterator, Literal, NamedTuple, get_args
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 import numpy as np
@@ -37,9 +37,9 @@ def _corners(ring, shape):
     return ring[np.abs(before[:, 0]*after[:, 1] - before[:, 1]*after[:, 0]) > 1e-9]
 
 def trace_mask(
-    inside:np.ndarray,   # (h,w) bool
-    tolerance:float=0.,  # pixels that the outline may lie off; 0: it gives the same mask
-)->list:                 # one list a connected part, of rings (n,2) of x and y: the outer one, then holes
+    inside:np.ndarray,     # (h,w) bool
+    tolerance:float=0.,    # pixels that the outline may lie off; 0: it gives the same mask
+)->list[list[np.ndarray]]: # one list a connected part, of rings (n,2) of x and y: the outer one, then holes
     "Trace the outlines of a mask."
     from contourpy import contour_generator
     beyond = np.pad(np.pad(inside, 1, 'edge'), 1)  # so that the corners of the image are not cut off
@@ -136,9 +136,12 @@ class AnnotationWriter(ABC):
         self.first = int(self.names[0].strip('_').lower() == 'background')
         self.labels = dict(enumerate(self.names[self.first:], self.first))
         self.taken = set[str]()
-    def add(self, image, mask, name=''):
-        """Add the mask (h,w) of class ids of an image, whose path is relative to the folder of the images.
-        Files are called by the name, or like the image."""
+    def add(self,
+        image:str|Path,  # path below the folder of the images
+        mask:np.ndarray, # (h,w) uint8 class ids
+        name:str='',     # what its files are called; '': like the image
+    ):
+        "Add the mask of an image."
         image = Path(image).as_posix()
         name = name or os.path.splitext(image)[0]
         if is_path_traversal(image) or is_path_traversal(name):
@@ -155,17 +158,26 @@ class AnnotationWriter(ABC):
         self.taken.add(name)
         self.write(image, mask, name)
     @abstractmethod
-    def write(self, image, mask, name):
+    def write(self,
+        image:str,       # path below the folder of the images, with /
+        mask:np.ndarray, # (h,w) uint8 class ids
+        name:str,        # what its files are called
+    ):
         "Write or note one mask."
     @abstractmethod
     def close(self):
         "Write what belongs to all images; the file or folder that the tool imports."
-    def ids(self, mask):
+    def ids(self,
+        mask:np.ndarray, # (h,w) uint8 class ids
+    )->list[tuple[int, str]]:
         "Ids and labels that occur in a mask."
         found = np.unique(mask).tolist()
         labels = self.labels | {IGNORE_INDEX: 'ignore'}
         return [(c, labels[c]) for c in found if c in labels]
-    def parts(self, mask, tolerance=None):
+    def parts(self,
+        mask:np.ndarray,           # (h,w) uint8 class ids
+        tolerance:float|None=None, # pixels that outlines may lie off; None: as for the writer
+    )->Iterator[_Part]:
         "Connected parts of all classes of a mask."
         tolerance = self.tolerance if tolerance is None else tolerance
         for c, label in self.ids(mask):
@@ -398,7 +410,7 @@ def convert_annotations(
     tolerance:float=0.,   # pixels that polygons may lie off; 0: they give the same masks
     classes:str|None=None,# a class file or a number of classes; None: found
     quiet:bool=False,     # no progress
-    **meaning,            # fields of Meaning: ignore, map, background, unannotated, include, masks
+    **meaning:Any,        # fields of Meaning: ignore, map, background, unannotated, include, masks
 )->Path:                  # the file or folder that the tool imports
     "Write the masks of a data folder for an annotation tool; faulty images are left out."
     said: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in meaning.items()}

@@ -7,8 +7,11 @@ __all__ = ['check', 'split', 'RunPlan', 'plan_run', 'train', 'resume', 'find_lr'
 # %% ../../nbs/use/50_api.ipynb #a91f0004
 import fnmatch
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 from ..models.backbones import build_backbone, timm_name
 from ..config import PRESETS, Config, nearest, preset
 from ..files import DataError, log, show_log
@@ -40,14 +43,14 @@ def _refuse_unknown(settings, known=()):
 
 # %% ../../nbs/use/50_api.ipynb #a91f000b
 def check(
-    folder:str|Path,          # data set, in any usual layout
-    classes=None,             # a class file or a number of classes; None: found
-    labels:int=0,             # labeled images that training will choose; 0: as the lists say
-    depth:str='',             # LOW:HIGH, black and white in images of more than 8 bits; empty: found
-    allow_missing:bool=False, # classes that no mask shows are no error
-    workers:int=0,            # threads that read; 0: one a core
-    **meaning,                # fields of Meaning: ignore, map, background, unannotated, include, masks
-)->Report:                    # prints as a text; .ok: can be trained on
+    folder:str|Path,                # data set, in any usual layout
+    classes:str|Path|int|None=None, # a class file or a number of classes; None: found
+    labels:int=0,                   # labeled images that training will choose; 0: as the lists say
+    depth:str='',                   # LOW:HIGH, black and white in images of more than 8 bits; empty: found
+    allow_missing:bool=False,       # classes that no mask shows are no error
+    workers:int=0,                  # threads that read; 0: one a core
+    **meaning:Any,                  # fields of Meaning: ignore, map, background, unannotated, include, masks
+)->Report:                          # prints as a text; .ok: can be trained on
     "Read every file of a data set and say what is wrong and whether training would start."
     show_log()
     said = _meaning(meaning)
@@ -61,15 +64,15 @@ def check(
 
 # %% ../../nbs/use/50_api.ipynb #a91f000d
 def split(
-    folder:str|Path,   # data set; faulty files are left out
-    labels:int=92,     # labeled images
-    seed:int=0,        # another seed, another choice
-    val:float=.2,      # share kept for validation where the data set names none
-    out:str|Path|None=None, # folder of the lists; None: splits/sSEED in the data folder
-    classes=None,      # a class file or a number of classes; None: found
-    depth:str='',      # LOW:HIGH, see check
-    **meaning,         # fields of Meaning, see check
-)->Split:              # .text explains the choice
+    folder:str|Path,                # data set; faulty files are left out
+    labels:int=92,                  # labeled images
+    seed:int=0,                     # another seed, another choice
+    val:float=.2,                   # share kept for validation where the data set names none
+    out:str|Path|None=None,         # folder of the lists; None: splits/sSEED in the data folder
+    classes:str|Path|int|None=None, # a class file or a number of classes; None: found
+    depth:str='',                   # LOW:HIGH, see check
+    **meaning:Any,                  # fields of Meaning, see check
+)->Split:                           # .text explains the choice
     "Choose labeled, unlabeled and validation images and write the lists."
     show_log()
     said = _meaning(meaning)
@@ -94,13 +97,13 @@ class RunPlan(NamedTuple):
 
 # %% ../../nbs/use/50_api.ipynb #a91f0011
 def plan_run(
-    source:str|Path,          # a data folder, or one of PRESETS
-    method:str='corrmatch',   # one of METHODS
-    labels:int=0,             # data folder: labeled images to choose; 0: as the lists say
-    classes=None,             # data folder: a class file or a number of classes; None: found
-    lists:str|Path|None=None, # data folder: where lists that have to be made go; None: splits/ in it
-    meaning:Meaning|None=None, # data folder: what the values of masks mean; None: found
-    **settings,               # fields of Config
+    source:str|Path,                # a data folder, or one of PRESETS
+    method:str='corrmatch',         # one of METHODS
+    labels:int=0,                   # data folder: labeled images to choose; 0: as the lists say
+    classes:str|Path|int|None=None, # data folder: a class file or a number of classes; None: found
+    lists:str|Path|None=None,       # data folder: where lists that have to be made go; None: splits/ in it
+    meaning:Meaning|None=None,      # data folder: what the values of masks mean; None: found
+    **settings:Any,                 # fields of Config
 )->RunPlan:
     "Choose the settings of a run from a preset's name or from a data folder."
     if str(source) in PRESETS:
@@ -126,17 +129,17 @@ def plan_run(
 
 # %% ../../nbs/use/50_api.ipynb #a91f0013
 def train(
-    source:str|Path,          # a data folder, or a preset (list_presets)
-    method:str='corrmatch',   # supervised | fixmatch | unimatch | corrmatch
-    labels:int=0,             # data folder: labeled images to choose; 0: as the lists say
-    classes=None,             # data folder: a class file or a number of classes; None: found
-    lists:str|Path|None=None, # data folder: where lists that have to be made go; None: splits/ in it
-    resume:bool=False,        # go on from the last checkpoint of the run folder
-    force:bool=False,         # resume although settings or lists have changed
-    fit_memory:bool=False,    # cut the batch into the largest micro-batches that fit
-    quiet:bool=False,         # no text, no progress bar
-    **settings,               # fields of Config, such as steps=2000; of Meaning, such as ignore=(0,)
-)->Path:                      # the run folder
+    source:str|Path,                # a data folder, or a preset (list_presets)
+    method:str='corrmatch',         # supervised | fixmatch | unimatch | corrmatch
+    labels:int=0,                   # data folder: labeled images to choose; 0: as the lists say
+    classes:str|Path|int|None=None, # data folder: a class file or a number of classes; None: found
+    lists:str|Path|None=None,       # data folder: where lists that have to be made go; None: splits/ in it
+    resume:bool=False,              # go on from the last checkpoint of the run folder
+    force:bool=False,               # resume although settings or lists have changed
+    fit_memory:bool=False,          # cut the batch into the largest micro-batches that fit
+    quiet:bool=False,               # no text, no progress bar
+    **settings:Any,                 # fields of Config, such as steps=2000; of Meaning, such as ignore=(0,)
+)->Path:                            # the run folder
     "Train one run."
     if not quiet:
         show_log()
@@ -163,7 +166,7 @@ def resume(
     run:str|Path,     # run folder
     force:bool=False, # although settings or lists have changed, or another process seems to train
     quiet:bool=False, # no text, no progress bar
-    **settings,       # fields of Config; those that change a result need force
+    **settings:Any,   # fields of Config; those that change a result need force
 )->Path:              # the run folder
     "Go on with a run that was stopped or killed; it ends as if it had never been."
     if not quiet:
@@ -181,16 +184,16 @@ def resume(
 
 # %% ../../nbs/use/50_api.ipynb #1f4cad50
 def find_lr(
-    source:str|Path,          # a data folder, or a preset (list_presets)
-    method:str='corrmatch',   # supervised | fixmatch | unimatch | corrmatch
-    labels:int=0,             # data folder: labeled images to choose; 0: as the lists say
-    classes=None,             # data folder: a class file or a number of classes; None: found
-    lists:str|Path|None=None, # data folder: where lists that have to be made go; None: splits/ in it
-    lowest:float=1e-5,        # first rate of the backbone
-    highest:float=1.,         # last rate
-    tries:int=100,            # steps at most
-    **settings,               # fields of Config, such as backbone; of Meaning, such as ignore=(0,)
-)->LrCurve:                   # .suggestion, .figure()
+    source:str|Path,                # a data folder, or a preset (list_presets)
+    method:str='corrmatch',         # supervised | fixmatch | unimatch | corrmatch
+    labels:int=0,                   # data folder: labeled images to choose; 0: as the lists say
+    classes:str|Path|int|None=None, # data folder: a class file or a number of classes; None: found
+    lists:str|Path|None=None,       # data folder: where lists that have to be made go; None: splits/ in it
+    lowest:float=1e-5,              # first rate of the backbone
+    highest:float=1.,               # last rate
+    tries:int=100,                  # steps at most
+    **settings:Any,                 # fields of Config, such as backbone; of Meaning, such as ignore=(0,)
+)->LrCurve:                         # .suggestion, .figure()
     "Train some steps with a growing learning rate and suggest one; no run is kept."
     said = _meaning(settings)
     _refuse_unknown(settings, Config.__dataclass_fields__)
@@ -206,7 +209,7 @@ def predict(
     quiet:bool=False,           # no progress
     annotations:AnnotationTool|None=None, # also write annotations/ for this tool
     tolerance:float=0.,         # pixels that its polygons may lie off; 0: they give the same masks
-    **options,                  # of load: checkpoint, device, tile, scales, flip, longest, propagated
+    **options:Any,              # of load: checkpoint, device, tile, scales, flip, longest, propagated
 )->Done:                        # .look: page to open; .n: images; .broken: one line a file
     "Predict files and write masks, overlays, confidence maps, a table and a page."
     if not quiet:
@@ -217,12 +220,12 @@ def predict(
 
 def explore(
     run:str|Path|LoadedModel, # see load; or what it returned; a method with a correlation head
-    image,                    # path, PIL image, (h,w,3) array or (3,h,w) tensor
+    image:str|Path|Image.Image|np.ndarray|Tensor, # path, PIL image, (h,w,3) array or (3,h,w) tensor
     longest:int=513,          # pixels of the long side at most
     checkpoint:str='best.pt', # of a run folder
     device:str='auto',        # auto | cpu | cuda | cuda:N
-    **settings,               # first cut, tau, position (y, x), title: see explorer
-):                            # widget with these traits, reading() and figure()
+    **settings:Any,           # first cut, tau, position (y, x), title: see explorer
+)->Any:                       # widget with these traits, reading() and figure()
     "Show the correlation explorer of an image in a notebook."
     model = run if isinstance(run, LoadedModel) else load(run, checkpoint, device)
     return model.explore(image, longest, **settings)

@@ -28,7 +28,7 @@ def large_pages():
 
 def machine(
     device:str='cpu', # cpu | cuda | cuda:N
-)->dict:              # what a reader needs to judge a number
+)->dict[str, Any]:    # what a reader needs to judge a number
     "Describe processor, GPU and versions."
     try:
         cpu = next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
@@ -52,7 +52,7 @@ def measure(
     device:str='cpu', # on a GPU each call waits for it
     seconds:float=60, # stop early, after at least two timed rounds
     warm:int=1,       # untimed calls of each before
-)->dict:              # name -> dict of median wall time, median processor time, shortest wall time (s), calls
+)->dict[str, dict[str, Any]]: # name -> wall, cpu: medians; best: shortest wall time (all s); calls
     "Time jobs in turns."
     wait = partial(torch.cuda.synchronize, device) if str(device).startswith('cuda') else (lambda: None)
     times = {name: list[tuple]() for name in jobs}
@@ -98,7 +98,7 @@ def extra_peak(
 def limits(
     device:str='cpu', # where to measure
     size:int=1024,    # side of the matrices; use 8192 on a GPU
-)->dict:              # bytes/s of a copy; float32 and bfloat16 operations/s of a matrix product
+)->dict[str, float]:  # bytes/s of a copy; float32 and bfloat16 operations/s of a matrix product
     "Measure what the machine can do."
     source = torch.ones(2**24 if str(device) == 'cpu' else 2**28, device=device)
     a = torch.ones(size, size, device=device)
@@ -119,7 +119,7 @@ def region_case(
     k:int=21,            # classes
     seed:int=0,          # of everything
     device:str='cpu',    # where the tensors lie
-)->dict:                 # f1, rows, label, keep, within, size
+)->dict[str, Any]:       # f1, rows, label, keep, within, size
     "Make features in patches, and labels that follow them or not."
     if accepted not in ('many', 'few'):
         raise ValueError(f"accepted='{accepted}': use many or few")
@@ -141,11 +141,11 @@ def region_case(
 
 # %% ../../nbs/use/49_bench.ipynb #89f5b3ba
 def pixel_jobs(
-    side:int,         # feature positions along one side
-    b:int,            # images
-    k:int=21,         # classes
-    device:str='cpu', # where to run
-)->dict:              # whole, chunked: functions that return the two gradients
+    side:int,                    # feature positions along one side
+    b:int,                       # images
+    k:int=21,                    # classes
+    device:str='cpu',            # where to run
+)->dict[str, Callable[[], Any]]: # whole, chunked: functions that return the two gradients
     "Forward and backward of the correlation branch, with the map held whole and in chunks."
     g = torch.Generator().manual_seed(0)
     f1, f2, values, grad = [torch.randn(b, k, side, side, generator=g).to(device) for _ in range(4)]
@@ -164,7 +164,7 @@ def cost_jobs(
     k:int=21,         # classes
     device:str='cpu', # where to run
     whole:float=2.5e9,# bytes that the map held whole may take; beyond, that job is left out
-)->dict:              # name -> (function, bytes that must move, operations)
+)->dict[str, tuple[Callable[[], Any], float, float]]: # name -> (function, bytes that must move, operations)
     "The parts whose cost depends on the size of the image, with the least they must do."
     n = side**2
     pixels = (8*side-7)**2
@@ -173,21 +173,22 @@ def cost_jobs(
     spread = pixel_jobs(side, b, k, device)
     def regions():
         return fast_region_targets(c['rows'], c['side'], c['label'], c['keep'], c['within'], .85, n_classes=k)
-    jobs = dict(rows=(lambda: correlation_rows(c['f1'], c['f1'], index), 4*b*(m*n + 2*k*n), 2*b*m*n*k),
-                regions=(regions, b*(4*m*n + 2*m*pixels/8 + 19*pixels), 0),
-                pixels=(spread['chunked'], 4*8*b*k*n, 6*2*b*n*n*k))
+    jobs:dict[str, Any] = dict(
+        rows=(lambda: correlation_rows(c['f1'], c['f1'], index), 4*b*(m*n + 2*k*n), 2*b*m*n*k),
+        regions=(regions, b*(4*m*n + 2*m*pixels/8 + 19*pixels), 0),
+        pixels=(spread['chunked'], 4*8*b*k*n, 6*2*b*n*n*k))
     if 3*4*b*n*n <= whole:
         jobs['pixels, map held'] = spread['whole'], 4*8*b*k*n + 10*4*b*n*n, 5*2*b*n*n*k
     return jobs
 
 # %% ../../nbs/use/49_bench.ipynb #ac59c5f3
 def cost_row(
-    rates:dict,       # from limits
-    over:str,         # what is varied: positions | batch | regions
-    value:int,        # its value
-    device:str='cpu', # where to run
-    **options:Any,    # of cost_jobs
-)->list:              # one dict a part
+    rates:dict,          # from limits
+    over:str,            # what is varied: positions | batch | regions
+    value:int,           # its value
+    device:str='cpu',    # where to run
+    **options:Any,       # of cost_jobs
+)->list[dict[str, Any]]: # one dict a part
     "Time, memory and share of the limit of all parts at one size."
     rows = []
     for name, (job, moved, operations) in cost_jobs(device=device, **options).items():
@@ -218,13 +219,13 @@ def store_result(
 
 # %% ../../nbs/use/49_bench.ipynb #9c4484fa
 def run_bench(
-    device:str='cpu',             # cpu | cuda | cuda:N
-    out:str='',                   # JSON file to write
-    sides:tuple[int, ...]=(41, 65, 101, 151, 201),# feature positions along one side
-    batches:tuple[int, ...]=(1, 2, 4, 8), # images, at the first side
-    regions:tuple[int, ...]=(32, 64, 128, 256), # regions an image, at the first side
-    say:Callable[[str], object]=print, # called with each line
-)->dict:                          # machine, limits, rows
+    device:str='cpu',                              # cpu | cuda | cuda:N
+    out:str='',                                    # JSON file to write
+    sides:tuple[int, ...]=(41, 65, 101, 151, 201), # feature positions along one side
+    batches:tuple[int, ...]=(1, 2, 4, 8),          # images, at the first side
+    regions:tuple[int, ...]=(32, 64, 128, 256),    # regions an image, at the first side
+    say:Callable[[str], object]=print,             # called with each line
+)->dict[str, Any]:                                 # machine, limits, rows
     "Print how the cost of each part grows, beside the machine's limit."
     large_pages()
     result: dict = dict(

@@ -91,7 +91,7 @@ def compare_runs(
     checkpoint:str='best.pt', # or last.pt
     most:int=0,               # validation images at most, evenly spaced; 0: all
     device:str='auto',        # auto | cpu | cuda | cuda:N
-    **changes,                # data, val, evaluation: fields of the records to change, in both runs
+    **changes:Any,            # data, val, evaluation: fields of the records to change, in both runs
 )->Comparison:                # prints nothing: see .text(), .figure()
     "Let two runs predict the same validation images."
     folders = Path(first), Path(second)

@@ -144,7 +144,7 @@ def run_photos(
     seeds:int=1,              # pairs of runs
     labels:int=0,             # labeled images to choose; 0: as the lists say, or all
     quiet:bool=False,         # no progress bars
-    **changes,                # fields of Config, the same for all runs
+    **changes:Any,            # fields of Config, the same for all runs
 )->str:                       # the table, also written to demo.txt
     "Train supervised-only and CorrMatch on a folder of images, and compare."
     start = time.time()

@@ -11,13 +11,15 @@ import zlib
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor, nn
 from ..method.correlation import correlation_map
@@ -30,6 +32,8 @@ from ..engine.regions import fast_propagate_regions, fast_region_maps
 from ..files import write_atomic
 from ..data.views import normalize
 from ..viz import VERDICT_COLORS, palette, show_image, show_outline
+if TYPE_CHECKING:
+    from IPython.display import IFrame
 
 # %% ../../nbs/use/41_explore.ipynb #883531a5
 class ExploreView(NamedTuple):
@@ -71,14 +75,14 @@ def _ask_model(model, image):
 
 # %% ../../nbs/use/41_explore.ipynb #46d90c32
 def explore_view(
-    image,        # image: PIL, (3,h,w) or (h,w,3), floats 0..1 or uint8
-    source,       # CorrMatchNet, or features (1,d,h',w'), or a pair (f1, f2) of them
-    logits=None,  # (1,c,h,w) class scores at the size of image; taken from the network if source is one
+    image:Image.Image|np.ndarray|Tensor, # image: PIL, (3,h,w) or (h,w,3), floats 0..1 or uint8
+    source:nn.Module|Tensor|tuple[Tensor, Tensor], # CorrMatchNet, features (1,d,h',w'), or (f1, f2)
+    logits:Tensor|None=None, # (1,c,h,w) class scores at the size of image; None: of the network
 )->ExploreView:
     "Collect what the correlation map of one image is made of."
-    image = _as_bytes(image)
+    pixels = _as_bytes(image)
     if isinstance(source, nn.Module):
-        f1, f2, logits = _ask_model(source, image)
+        f1, f2, logits = _ask_model(source, pixels)
     else:
         f1, f2 = (source, source) if isinstance(source, Tensor) else source
     same = f1 is f2
@@ -88,10 +92,10 @@ def explore_view(
         raise ValueError(f'f1 is {tuple(f1.shape)}, f2 is {tuple(f2.shape)}: both must have one shape')
     if logits is not None:
         logits = _as_batch(logits, 'logits')
-        if logits.shape[2:] != image.shape[:2]:
+        if logits.shape[2:] != pixels.shape[:2]:
             raise ValueError(
-                f'logits are {tuple(logits.shape[2:])}, the image is {image.shape[:2]}: resize the logits')
-    return ExploreView(image, f1, f1 if same else f2, logits)
+                f'logits are {tuple(logits.shape[2:])}, the image is {pixels.shape[:2]}: resize the logits')
+    return ExploreView(pixels, f1, f1 if same else f2, logits)
 
 # %% ../../nbs/use/41_explore.ipynb #8887b84b
 def _grid_position(
@@ -258,16 +262,16 @@ def _look(view, names, colors):
 
 # %% ../../nbs/use/41_explore.ipynb #5c3ab5af
 def draw_explorer(
-    view:ExploreView, # from explore_view
-    position:tuple,   # (y, x) pixel
-    cut:float=0.5,    # see read_position
-    tau:float=0.85,   # see read_position
-    transposed:bool=False, # see read_position
-    shown:str='row',  # 'row' or 'column' of the map
-    names=None,       # of the classes
-    colors=None,      # (c,3) uint8
-    temperature:float|None=None, # see read_position
-):                    # Figure
+    view:ExploreView,              # from explore_view
+    position:tuple,                # (y, x) pixel
+    cut:float=0.5,                 # see read_position
+    tau:float=0.85,                # see read_position
+    transposed:bool=False,         # see read_position
+    shown:str='row',               # 'row' or 'column' of the map
+    names:Sequence[str]|None=None, # of the classes
+    colors:ArrayLike|None=None,    # (c,3) uint8
+    temperature:float|None=None,   # see read_position
+)->Figure:
     "Draw what the explorer shows at one position."
     reading = read_position(view, position, cut, tau, transposed, temperature)
     names, colors = _look(view, names, colors)
@@ -445,15 +449,15 @@ def _contents(
 
 # %% ../../nbs/use/41_explore.ipynb #084b02b3
 def explorer(
-    image,        # image: PIL, (3,h,w) or (h,w,3), floats 0..1 or uint8
-    source,       # CorrMatchNet, or features (1,d,h',w'), or a pair (f1, f2) of them
-    logits=None,  # (1,c,h,w) class scores; taken from the network if source is one
-    strong=None,  # a second view: an ExploreView, or an image if source is a network
-    names=None,   # of the classes
-    colors=None,  # (c,3) uint8
-    **settings,   # first cut, tau (four decimals), position (y, x), transposed; title; temperature, for raw
+    image:Image.Image|np.ndarray|Tensor, # image: PIL, (3,h,w) or (h,w,3), floats 0..1 or uint8
+    source:nn.Module|Tensor|tuple[Tensor, Tensor], # CorrMatchNet, features (1,d,h',w'), or (f1, f2)
+    logits:Tensor|None=None, # (1,c,h,w) class scores; taken from the network if source is one
+    strong:ExploreView|Image.Image|np.ndarray|Tensor|None=None, # second view; an image if source is a network
+    names:Sequence[str]|None=None, # of the classes
+    colors:ArrayLike|None=None, # (c,3) uint8
+    **settings:Any, # first cut, tau (four decimals), position (y, x), transposed; title; temperature, for raw
                   # features; ground_truth (h,w), which makes changes repaired or broken
-):                # widget with these traits, and reading() and figure()
+)->Any:           # widget with these traits, and reading() and figure()
     "Show the explorer in a notebook."
     views, meta, blob, state = _contents(image, source, logits, strong, names, colors, **settings)
     widget = _widget_class()(meta=meta, blob=blob, **state)
@@ -462,10 +466,10 @@ def explorer(
 
 # %% ../../nbs/use/41_explore.ipynb #9702a027
 def explorer_html(
-    image,      # see explorer
-    source,     # see explorer
-    **settings, # further arguments of explorer
-)->str:         # a whole page
+    image:Image.Image|np.ndarray|Tensor,           # see explorer
+    source:nn.Module|Tensor|tuple[Tensor, Tensor], # see explorer
+    **settings:Any,                                # further arguments of explorer
+)->str:                                            # a whole page
     "Write the explorer as text of one HTML page."
     _, meta, blob, state = _contents(image, source, **settings)
     state = dict(opacity=.6, shown='row', ground='image', pinned=False) | state
@@ -479,11 +483,11 @@ def explorer_html(
 
 # %% ../../nbs/use/41_explore.ipynb #15a29fa3
 def write_explorer(
-    path:Path,  # the HTML file; its folder must exist
-    image,      # see explorer
-    source,     # see explorer
-    **settings, # further arguments of explorer
-)->Path:        # the file
+    path:Path,                                     # the HTML file; its folder must exist
+    image:Image.Image|np.ndarray|Tensor,           # see explorer
+    source:nn.Module|Tensor|tuple[Tensor, Tensor], # see explorer
+    **settings:Any,                                # further arguments of explorer
+)->Path:                                           # the file
     "Write the explorer as one HTML file that needs neither server nor network."
     text = explorer_html(image, source, **settings)
     write_atomic(path, text.encode())
@@ -493,7 +497,7 @@ def write_explorer(
 def open_explorer(
     path:Path,       # from write_explorer, in the notebook's folder or below
     height:int=820,  # pixels
-):                   # IPython's IFrame
+)->'IFrame':        
     "Show a written explorer in a notebook."
     from IPython.display import IFrame
     path = Path(path)

@@ -12,10 +12,10 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from ..models.backbones import FitImage, PatchBackbone
 from ..training.checkpoints import (
     export_reference_state, load_reference_checkpoint, load_weights, open_weights, release, save_weights)
@@ -77,6 +77,9 @@ def _answer(module):
 # %% ../../nbs/use/46_export.ipynb #2079e213
 class InferenceNet(nn.Module):
     "Images (b,3,h,w), RGB floats 0..255, to class scores (b,k,h,w)."
+    net:Any
+    mean:Tensor
+    std:Tensor
     def __init__(self,
         model:nn.Module, # DeepLabV3Plus or CorrMatchNet; copied
     ):
@@ -94,7 +97,10 @@ class InferenceNet(nn.Module):
         for name, values in (('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)):
             self.register_buffer(name, 255*torch.tensor(values).view(1, 3, 1, 1))
         self.eval()
-    def forward(self, image): return self.net.predict_logits((image-self.mean)/self.std)
+    def forward(self,
+        image:Tensor, # (b,3,h,w) RGB, 0..255
+    )->Tensor:        # (b,k,h,w) logits
+        return self.net.predict_logits((image-self.mean)/self.std)
 
 # %% ../../nbs/use/46_export.ipynb #04721b89
 def _recorded(net, size, low, high=16384):

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,8 @@ from ..pages import read_asset
 from ..viz import palette
 from .explore import explore_view
 from .predict import LoadedModel, load
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 # %% ../../nbs/use/39_label.ipynb #971762fb
 def _window_mean(x, radius):
@@ -378,7 +380,7 @@ class LabelFolder:
                 f"{', '.join(self.names)}; put the old names back into {self.root/'classes.txt'}, in "
                 "their order")
     @property
-    def problem(self):
+    def problem(self)->str:
         "Why no mask can be written; '' if one can."
         place = self.root/'masks'
         place = place if place.exists() or place.is_symlink() else self.root
@@ -389,19 +391,27 @@ class LabelFolder:
                 return ''
         except OSError as e:
             return f'{place}: masks cannot be saved here ({e.strerror}); make the folder writable'
-    def size(self, i):
+    def size(self,
+        i:int, # number of the image, from 0
+    )->tuple[int, int]:
         "Return (w, h) of image i as it is shown."
         return self.images[i].size
-    def read_image(self, i):
+    def read_image(self,
+        i:int, # number of the image, from 0
+    )->Image.Image:
         "Return image i in RGB, turned as it is shown."
         return Image.fromarray(read_photo(self.images[i].path, self.images[i].turn))
-    def version(self, i):
+    def version(self,
+        i:int, # number of the image, from 0
+    )->str:
         "Return a word that changes with the mask file; '' if there is none."
         try:
             return hashlib.sha256(self.images[i].mask.read_bytes()).hexdigest()[:20]
         except (FileNotFoundError, NotADirectoryError):
             return ''
-    def read_mask(self, i):
+    def read_mask(self,
+        i:int, # number of the image, from 0
+    )->tuple[np.ndarray, str]:
         "Return (h,w) uint8 class ids and the version; 255 everywhere if there is no mask yet."
         version = self.version(i)
         if not version:
@@ -424,12 +434,18 @@ class LabelFolder:
             raise DataError(
                 f'{path}: value {strange[0]} in {(ids == strange[0]).sum()} pixels is none of the '
                 f'{len(self.names)} classes; add its class with --classes, or correct the mask')
-    def share(self, i):
+    def share(self,
+        i:int, # number of the image, from 0
+    )->float:
         "Return the share of pixels with a class, 0..1; 1 for the mask of another program."
         path = self.images[i].mask
         share = _mask_note(path).get('labeled', 1.) if path.is_file() else 0.
         return share if isinstance(share, int | float) else 1.
-    def save(self, i, ids, version):
+    def save(self,
+        i:int,          # number of the image, from 0
+        ids:np.ndarray, # (h,w) uint8 class ids; 255: without a class
+        version:str,    # of the file that was read, from version or read_mask
+    )->str:
         "Write a mask if the file still has this version; return the new version. Raises MaskConflict."
         self._refuse_strange(self.images[i].mask, ids)
         with self._lock, _locked(self.root):
@@ -623,7 +639,7 @@ def make_app(
     folder:LabelFolder,          # whose images are labeled
     model:LoadedModel|None=None, # whose correlation head and prediction are used
     token:str='',                # that requests must bring; '': a random one
-):                               # a Starlette application, with the token as `.state.token`
+)->'Starlette':                  # with the token as `.state.token`
     "Make the application behind the label page."
     _need_server()
     from starlette.applications import Starlette
@@ -657,8 +673,8 @@ def make_app(
 class LabelPage:
     "A label page that is being served; shown as a frame in a notebook."
     def __init__(self,
-        app,        # from make_app
-        port:int=0, # 0: any that is free
+        app:'Starlette', # from make_app
+        port:int=0,      # 0: any that is free
     ):
         import uvicorn
         self._socket = socket.socket()
@@ -675,7 +691,7 @@ class LabelPage:
     def run(self):
         "Serve until Ctrl+C."
         self._server.run(sockets=[self._socket])
-    def start(self):
+    def start(self)->Self:
         "Serve beside the program that called; return self."
         self._thread = threading.Thread(target=self.run, daemon=True)
         self._thread.start()

@@ -17,6 +17,7 @@ from typing import Any, Iterator, Literal, NamedTuple, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -83,14 +84,14 @@ def _next_band(probs, w, rest):
 # %% ../../nbs/use/42_predict.ipynb #0ce3c14b
 @torch.no_grad()
 def predict_bands(
-    model,             # see view_probs
+    model:nn.Module,   # see view_probs
     image:np.ndarray,  # (h,w,3) uint8, stays where it is
     tile:int,          # pixels, side of a window
     stride:int|None=None, # pixels between windows; None: int(2/3*tile)
-    device='cpu',      # where the model is
+    device:str|torch.device='cpu', # where the model is
     slivers:bool=True, # also windows cut so narrow that others have seen all of them, as in validation
-    **views,           # scales, flip: see view_probs
-)->Iterator[tuple]:    # first line, labels (n,w) uint8, confidence (n,w) uint8 with 255 for certainty
+    **views:Any,       # scales, flip: see view_probs
+)->Iterator[tuple[int, np.ndarray, np.ndarray]]: # first line; (n,w) uint8: labels, confidence 0..255
     "Slide a window over an image and give away its lines from top to bottom as they are complete."
     rest = None
     stride = int(2/3*tile) if stride is None else stride
@@ -148,14 +149,16 @@ class Prediction(NamedTuple):
     colors: np.ndarray           # (k,3) uint8
 
     @property
-    def confidence(self):
+    def confidence(self)->np.ndarray:
         "Probability of the predicted class, (h,w) float32 in 0..1."
         return self.confidence_bytes.astype(np.float32)/255
-    def overlay(self, alpha=.55):
-        "Paint the mask over the image; alpha is the mask's share. Returns (h,w,3) uint8."
+    def overlay(self,
+        alpha:float=.55, # share of the mask, 0..1
+    )->np.ndarray:       # (h,w,3) uint8
+        "Paint the mask over the image."
         return _overlay(self.image, self.mask, self.colors, alpha)
-    def show(self):
-        "Draw image, classes and confidence side by side. Returns a Figure."
+    def show(self)->Figure:
+        "Draw image, classes and confidence side by side."
         fig = show_row(
             self.image, self.overlay(), self.confidence, titles=['image', 'classes', 'confidence'], size=3.2)
         shown = [c for c in np.unique(self.mask) if c < len(self.names)]
@@ -163,7 +166,9 @@ class Prediction(NamedTuple):
         fig.legend(
             patches, [self.names[c] for c in shown], loc='outside lower center', ncols=min(len(shown), 6))
         return fig
-    def save(self, path):
+    def save(self,
+        path:str|Path, # .png
+    )->Path:
         "Write the mask as a palette PNG whose values are the class ids. Returns the path."
         path = Path(path)
         if path.suffix.lower() != '.png':
@@ -203,8 +208,7 @@ class LoadedModel:
         scales:Sequence=(1.,), # see view_probs
         flip:bool=False,     # see view_probs
         longest:int=0,       # pixels: scale the long side down to it; 0: images stay as they are
-        # predict with propagated scores, see set_propagated
-        propagated:Literal['none', 'mean', 'only']='none',
+        propagated:Literal['none', 'mean', 'only']='none', # use propagated scores, see set_propagated
     ):
         if not scales or min(scales) <= 0:
             raise ValueError(f'scales={scales}: give one or more numbers above 0')
@@ -223,17 +227,21 @@ class LoadedModel:
         self.flip = flip
         self.longest = longest
         self.quiet = True  # False: a bar shows how far a large image has come
-    def window(self, h, w):
-        """Return the side of the windows for an image of h x w; small images take one, unless scored by
-        windows."""
+    def window(self,
+        h:int, # pixels, height of the image
+        w:int, # pixels, width of the image
+    )->int:    # pixels
+        "Return the side of the windows for an image; small images take one, unless scored by windows."
         return self.tile if self.slides or h*w > self.tile**2 else max(h, w)
     @cached_property
-    def fused(self):
+    def fused(self)->nn.Module:
         "The same network with batch norms folded into convolutions, faster."
         return fuse_for_inference(self.model)
-    def predict(self, image, propagated=None):
-        """Return the Prediction of a path, PIL image, (h,w,3) array or (3,h,w) tensor. propagated: none, mean
-        or only for this image; None: as loaded."""
+    def predict(self,
+        image:str|Path|Image.Image|np.ndarray|Tensor, # path, PIL image, (h,w,3) array or (3,h,w) tensor
+        propagated:Literal['none', 'mean', 'only']|None=None, # for this image; None: as loaded
+    )->Prediction:
+        "Predict the classes of an image."
         set_propagated(self.fused, propagated or self.propagated, f'this run of method {self.config.method}')
         picture = _as_image(image, parse_depth(self.config.depth))
         seen, (h, w) = _scaled(picture, self.longest), picture.shape[:2]
@@ -255,18 +263,31 @@ class LoadedModel:
             sure = np.asarray(Image.fromarray(sure).resize((w, h), Image.Resampling.BILINEAR))
         return Prediction(picture, mask, sure, self.names, self.colors)
     @classmethod
-    def from_pretrained(cls, name, **options):
-        "Open a folder of save_pretrained or a model of the hub, USER/NAME; options: see load."
+    def from_pretrained(cls,
+        name:str|Path,  # folder of save_pretrained, or USER/NAME of the hub
+        **options:Any,  # see load
+    )->'LoadedModel':
+        "Open a folder of save_pretrained or a model of the hub."
         return load(name if Path(name).exists() else f'hf:{str(name).removeprefix("hf:")}', **options)
-    def save_pretrained(self, folder, name='', scores=None, note=''):
-        "Write model.safetensors, config.json and README.md into a folder; scores, note: see make_card."
+    def save_pretrained(self,
+        folder:str|Path,       # made if it is not there
+        name:str='',           # title of the page; '': like the folder
+        scores:dict|None=None, # see make_card
+        note:str='',           # see make_card
+    )->Path:                   # the folder
+        "Write model.safetensors, config.json and README.md into a folder."
         name = name or Path(folder).name
         known = dict(classes=self.names, colors=np.asarray(self.colors).tolist(), tau=float(self.tau))
         use = f"import corrmatch\nmodel = corrmatch.load('{'hf:' if '/' in name else ''}{name}')"
         card = make_card(self.config, scores, note=note) | known
         return save_pretrained(self.model, folder, card, name, use)
-    def push_to_hub(self, name, private=True, scores=None, note=''):
-        "Upload what save_pretrained writes to the hub as USER/NAME; returns the name that load takes."
+    def push_to_hub(self,
+        name:str,              # USER/NAME
+        private:bool=True,     # only its owner sees it
+        scores:dict|None=None, # see make_card
+        note:str='',           # see make_card
+    )->str:                    # the name that load takes
+        "Upload what save_pretrained writes to the hub."
         api = _hub().HfApi()  # who you are: `hf auth login`, or HF_TOKEN
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, name, scores, note)
@@ -276,16 +297,20 @@ class LoadedModel:
             except Exception as e:  # of many kinds
                 raise _hub_fault(f'{name}: was not uploaded', e) from None
         return f'hf:{name}'
-    def explore(self, image, longest=513, **settings):
-        "Show the correlation explorer of an image, its long side at most `longest` pixels."
+    def explore(self,
+        image:str|Path|Image.Image|np.ndarray|Tensor, # path, PIL image, (h,w,3) array or (3,h,w) tensor
+        longest:int=513, # pixels of the long side at most
+        **settings:Any,  # see explorer
+    )->Any:              # the widget of explorer
+        "Show the correlation explorer of an image."
         shown = _scaled(_as_image(image, parse_depth(self.config.depth)), longest)
         return explorer(np.array(shown), self.model, **_explorer_settings(self) | settings)
 
 # %% ../../nbs/use/42_predict.ipynb #0e864c9c
 def class_display(
-    config:Config,        # data, name, n_classes
-    run:Path|None=None,   # run folder, whose scores name the classes when the data are gone
-)->tuple:                 # k names, (k,3) uint8 colours
+    config:Config,               # data, name, n_classes
+    run:Path|None=None,          # run folder, whose scores name the classes when the data are gone
+)->tuple[list[str], np.ndarray]: # k names, (k,3) uint8 colours
     "Find names and colours of the classes."
     k, family = config.n_classes, config.name.split('_')[0]
     own = read_classes(Path(config.data)) if config.data and Path(config.data).is_dir() else None
@@ -353,7 +378,7 @@ def load(
     run:str|Path,             # run folder, weights with a card, folder of save_pretrained, or hf:USER/NAME
     checkpoint:str='best.pt', # of a run folder: best.pt or last.pt
     device:str='auto',        # auto | cpu | cuda | cuda:N
-    **options,                # tile, scales, flip, longest, propagated: see LoadedModel
+    **options:Any,            # tile, scales, flip, longest, propagated: see LoadedModel
 )->LoadedModel:
     "Open a trained model for use."
     path = _from_hub(str(run)) if str(run).startswith('hf:') else Path(run)
@@ -533,7 +558,7 @@ class Done(NamedTuple):
     annotations: Path|None=None # what an annotation tool imports
 
     @property
-    def text(self):
+    def text(self)->str:
         "Say it in a few lines."
         lines = [f'{self.n} images done: look at {self.look}']
         if self.annotations:

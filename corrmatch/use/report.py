@@ -9,7 +9,7 @@ import shlex
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from ..training.reading import open_val, spaced
 from ..training.builders import eval_pairs
 from ..training.trainer import ABSENT, MEANS, load_run, pick_device
 from ..viz import colorize, show_image, show_mask
+if TYPE_CHECKING:
+    import ipywidgets as widgets
 
 # %% ../../nbs/use/44_report.ipynb #9dbe91bc
 class RunLog(NamedTuple):
@@ -132,9 +134,9 @@ def _draw_panel(
 
 # %% ../../nbs/use/44_report.ipynb #4419dd57
 def draw_run(
-    run,                # run folder, or RunLog
-    step:int|None=None, # moment to look at; None: the last
-):                      # Figure
+    run:Path|RunLog,     # run folder, or RunLog
+    step:int|None=None,  # moment to look at; None: the last
+)->Figure:
     "Draw the curves of a run and its validation images at one moment."
     log = run if isinstance(run, RunLog) else read_run(run)
     shown = [s for s in log.pictures if step is None or s <= step]
@@ -175,7 +177,7 @@ def _run_line(
 def show_run(
     folder:Path,       # run folder, also of a run that is training
     seconds:float=10., # between readings while the player runs
-):                     # ipywidgets VBox
+)->'widgets.VBox':
     "View a run: a slider over its validations, read again by a button or every few seconds."
     import ipywidgets as widgets
     step = widgets.SelectionSlider(options=[0], description='step', continuous_update=True)
@@ -229,7 +231,7 @@ def score_run(
     checkpoint:str='best.pt', # or last.pt
     most:int=200,             # validation images at most; 0: all
     device:str='auto',        # auto | cpu | cuda | cuda:N
-    **changes,                # fields of the record to change, such as data=NEW_PLACE
+    **changes:Any,            # fields of the record to change, such as data=NEW_PLACE
 )->Scored:
     "Predict validation images of a run; raise DataError where model or data are gone."
     at = pick_device(device)
@@ -498,7 +500,7 @@ def _draw_examples(scored, rows):
 def show_results(
     run:Path|Scored, # run folder, or what score_run returned
     n:int=4,         # images
-    **options,       # of score_run: checkpoint, device, data, val
+    **options:Any,   # of score_run: checkpoint, device, data, val
 )->Figure:
     "Draw images spread over the validation list, with mask, prediction and mistakes."
     scored = run if isinstance(run, Scored) else score_run(run, most=n, **options)
@@ -509,7 +511,7 @@ def show_results(
 def worst(
     run:Path|Scored, # run folder, or what score_run returned
     n:int=4,         # images
-    **options,       # of score_run: checkpoint, most, device, data, val
+    **options:Any,   # of score_run: checkpoint, most, device, data, val
 )->Figure:
     "Draw the validation images with the lowest score, worst first."
     scored = run if isinstance(run, Scored) else score_run(run, **options)
@@ -517,7 +519,7 @@ def worst(
 
 def confusion(
     run:Path|Scored, # run folder, or what score_run returned
-    **options,       # of score_run: checkpoint, most, device, data, val
+    **options:Any,   # of score_run: checkpoint, most, device, data, val
 )->Figure:
     "Draw the share of each true class that goes to each predicted one."
     scored = run if isinstance(run, Scored) else score_run(run, **options)
@@ -534,8 +536,8 @@ def _curve_card(panel):
 # %% ../../nbs/use/44_report.ipynb #2999b24b
 def report_page(
     log:RunLog,  # from read_run
-    scored=None, # Scored; or a text that says why there is none
-    quality=None, # LabelQuality; or a text that says why there is none; None: not mentioned
+    scored:Scored|str|None=None, # or why there is none
+    quality:LabelQuality|str|None=None, # or why there is none; None: not mentioned
 )->str:          # a whole page
     "Write the report of a run."
     c = log.config
@@ -565,7 +567,7 @@ def write_report(
     most:int=200,             # validation images that are predicted at most; 0: all
     device:str='auto',        # auto | cpu | cuda | cuda:N
     judged:int=30,            # unlabeled images with known masks that judge the pseudo-labels; 0: none
-    **changes,                # fields of the record to change, such as data=NEW_PLACE
+    **changes:Any,            # fields of the record to change, such as data=NEW_PLACE
 )->str:                       # one line: what was written
     "Write the report of a run as one HTML file; what cannot be had is said in it."
     log = read_run(folder)

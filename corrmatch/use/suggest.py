@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from torch import Tensor
@@ -194,7 +194,7 @@ class Suggestions(NamedTuple):
     broken: list # one line a file that could not be read
 
     @property
-    def text(self):
+    def text(self)->str:
         "Say it in a few lines."
         lines = [
             f'{len(self.names)} of {self.n_free} unlabeled images suggested, {self.n_labeled} are labeled',
@@ -261,16 +261,16 @@ def _write_sheet(path, opened, cards, found, strategy, broken):
 
 # %% ../../nbs/use/40_suggest.ipynb #efc59b74
 def suggest(
-    folder:str|Path,          # data folder, in any usual layout
-    run:str|Path|LoadedModel, # see load; or what it returned
-    n:int=20,                 # images wanted
+    folder:str|Path,             # data folder, in any usual layout
+    run:str|Path|LoadedModel,    # see load; or what it returned
+    n:int=20,                    # images wanted
     strategy:Strategy='diverse', # random | uncertainty | diverse | both
-    seed:int=0,               # of `random`
-    out:str|Path='suggested', # output folder; files in it are overwritten
-    longest:int=1024,         # pixels of the long side at most, while images are looked at; 0: as it is
-    quiet:bool=False,         # no progress
-    **options,                # of load: checkpoint, device
-)->Suggestions:               # prints as a text by .text
+    seed:int=0,                  # of `random`
+    out:str|Path='suggested',    # output folder; files in it are overwritten
+    longest:int=1024,            # pixels of the long side at most, while images are looked at; 0: as it is
+    quiet:bool=False,            # no progress
+    **options:Any,               # of load: checkpoint, device
+)->Suggestions:                  # prints as a text by .text
     "Rank the unlabeled images of a folder by what a mask would teach; write a contact sheet and a list."
     _check_options(n, strategy, longest)
     opened = run if isinstance(run, LoadedModel) else load(run, **options)

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, stdev
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Sequence
+from typing import Any, Literal, NamedTuple, Sequence
 from ..config import METHODS, PRESETS, Config, preset
 from ..files import text_table
 from ..training.run_folder import HARMLESS, Run, list_runs, read_record, recorded_config
@@ -118,7 +118,7 @@ def paper_steps(
 # %% ../../nbs/use/48_tables.ipynb #06806c52
 def changed_fields(
     config:Config, # record of a run
-)->dict:           # field -> value, if it is not the preset's
+)->dict[str, Any]: # field -> value, if it is not the preset's
     "Find the fields in which a run differs from its preset."
     known = config.name in PRESETS
     base = preset(config.name if known else 'vocanimals', config.method)  # vocanimals: your own data
