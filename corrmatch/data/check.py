@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 from .coco import annotated_size
-from ..config import IGNORE_INDEX, Config, preset
+from ..config import IGNORE_INDEX, Config, Method, preset
 from .folders import (
     ClassCounts, FolderSource, IMAGE_SUFFIXES, list_lines, mark_output, missing_classes, parse_line,
     read_classes, read_split, refuse_shared)
@@ -128,7 +128,7 @@ def _scan_image(item, image):
 
 # %% ../../nbs/data/23_check.ipynb #52d27cca
 def follow(
-    things:Iterable[Any],    # iterable
+    things:Iterable[Any],    # what passes
     total:int,               # how many there will be
     text:str,                # what they are, for the user
     stream:TextIO|None=None, # where to; None: standard error
@@ -1475,7 +1475,7 @@ def _cpu_rules(crop, n_labeled, n_unlabeled, given):
 # %% ../../nbs/data/23_check.ipynb #0adee09a
 def auto_config(
     folder:Path,            # data set, in any layout
-    method:str='corrmatch', # as in preset
+    method:Method='corrmatch', # as in preset
     labels:int=0,           # labeled images; 0: all that have masks
     share:float=.2,         # share kept for scoring, where neither the data set nor val= names images
     lists:Path|None=None,   # folder for lists that have to be made; None: splits/ in the data folder

@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from ..config import IGNORE_INDEX
 from .folders import is_path_traversal
@@ -567,7 +567,7 @@ class Outlined(NamedTuple):
     objects:tuple|None # annotations, each with its class; None: unlabeled
 
     @property
-    def outlines(self)->list[tuple[list|dict, int]]|None:
+    def outlines(self)->list[tuple[Any, int]]|None:
         return None if self.objects is None else [(a['segmentation'], a['class']) for a in self.objects]
 
 def _told(entry):

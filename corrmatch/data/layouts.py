@@ -183,7 +183,7 @@ class Layout:
 def visible_files(
     root:Path,                 # folder to search
     skipped:Container[str]=(), # names of folders to leave out, lower case
-)->Iterator[tuple[str, str]]:  # iterator of (folder, file name), in a fixed order
+)->Iterator[tuple[str, str]]:  # folder, file name; in a fixed order
     "Walk a tree, each folder once; hidden things and what this package wrote are left out."
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):  # data often lives on another disk

@@ -14,7 +14,7 @@ import sys
 from importlib import import_module, metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Iterable, NamedTuple, Sequence
+from typing import Any, Iterable, Literal, NamedTuple, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -199,7 +199,7 @@ def is_timm(
 def build_backbone(
     name:str='resnet50_deep', # of make_backbone, lite0, lite1, lite2, or 'timm:NAME'
     stride:int=8,             # output stride
-    norm:str='batch',         # 'batch' or 'group'; a timm network keeps the layers it was designed with
+    norm:Literal['batch', 'group']='batch', # a timm network keeps the layers it was designed with
 )->ResNet|StageBackbone|PatchBackbone: # with `.channels` and `.stride`
     "Build a backbone by name."
     if is_timm(name):

@@ -9,7 +9,7 @@ __all__ = ['SegOutput', 'stage_plan', 'make_norm', 'BasicBlock', 'Bottleneck', '
 import math
 import pickle
 from pathlib import Path
-from typing import Any, Iterable, NamedTuple, Self, Sequence
+from typing import Any, Iterable, Literal, NamedTuple, Self, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -50,9 +50,9 @@ def stage_plan(
 
 # %% ../../nbs/models/25_deeplab.ipynb #2936a4b1
 def make_norm(
-    kind:str,     # 'batch' or 'group'
-    channels:int, # how many channels it normalises
-)->nn.Module:     # BatchNorm2d, or GroupNorm with at most 8 groups of at least 2 channels
+    kind:Literal['batch', 'group'], # of layer
+    channels:int,                   # how many channels it normalises
+)->nn.Module:                       # BatchNorm2d, or GroupNorm with at most 8 groups of at least 2 channels
     "Make a normalisation layer."
     if kind == 'batch':
         return nn.BatchNorm2d(channels)
@@ -75,7 +75,7 @@ class BasicBlock(nn.Module):
         stride:int=1,       # of the block
         dilation:int=1,     # of the 3x3 convolution that has the stride
         after:int=1,        # dilation of a 3x3 convolution behind it
-        norm:str='batch'):  # 'batch' or 'group'
+        norm:Literal['batch', 'group']='batch'): # kind of normalisation
         super().__init__()
         self.conv1 = _conv(d_in, d, 3, stride, dilation)
         self.bn1 = make_norm(norm, d)
@@ -101,7 +101,7 @@ class Bottleneck(nn.Module):
         stride:int=1,       # of the block
         dilation:int=1,     # of the 3x3 convolution that has the stride
         after:int=1,        # dilation of a 3x3 convolution behind it
-        norm:str='batch'):  # 'batch' or 'group'
+        norm:Literal['batch', 'group']='batch'): # kind of normalisation
         super().__init__()
         d_out = d*self.expansion
         self.conv1 = _conv(d_in, d, 1)
@@ -143,12 +143,12 @@ def _init_weights(module):
 class ResNet(nn.Module):
     "ResNet with torchvision's key names; returns all its stages."
     def __init__(self,
-        block:str='bottleneck',    # 'basic' or 'bottleneck'
+        block:Literal['basic', 'bottleneck']='bottleneck', # two or three convolutions
         layers:tuple[int, ...]=(3, 4, 6, 3), # blocks of each stage, four stages or fewer
         width:int=64,              # channels of stage 1 before the bottleneck's factor 4; doubles per stage
-        stem:str='torchvision',    # 'torchvision' (7x7), 'deep' (three 3x3) or 'small' (one 3x3, no max-pool)
+        stem:Literal['torchvision', 'deep', 'small']='torchvision', # 7x7; three 3x3; one 3x3, no max-pool
         stride:int=8,              # output stride: 4, 8, 16 or 32
-        norm:str='batch'):         # 'batch' or 'group'
+        norm:Literal['batch', 'group']='batch'): # kind of normalisation
         super().__init__()
         if block not in ('basic', 'bottleneck'):
             raise ValueError(f"block is {block!r}: use 'basic' or 'bottleneck'")
@@ -179,7 +179,7 @@ class ResNet(nn.Module):
 def make_backbone(
     name:str='resnet50_deep', # resnet18/34/50/101, resnet50_deep, resnet101_deep, toynet; +_c3: no last stage
     stride:int=8,             # output stride: 4, 8, 16 or 32
-    norm:str='batch',         # 'batch' or 'group'
+    norm:Literal['batch', 'group']='batch', # kind of normalisation
 )->ResNet:                    # with `.channels` and `.stride`
     "Build a ResNet by name."
     shapes: dict[str, tuple] = dict(
@@ -210,7 +210,7 @@ class PooledBranch(nn.Module):
     def __init__(self,
         d_in:int,           # channels of the map
         d_out:int,          # channels of the result
-        norm:str='batch'):  # 'batch' or 'group'
+        norm:Literal['batch', 'group']='batch'): # kind of normalisation
         super().__init__()
         self.gap = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_norm_relu(d_in, d_out, 1, 1, norm))
     def forward(self,
@@ -233,7 +233,7 @@ class ASPP(nn.Module):
         d_in:int,            # channels of the last stage
         dim:int=256,         # channels of each branch and of the result
         rates:Sequence[int]=(12, 24, 36), # dilation of the three 3x3 branches, in feature positions
-        norm:str='batch'):   # 'batch' or 'group'
+        norm:Literal['batch', 'group']='batch'): # kind of normalisation
         super().__init__()
         self.b0 = nn.Sequential(*_conv_norm_relu(d_in, dim, 1, 1, norm))
         self.b1, self.b2, self.b3 = [
@@ -285,7 +285,7 @@ class DeepLabV3Plus(nn.Module):
         dim:int=256,                   # channels of ASPP and decoder
         low_dim:int=48,                # channels kept of c1
         rates:Sequence[int]|None=None, # ASPP dilations; None: (96, 192, 288) pixels over the stride
-        norm:str='batch'):             # 'batch' or 'group'
+        norm:Literal['batch', 'group']='batch'): # kind of normalisation
         super().__init__()
         c1, *_, c4 = backbone.channels
         self.backbone = backbone

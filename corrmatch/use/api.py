@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from ..models.backbones import build_backbone, timm_name
-from ..config import PRESETS, Config, nearest, preset
+from ..config import PRESETS, Config, Method, nearest, preset
 from ..files import DataError, log, show_log
 from ..data.masks import Meaning, parse_depth
 from ..training.distributed import run_on_rank0, all_gather, read_world, start_world, stop_world
@@ -98,7 +98,7 @@ class RunPlan(NamedTuple):
 # %% ../../nbs/use/50_api.ipynb #a91f0011
 def plan_run(
     source:str|Path,                # a data folder, or one of PRESETS
-    method:str='corrmatch',         # one of METHODS
+    method:Method='corrmatch',      # sets the loss weights
     labels:int=0,                   # data folder: labeled images to choose; 0: as the lists say
     classes:str|Path|int|None=None, # data folder: a class file or a number of classes; None: found
     lists:str|Path|None=None,       # data folder: where lists that have to be made go; None: splits/ in it
@@ -130,7 +130,7 @@ def plan_run(
 # %% ../../nbs/use/50_api.ipynb #a91f0013
 def train(
     source:str|Path,                # a data folder, or a preset (list_presets)
-    method:str='corrmatch',         # supervised | fixmatch | unimatch | corrmatch
+    method:Method='corrmatch',      # supervised | fixmatch | unimatch | corrmatch
     labels:int=0,                   # data folder: labeled images to choose; 0: as the lists say
     classes:str|Path|int|None=None, # data folder: a class file or a number of classes; None: found
     lists:str|Path|None=None,       # data folder: where lists that have to be made go; None: splits/ in it
@@ -185,7 +185,7 @@ def resume(
 # %% ../../nbs/use/50_api.ipynb #1f4cad50
 def find_lr(
     source:str|Path,                # a data folder, or a preset (list_presets)
-    method:str='corrmatch',         # supervised | fixmatch | unimatch | corrmatch
+    method:Method='corrmatch',      # supervised | fixmatch | unimatch | corrmatch
     labels:int=0,                   # data folder: labeled images to choose; 0: as the lists say
     classes:str|Path|int|None=None, # data folder: a class file or a number of classes; None: found
     lists:str|Path|None=None,       # data folder: where lists that have to be made go; None: splits/ in it

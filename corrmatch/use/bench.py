@@ -11,7 +11,7 @@ import platform
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -112,7 +112,7 @@ def limits(
 
 # %% ../../nbs/use/49_bench.ipynb #c3b1f371
 def region_case(
-    accepted:str='many', # many | few
+    accepted:Literal['many', 'few']='many', # regions that the vote accepts
     b:int=4,             # images
     side:int=41,         # feature positions along one side
     m:int=128,           # regions

@@ -216,7 +216,8 @@ def _train(
     from corrmatch.use import api
     _refuse_for_preset(folder_or_preset, dict(labels=labels, classes=classes, lists=lists, **settings))
     _check_map(settings)
-    api.train(folder_or_preset, method, labels, classes, lists, resume, force, fit_memory, **settings)
+    api.train(
+        folder_or_preset, cast(Any, method), labels, classes, lists, resume, force, fit_memory, **settings)
 
 # %% ../../nbs/use/51_cli.ipynb #5d6f2562
 @_command(
@@ -258,7 +259,7 @@ def _lr_find(
     _check_map(settings)
     check_place(figure)
     found = api.find_lr(
-        folder_or_preset, method, labels, classes, lists, lowest, highest, tries, **settings)
+        folder_or_preset, cast(Any, method), labels, classes, lists, lowest, highest, tries, **settings)
     write_atomic(figure, figure_png(found.figure()))
     print(f'suggestion after {len(found.rates)} steps: --lr {found.suggestion:.2g}; figure: {figure}')
 
@@ -664,7 +665,7 @@ def make_parser(
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=_Parser)
     name = next((word for word in argv if word in PRESETS), '')
-    method = next((word for word in argv if word in METHODS), 'corrmatch')
+    method:Any = next((word for word in argv if word in METHODS), 'corrmatch')
     values = vars(preset(name, method) if name else Config())
     source = f'{name} with {method}' if name else 'where neither does'
     for command in _COMMANDS:

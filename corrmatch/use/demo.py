@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from ..config import preset
+from ..config import Method, preset
 from ..data.check import auto_config
 from ..data.folders import list_lines, mark_output
 from ..training.metrics import evaluate
@@ -117,7 +117,8 @@ def _photo_configs(
 )->dict:          # title -> Config
     "The records of supervised-only and CorrMatch, with one list of labels and one of validation images."
     configs = {}
-    for title, method in (('supervised-only', 'supervised'), ('CorrMatch', 'corrmatch')):
+    methods:dict[str, Method] = {'supervised-only': 'supervised', 'CorrMatch': 'corrmatch'}
+    for title, method in methods.items():
         place = str(out/f'{method}_s{seed}')
         fields:dict = dict(_PHOTOS) | changes | dict(seed=seed, out=place)
         config, _ = auto_config(photos, method, labels=labels, lists=out/'lists', progress=None, **fields)

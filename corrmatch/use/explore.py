@@ -11,7 +11,7 @@ import zlib
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -267,7 +267,7 @@ def draw_explorer(
     cut:float=0.5,                 # see read_position
     tau:float=0.85,                # see read_position
     transposed:bool=False,         # see read_position
-    shown:str='row',               # 'row' or 'column' of the map
+    shown:Literal['row', 'column']='row', # which side of the map
     names:Sequence[str]|None=None, # of the classes
     colors:ArrayLike|None=None,    # (c,3) uint8
     temperature:float|None=None,   # see read_position
@@ -497,7 +497,7 @@ def write_explorer(
 def open_explorer(
     path:Path,       # from write_explorer, in the notebook's folder or below
     height:int=820,  # pixels
-)->'IFrame':        
+)->'IFrame':
     "Show a written explorer in a notebook."
     from IPython.display import IFrame
     path = Path(path)

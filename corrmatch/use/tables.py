@@ -50,7 +50,7 @@ def published_cells(
 
 def published(
     name:str,   # preset
-    method:str, # one of METHODS
+    method:str, # of METHODS
     crop:int,   # pixels of the run
 )->Published|None: # None if the paper has no such cell
     "Find the published number to compare a run with: that of its own crop if there is one."
