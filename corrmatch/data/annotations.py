@@ -132,6 +132,7 @@ def _members(where):
                         'unpack it beside the images')
     return {m.filename: archive for m in infos}
 
+# %% ../../nbs/data/21_annotations.ipynb #e5be7d98
 class _Files:
     "The texts of a data folder and the members of its archives, by path."
     def __init__(self, root, paths, archives):
@@ -427,6 +428,7 @@ def _region(region, what):
     except (ValueError, TypeError) as e:
         raise DataError(f'{what}: cannot be read, {e}; export it again') from None
 
+# %% ../../nbs/data/21_annotations.ipynb #e21d9d14
 def _region_outline(kind, value, size):
     "Outline of a region; [] if it has none."
     if kind == 'polygonlabels':
@@ -435,6 +437,7 @@ def _region_outline(kind, value, size):
         return encode_rle(decode_brush(value['rle'], size))
     return []
 
+# %% ../../nbs/data/21_annotations.ipynb #32f108b4
 def _read_labelstudio(files, images, path, book):
     "Add the tasks of one Label Studio file to a book."
     tasks = _parse(files.root/path, files.read(path))
@@ -453,6 +456,7 @@ def _read_labelstudio(files, images, path, book):
         for own, label, inside in pixels:
             book.add(label, encode_rle(inside), own)
 
+# %% ../../nbs/data/21_annotations.ipynb #fa06b2a0
 def _brush_masks(files):
     "Brush masks saved as PNG, {number of the task: [(label, path)]}."
     masks = {}
@@ -487,6 +491,7 @@ def _flow_names(text):
         at = found.end()
     return names
 
+# %% ../../nbs/data/21_annotations.ipynb #9b2a119b
 def _yaml_names(text, where):
     "Names of the classes in a data.yaml; None if it names none."
     found = re.search(r'^names[ \t]*:[ \t]*(.*)$', text, re.M)
@@ -560,6 +565,7 @@ def _filled(exterior, interior, size, what):
         raise DataError(f'{what}: its points are no numbers; correct or remove it') from None
     return encode_rle(whole) if whole.any() else [[]]
 
+# %% ../../nbs/data/21_annotations.ipynb #ddaa6433
 def _supervisely_outline(thing, size, what):
     "Outline of an object of Supervisely; [] if it has none."
     kind = thing.get('geometryType') or ('bitmap' if thing.get('bitmap') else 'polygon')
@@ -576,6 +582,7 @@ def _supervisely_outline(thing, size, what):
         raise DataError(f'{what}: its bitmap cannot be read; export it again') from None
     return _placed(_png_inside(raw, what), _whole(left, what, 'x'), _whole(top, what, 'y'), size, what)
 
+# %% ../../nbs/data/21_annotations.ipynb #282b834b
 def _read_supervisely(files, images, path, book):
     "Add one file of Supervisely to a book."
     where = files.root/path
@@ -694,6 +701,7 @@ def read_annotations(
             for path, tool in tools.items()}
     return Annotations(_same_classes(books), tuple(dict.fromkeys(tools.values())), used)
 
+# %% ../../nbs/data/21_annotations.ipynb #9d859ace
 def _drop_boxes(files, known, tools):
     "Keep texts of YOLO that belong to images if any holds an outline; add the others beside them."
     texts = [p for p, tool in tools.items() if tool == 'YOLO']

@@ -396,6 +396,7 @@ def _build(self:Trainer):
     self.variants = make_variants(c)
     self.supervised = make_supervised(c, self.sources.labeled, self.device)
 
+# %% ../../nbs/training/36_trainer.ipynb #2620231b
 @patch
 def _make_model(self:Trainer)->tuple[DeepLabV3Plus, str]:
     "Make the network, and a text that says which weights were loaded."
@@ -1141,6 +1142,7 @@ def summary(self:Trainer)->str:
     lines.append(f'use it: corrmatch predict {self.out} IMAGES --out masks')
     return '\n'.join(lines)
 
+# %% ../../nbs/training/36_trainer.ipynb #aaeca2fd
 def _iou_rows(columns, names, miou):
     "Make table lines from rows of val.csv: classes, the mIoU, and the other mean if a class is absent."
     def cell(row, name): return f"{float(row[f'iou_{name}']):.1f}" if row[f'iou_{name}'] else ABSENT
