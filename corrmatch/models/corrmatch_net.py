@@ -23,9 +23,7 @@ class CorrelationHead(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(dim, n_classes, 1)
         self.conv2 = nn.Conv2d(dim, n_classes, 1)
-    def forward(self,
-        feats:Tensor, # (b,dim,h,w)
-    )->tuple[Tensor, Tensor]:
+    def forward(self, feats:Tensor)->tuple[Tensor, Tensor]: # (b,dim,h,w)
         "Return f1 and f2, both (b,k,h,w), of feats (b,dim,h,w)."
         return self.conv1(feats), self.conv2(feats)
 
@@ -73,9 +71,7 @@ class CorrMatchNet(DeepLabV3Plus):
                 f1, f2, seg.logits, transposed=self.transposed, spread=spread_pixels),
             f1=f1,
             f2=f2)
-    def predict_logits(self,
-        image:Tensor, # (b,3,h,w)
-    )->Tensor:        # (b,k,h,w)
+    def predict_logits(self, image:Tensor)->Tensor: # (b,3,h,w) -> (b,k,h,w)
         "Return logits (b,k,h,w) of image (b,3,h,w); `propagated` says of which prediction."
         if self.propagated == 'none':
             return super().predict_logits(image)

@@ -84,9 +84,7 @@ class BasicBlock(nn.Module):
         self.relu, self.downsample = nn.ReLU(inplace=True), None
         if stride != 1 or d_in != d:
             self.downsample = nn.Sequential(_conv(d_in, d, 1, stride), make_norm(norm, d))
-    def forward(self,
-        x:Tensor, # (b,d_in,h,w)
-    )->Tensor:    # (b,d*expansion,h/stride,w/stride)
+    def forward(self, x:Tensor)->Tensor: # (b,d_in,h,w) -> (b,d*expansion,h/stride,w/stride)
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
@@ -113,9 +111,7 @@ class Bottleneck(nn.Module):
         self.relu, self.downsample = nn.ReLU(inplace=True), None
         if stride != 1 or d_in != d_out:
             self.downsample = nn.Sequential(_conv(d_in, d_out, 1, stride), make_norm(norm, d_out))
-    def forward(self,
-        x:Tensor, # (b,d_in,h,w)
-    )->Tensor:    # (b,d*expansion,h/stride,w/stride)
+    def forward(self, x:Tensor)->Tensor: # (b,d_in,h,w) -> (b,d*expansion,h/stride,w/stride)
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -167,9 +163,7 @@ class ResNet(nn.Module):
             setattr(self, f'layer{i+1}', nn.Sequential(opening, *others))
             d = self.channels[i]
         self.apply(_init_weights)
-    def forward(self,
-        image:Tensor, # (b,3,h,w)
-    )->list[Tensor]:  # (b,d,h',w') of each stage
+    def forward(self, image:Tensor)->list[Tensor]: # (b,3,h,w) -> (b,d,h',w') of each stage
         maps = [self.maxpool(self.relu(self.bn1(self.conv1(image))))]
         for i in range(len(self.channels)):
             maps.append(getattr(self, f'layer{i+1}')(maps[-1]))
@@ -213,9 +207,7 @@ class PooledBranch(nn.Module):
         norm:Literal['batch', 'group']='batch'): # kind of normalisation
         super().__init__()
         self.gap = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_norm_relu(d_in, d_out, 1, 1, norm))
-    def forward(self,
-        x:Tensor, # (b,d_in,h,w)
-    )->Tensor:    # (b,d_out,h,w), the same at every position
+    def forward(self, x:Tensor)->Tensor: # (b,d_in,h,w) -> (b,d_out,h,w), the same at every position
         if (
             len(x) == 1
             and self.gap[2].training
@@ -240,9 +232,7 @@ class ASPP(nn.Module):
             nn.Sequential(*_conv_norm_relu(d_in, dim, 3, rate, norm)) for rate in rates]
         self.b4 = PooledBranch(d_in, dim, norm)
         self.project = nn.Sequential(*_conv_norm_relu(5*dim, dim, 1, 1, norm))
-    def forward(self,
-        c4:Tensor, # (b,d_in,h,w) last stage
-    )->Tensor:     # (b,dim,h,w)
+    def forward(self, c4:Tensor)->Tensor: # (b,d_in,h,w) last stage -> (b,dim,h,w)
         return self.project(torch.cat([b(c4) for b in (self.b0, self.b1, self.b2, self.b3, self.b4)], dim=1))
 
 # %% ../../nbs/models/25_deeplab.ipynb #77460459
@@ -295,9 +285,7 @@ class DeepLabV3Plus(nn.Module):
         self.fuse = nn.Sequential(
             *_conv_norm_relu(dim + low_dim, dim, 3, 1, norm), *_conv_norm_relu(dim, dim, 3, 1, norm))
         self.classifier = nn.Conv2d(dim, n_classes, 1)
-    def train(self,
-        mode:bool=True, # training; False: evaluation
-    )->Self:
+    def train(self, mode:bool=True)->Self: # training; False: evaluation
         "Switch to training or evaluation; what has nothing to train in the backbone stays in evaluation."
         super().train(mode)
         if not any(p.requires_grad for p in self.backbone.parameters()):
@@ -309,9 +297,7 @@ class DeepLabV3Plus(nn.Module):
                 and not layer.weight.requires_grad):
                 layer.eval()
         return self
-    def features(self,
-        image:Tensor, # (b,3,h,w)
-    )->tuple[Tensor, Tensor]:
+    def features(self, image:Tensor)->tuple[Tensor, Tensor]: # (b,3,h,w)
         "Return c1 (b,d,h/4,w/4) and c4 (b,d',h',w') of image (b,3,h,w)."
         c1, *_, c4 = self.backbone(image)
         return c1, c4
@@ -352,9 +338,7 @@ class DeepLabV3Plus(nn.Module):
             return SegOutput(resize(at_least_float32(self.decode(c1, c4)), size), feats=c4)
         low, low_fp = self.decode_perturbed(c1, c4, part, generator, keys)
         return SegOutput(resize(at_least_float32(low), size), resize(at_least_float32(low_fp), size), c4)
-    def predict_logits(self,
-        image:Tensor, # (b,3,h,w)
-    )->Tensor:
+    def predict_logits(self, image:Tensor)->Tensor: # (b,3,h,w)
         "Return logits (b,k,h,w) of image (b,3,h,w) and nothing that only training reads."
         return resize(at_least_float32(self.decode(*self.features(image))), image.shape[-2:])
 

@@ -184,17 +184,13 @@ class SharedBatchNorm(nn.BatchNorm2d):
     # of timm's layers alone
     act:nn.Module
     drop:nn.Module
-    def forward(self,
-        x:Tensor, # (b,c,h,w)
-    )->Tensor:
+    def forward(self, x:Tensor)->Tensor: # (b,c,h,w)
         "Normalise (b,c,h,w) with the mean and variance over all images and positions of all processes."
         shared = self.training and dist.is_initialized()
         normal = self.normalise(x) if shared else super().forward(x)
         # a layer of timm holds its activation
         return self.act(self.drop(normal)) if hasattr(self, 'act') else normal
-    def normalise(self,
-        x:Tensor, # (b,c,h,w) of this process
-    )->Tensor:
+    def normalise(self, x:Tensor)->Tensor: # (b,c,h,w) of this process
         "Run the forward pass of training, without activation."
         n = _Sum.apply(x.new_tensor([x.numel()//x.shape[1]]))
         mean = _Sum.apply(x.sum((0, 2, 3)))/n

@@ -309,9 +309,7 @@ class CsvLog:
             writer = csv.DictWriter(f, list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
-    def add(self,
-        **row:Any, # column -> number or text
-    ):
+    def add(self, **row:Any): # column -> number or text
         "Append one row; the first one names the columns."
         columns = list(self.rows[0] if self.rows else row)
         odd = [str(k) for k in {**row, **dict.fromkeys(columns)} if not (k in row and k in columns)]
@@ -679,9 +677,7 @@ class Progress:
             self.spoken = time.monotonic()
             left = (self.spoken-self.clock)*(self.steps-step)/max(step-self.start, 1)
             self.write(f'{self.name}: step {step}/{self.steps}, {_hours(left)} left, {_progress_text(row)}')
-    def write(self,
-        text:str, # one line
-    ):
+    def write(self, text:str): # one line
         "Say something between the steps."
         if self.quiet:
             return

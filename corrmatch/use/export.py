@@ -97,9 +97,7 @@ class InferenceNet(nn.Module):
         for name, values in (('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)):
             self.register_buffer(name, 255*torch.tensor(values).view(1, 3, 1, 1))
         self.eval()
-    def forward(self,
-        image:Tensor, # (b,3,h,w) RGB, 0..255
-    )->Tensor:        # (b,k,h,w) logits
+    def forward(self, image:Tensor)->Tensor: # (b,3,h,w) RGB, 0..255 -> (b,k,h,w) logits
         return self.net.predict_logits((image-self.mean)/self.std)
 
 # %% ../../nbs/use/46_export.ipynb #04721b89
