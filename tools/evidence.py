@@ -46,7 +46,7 @@ from corrmatch.training.metrics import evaluate
 from corrmatch.models.corrmatch_net import CorrMatchNet
 from corrmatch.method.pseudo_labels import confidence, pseudo_label
 from corrmatch.method.region import draw_positions, propagate_regions
-from corrmatch.files import write_atomic
+from corrmatch.files import text_table, write_atomic
 from corrmatch.training.run_folder import CsvLog, config_changes, read_csv, refuse_if_running, run_state
 from corrmatch.engine.regions import fast_region_maps
 from corrmatch.training.builders import eval_pairs, make_batches, make_datasets, to_device
@@ -513,16 +513,16 @@ def print_plan(jobs, config_of, steps, seconds) -> None:
             f'{k}={v}'
             for k, v in (
                 SETTINGS | dict(steps=steps, warmup=labels_alone(steps), validations=VALIDATIONS)).items()))
-    print(f"{'data':12}{'split':7}{'variant':24}{'state of each seed':40}{'hours each':>11}  changes")
+    rows = [['data', 'split', 'variant', 'state of each seed', 'hours each', 'changes']]
     for key in dict.fromkeys(j[:3] for j in jobs):
         runs = [j for j in jobs if j[:3] == key]
         states = [run_state(config_of(j).out)['state'].replace('unknown', '-') for j in runs]
         each = estimate(runs[0], steps, known, seconds)/3600
         total += each*len(runs)
         left += each*sum(s != 'finished' for s in states)
-        print(
-            f"{key[0]:12}{key[1]:7}{key[2]:24}{' '.join(states):40}{each:11.2f}  "
-            f"{' '.join(f'{k}={v}' for k, v in CHANGES.get(key[2], {}).items())}")
+        changes = ' '.join(f'{k}={v}' for k, v in CHANGES.get(key[2], {}).items())
+        rows.append([*key, ' '.join(states), f'{each:.2f}', changes])
+    print(text_table(rows, (0, 1, 2, 3, 5)))
     print(
         f'{len(jobs)} runs, about {total:.1f} core hours, {left:.1f} of them to do: {left / 2:.1f} h for '
         'two runners on two free cores (one thread each)')
@@ -677,13 +677,10 @@ def summary(results, chosen='evidence') -> str:
         m, sd = mean_sd([float(v) for v in values])
         return f'{m:.2f}' + (f' ± {sd:.2f}' if not math.isnan(sd) else '')
     order = [*METHODS, CEILING, *CHANGES]
-    head = ('best', 'last', 'test best', 'test last')
-    lines = [f"{'data':12}{'split':7}{'variant':24}{'n':>3}" + ''.join(f'{name:>15}' for name in head)]
+    rows = [['data', 'split', 'variant', 'n', 'best', 'last', 'test best', 'test last']]
     for key in sorted(groups, key=lambda k: (k[0], k[1], order.index(k[2]) if k[2] in order else len(order))):
-        lines.append(
-            f'{key[0]:12}{key[1]:7}{key[2]:24}{len(groups[key]):3}'
-            + ''.join(f'{text(column):>15}' for column in zip(*groups[key])))
-    return '\n'.join(lines)
+        rows.append([*key, str(len(groups[key])), *map(text, zip(*groups[key]))])
+    return text_table(rows, (0, 1, 2))
 
 
 # ------------------------------------------------------------------ the Pascal preset on generated data

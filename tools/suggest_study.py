@@ -41,7 +41,7 @@ from corrmatch.config import IGNORE_INDEX, preset
 from corrmatch.data.folders import list_lines
 from corrmatch.data.toy import toy_arrays
 from corrmatch.data.views import normalize
-from corrmatch.files import write_atomic
+from corrmatch.files import text_table, write_atomic
 from corrmatch.method.pixel import resize
 from corrmatch.training.builders import make_model
 from corrmatch.training.metrics import ConfusionMatrix
@@ -268,7 +268,7 @@ def score_of(rows, data, seed, number, strategy):
 
 def summary(rows) -> str:
     "Mean and deviation over seeds, and of the difference to random."
-    lines = [f"{'data':12}{'labels':>7}  {'strategy':13}{'mIoU':>15}{'minus random':>17}"]
+    table = [['data', 'labels', 'strategy', 'mIoU', 'minus random']]
     for data in DATA:
         for number in range(1, ROUNDS + 1):
             for strategy in STRATEGIES:
@@ -276,10 +276,11 @@ def summary(rows) -> str:
                 pairs = [p for p in pairs if None not in p]
                 if not pairs:
                     continue
-                (m, sd), (d, dsd) = mean_sd([a for a, _ in pairs]), mean_sd([a - b for a, b in pairs])
-                lines.append(
-                    f'{data:12}{LABELS*number:7}  {strategy:13}{m:8.2f} ± {sd:4.2f}{d:+10.2f} ± {dsd:4.2f}')
-    return '\n'.join(lines)
+                m, sd = mean_sd([a for a, _ in pairs])
+                d, dsd = mean_sd([a - b for a, b in pairs])
+                found = f'{m:.2f} ± {sd:.2f}', f'{d:+.2f} ± {dsd:.2f}'
+                table.append([data, str(LABELS*number), strategy, *found])
+    return text_table(table, (0, 2))
 
 
 def write_rows(rows, path):

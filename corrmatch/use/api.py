@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from ..models.backbones import build_backbone, timm_name
 from ..config import PRESETS, Config, Method, nearest, preset
-from ..files import DataError, log, show_log
+from ..files import DataError, log, show_log, text_table
 from ..data.masks import Meaning, parse_depth
 from ..training.distributed import run_on_rank0, all_gather, read_world, start_world, stop_world
 from .annotators import AnnotationTool
@@ -249,9 +249,7 @@ class Table(list):
         if not self:
             return '(none)'
         rows = [self[0]._fields, *[['' if value is None else str(value) for value in row] for row in self]]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return '\n'.join(
-            '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        return text_table(rows, range(len(rows[0])))
 
 class BackboneInfo(NamedTuple):
     "What is known of a backbone without loading its weights."
