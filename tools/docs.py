@@ -142,6 +142,11 @@ class Module:
 def is_patch(node) -> bool: return any('patch' in ast.unparse(d) for d in getattr(node, 'decorator_list', []))
 
 
+def written(annotation):
+    "A type as it is written; one in quotes is looked up later and shown without them."
+    return annotation and ast.unparse(annotation).strip("'")
+
+
 def arguments(module: Module, node: ast.FunctionDef, skip_first: bool) -> list:
     """List (name as written, type, default, comment) of a function's arguments and, named '', of what it
     returns."""
@@ -161,13 +166,13 @@ def arguments(module: Module, node: ast.FunctionDef, skip_first: bool) -> list:
         last_on_line = ends[i] and ends[i] not in ends[i+1:]
         rows.append(
             (
-                name, arg and arg.annotation and ast.unparse(arg.annotation),
-                default and ast.unparse(default), module.comment(ends[i]) if last_on_line else ''))
+                name, arg and written(arg.annotation), default and ast.unparse(default),
+                module.comment(ends[i]) if last_on_line else ''))
     after = max([*ends, node.lineno]) + (1 if any(ends) else 0)
     lines = [node.returns.end_lineno] if node.returns else range(after, node.body[0].lineno)
     comment = next((module.comments[l] for l in lines if l in module.comments and l not in ends), '')
     if node.returns or comment:
-        rows.append(('', node.returns and ast.unparse(node.returns), None, comment))
+        rows.append(('', written(node.returns), None, comment))
     return rows
 
 

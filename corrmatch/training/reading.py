@@ -113,19 +113,19 @@ class MappedSource(FolderSource):
             return photo, False
         return photo, (photo if decode else open_image(path)).getexif().get(0x0112, 1) >= 5
 
-    def image_size(self, i:int)->tuple[int, int]: # i: number of the image, from 0
+    def image_size(self, i:int)->tuple[int, int]: # of image i, counted from 0
         "Return width and height of an image."
         photo, turned = self._photo(i, decode=False)
         return photo.size[::-1] if turned else photo.size
 
-    def read_image(self, i:int)->Image.Image: # i: number of the image, from 0
+    def read_image(self, i:int)->Image.Image: # of image i, counted from 0
         "Read an image in RGB."
         photo, turned = self._photo(i)
         if turned:
             photo = ImageOps.exif_transpose(photo)
         return photo if photo.mode == 'RGB' else photo.convert('RGB')
 
-    def read_mask(self, i:int)->Image.Image: # i: number of the image, from 0
+    def read_mask(self, i:int)->Image.Image: # of image i, counted from 0
         "Read the class ids of a mask."
         pair = self.pairs[i]
         size = self.image_size(i)

@@ -391,19 +391,19 @@ class LabelFolder:
                 return ''
         except OSError as e:
             return f'{place}: masks cannot be saved here ({e.strerror}); make the folder writable'
-    def size(self, i:int)->tuple[int, int]: # i: number of the image, from 0
+    def size(self, i:int)->tuple[int, int]: # of image i, counted from 0
         "Return (w, h) of image i as it is shown."
         return self.images[i].size
-    def read_image(self, i:int)->Image.Image: # i: number of the image, from 0
+    def read_image(self, i:int)->Image.Image: # of image i, counted from 0
         "Return image i in RGB, turned as it is shown."
         return Image.fromarray(read_photo(self.images[i].path, self.images[i].turn))
-    def version(self, i:int)->str: # i: number of the image, from 0
+    def version(self, i:int)->str: # of image i, counted from 0
         "Return a word that changes with the mask file; '' if there is none."
         try:
             return hashlib.sha256(self.images[i].mask.read_bytes()).hexdigest()[:20]
         except (FileNotFoundError, NotADirectoryError):
             return ''
-    def read_mask(self, i:int)->tuple[np.ndarray, str]: # i: number of the image, from 0
+    def read_mask(self, i:int)->tuple[np.ndarray, str]: # of image i, counted from 0
         "Return (h,w) uint8 class ids and the version; 255 everywhere if there is no mask yet."
         version = self.version(i)
         if not version:
@@ -426,7 +426,7 @@ class LabelFolder:
             raise DataError(
                 f'{path}: value {strange[0]} in {(ids == strange[0]).sum()} pixels is none of the '
                 f'{len(self.names)} classes; add its class with --classes, or correct the mask')
-    def share(self, i:int)->float: # i: number of the image, from 0
+    def share(self, i:int)->float: # of image i, counted from 0
         "Return the share of pixels with a class, 0..1; 1 for the mask of another program."
         path = self.images[i].mask
         share = _mask_note(path).get('labeled', 1.) if path.is_file() else 0.
