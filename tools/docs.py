@@ -51,9 +51,9 @@ EXPLORER_NOTE = {
         '<a href="../explorer.html">Open it on a page of its own.</a>')}
 TRY = f"""# Try it: correlation maps on a photograph
 
-Move over the photograph. The row of the correlation map at that position is drawn over it, and the white line
-is the border of the region cut from that row. Press the button *All 128 regions*: they vote in turn, and you see which
-pixels of the prediction change.
+Move over the photograph. The row of the correlation map at that position is drawn over it, and the white
+line is the border of the region cut from that row. Press the button *All 128 regions*: they vote in turn, and
+you see which pixels of the prediction change.
 
 {EXPLORER.format(up="")}
 
