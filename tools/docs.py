@@ -36,7 +36,7 @@ LONG = 16  # arguments of a class, above which only the list shows them
 WIDGET = re.compile(
     r'(?:[VH]Box|GridBox|Tab|Accordion|Explorer|RunViewer|\w*(?:Slider|Button|Dropdown|Widget))\(')
 WIDGET_NOTE = (
-    '*To move the controls, run this notebook (`make lab`). The figure above shows one setting.*')
+    '*The controls work when the notebook runs (`make lab`). The figure above shows one setting.*')
 EXPLORER = (
     '<iframe class="explorer" src="{up}explorer.html" title="Correlation explorer on a photograph" '
     'loading="lazy"></iframe>')
