@@ -31,12 +31,12 @@ PARTS = {
 BESIDE = {
     'CONTRIBUTING.md': 'CONTRIBUTING.md', 'tests/golden/README.md': 'golden.md', 'LICENSE': 'LICENSE.txt',
     'CITATION.cff': 'CITATION.cff', 'docs/static/filmstrip.webp': 'filmstrip.webp',
-    'docs/static/colab.svg': 'colab.svg'}
+    'docs/static/label.webp': 'label.webp', 'docs/static/colab.svg': 'colab.svg'}
 LONG = 16  # arguments of a class, above which only the list shows them
 WIDGET = re.compile(
     r'(?:[VH]Box|GridBox|Tab|Accordion|Explorer|RunViewer|\w*(?:Slider|Button|Dropdown|Widget))\(')
 WIDGET_NOTE = (
-    '*A widget stands here when the notebook runs: `make lab`. The still frame above it shows one setting.*')
+    '*The controls work when the notebook runs (`make lab`). The figure above shows one setting.*')
 EXPLORER = (
     '<iframe class="explorer" src="{up}explorer.html" title="Correlation explorer on a photograph" '
     'loading="lazy"></iframe>')
@@ -51,9 +51,9 @@ EXPLORER_NOTE = {
         '<a href="../explorer.html">Open it on a page of its own.</a>')}
 TRY = f"""# Try it: correlation maps on a photograph
 
-Move over the photograph. The row of the correlation map at that position lies over it, and the white line is
-the region that is cut from the row. Press the button *All 128 regions*: they vote in turn, and you see which
-pixels of the prediction change.
+Move over the photograph. The row of the correlation map at that position is drawn over it, and the white
+line is the border of the region cut from that row. Press the button *All 128 regions*: they vote in turn, and
+you see which pixels of the prediction change.
 
 {EXPLORER.format(up="")}
 
@@ -418,7 +418,7 @@ def contents(books: dict) -> str:
     "The table of contents of {page: notebook}, which the site shows at the side."
     chapters = sorted(
         (s for s in books if re.match(r'\d', s.rpartition('/')[2])), key=lambda s: s.rpartition('/')[2])
-    groups = {'Start': ['corrmatch <self>', 'Try it on a photograph <try>']}
+    groups = {'Overview': ['corrmatch <self>', 'Try it on a photograph <try>']}
     for folder, caption in PARTS.items():
         members = [s for s in chapters if s.rpartition('/')[0] == folder]
         groups[caption] = [f'{s.rpartition("/")[2].split("_")[0]} · {title(books[s])} <{s}>' for s in members]
