@@ -341,7 +341,7 @@ def test_side_by_side_and_blanks(tmp_path):
     assert (
         len(read_split(tmp_path / split.files['unlabeled'], tmp_path, masks=False))
         == len(split.unlabeled)
-        == 6)
+        == 5)
     assert len(masks_of(tmp_path, split)) == 6
 
 
