@@ -342,7 +342,7 @@ def test_side_by_side_and_blanks(tmp_path):
         len(read_split(tmp_path / split.files['unlabeled'], tmp_path, masks=False))
         == len(split.unlabeled)
         == 5)
-    assert len(masks_of(tmp_path, split)) == 6
+    assert len(masks_of(tmp_path, split)) == 7
 
 
 @pytest.mark.parametrize('linking', [True, False], ids=['links', 'copies'])
