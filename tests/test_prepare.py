@@ -139,8 +139,11 @@ def test_duplicates_by_content(tmp_path):
 
 
 def test_no_masks_at_all(tmp_path):
-    with pytest.raises(DataError, match='no readable mask'):
+    with pytest.raises(DataError, match='no readable mask.*corrmatch label .* --classes background,NAME'):
         check(fill(tmp_path, n_masks=0))
+    (tmp_path/'classes.txt').write_text('ground\ncat\n')
+    with pytest.raises(DataError, match='corrmatch label [^ ]*`'):
+        check(tmp_path)
     (tmp_path/'other').mkdir()
     with pytest.raises(DataError, match='holds no images'):
         check(tmp_path/'other')

@@ -655,11 +655,12 @@ def _no_masks(layout, scans):
     told = next((f'{file}: {text}'.removeprefix(': ') for _, _, file, text in layout.remarks), '')
     if told and not faults:
         return f'{layout.root}: no readable mask; {describe_layout(layout)}; {told}'
+    names = '' if layout.classes else ' --classes background,NAME,...'
     reason = (
         f'the first fault: {faults[0]}'
         if faults
-        else f'{describe_layout(layout)}; draw some with `corrmatch label {layout.root}`, or put masks into '
-             'masks/ (same names as in images/) or beside the images as NAME_mask.png')
+        else f'{describe_layout(layout)}; draw some with `corrmatch label {layout.root}{names}`, or put '
+             'masks into masks/ (same names as in images/) or beside the images as NAME_mask.png')
     return f'{layout.root}: no readable mask; {reason}'
 
 # %% ../../nbs/data/23_check.ipynb #ada6aeb4
