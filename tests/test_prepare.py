@@ -679,6 +679,16 @@ def test_every_image_that_is_left_gets_a_mask(tmp_path):
     assert config.labeled == config.unlabeled == 'splits/s0/21/labeled.txt' and 'no unlabeled list' in text
 
 
+def test_lists_in_another_folder_grow_as_well(tmp_path):
+    root = fill(tmp_path/'data', 28, 12)
+    first, _ = auto_config(root, progress=None, weights='', lists=tmp_path/'lists')
+    draw(root, 24, 25, 26)
+    second, _ = auto_config(root, progress=None, weights='', lists=tmp_path/'lists')
+    assert second.val == first.val and not (root/'splits').exists()
+    sizes = [len(names_in(root, config.labeled)) for config in (first, second)]
+    assert sizes == [8, 11] and names_in(root, first.labeled) < names_in(root, second.labeled)
+
+
 def test_lists_of_others_are_left_alone(tmp_path):
     "Without a record of the masks that were there, nobody knows which ones are new."
     split = make_split(fill(tmp_path), 5, progress=None)

@@ -1415,6 +1415,8 @@ def _choose_lists(report, given, labels, seed, share, out, progress):
         chosen, more = _with_new_masks(report, chosen, known)
         why += more
     if not chosen:
+        if not val and out and (Path(out)/'val.txt').is_file():
+            val = Path(out)/'val.txt'  # of an earlier choice
         if val:
             report = _hold_out(report, val, known)
             out = out or root/'splits'/f's{seed}-{val.stem}'
