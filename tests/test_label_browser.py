@@ -450,6 +450,21 @@ def test_three_scenes_with_the_brush_alone_and_training(
     assert (run/'last.pt').is_file()
 
 
+def frame_intervals(page, box, moves=120):
+    "Milliseconds between the frames that the browser shows while the pointer moves, sorted."
+    page.evaluate("""() => {
+        window.__shown = [];
+        const note = now => { window.__shown.push(now); window.__next = requestAnimationFrame(note); };
+        window.__next = requestAnimationFrame(note);
+    }""")
+    for i in range(moves):
+        x, y = (.1 + .8*(i*step % moves)/moves for step in (7, 13))
+        page.mouse.move(box['x'] + box['width']*x, box['y'] + box['height']*y)
+    shown = page.evaluate('() => { cancelAnimationFrame(window.__next); return window.__shown; }')
+    assert len(shown) > 10, 'the page draws while the pointer moves'
+    return sorted(np.diff(shown).tolist())
+
+
 def test_hover_on_twelve_megapixels(opened, tmp_path, record_property):
     "A frame takes no longer than in a small image; edges wait for a pointer at rest if time is short."
     image = Image.fromarray(toy_arrays([1], 97)[0][0]).resize((4000, 3000), Image.Resampling.BILINEAR)
@@ -469,6 +484,11 @@ def test_hover_on_twelve_megapixels(opened, tmp_path, record_property):
     record_property('frame_ms', drawn[30])
     print(f'\n12 megapixels: a frame takes {drawn[30]:.1f} ms (median), {drawn[54]:.1f} ms (nine of ten)')
     assert drawn[30] < FLUID
+    between = frame_intervals(page, box)
+    half, most = (between[int(len(between)*share)] for share in (.5, .9))
+    record_property('interval_ms', half)
+    rate = 1000*len(between)/sum(between)
+    print(f'{rate:.0f} frames a second, one every {half:.1f} ms (median), {most:.1f} ms (nine of ten)')
     wait(page, '__label.frame.edges')
     click(page, 1500, 2000)
     mask = mask_of(tmp_path, 'large')

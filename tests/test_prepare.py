@@ -70,7 +70,7 @@ def test_sound_folder(tmp_path):
         and len(report.usable) == 24
         and report.mapping.kind == 'ids'
         and len(report.mapping.names) == K)
-    assert kinds(report) == [] and kinds(report, 'warning') == ['no mask']
+    assert kinds(report) == kinds(report, 'warning') == [] and kinds(report, 'note') == ['classes', 'no mask']
     want = np.array([np.bincount(scene(i)[1].ravel(), minlength=K)/320 for i in range(24)])
     assert np.allclose(report.shares, want)
 
@@ -120,7 +120,7 @@ def test_unreadable_pictures(tmp_path, make, word):
 def test_masks_and_pictures_without_partner(tmp_path):
     put(fill(tmp_path)/'masks/ghost.png', scene(0)[1])
     report = check(tmp_path)
-    assert report.ok and kinds(report, 'warning') == ['no mask', 'orphan mask']
+    assert report.ok and kinds(report, 'warning') == ['orphan mask']
     assert [f.file for f in report.findings if f.kind == 'orphan mask'] == ['masks/ghost.png']
 
 
@@ -139,8 +139,11 @@ def test_duplicates_by_content(tmp_path):
 
 
 def test_no_masks_at_all(tmp_path):
-    with pytest.raises(DataError, match='no readable mask'):
+    with pytest.raises(DataError, match='no readable mask.*corrmatch label .* --classes background,NAME'):
         check(fill(tmp_path, n_masks=0))
+    (tmp_path/'classes.txt').write_text('ground\ncat\n')
+    with pytest.raises(DataError, match='corrmatch label [^ ]*`'):
+        check(tmp_path)
     (tmp_path/'other').mkdir()
     with pytest.raises(DataError, match='holds no images'):
         check(tmp_path/'other')
@@ -251,7 +254,7 @@ def test_deep_transparent_and_grey_pictures(tmp_path):
     assert (
         report.ok
         and len(report.usable) == 24
-        and kinds(report, 'warning') == ['conversion', 'depth', 'no mask'])
+        and kinds(report, 'warning') == ['conversion', 'depth'])
     convert_data(report, None, None)
     assert sorted(p.name for p in (tmp_path/'prepared').rglob('*.*')) == ['mapping.json', 's01.png']
     assert (np.asarray(Image.open(tmp_path/'prepared/images/s01.png'))[..., 0] == deep).all()
@@ -341,8 +344,8 @@ def test_side_by_side_and_blanks(tmp_path):
     assert (
         len(read_split(tmp_path / split.files['unlabeled'], tmp_path, masks=False))
         == len(split.unlabeled)
-        == 6)
-    assert len(masks_of(tmp_path, split)) == 6
+        == 5)
+    assert len(masks_of(tmp_path, split)) == 7
 
 
 @pytest.mark.parametrize('linking', [True, False], ids=['links', 'copies'])
@@ -628,6 +631,93 @@ def test_a_val_list_alone_against_the_lists_that_are_there(tmp_path):
     (tmp_path/'own.txt').write_text(f'{split.val[0]}\n{split.val[1]}\n')
     assert (
         auto_config(tmp_path, progress=None, weights='', val='own.txt')[0].labeled == split.files['labeled'])
+
+
+def draw(root, *numbers):
+    "Masks for more of the scenes."
+    for i in numbers:
+        put(root/f'masks/s{i:02d}.png', scene(i)[1])
+
+
+def test_new_masks_join_the_labeled_images(tmp_path):
+    "Those that were drawn since the lists were made; not hidden ones, and no copy of a validation image."
+    split = make_split(fill(tmp_path, 34), 5, progress=None)
+    before = {kind: (tmp_path/path).read_bytes() for kind, path in split.files.items()}
+    removed, *kept = (tmp_path/split.files['labeled']).read_text().splitlines(True)
+    (tmp_path/split.files['labeled']).write_text(''.join(kept))  # the user takes one out
+    draw(tmp_path, 24, 25, 26)
+    put(tmp_path/'images/s27.png', scene(int(split.val[0][1:]))[0])
+    draw(tmp_path, 27)
+    assert rehearsed(tmp_path)
+    config, text = auto_config(tmp_path, progress=None, weights='')
+    new = {'s24', 's25', 's26'}
+    assert names_in(tmp_path, config.labeled) == {*split.labeled} - {removed.split('/')[1][:3]} | new
+    assert names_in(tmp_path, config.unlabeled) == {*split.unlabeled} - new
+    assert config.val == split.files['val'] and (tmp_path/config.val).read_bytes() == before['val']
+    assert (tmp_path/split.files['unlabeled']).read_bytes() == before['unlabeled']
+    line = next(line for line in text.splitlines() if line.startswith('lists: '))
+    assert '3 new masks join the labeled images (splits/s0/7)' in line
+    assert line.endswith(' '.join(f'--{kind} {path}' for kind, path in split.files.items()))
+    old, _ = auto_config(tmp_path, progress=None, weights='', **split.files)
+    assert old.labeled == split.files['labeled']
+    draw(tmp_path, 28)
+    again, _ = auto_config(tmp_path, progress=None, weights='')
+    assert names_in(tmp_path, again.labeled) == names_in(tmp_path, config.labeled) | {'s28'}
+
+
+def rehearsed(root):
+    "Does check say that a training starts, and does it leave the folder alone?"
+    from corrmatch.data.check import rehearse
+    before = sorted(root.rglob('*'))
+    return rehearse(check(root)) == [] and sorted(root.rglob('*')) == before
+
+
+def test_every_image_that_is_left_gets_a_mask(tmp_path):
+    make_split(fill(tmp_path, 26), 19, progress=None)
+    draw(tmp_path, 24, 25)
+    config, text = auto_config(tmp_path, progress=None, weights='')
+    assert config.labeled == config.unlabeled == 'splits/s0/21/labeled.txt' and 'no unlabeled list' in text
+
+
+def test_lists_in_another_folder_grow_as_well(tmp_path):
+    root = fill(tmp_path/'data', 28, 12)
+    first, _ = auto_config(root, progress=None, weights='', lists=tmp_path/'lists')
+    draw(root, 24, 25, 26)
+    second, _ = auto_config(root, progress=None, weights='', lists=tmp_path/'lists')
+    assert second.val == first.val and not (root/'splits').exists()
+    sizes = [len(names_in(root, config.labeled)) for config in (first, second)]
+    assert sizes == [8, 11] and names_in(root, first.labeled) < names_in(root, second.labeled)
+
+
+def test_lists_of_others_are_left_alone(tmp_path):
+    "Without a record of the masks that were there, nobody knows which ones are new."
+    split = make_split(fill(tmp_path), 5, progress=None)
+    (tmp_path/'splits/s0/5/known_masks.txt').unlink()
+    draw(tmp_path, 24, 25)
+    config, text = auto_config(tmp_path, progress=None, weights='')
+    assert config.labeled == split.files['labeled'] and '16 more images have a mask' in text
+
+
+@pytest.mark.parametrize('n, n_val', [(4, 1), (6, 2), (12, 4), (18, 4), (24, 5)])
+def test_validation_images_of_few_masks(tmp_path, n, n_val):
+    for i in range(n):
+        image, mask = scene(i)
+        put(tmp_path/f'images/s{i:02d}.png', image)
+        put(tmp_path/f'masks/s{i:02d}.png', np.where(mask == 3, 2, mask).astype(np.uint8))
+    report = check(tmp_path)
+    config, _ = auto_config(tmp_path, progress=None, weights='', allow_missing=True)
+    rows = {s.item.name: row for s, row in zip(report.usable, report.shares)}
+    assert len(names_in(tmp_path, config.val)) == n_val
+    shown = sum(rows[name] for name in names_in(tmp_path, config.labeled))
+    assert (shown > 0).tolist() == (report.shares.sum(0) > 0).tolist()
+
+
+def test_classes_without_names(tmp_path):
+    fill(tmp_path)
+    told, = (f for f in check(tmp_path).findings if f.kind == 'classes')
+    assert told.level == 'note' and 'classes.txt' in told.text
+    (tmp_path/'classes.txt').write_text('ground\ncat\ndog\ncow\n')
+    assert not [f for f in check(tmp_path).findings if f.kind == 'classes']
 
 
 def test_val_is_not_changed_under_older_sets(tmp_path):

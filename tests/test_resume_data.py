@@ -163,6 +163,23 @@ def test_resume_on_the_command_line(data, capsys):
     assert main(['resume', str(data.parent/'run'), '--force']) == 0
 
 
+def test_a_run_that_is_resumed_keeps_its_lists(data, monkeypatch):
+    "Masks that were drawn in between join the next run, not the one that was stopped."
+    from corrmatch.use.api import train
+    monkeypatch.chdir(data.parent)
+    settings = dict(SMALL, steps=2, eval_every=1, quiet=True)
+    del settings['n_classes']
+    run = train('d', **settings)
+    before = json.loads((run/'config.json').read_text())
+    for i in range(6, 9):
+        photo(data/f'masks/p{i:02d}.png', i, True)
+    assert train('d', resume=True, **settings) == run
+    assert json.loads((run/'config.json').read_text()) == before
+    second = json.loads((train('d', out='second', **settings)/'config.json').read_text())
+    assert [before['labeled'], second['labeled']] == [f'splits/s0/{n}/labeled.txt' for n in (4, 7)]
+    assert second['val'] == before['val']
+
+
 def test_marks_of_shards(tmp_path):
     class Shards:
         def __len__(self): return 2
