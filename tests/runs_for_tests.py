@@ -2,7 +2,6 @@
 runs_for_tests.py JOBS.json"""
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -30,9 +29,8 @@ def environment(**more):
 
 def corrmatch(place, *words, code=0):
     "Type a command; its output."
-    done = subprocess.run(
-        [sys.executable, '-m', 'corrmatch', *map(str, words)], cwd=place, env=environment(),
-        capture_output=True, text=True, timeout=240)
+    from forks_for_tests import fork_python
+    done = fork_python(['-m', 'corrmatch', *words], cwd=place)
     assert done.returncode == code and 'Traceback' not in done.stderr, (
         f'{words}: {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}')
     return done.stdout + done.stderr
