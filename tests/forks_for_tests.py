@@ -1,9 +1,9 @@
 """Processes of their own that do not import torch again: a server has imported everything and forks for each.
 
 A child has its own folder, environment, streams, signals and random numbers, as a new interpreter would; only
-the imported modules of other packages are inherited. What a test says about the start itself (imports, torchrun, the installed
-command) needs a real one, by `subprocess`.
-Usage: python forks_for_tests.py (one JSON line per request at its standard input, one with exit codes back)
+the imported modules of other packages are inherited. What a test says about the start itself (imports,
+torchrun, the installed command) needs a real one, by `subprocess`.
+Usage: python forks_for_tests.py (a JSON line for each request at its standard input, one back for each)
 """
 import atexit
 import gc
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -28,8 +29,8 @@ PRELOADED = (  # nothing of corrmatch: each child imports the package itself
 servers = {}
 
 
-def ask_server(request):
-    "Send a request to the server of this process, which is started by the first one; exit codes."
+def ask_server(**request):
+    "Send a request to the server of this process, which is started by the first one; its answer."
     server = servers.get(os.getpid())
     if server is None or server.poll() is not None:
         server = subprocess.Popen(
@@ -45,61 +46,116 @@ def ask_server(request):
 
 
 def stop_server(pid):
-    "At the end of a process of tests: its server leaves when nobody can ask any more."
+    "At the end of a process of tests nobody asks its server any more."
     if pid == os.getpid() and pid in servers:
         server = servers.pop(pid)
         server.kill()
         server.wait()
 
 
-def fork_python(argv, cwd=None, processes=1, seconds=240, **env):
-    """Run `python *argv` in a forked process, or in several that are connected as by torchrun.
+class Fork:
+    """A forked process that does what `python *argv` does, with the methods of `subprocess.Popen`.
 
     `argv` begins with `-m module`, `-c code` or the path of a script. A process that takes longer than
-    `seconds` is ended by SIGALRM. Returns what `subprocess.run(..., text=True)` returns, with the worst of
-    the exit codes."""
+    `seconds` is ended by SIGALRM."""
+
+    def __init__(self, argv, cwd=None, seconds=240, **env):
+        self.args = [str(word) for word in argv]
+        self.returncode = None
+        self._folder = tempfile.TemporaryDirectory()
+        self._streams = [str(Path(self._folder.name)/name) for name in ('out', 'err')]
+        self.pid = ask_server(
+            argv=self.args, cwd=str(cwd or ROOT), streams=self._streams, seconds=seconds,
+            env=environment(**env))
+
+    def poll(self):
+        "The exit code, or None while it runs."
+        if self.returncode is None:
+            self.returncode = ask_server(poll=self.pid)
+        return self.returncode
+
+    def wait(self, timeout=None):
+        "Wait for the end; the exit code."
+        deadline = time.monotonic() + (timeout or 1e9)
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(.01)
+        return self.returncode
+
+    def said(self):
+        "All of standard output and standard error so far."
+        return tuple(Path(path).read_text() if os.path.exists(path) else '' for path in self._streams)
+
+    def wait_for_line(self, timeout=120):
+        "The first line of standard output, as soon as it is there."
+        deadline = time.monotonic() + timeout
+        while '\n' not in self.said()[0]:
+            assert self.poll() is None and time.monotonic() < deadline, self.said()
+            time.sleep(.01)
+        return self.said()[0].splitlines(keepends=True)[0]
+
+    def communicate(self, timeout=None):
+        "Wait for the end; standard output and standard error."
+        self.wait(timeout)
+        return self.said()
+
+    def send_signal(self, number):
+        "To this process only."
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        "SIGKILL."
+        self.send_signal(signal.SIGKILL)
+
+
+def fork_python(argv, cwd=None, seconds=240, processes=1, **env):
+    """What `subprocess.run(['python', *argv], text=True)` returns; several processes are connected as by
+    torchrun, and the worst of their exit codes counts."""
     ranks = [{}]
     if processes > 1:
         with socket.create_server(('127.0.0.1', 0)) as free:
             port = free.getsockname()[1]
         shared = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE=str(processes))
         ranks = [shared | dict(RANK=str(i), LOCAL_RANK=str(i)) for i in range(processes)]
-    with tempfile.TemporaryDirectory() as folder:
-        streams = [str(Path(folder)/name) for name in ('out', 'err')]
-        codes = ask_server(dict(
-            argv=[str(word) for word in argv], cwd=str(cwd or ROOT), streams=streams, seconds=seconds,
-            environments=[environment(**env, **rank) for rank in ranks]))
-        out, err = (Path(path).read_text() for path in streams)
-    return subprocess.CompletedProcess(argv, max(codes, key=abs), out, err)
+    started = [Fork(argv, cwd, seconds, **env, **rank) for rank in ranks]
+    said = [process.communicate(seconds+20) for process in started]
+    out, err = (''.join(part) for part in zip(*said))
+    return subprocess.CompletedProcess(argv, max((p.returncode for p in started), key=abs), out, err)
 
 
-def become(job, env):
+def become(job):
     "In a forked child: take folder, environment and streams of a job."
+    os.setsid()
     os.chdir(job['cwd'])
     os.environ.clear()
-    os.environ.update(env)
+    os.environ.update(job['env'])
     for number, path in enumerate([os.devnull, *job['streams']]):
-        flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        handle = os.open(path, flags)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND if number else os.O_RDONLY)
         os.dup2(handle, number)
         os.close(handle)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.alarm(job['seconds'])
 
 
+def exit_code(pid):
+    "Of a child that has ended; None while it runs."
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
 def serve():
-    "Fork for each request; returns in the children only, with the words of their command line."
+    "Answer requests; returns in the children only, with the words of their command line."
     for line in sys.stdin:
-        job = json.loads(line)
-        children = []
-        for env in job['environments']:
-            pid = os.fork()
-            if not pid:
-                become(job, env)
-                return job['argv']
-            children.append(pid)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-        print(json.dumps(codes), flush=True)
+        request = json.loads(line)
+        if 'poll' in request:
+            answer = exit_code(request['poll'])
+        else:
+            answer = os.fork()
+            if not answer:
+                become(request)
+                return request['argv']
+        print(json.dumps(answer), flush=True)
     os._exit(0)
 
 

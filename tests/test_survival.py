@@ -17,7 +17,8 @@ from corrmatch.use.cli import main
 from corrmatch.files import DataError
 from corrmatch.training.run_folder import CsvLog, read_checkpoint, run_state, save_checkpoint
 from corrmatch.training.trainer import Trainer
-from runs_for_tests import ROOT, command, environment, small
+from forks_for_tests import Fork, fork_python
+from runs_for_tests import ROOT, command, environment, script, small
 
 KILLS = 20
 
@@ -165,7 +166,7 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_alone(tmp_path, processe
         dict(out=tmp_path / 'run', steps=4000, eval_every=4000, log_every=1, workers=2, batch_x=4, batch_u=4)]
     process = subprocess.Popen(
         command(jobs, tmp_path, processes), env=environment(), stderr=subprocess.PIPE, text=True,
-        start_new_session=True)
+        start_new_session=True) if processes else Fork(script(jobs, tmp_path))
     wait_for(tmp_path/'run'/'metrics.csv', process)
     if processes:
         process.send_signal(signal.SIGTERM)
@@ -240,18 +241,14 @@ def hang(batch): print("hanging", flush=True); time.sleep(60)
 t.run_step = hang
 t.fit()
 '''
-    process = subprocess.Popen(
-        [sys.executable, '-c', code, str(tmp_path / 'run')], cwd=ROOT, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == 'hanging\n'
+    process = Fork(['-c', code, tmp_path/'run'])
+    assert process.wait_for_line() == 'hanging\n'
     process.send_signal(signal.SIGTERM)
     time.sleep(.3)
     assert process.poll() is None
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == -signal.SIGTERM and time.monotonic()-start < 5
-    process.stdout.close()
-    process.stderr.close()
 
 
 FULL = '''
@@ -270,9 +267,7 @@ def test_a_full_disk_keeps_the_checkpoint(tmp_path, stopped):
     (tmp_path/'run').mkdir()
     for name, data in stopped[0].items():
         (tmp_path/'run'/name).write_bytes(data)
-    done = subprocess.run(
-        [sys.executable, '-c', FULL, str(tmp_path / 'run'), str(len(stopped[0]['last.pt']) // 2)], cwd=ROOT,
-        env=environment(), capture_output=True, text=True, timeout=120)
+    done = fork_python(['-c', FULL, tmp_path/'run', len(stopped[0]['last.pt'])//2])
     assert (
         done.returncode == 1
         and 'cannot be written' in done.stderr
@@ -319,7 +314,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     jobs = [dict(out=tmp_path/'run', steps=4000, eval_every=4000, log_every=1)]
-    process = subprocess.Popen(command(jobs, tmp_path), env=environment(), stderr=subprocess.DEVNULL)
+    process = Fork(script(jobs, tmp_path))
     try:
         wait_for(tmp_path/'run'/'state.json', process)
         with pytest.raises(DataError, match='is training there'):

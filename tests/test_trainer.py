@@ -1,8 +1,5 @@
 "What a run promises: the same seed gives the same result, and stopping it changes nothing."
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +11,7 @@ from corrmatch.config import preset
 from corrmatch.training.run_folder import read_checkpoint
 from corrmatch.training.trainer import Trainer
 from corrmatch.files import DataError
-
-ROOT = Path(__file__).parents[1]
+from forks_for_tests import Fork
 
 
 def config(out, **changes):
@@ -51,8 +47,7 @@ def test_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
         'sys.path.insert(0, "tests");'
         'from test_trainer import config; Trainer(config(sys.argv[1], steps=40, threshold="per_class"), '
         'quiet=True).fit()')
-    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(torch.get_num_threads()))
-    process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'killed')], cwd=ROOT, env=env)
+    process = Fork(['-c', code, tmp_path/'killed'], OMP_NUM_THREADS=str(torch.get_num_threads()))
     deadline = time.time() + 120
     while not (tmp_path/'killed'/'last.pt').exists() and time.time() < deadline:
         time.sleep(.01)
@@ -72,10 +67,7 @@ def test_a_signal_ends_the_run_behind_a_saved_step(tmp_path, number, code):
         for k, v in dict(
             crop=33, toy_unlabeled=8, batch_x=2, batch_u=2, dim=16, low_dim=8, steps=4000, eval_every=4000,
             workers=1, log_every=1, warmup=1, device='cpu', out=tmp_path / 'run').items()]
-    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'corrmatch', 'train', 'toy', *flags], cwd=tmp_path, env=env,
-        stderr=subprocess.PIPE, text=True)
+    process = Fork(['-m', 'corrmatch', 'train', 'toy', *flags], cwd=tmp_path)
     deadline = time.time() + 120
     while not (tmp_path/'run'/'metrics.csv').exists() and time.time() < deadline:
         time.sleep(.05)
