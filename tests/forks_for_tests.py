@@ -59,7 +59,7 @@ class Fork:
     `argv` begins with `-m module`, `-c code` or the path of a script. A process that takes longer than
     `seconds` is ended by SIGALRM."""
 
-    def __init__(self, argv, cwd=None, seconds=240, **env):
+    def __init__(self, argv, cwd=None, seconds=600, **env):
         self.args = [str(word) for word in argv]
         self.returncode = None
         self._folder = tempfile.TemporaryDirectory()
@@ -87,7 +87,14 @@ class Fork:
         "All of standard output and standard error so far."
         return tuple(Path(path).read_text() if os.path.exists(path) else '' for path in self._streams)
 
-    def wait_for_line(self, timeout=120):
+    def wait_for(self, path, timeout=600):
+        "Wait until it, or somebody else, has written a file."
+        deadline = time.monotonic() + timeout
+        while not Path(path).exists():
+            assert self.poll() is None and time.monotonic() < deadline, (path, self.said())
+            time.sleep(.01)
+
+    def wait_for_line(self, timeout=600):
         "The first line of standard output, as soon as it is there."
         deadline = time.monotonic() + timeout
         while '\n' not in self.said()[0]:
@@ -110,7 +117,7 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def fork_python(argv, cwd=None, seconds=240, processes=1, **env):
+def fork_python(argv, cwd=None, seconds=600, processes=1, **env):
     """What `subprocess.run(['python', *argv], text=True)` returns; several processes are connected as by
     torchrun, and the worst of their exit codes counts."""
     ranks = [{}]

@@ -25,7 +25,7 @@ def corrmatch(*args, cwd=None, fresh=False):
         run = fork_python(argv, cwd)
         return run.returncode, run.stdout, run.stderr
     run = subprocess.run(
-        [sys.executable, *argv], capture_output=True, text=True, cwd=cwd, env=environment(), timeout=300)
+        [sys.executable, *argv], capture_output=True, text=True, cwd=cwd, env=environment(), timeout=600)
     return run.returncode, run.stdout, run.stderr
 
 

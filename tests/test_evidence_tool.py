@@ -149,10 +149,7 @@ def worker(out, nap):
 
 def test_two_runners_share_the_list_and_a_killed_one_frees_its_run(tmp_path):
     dead = worker(tmp_path, 60)  # takes the first run and is killed in it
-    for _ in range(600):
-        if (tmp_path/'begun').exists():
-            break
-        time.sleep(.05)
+    dead.wait_for(tmp_path/'begun')
     with evidence.lock(tmp_path/'.locks'/'camvid_1_16_supervised_s1') as mine:
         assert not mine
     dead.kill()
@@ -164,7 +161,7 @@ def test_two_runners_share_the_list_and_a_killed_one_frees_its_run(tmp_path):
         pretend(config)
     evidence.run_jobs(
         evidence.make_plan(['camvid'], 2, 'methods', ['1_16']), configs(tmp_path), train, say=lambda t: None)
-    done = mine + other.communicate(timeout=60)[0].split()
+    done = mine + other.communicate(timeout=600)[0].split()
     assert begun == ['camvid_1_16_supervised_s1'] and begun[0] in done
     assert len(done) == len(set(done)) == 10  # four methods and the ceiling
 

@@ -212,10 +212,9 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path):
     start = [
         sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--monitor_interval=2',
         '--standalone', str(tmp_path / 'killed.py')]
-    def run(*argv):
-        return subprocess.run(
-            [*start, *argv], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=150)
-    done = run('0', ' '.join([*WORDS, 'run']))
+    done = subprocess.run(
+        [*start, '0', ' '.join([*WORDS, 'run'])], env=environment(), cwd=tmp_path, capture_output=True,
+        text=True, timeout=600)
     said = [line for line in done.stderr.splitlines() if line.startswith('corrmatch: ')]
     assert done.returncode and len(said) == 1 and 'resume run' in said[0] and 'killed?' in said[0], (
         done.stderr[-3000:])
@@ -223,7 +222,8 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path):
         'corrmatch/training/trainer.py' not in done.stderr
         and read_checkpoint(tmp_path / 'run' / 'last.pt')['step'] == 6)
     assert run_state(tmp_path/'run')['state'] == 'killed' and not list((tmp_path/'run').glob('.*.part'))
-    done = run('-1', 'resume run', ' '.join([*WORDS, 'whole']))
+    done = fork_python(
+        [tmp_path/'killed.py', '-1', 'resume run', ' '.join([*WORDS, 'whole'])], tmp_path, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     (state, losses), (whole, log) = result(tmp_path/'run'), result(tmp_path/'whole')
     assert state['step'] == 12 and state['best'] == whole['best']
@@ -242,7 +242,7 @@ def test_the_command_line_in_two_processes_ends_well(tmp_path):
         'corrmatch']
     done = subprocess.run(
         [*start, *words, str(tmp_path / 'run')], env=environment(), capture_output=True, text=True,
-        timeout=120)
+        timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (
         done.stdout.count('score it: corrmatch eval') == 1
