@@ -2,7 +2,6 @@
 runs_for_tests.py JOBS.json"""
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -30,25 +29,28 @@ def environment(**more):
 
 def corrmatch(place, *words, code=0):
     "Type a command; its output."
-    done = subprocess.run(
-        [sys.executable, '-m', 'corrmatch', *map(str, words)], cwd=place, env=environment(),
-        capture_output=True, text=True, timeout=240)
+    from forks_for_tests import fork_python
+    done = fork_python(['-m', 'corrmatch', *words], cwd=place)
     assert done.returncode == code and 'Traceback' not in done.stderr, (
         f'{words}: {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}')
     return done.stdout + done.stderr
 
 
-def command(jobs, folder, processes=0):
-    """Command line for a list of jobs, each a dict with `out`, changes of the small run, and perhaps
-    `resume`; in torchrun's processes if any."""
+def script(jobs, folder):
+    "This file and a list of jobs, each a dict with `out`, changes of the small run, and perhaps `resume`."
     folder.mkdir(parents=True, exist_ok=True)
     path = folder/'jobs.json'
     path.write_text(json.dumps([job | dict(out=str(job['out'])) for job in jobs]))
+    return [str(Path(__file__).resolve()), str(path)]
+
+
+def command(jobs, folder, processes=0):
+    "Command line for a list of jobs; in torchrun's processes if any."
     start = (
         [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone']
         if processes
         else [sys.executable])
-    return [*start, str(Path(__file__).resolve()), str(path)]
+    return [*start, *script(jobs, folder)]
 
 
 def work(out, resume=False, force=False, **changes):

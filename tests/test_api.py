@@ -29,7 +29,7 @@ def refused(call, *words):
 
 def python(code):
     done = subprocess.run(
-        [sys.executable, '-c', code], env=environment(), capture_output=True, text=True, timeout=120)
+        [sys.executable, '-c', code], env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

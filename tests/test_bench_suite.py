@@ -127,7 +127,7 @@ def test_suite_keeps_the_rows_of_other_parts():
 
 
 def test_steps_of_a_gpu_on_this_cpu():
-    rows = suite.gpu_steps(33, 2, 'cpu', ('naive fp32', 'bf16'), 'toynet', 1)
+    rows = suite.gpu_steps(17, 2, 'cpu', ('naive fp32', 'bf16'), 'toynet', 1)
     equal([row['kind'] for row in rows], ['naive fp32', 'bf16'])
     assert rows[0]['operations'] > rows[1]['operations']*.9 and rows[0]['steps_s'] > 0
 

@@ -96,6 +96,7 @@ def opened(browser, pages):
     def go(name, **options):
         context = browser.new_context(**{'viewport': dict(width=1200, height=860)} | options)
         contexts.append(context)
+        context.set_default_timeout(120_000)
         page = context.new_page()
         page.on('console', lambda m: said.append(m.text))
         page.on('pageerror', lambda e: said.append(str(e)))

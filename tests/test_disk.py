@@ -4,9 +4,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
-import time
 import zipfile
 
 import numpy as np
@@ -17,7 +14,8 @@ from corrmatch.use.cli import main
 from corrmatch.files import DataError
 from corrmatch.training.run_folder import hold_folder, release_folder, run_state
 from corrmatch.training.trainer import Trainer
-from runs_for_tests import command, environment, small
+from forks_for_tests import Fork
+from runs_for_tests import script, small
 
 
 @pytest.fixture(scope='module')
@@ -133,10 +131,9 @@ def test_only_one_process_opens_a_folder(tmp_path):
     code = (
         "import time; from corrmatch.training.run_folder import hold_folder; lock = "
         f"hold_folder({str(tmp_path / 'run')!r}); print('held', flush=True); time.sleep(60)")
-    other = subprocess.Popen(
-        [sys.executable, '-c', code], env=environment(), stdout=subprocess.PIPE, text=True)
+    other = Fork(['-c', code])
     try:
-        assert other.stdout.readline() == 'held\n'
+        assert other.wait_for_line() == 'held\n'
         with pytest.raises(DataError, match='another process begins to train there'):
             Trainer(small(tmp_path/'run'), quiet=True).fit()
         assert run_state(tmp_path/'run')['state'] == 'unknown'
@@ -148,10 +145,8 @@ def test_only_one_process_opens_a_folder(tmp_path):
 
 def test_two_trainings_in_one_folder(tmp_path):
     jobs = [dict(out=tmp_path/'run', steps=30, eval_every=30)]
-    both = [
-        subprocess.Popen(command(jobs, tmp_path / name), env=environment(), stderr=subprocess.PIPE, text=True)
-        for name in 'ab']
-    said = [p.communicate(timeout=200)[1] for p in both]
+    both = [Fork(script(jobs, tmp_path/name)) for name in 'ab']
+    said = [p.communicate(timeout=600)[1] for p in both]
     assert sorted(p.returncode for p in both) == [0, 1], said
     refused = said[[p.returncode for p in both].index(1)]
     assert 'train' in refused and 'choose another out=' in refused and 'Traceback' not in refused
@@ -163,14 +158,10 @@ def test_the_folder_is_deleted_in_the_middle(tmp_path, workers):
         dict(
             out=tmp_path / 'run', steps=100_000, eval_every=100_000, log_every=1, save_every=5,
             workers=workers)]
-    process = subprocess.Popen(
-        command(jobs, tmp_path / 'jobs'), env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not (tmp_path/'run'/'metrics.csv').exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(.05)
+    process = Fork(script(jobs, tmp_path/'jobs'), cwd=tmp_path)
+    process.wait_for(tmp_path/'run'/'metrics.csv')
     os.rename(tmp_path/'run', tmp_path/'gone')
     kept = set(os.listdir(tmp_path/'gone'))
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=600)[1]
     assert process.returncode == 1 and 'cannot be written' in said and 'Traceback' not in said, said[-1500:]
     assert not (tmp_path/'run').exists() and set(os.listdir(tmp_path/'gone')) <= kept

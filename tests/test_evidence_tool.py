@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -19,7 +18,8 @@ from PIL import Image
 from corrmatch.config import preset
 from corrmatch.training.run_folder import CsvLog, note_state, run_state
 from corrmatch.training.trainer import SignalFlag, Stopped
-from runs_for_tests import ROOT, environment, small
+from forks_for_tests import Fork
+from runs_for_tests import ROOT, small
 
 spec = importlib.util.spec_from_file_location('evidence', ROOT/'tools'/'evidence.py')
 evidence = importlib.util.module_from_spec(spec)
@@ -144,18 +144,12 @@ evidence.run_jobs(jobs, configs({out!r}), train, say=lambda t: None)
 
 
 def worker(out, nap):
-    env = environment(PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT/"tests"}')
-    return subprocess.Popen(
-        [sys.executable, '-c', WORKER.format(tests=str(ROOT / 'tests'), out=str(out), nap=nap)],
-        stdout=subprocess.PIPE, text=True, env=env)
+    return Fork(['-c', WORKER.format(tests=str(ROOT/'tests'), out=str(out), nap=nap)])
 
 
 def test_two_runners_share_the_list_and_a_killed_one_frees_its_run(tmp_path):
     dead = worker(tmp_path, 60)  # takes the first run and is killed in it
-    for _ in range(600):
-        if (tmp_path/'begun').exists():
-            break
-        time.sleep(.05)
+    dead.wait_for(tmp_path/'begun')
     with evidence.lock(tmp_path/'.locks'/'camvid_1_16_supervised_s1') as mine:
         assert not mine
     dead.kill()
@@ -167,7 +161,7 @@ def test_two_runners_share_the_list_and_a_killed_one_frees_its_run(tmp_path):
         pretend(config)
     evidence.run_jobs(
         evidence.make_plan(['camvid'], 2, 'methods', ['1_16']), configs(tmp_path), train, say=lambda t: None)
-    done = mine + other.communicate(timeout=60)[0].split()
+    done = mine + other.communicate(timeout=600)[0].split()
     assert begun == ['camvid_1_16_supervised_s1'] and begun[0] in done
     assert len(done) == len(set(done)) == 10  # four methods and the ceiling
 

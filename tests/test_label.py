@@ -392,7 +392,7 @@ def test_command(photos):
             except OSError:
                 time.sleep(.1)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=600)
         assert 'Traceback' not in err, err
     finally:
         process.kill()

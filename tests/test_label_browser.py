@@ -69,6 +69,7 @@ def opened(browser):
             pages.append(served)
         context = browser.new_context(**{'viewport': dict(width=1200, height=800)} | options)
         contexts.append(context)
+        context.set_default_timeout(120_000)
         page = context.new_page()
         page.on('console', lambda m: said.append(m.text) if not any(e in m.text for e in expected) else None)
         page.on('pageerror', lambda e: said.append(str(e)))
@@ -87,7 +88,7 @@ def opened(browser):
     assert not [u for u in asked if not u.startswith(('http://127.0.0.1:', 'blob:', 'data:'))]
 
 
-def wait(page, text, seconds=30):
+def wait(page, text, seconds=120):
     "Wait until an expression holds; the page's policy forbids playwright's own way."
     end = time.time() + seconds
     while not page.evaluate(f'Boolean(window.__label && ({text}))'):

@@ -20,7 +20,7 @@ HEAVY = ('torch', 'torchvision', 'matplotlib', 'numpy', 'IPython', 'nbdev')
 
 
 def run(*command, cwd=ROOT, stderr=False):
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return (done.stdout + (done.stderr if stderr else '')).strip()
 

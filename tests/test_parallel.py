@@ -11,7 +11,8 @@ from corrmatch.models.backbones import timm_backbone
 from corrmatch.training.distributed import convert_sync_batchnorm
 from corrmatch.training.run_folder import read_checkpoint, read_csv, run_state
 from corrmatch.training.trainer import Trainer
-from runs_for_tests import ROOT, command, environment, small
+from forks_for_tests import fork_python
+from runs_for_tests import environment, script, small
 
 STEPS = dict(steps=10, eval_every=10, log_every=1, batch_x=4, batch_u=4, toy_unlabeled=12)
 KINDS = {  # what is compared -> changes of the small run
@@ -45,9 +46,7 @@ def two_processes(tmp_path_factory):
     jobs += [
         dict(out=root / folder(next(iter(KINDS))), **STEPS), dict(out=root / 'after', **STEPS),
         dict(out=root / 'odd', batch_x=3)]
-    done = subprocess.run(
-        command(jobs, root, 2), env=environment(), capture_output=True, text=True, timeout=300)
-    return root, done
+    return root, fork_python(script(jobs, root), processes=2)
 
 
 def together(out, **changes):
@@ -170,15 +169,7 @@ stop_world()
 
 def test_an_accident_in_one_process_is_known_to_all(tmp_path):
     (tmp_path/'accidents.py').write_text(ACCIDENTS)
-    done = subprocess.run(
-        [
-            sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone',
-            str(tmp_path / 'accidents.py'), str(tmp_path)],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120)
+    done = fork_python([tmp_path/'accidents.py', tmp_path], processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     state = read_checkpoint(tmp_path/'nan'/'last.pt')
     with open(tmp_path/'nan'/'skipped.csv', newline='') as f:
@@ -221,10 +212,9 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path):
     start = [
         sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--monitor_interval=2',
         '--standalone', str(tmp_path / 'killed.py')]
-    def run(*argv):
-        return subprocess.run(
-            [*start, *argv], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=150)
-    done = run('0', ' '.join([*WORDS, 'run']))
+    done = subprocess.run(
+        [*start, '0', ' '.join([*WORDS, 'run'])], env=environment(), cwd=tmp_path, capture_output=True,
+        text=True, timeout=600)
     said = [line for line in done.stderr.splitlines() if line.startswith('corrmatch: ')]
     assert done.returncode and len(said) == 1 and 'resume run' in said[0] and 'killed?' in said[0], (
         done.stderr[-3000:])
@@ -232,7 +222,8 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path):
         'corrmatch/training/trainer.py' not in done.stderr
         and read_checkpoint(tmp_path / 'run' / 'last.pt')['step'] == 6)
     assert run_state(tmp_path/'run')['state'] == 'killed' and not list((tmp_path/'run').glob('.*.part'))
-    done = run('-1', 'resume run', ' '.join([*WORDS, 'whole']))
+    done = fork_python(
+        [tmp_path/'killed.py', '-1', 'resume run', ' '.join([*WORDS, 'whole'])], tmp_path, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     (state, losses), (whole, log) = result(tmp_path/'run'), result(tmp_path/'whole')
     assert state['step'] == 12 and state['best'] == whole['best']
@@ -251,7 +242,7 @@ def test_the_command_line_in_two_processes_ends_well(tmp_path):
         'corrmatch']
     done = subprocess.run(
         [*start, *words, str(tmp_path / 'run')], env=environment(), capture_output=True, text=True,
-        timeout=120)
+        timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (
         done.stdout.count('score it: corrmatch eval') == 1
@@ -276,8 +267,7 @@ def test_resume_with_another_number_of_processes(tmp_path, two_processes):
     (tmp_path/'run'/'before.pt').replace(tmp_path/'run'/'last.pt')  # as if it had been stopped at step 6
     assert read_checkpoint(tmp_path/'run'/'last.pt')['step'] == 6
     jobs = [dict(out=tmp_path/'run', resume=True, **STEPS | KINDS[kind] | dict(save_every=6))]
-    done = subprocess.run(
-        command(jobs, tmp_path / 'jobs', 2), env=environment(), capture_output=True, text=True, timeout=120)
+    done = fork_python(script(jobs, tmp_path/'jobs'), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     all_reduce_max(result(tmp_path/'run'), result(root/folder(kind)))
     assert run.steps == result(tmp_path/'run')[0]['step']
@@ -311,14 +301,7 @@ def test_shared_batch_norm_equals_one_large_batch(tmp_path):
     """Outputs, gradients and running statistics of two processes against one, and that they differ when
     nothing is shared."""
     (tmp_path/'bn.py').write_text(BATCH_NORM)
-    done = subprocess.run(
-        [
-            sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone',
-            str(tmp_path / 'bn.py')],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120)
+    done = fork_python([tmp_path/'bn.py'], processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     worst = dict(line.split() for line in done.stdout.splitlines())
     assert float(worst['shared']) < 1e-4 < 1e-2 < float(worst['own'])

@@ -306,7 +306,7 @@ mask = predictor.predict(image).mask
 print(mask.shape, peak() - before)
 '''
     said = subprocess.run(
-        [sys.executable, '-c', code], env=environment(), capture_output=True, text=True, timeout=120)
+        [sys.executable, '-c', code], env=environment(), capture_output=True, text=True, timeout=600)
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith('(4000, 6000)')
     band, maps = 4*6*514*6000/2**20, 2*24e6/2**20

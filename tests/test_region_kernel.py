@@ -96,7 +96,7 @@ def run(code, tmp_path, **env):
     env = {
         **os.environ, 'PYTHONPATH': str(ROOT), 'TRITON_CACHE_DIR': str(tmp_path), 'OMP_NUM_THREADS': '1',
         **env}
-    return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=600)
 
 
 def test_kernel_equals_the_definition(tmp_path):

@@ -14,7 +14,7 @@ def test_a_minute_of_training_leaks_nothing(tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=240)
+        timeout=600)
     assert done.stdout, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert found['faults'] == [] and done.returncode == 0, found

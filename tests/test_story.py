@@ -1,14 +1,13 @@
 "The commands as a new user types them, one after another, on a plain folder with broken files."
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from corrmatch.data.toy import toy_arrays
-from runs_for_tests import SMALL_FLAGS, corrmatch, environment
+from forks_for_tests import fork_python
+from runs_for_tests import SMALL_FLAGS, corrmatch
 
 
 @pytest.fixture(scope='module')
@@ -105,9 +104,7 @@ def test_a_broken_picture_is_named_and_the_others_are_predicted(place):
         (('export', 'runs/none', '--format', 'onnx'), 'runs/none'), (('resume', 'runs/none'), 'runs/none'),
         (('split', 'photos', '--labels', '0'), 'labels')])
 def test_failures_are_one_line(place, words, said):
-    done = subprocess.run(
-        [sys.executable, '-m', 'corrmatch', *words], cwd=place, env=environment(), capture_output=True,
-        text=True, timeout=120)
+    done = fork_python(['-m', 'corrmatch', *words], cwd=place)
     assert done.returncode == 1 or words == ('fetch', 'cityscapes')
     assert (
         said in (done.stdout + done.stderr).lower()

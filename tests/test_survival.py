@@ -17,7 +17,8 @@ from corrmatch.use.cli import main
 from corrmatch.files import DataError
 from corrmatch.training.run_folder import CsvLog, read_checkpoint, run_state, save_checkpoint
 from corrmatch.training.trainer import Trainer
-from runs_for_tests import ROOT, command, environment, small
+from forks_for_tests import Fork, fork_python
+from runs_for_tests import ROOT, command, environment, script, small
 
 KILLS = 20
 
@@ -30,7 +31,7 @@ def kills(tmp_path_factory):
     env = environment(PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT/"tests"}')
     done = subprocess.run(
         [sys.executable, str(ROOT / 'tests' / 'kill_lab.py'), str(folder), '0', str(KILLS)], env=env,
-        capture_output=True, text=True, timeout=600)
+        capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -146,7 +147,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_behind_a_saved_step(tmp_pat
         command(jobs, tmp_path, 2), env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path/'run'/'metrics.csv', process)
     os.kill(json.loads((tmp_path/'run'/'state.json').read_text())['pid'], number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     # torchrun ends what still lives when the first one has left: -15, its work was done
     codes = set(re.findall(r'exitcode +: (-?\d+)', said))
     assert process.returncode and str(code) in codes <= {str(code), '-15'}, said[-2000:]
@@ -165,13 +166,13 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_alone(tmp_path, processe
         dict(out=tmp_path / 'run', steps=4000, eval_every=4000, log_every=1, workers=2, batch_x=4, batch_u=4)]
     process = subprocess.Popen(
         command(jobs, tmp_path, processes), env=environment(), stderr=subprocess.PIPE, text=True,
-        start_new_session=True)
+        start_new_session=True) if processes else Fork(script(jobs, tmp_path))
     wait_for(tmp_path/'run'/'metrics.csv', process)
     if processes:
         process.send_signal(signal.SIGTERM)
     else:
         os.killpg(process.pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     state = run_state(tmp_path/'run')
     assert (
         state['state'] == 'stopped'
@@ -220,7 +221,7 @@ def test_a_validation_cut_short_by_a_signal_is_made_up_for(tmp_path, step, monke
     assert all(torch.equal(a[k], b[k]) for k in a) and run_state(tmp_path/'run')['state'] == 'finished'
 
 
-def wait_for(path, process, seconds=120):
+def wait_for(path, process, seconds=600):
     "Wait until a process has written a file."
     deadline = time.monotonic() + seconds
     while not path.exists():
@@ -236,22 +237,18 @@ sys.path.insert(0, "tests")
 from runs_for_tests import small
 from corrmatch.training.trainer import Trainer
 t = Trainer(small(sys.argv[1], steps=50), quiet=True)
-def hang(batch): print("hanging", flush=True); time.sleep(60)
+def hang(batch): print("hanging", flush=True); time.sleep(600)
 t.run_step = hang
 t.fit()
 '''
-    process = subprocess.Popen(
-        [sys.executable, '-c', code, str(tmp_path / 'run')], cwd=ROOT, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == 'hanging\n'
+    process = Fork(['-c', code, tmp_path/'run'])
+    assert process.wait_for_line() == 'hanging\n'
     process.send_signal(signal.SIGTERM)
     time.sleep(.3)
     assert process.poll() is None
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == -signal.SIGTERM and time.monotonic()-start < 5
-    process.stdout.close()
-    process.stderr.close()
+    assert process.wait(timeout=120) == -signal.SIGTERM and time.monotonic()-start < 120
 
 
 FULL = '''
@@ -270,9 +267,7 @@ def test_a_full_disk_keeps_the_checkpoint(tmp_path, stopped):
     (tmp_path/'run').mkdir()
     for name, data in stopped[0].items():
         (tmp_path/'run'/name).write_bytes(data)
-    done = subprocess.run(
-        [sys.executable, '-c', FULL, str(tmp_path / 'run'), str(len(stopped[0]['last.pt']) // 2)], cwd=ROOT,
-        env=environment(), capture_output=True, text=True, timeout=120)
+    done = fork_python(['-c', FULL, tmp_path/'run', len(stopped[0]['last.pt'])//2])
     assert (
         done.returncode == 1
         and 'cannot be written' in done.stderr
@@ -319,7 +314,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     jobs = [dict(out=tmp_path/'run', steps=4000, eval_every=4000, log_every=1)]
-    process = subprocess.Popen(command(jobs, tmp_path), env=environment(), stderr=subprocess.DEVNULL)
+    process = Fork(script(jobs, tmp_path))
     try:
         wait_for(tmp_path/'run'/'state.json', process)
         with pytest.raises(DataError, match='is training there'):

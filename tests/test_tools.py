@@ -10,7 +10,7 @@ from runs_for_tests import ROOT, environment
 def tool(name, *args):
     return subprocess.run(
         [sys.executable, str(ROOT / 'tools' / name), *map(str, args)], env=environment(), capture_output=True,
-        text=True, timeout=240)
+        text=True, timeout=600)
 
 
 def test_pretraining_writes_a_backbone(tmp_path):

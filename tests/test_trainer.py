@@ -1,9 +1,5 @@
 "What a run promises: the same seed gives the same result, and stopping it changes nothing."
-import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +10,7 @@ from corrmatch.config import preset
 from corrmatch.training.run_folder import read_checkpoint
 from corrmatch.training.trainer import Trainer
 from corrmatch.files import DataError
-
-ROOT = Path(__file__).parents[1]
+from forks_for_tests import Fork
 
 
 def config(out, **changes):
@@ -31,11 +26,18 @@ def weights(out): return read_checkpoint(Path(out)/'last.pt')['model']
 def equal(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+    "The weights of the plain run."
+    out = tmp_path_factory.mktemp('plain')/'run'
+    Trainer(config(out), quiet=True).fit()
+    return weights(out)
+
+
 @pytest.mark.parametrize('workers', [0, 2])
-def test_same_seed_same_weights_with_any_number_of_workers(tmp_path, workers):
-    Trainer(config(tmp_path/'a'), quiet=True).fit()
-    Trainer(config(tmp_path/'b', workers=workers), quiet=True).fit()
-    assert equal(weights(tmp_path/'a'), weights(tmp_path/'b'))
+def test_same_seed_same_weights_with_any_number_of_workers(tmp_path, plain, workers):
+    Trainer(config(tmp_path/'run', workers=workers), quiet=True).fit()
+    assert equal(plain, weights(tmp_path/'run'))
 
 
 def test_another_seed_gives_other_weights(tmp_path):
@@ -45,21 +47,18 @@ def test_another_seed_gives_other_weights(tmp_path):
 
 
 def test_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
-    Trainer(config(tmp_path/'straight', steps=40, threshold='per_class'), quiet=True).fit()
+    changes = dict(steps=40, eval_every=10, save_every=2, threshold='per_class')
+    Trainer(config(tmp_path/'straight', **changes), quiet=True).fit()
     code = (
         'from corrmatch.config import preset; from corrmatch.training.trainer import Trainer; import sys; '
         'sys.path.insert(0, "tests");'
-        'from test_trainer import config; Trainer(config(sys.argv[1], steps=40, threshold="per_class"), '
-        'quiet=True).fit()')
-    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(torch.get_num_threads()))
-    process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'killed')], cwd=ROOT, env=env)
-    deadline = time.time() + 120
-    while not (tmp_path/'killed'/'last.pt').exists() and time.time() < deadline:
-        time.sleep(.01)
+        f'from test_trainer import config; Trainer(config(sys.argv[1], **{changes}), quiet=True).fit()')
+    process = Fork(['-c', code, tmp_path/'killed'], OMP_NUM_THREADS=str(torch.get_num_threads()))
+    process.wait_for(tmp_path/'killed'/'last.pt')
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # it was still running
     assert read_checkpoint(tmp_path/'killed'/'last.pt')['step'] < 40
-    Trainer(config(tmp_path/'killed', steps=40, threshold='per_class'), quiet=True).fit(resume=True)
+    Trainer(config(tmp_path/'killed', **changes), quiet=True).fit(resume=True)
     assert equal(weights(tmp_path/'straight'), weights(tmp_path/'killed'))
     rows = [(tmp_path/run/'val.csv').read_text() for run in ('straight', 'killed')]
     assert rows[0] == rows[1]
@@ -72,15 +71,10 @@ def test_a_signal_ends_the_run_behind_a_saved_step(tmp_path, number, code):
         for k, v in dict(
             crop=33, toy_unlabeled=8, batch_x=2, batch_u=2, dim=16, low_dim=8, steps=4000, eval_every=4000,
             workers=1, log_every=1, warmup=1, device='cpu', out=tmp_path / 'run').items()]
-    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'corrmatch', 'train', 'toy', *flags], cwd=tmp_path, env=env,
-        stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 120
-    while not (tmp_path/'run'/'metrics.csv').exists() and time.time() < deadline:
-        time.sleep(.05)
+    process = Fork(['-m', 'corrmatch', 'train', 'toy', *flags], cwd=tmp_path)
+    process.wait_for(tmp_path/'run'/'metrics.csv')
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == code and 'Traceback' not in err and 'corrmatch resume' in err
     assert 0 < read_checkpoint(tmp_path/'run'/'last.pt')['step'] < 4000
 

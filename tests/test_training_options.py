@@ -1,6 +1,5 @@
 """Options of training that the paper does not have: class weights, Dice, rare classes, limits of a run,
 warm-up and search of the learning rate, trackers."""
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -12,7 +11,8 @@ from corrmatch.config import PRESETS, preset
 from corrmatch.method.losses import dice_loss
 from corrmatch.training.run_folder import read_checkpoint, read_csv, run_state
 from corrmatch.training.trainer import Trainer, lr_curve
-from runs_for_tests import command, environment, small
+from forks_for_tests import fork_python
+from runs_for_tests import script, small
 
 
 def weights(folder): return read_checkpoint(folder/'last.pt')['model']
@@ -216,8 +216,7 @@ def test_two_processes_end_together_and_go_on(tmp_path):
     limited = dict(out=tmp_path/'limited', time_limit=1e-9, **shared)
     jobs = [
         dict(out=tmp_path/'straight', **shared), limited, dict(out=tmp_path/'limited', resume=True, **shared)]
-    done = subprocess.run(
-        command(jobs, tmp_path, 2), env=environment(), capture_output=True, text=True, timeout=300)
+    done = fork_python(script(jobs, tmp_path), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert read_csv(tmp_path/'limited'/'val.csv')['step'].tolist() == [1, 4]
     assert equal(weights(tmp_path/'straight'), weights(tmp_path/'limited'))

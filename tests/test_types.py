@@ -35,7 +35,7 @@ def check(cache, *arguments):
         sys.executable, '-m', 'mypy', '--config-file', str(ROOT / 'mypy.ini'), '--cache-dir', cache,
         '--warn-unused-ignores', *arguments]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300,
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600,
         env=os.environ | dict(MYPYPATH=str(ROOT)))
     assert done.returncode == 0, done.stdout + done.stderr
 
