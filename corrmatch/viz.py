@@ -187,7 +187,7 @@ def show_outline(
     region:ArrayLike,        # (h,w) bool
     color:ColorType='white', # of the line, on a black one that makes it visible everywhere
     width:float=1.4,         # of the line, points
-):
+)->None:
     "Draw the border of a region; an empty region and a whole image have none."
     region = np.asarray(region, dtype=float)
     if region.min() == region.max():

@@ -500,13 +500,6 @@ def public_functions(tree, public):
                 yield method, arguments_of(method, 'staticmethod' not in used_in(method.decorator_list))
 
 
-def gives_something(node):
-    "Does a function return a value, or yield some?"
-    return any(
-        isinstance(n, (ast.Yield, ast.YieldFrom)) or isinstance(n, ast.Return) and n.value is not None
-        for n in ast.walk(node))
-
-
 def tells_the_result(node):
     "Has a function a return type that names what its containers hold?"
     if node.returns is None:
@@ -518,7 +511,7 @@ def tells_the_result(node):
 
 
 def test_public_functions_have_types():
-    "Arguments have a type and a comment, results have a type: at least 97 % of each."
+    "At least 97 % of the arguments have a type and a comment, and of the results a type."
     public = exported_names()
     arguments = {}
     results = {}
@@ -531,9 +524,9 @@ def test_public_functions_have_types():
             where = f'{module} line {node.lineno}: {node.name}'
             for x in own:
                 arguments[f'{where}({x.arg})'] = x.annotation is not None and x.lineno in comments
-            if gives_something(node):
+            if node.name != '__init__':
                 results[where] = tells_the_result(node)
-    assert len(arguments) > 1400 and len(results) > 450
+    assert len(arguments) > 1400 and len(results) > 500
     for found in (arguments, results):
         lacking = [name for name, is_told in found.items() if not is_told]
         assert len(lacking) <= .03*len(found), '\n'.join(lacking)

@@ -397,7 +397,7 @@ def refuse_partial(
     report:WeightReport, # of what was loaded
     source:str|Path,     # file or name, for the message
     least:float=0.95,    # share of tensors and of parameters that must be there
-):
+)->None:
     "Raise a ValueError where too much of a backbone, or its first convolution, would start at random."
     lacking = {*report.missing, *report.mismatched}
     first = next((k for k, p in net.named_parameters() if p.ndim == 4), None)

@@ -77,7 +77,7 @@ class ConfusionMatrix:
         self.matrix = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
         # pixels of masks and of predictions that are no class
         self.out_of_range = torch.zeros(2, dtype=torch.int64, device=device)
-    def check(self):
+    def check(self)->None:
         "Raise ValueError if a pixel was neither a class nor ignored."
         masks, labels = self.out_of_range.tolist()
         if masks:

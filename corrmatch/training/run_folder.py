@@ -111,7 +111,7 @@ def save_checkpoint(
     folder:Path,        # run folder
     state:dict,         # tensors and plain values
     name:str='last.pt', # of the file; the one before of last.pt is kept as before.pt
-):
+)->None:
     "Write a checkpoint and keep the last one beside it."
     folder = Path(folder)
     buffer = io.BytesIO()
@@ -309,7 +309,7 @@ class CsvLog:
             writer = csv.DictWriter(f, list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
-    def add(self, **row:Any): # column -> number or text
+    def add(self, **row:Any)->None: # column -> number or text
         "Append one row; the first one names the columns."
         columns = list(self.rows[0] if self.rows else row)
         odd = [str(k) for k in {**row, **dict.fromkeys(columns)} if not (k in row and k in columns)]
@@ -373,7 +373,7 @@ def note_state(
     folder:Path,  # run folder
     state:str,    # 'running', 'stopped', 'failed' or 'finished'
     **facts:Any,  # step, steps, best, ...
-):
+)->None:
     "Write state.json."
     own = dict(
         state=state, pid=os.getpid(), started=_process_start(os.getpid()), host=socket.gethostname(),
@@ -417,7 +417,7 @@ _FACTS = dict(
 def refuse_if_running(
     folder:Path,      # run folder
     force:bool=False, # not when it is on another machine, of which nobody here can say whether it lives
-):
+)->None:
     "Raise DataError when another living process trains in a folder."
     facts = run_state(folder)
     here = socket.gethostname()
@@ -448,7 +448,7 @@ def hold_folder(
 
 def release_folder(
     lock:FileLock|None, # from hold_folder
-):
+)->None:
     "Give the lock back and leave no trace of it."
     if lock is None:
         return
@@ -593,10 +593,10 @@ class Tracker:
     def add(self,
         row:dict, # name -> number; '' where unknown
         step:int, # of the run
-    ):
+    )->None:
         "Pass a row on."
         self._do(lambda: self.to.add({k: v for k, v in row.items() if v != '' and k != 'step'}, step))
-    def close(self):
+    def close(self)->None:
         "Tell the tracker that this is all."
         self._do(lambda: self.to.close())
         self.to = None
@@ -665,7 +665,7 @@ class Progress:
     def step(self,
         step:int,            # steps done
         row:dict|None=None,  # numbers of the log, by column
-    ):
+    )->None:
         "Move on to a step; `row` holds its numbers, if they are known."
         if self.quiet:
             return
@@ -677,7 +677,7 @@ class Progress:
             self.spoken = time.monotonic()
             left = (self.spoken-self.clock)*(self.steps-step)/max(step-self.start, 1)
             self.write(f'{self.name}: step {step}/{self.steps}, {_hours(left)} left, {_progress_text(row)}')
-    def write(self, text:str): # one line
+    def write(self, text:str)->None: # one line
         "Say something between the steps."
         if self.quiet:
             return

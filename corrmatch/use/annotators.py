@@ -140,7 +140,7 @@ class AnnotationWriter(ABC):
         image:str|Path,  # path below the folder of the images
         mask:np.ndarray, # (h,w) uint8 class ids
         name:str='',     # what its files are called; '': like the image
-    ):
+    )->None:
         "Add the mask of an image."
         image = Path(image).as_posix()
         name = name or os.path.splitext(image)[0]
@@ -162,10 +162,10 @@ class AnnotationWriter(ABC):
         image:str,       # path below the folder of the images, with /
         mask:np.ndarray, # (h,w) uint8 class ids
         name:str,        # what its files are called
-    ):
+    )->None:
         "Write or note one mask."
     @abstractmethod
-    def close(self):
+    def close(self)->Path:
         "Write what belongs to all images; the file or folder that the tool imports."
     def ids(self,
         mask:np.ndarray, # (h,w) uint8 class ids

@@ -22,7 +22,7 @@ from ..engine.regions import fast_region_targets
 from ..method.region import draw_positions
 
 # %% ../../nbs/use/49_bench.ipynb #d5981686
-def large_pages():
+def large_pages()->None:
     "Let torch take big tensors in 2 MB pages (Linux); works only before the first tensor of the process."
     os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
@@ -207,7 +207,7 @@ def store_result(
     path:str|Path, # JSON file; made if it is not there
     key:str,       # which result: bench | suite
     result:dict,   # its rows name their part
-):
+)->None:
     "Write one result into a JSON file beside the others; rows of parts that were not run stay."
     path = Path(path)
     known = json.loads(path.read_text()) if path.exists() else {}

@@ -77,7 +77,7 @@ def _ask_model(model, image):
 def explore_view(
     image:Image.Image|np.ndarray|Tensor, # image: PIL, (3,h,w) or (h,w,3), floats 0..1 or uint8
     source:nn.Module|Tensor|tuple[Tensor, Tensor], # CorrMatchNet, features (1,d,h',w'), or (f1, f2)
-    logits:Tensor|None=None, # (1,c,h,w) class scores at the size of image; None: of the network
+    logits:Tensor|None=None, # (1,c,h,w) class scores at the image's size; of a network its own are taken
 )->ExploreView:
     "Collect what the correlation map of one image is made of."
     pixels = _as_bytes(image)

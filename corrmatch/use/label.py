@@ -678,7 +678,7 @@ class LabelPage:
             app, log_level='warning', access_log=False, timeout_graceful_shutdown=20))
     def __repr__(self):
         return f'LabelPage({self.url!r})'
-    def run(self):
+    def run(self)->None:
         "Serve until Ctrl+C."
         self._server.run(sockets=[self._socket])
     def start(self)->Self:
@@ -686,7 +686,7 @@ class LabelPage:
         self._thread = threading.Thread(target=self.run, daemon=True)
         self._thread.start()
         return self
-    def stop(self):
+    def stop(self)->None:
         "End the server and wait until it has ended."
         self._server.should_exit = True
         self._thread.join(30)
