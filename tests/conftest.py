@@ -4,6 +4,8 @@ import logging
 
 import pytest
 
+from runs_for_tests import lighten
+
 LONG = (
     'test_survival', 'test_soak', 'test_parallel', 'test_browser', 'test_label_browser', 'test_story',
     'test_trainer', 'test_cli', 'test_bench', 'test_region_kernel')
@@ -18,6 +20,14 @@ def no_drawing(monkeypatch):
     "Runs write no images, which takes most of the time of a run of some steps."
     from corrmatch.training.trainer import Trainer
     monkeypatch.setattr(Trainer, '_draw', lambda self, model: None)
+
+
+@pytest.fixture(scope='module')
+def light_runs():
+    "Runs validate on few scenes and draw nothing, as those of `runs_for_tests.py` in other processes do."
+    with pytest.MonkeyPatch.context() as patch:
+        lighten(patch.setattr)
+        yield
 
 
 @pytest.fixture

@@ -14,12 +14,10 @@ from pathlib import Path
 import torch
 
 from corrmatch.training import run_folder as runfolder
-from corrmatch.data.folders import ArraySource
 from corrmatch.training.run_folder import CsvLog, read_checkpoint
 from corrmatch.training.builders import make_datasets
-from corrmatch.files import write_atomic
 from corrmatch.training.trainer import Trainer
-from runs_for_tests import small
+from runs_for_tests import lighten, small
 
 # a checkpoint at every step: many kills hit the writing
 RUN = dict(steps=10, eval_every=5, save_every=1, log_every=1)
@@ -30,17 +28,6 @@ def train(out, sources, resume=False):
     "One run; 0 when it came to its end."
     Trainer(small(out, **RUN), sources, quiet=True).fit(resume=resume)
     return 0
-
-
-def few(sources, n=6):
-    "Sources whose validation set is short, so that most of a run is training."
-    sources.val = ArraySource(sources.val.images[:n], sources.val.masks[:n], sources.val.names[:n])
-    return sources
-
-
-def small_image(self, model):
-    "In the place of drawn predictions, most of the time of so short a run: a file as they are, of two bytes."
-    write_atomic(self.out/'pictures'/f'step_{self.step:06d}.png', lambda p: Path(p).write_bytes(b'P6'))
 
 
 def forked(function, *args, **kwargs):
@@ -133,8 +120,8 @@ def main():
     seed = int(sys.argv[2])
     kills = int(sys.argv[3])
     torch.set_num_threads(1)
-    Trainer._draw = small_image
-    sources = few(make_datasets(small('unused')))
+    lighten()
+    sources = make_datasets(small('unused'))
     # in this process: what is imported and warmed up here the children need not do again
     train(folder / 'straight', sources)
     expected = state(folder/'straight')

@@ -22,6 +22,26 @@ def small(out, method='corrmatch', **changes):
     return preset('toy', method, **SMALL | dict(out=str(out)) | changes)
 
 
+def lighten(replace=setattr):
+    """Let runs in this process validate on 12 scenes of the generated world instead of 100, and write a small
+    file in the place of a drawing: both take most of the time of a run of some steps."""
+    from corrmatch.data.folders import ArraySource
+    from corrmatch.files import write_atomic
+    from corrmatch.training import builders
+    from corrmatch.training.trainer import Trainer
+    toy_sources = builders._toy_sources
+    def with_few(config):
+        sources = toy_sources(config)
+        val = sources.val
+        sources.val = ArraySource(val.images[:12], val.masks[:12], val.names[:12])
+        return sources
+    def small_image(self, model):
+        path = self.out/'pictures'/f'step_{self.step:06d}.png'
+        write_atomic(path, lambda part: Path(part).write_bytes(b'not drawn'))
+    replace(builders, '_toy_sources', with_few)
+    replace(Trainer, '_draw', small_image)
+
+
 def environment(**more):
     "One thread, and this tree first on the path."
     return os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='') | more
@@ -68,6 +88,7 @@ def work(out, resume=False, force=False, **changes):
 
 def main():
     from corrmatch.training.distributed import stop_world
+    lighten()
     codes = [work(**job) for job in json.loads(Path(sys.argv[1]).read_text())]
     stop_world()
     return max(codes)

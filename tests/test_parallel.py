@@ -14,6 +14,7 @@ from corrmatch.training.trainer import Trainer
 from forks_for_tests import fork_python
 from runs_for_tests import environment, script, small
 
+pytestmark = pytest.mark.usefixtures('light_runs')
 STEPS = dict(steps=10, eval_every=10, log_every=1, batch_x=4, batch_u=4, toy_unlabeled=12)
 KINDS = {  # what is compared -> changes of the small run
     'group norm, dynamic tau, partner in the batch': dict(),

@@ -21,6 +21,7 @@ from forks_for_tests import Fork, fork_python
 from runs_for_tests import ROOT, command, environment, script, small
 
 KILLS = 20
+pytestmark = pytest.mark.usefixtures('light_runs')
 
 
 @pytest.fixture(scope='module')

@@ -14,6 +14,8 @@ from corrmatch.training.trainer import Trainer, lr_curve
 from forks_for_tests import fork_python
 from runs_for_tests import script, small
 
+pytestmark = pytest.mark.usefixtures('light_runs')
+
 
 def weights(folder): return read_checkpoint(folder/'last.pt')['model']
 

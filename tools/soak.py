@@ -1,10 +1,11 @@
 """Train on the generated world for some minutes and watch what the process holds: memory, file handles, child
 processes.
 
-Usage: python tools/soak.py [--minutes 60] [--out FOLDER] [--workers 2]
-The run validates, saves and logs all the time. Ends with one JSON line; exit code 1 if memory grew by more
-than 5 % (and 20 MB) between the first and the last third, if the number of file handles or threads grew, or
-if a process, a temporary file or a shared memory segment is left.
+Usage: python tools/soak.py [--minutes 60] [--steps N] [--out FOLDER] [--workers 2]
+It ends after so many minutes, or after so many steps. The run validates, saves and logs all the time. Ends
+with one JSON line; exit code 1 if memory grew by more than 5 % (and 20 MB) between the first and the last
+third, if the number of file handles or threads grew, or if a process, a temporary file or a shared memory
+segment is left.
 """
 import argparse
 import json
@@ -45,6 +46,14 @@ def watch(samples: list, seconds: float, stop: threading.Event) -> None:
             pass  # a worker ended between two looks
 
 
+def end_behind(trainer: Trainer, steps: int, stop: threading.Event) -> None:
+    "Send SIGTERM, as a scheduler ends a job, when a run has taken so many steps."
+    while not stop.wait(.05):
+        if trainer.step >= steps:
+            os.kill(os.getpid(), 15)
+            return
+
+
 def verdict(samples: list, before: dict, after: dict, out: Path) -> dict:
     "Compare the first third behind the warm-up with the last third, and before with after."
     rest = samples[len(samples)//10:]
@@ -73,28 +82,34 @@ def verdict(samples: list, before: dict, after: dict, out: Path) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--minutes', type=float, default=60)
+    parser.add_argument('--steps', type=int, default=10**6)
     parser.add_argument('--out', type=Path, default=None)
     parser.add_argument('--workers', type=int, default=2)
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp(prefix='soak_'))
     config = preset(
-        'toy', steps=10**6, crop=49, warmup=20, eval_every=100, save_every=25, log_every=5,
+        'toy', steps=10**6, crop=33, warmup=20, eval_every=100, save_every=25, log_every=5,
         workers=args.workers, ema=0.99, out=str(out / 'run'))
     trainer = Trainer(config, quiet=True)
     before = held()
     samples = []
     stop = threading.Event()
-    spy = threading.Thread(target=watch, args=(samples, max(args.minutes*60/600, .5), stop), daemon=True)
-    timer = threading.Timer(args.minutes*60, lambda: os.kill(os.getpid(), 15))  # as a scheduler ends a job
-    spy.start()
-    timer.start()
+    pause = max(args.minutes*60/600, .5) if args.steps == 10**6 else .2
+    spy = threading.Thread(target=watch, args=(samples, pause, stop), daemon=True)
+    end = threading.Thread(target=end_behind, args=(trainer, args.steps, stop), daemon=True)
+    timer = threading.Timer(args.minutes*60, lambda: os.kill(os.getpid(), 15))
+    timer.daemon = True
+    for thread in (spy, end, timer):
+        thread.start()
     start = time.monotonic()
     try:
         trainer.fit()
     except Stopped:
         pass
     stop.set()
-    spy.join()
+    timer.cancel()
+    for thread in (spy, end, timer):
+        thread.join()
     time.sleep(1)
     found = verdict(samples, before, held(), out) | dict(
         minutes=round((time.monotonic() - start) / 60, 2), steps=trainer.step, state=list_runs(out)[0].state)
