@@ -361,6 +361,11 @@ class WeightReport(NamedTuple):
             return f'loaded {n} tensors (100 % of the backbone)'
         percent = math.floor(1000*self.share)/10
         return f"loaded {n} of {n+lacking} tensors, {percent} % of the backbone's parameters"
+    def _unused(self):
+        "What was ignored; () for nothing but the classifier beside a whole backbone."
+        whole = self.share == 1 and not self.missing and not self.mismatched
+        classifier = all(key.split('.')[0] in _CLASSIFIER for key in self.unexpected)
+        return () if whole and classifier else self.unexpected
     def __repr__(self):
         "Say it in at most three lines."
         def some(keys): return f'{len(keys)} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
@@ -368,13 +373,16 @@ class WeightReport(NamedTuple):
         left = [
             f'{name} {some(keys)}'
             for name, keys in zip(
-                ('missing', 'mismatched', 'ignored'), (self.missing, self.mismatched, self.unexpected))
+                ('missing', 'mismatched', 'ignored'), (self.missing, self.mismatched, self._unused()))
             if keys]
         if left:
             lines.append('; '.join(left))
         if self.zeroed:
             lines.append(f'start as their pretrained shortcut: {", ".join(self.zeroed)}')
         return '\n'.join(lines)
+
+# first parts of the names of what follows a backbone, in ResNets, EfficientNets and transformers
+_CLASSIFIER = 'fc', 'classifier', 'head', 'conv_head', 'bn2'
 
 # %% ../../nbs/models/25_deeplab.ipynb #18dcbfc9
 def read_tensors(

@@ -4,7 +4,7 @@
 __all__ = ['HARMLESS', 'read_checkpoint', 'save_checkpoint', 'read_latest', 'read_json', 'read_record', 'recorded_config',
            'config_changes', 'list_mark', 'data_record', 'read_data_record', 'data_changes', 'CsvLog', 'read_csv',
            'note_state', 'run_state', 'refuse_if_running', 'hold_folder', 'release_folder', 'Run', 'best_scores',
-           'best_row', 'list_runs', 'runs_table', 'require_tracker', 'Tracker', 'Progress']
+           'best_row', 'list_runs', 'runs_table', 'require_tracker', 'Tracker', 'forecast', 'Progress']
 
 # %% ../../nbs/training/32_run_folder.ipynb #819318d9
 import csv
@@ -639,6 +639,24 @@ def _hours(
     "Write a duration."
     return f'{int(seconds)//3600}:{int(seconds)//60%60:02d}:{int(seconds)%60:02d}'
 
+# %% ../../nbs/training/32_run_folder.ipynb #0db7c23a
+def forecast(
+    seconds:float,  # that the steps will take
+    steps:int,      # to come
+    warmup:bool,    # are these the rest of the warm-up
+    now:float,      # seconds since 1970
+)->str:             # one line; '' for less than a minute
+    "Say how long some steps will take, and when they end."
+    if seconds < 60:
+        return ''
+    minutes = round(seconds/60)
+    about = f'{minutes} min' if minutes < 100 else f'{seconds/3600:.1f} h'
+    if warmup:
+        return f'about {about} for the next {steps} steps, which are the warm-up; the others take longer'
+    end = time.strftime('%H:%M' if seconds < 12*3600 else '%a %H:%M', time.localtime(now + seconds))
+    return f'about {about} for the next {steps} steps, until {end}; validation comes on top'
+
+
 # %% ../../nbs/training/32_run_folder.ipynb #9d6bc3af
 class Progress:
     "Show a bar on a terminal, plain lines elsewhere, nothing when quiet."
@@ -649,6 +667,8 @@ class Progress:
         quiet:bool=False,        # say nothing
         every:float=30,          # seconds between plain lines at least
         stream:TextIO|None=None, # where to write; None: stderr
+        warmup:int=0,            # first steps of the run, whose cost differs
+        clock:Callable[[], float]=time.monotonic, # tells the seconds
     ):
         self.stream = stream or sys.stderr
         self.name = name
@@ -656,7 +676,11 @@ class Progress:
         self.start = start
         self.quiet = quiet
         self.every = every
-        self.clock, self.spoken = time.monotonic(), -np.inf
+        self.clock = clock
+        self.begun = clock()
+        self.spoken = -np.inf
+        phases = (start, warmup), (max(start, warmup), steps)
+        self.phases = [(first, last) for first, last in phases if first < last]
         bar = not quiet and (self.stream.isatty() or in_jupyter())
         self.bar = (
             tqdm(total=steps, initial=start, desc=name, mininterval=1, file=self.stream, dynamic_ncols=True)
@@ -669,14 +693,25 @@ class Progress:
         "Move on to a step; `row` holds its numbers, if they are known."
         if self.quiet:
             return
+        self._forecast(step)
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
             if row:
                 self.bar.set_postfix_str(_progress_text(row), refresh=False)
-        elif row and (time.monotonic() - self.spoken >= self.every or step == self.steps):
-            self.spoken = time.monotonic()
-            left = (self.spoken-self.clock)*(self.steps-step)/max(step-self.start, 1)
+        elif row and (self.clock() - self.spoken >= self.every or step == self.steps):
+            self.spoken = self.clock()
+            left = (self.spoken-self.begun)*(self.steps-step)/max(step-self.start, 1)
             self.write(f'{self.name}: step {step}/{self.steps}, {_hours(left)} left, {_progress_text(row)}')
+    def _forecast(self, step):
+        "After three steps of a phase, say how long it will take."
+        for first, last in self.phases:
+            if step == first + 1:
+                self.mark = self.clock()
+            if step == first + 4:
+                seconds = (self.clock()-self.mark)/3*(last-step)
+                text = forecast(seconds, last-step, last < self.steps, time.time())
+                if text:
+                    self.write(f'{self.name}: {text}')
     def write(self, text:str)->None: # one line
         "Say something between the steps."
         if self.quiet:

@@ -842,8 +842,16 @@ def _open(self:Trainer, resume, force):
             release_folder(lock)
     self._clock = (time.monotonic(), self.step)
     self._started = self._saved = time.monotonic()
-    self.progress = Progress(str(self.out), self.steps, self.step, self.quiet)
+    warmup = self.config.warmup if uses_unlabeled(self.config) else 0
+    self.progress = Progress(
+        str(self.out), self.steps, self.step, self.quiet, warmup=warmup, clock=partial(_clock, self.device))
     self.model.train()
+
+def _clock(device):
+    "Seconds, once the device has done what it was given."
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.monotonic()
 
 # %% ../../nbs/training/36_trainer.ipynb #6b1b3f33
 @patch
@@ -1076,7 +1084,17 @@ def describe(self:Trainer)->str:
         f'{c.backbone}, stride {c.stride}, crop {c.crop}, {precision} on {self.device}',
         f'{self.steps} steps of {c.batch_x}+{c.batch_u if n_u else 0} images{over}, {_lr_text(c)}',
         self.weights_text,
+        *_rough(len(self.sources.val)),
         f'run folder: {self.out}'])
+
+def _rough(
+    n_val:int, # validation images
+)->list:       # of lines
+    "Say that a score over few images is rough."
+    if n_val >= 10:
+        return []
+    what = 'image gives' if n_val == 1 else 'images give'
+    return [f'note: {n_val} validation {what} a rough score, in which some points of difference mean nothing']
 
 def _lr_text(
     config:Config, # name, lr, lr_multi, batch sizes

@@ -67,7 +67,8 @@ def split(
     folder:str|Path,                # data set; faulty files are left out
     labels:int=92,                  # labeled images
     seed:int=0,                     # another seed, another choice
-    val:float=.2,                   # share kept for validation where the data set names none
+    # share kept for validation where the data set names none; None: a fifth, and more of few masks
+    val:float|None=None,
     out:str|Path|None=None,         # folder of the lists; None: splits/sSEED in the data folder
     classes:str|Path|int|None=None, # a class file or a number of classes; None: found
     depth:str='',                   # LOW:HIGH, see check
@@ -146,8 +147,19 @@ def train(
     said = _meaning(settings)
     known = [name for name in Config.__dataclass_fields__ if name not in ('name', 'method')]
     _refuse_unknown(settings, known)
+    if resume:
+        settings = _recorded_lists(source, method, settings) | settings
     config, text = plan_run(source, method, labels, classes, lists, said, **settings)
     return _run(fitted(config) if fit_memory else config, resume, force, quiet, text)
+
+def _recorded_lists(source, method, settings):
+    "The lists that a run of a data folder has on record: masks may have been drawn since it was started."
+    name = Path(source).resolve().name or 'data'
+    run = Path(settings.get('out') or f'runs/{name}_{method}_s{settings.get("seed", 0)}')
+    if str(source) in PRESETS or not (run/'config.json').is_file():
+        return {}
+    record = read_record(run)
+    return {kind: record[kind] for kind in ('labeled', 'unlabeled', 'val') if record.get(kind)}
 
 # %% ../../nbs/use/50_api.ipynb #6f8b9f8c
 def _run(config, resume, force, quiet, text=''):

@@ -368,7 +368,8 @@ def _split(
     *,
     labels:int,            # labeled images
     seed:int=0,            # another seed, another choice
-    val:float=0.2,         # share kept for validation where the data set names none
+    # share kept for validation where the data set names none [a fifth, and more of few masks]
+    val:float|None=None,
     classes:str|None=None, # a file with lines NAME R G B, or a number of classes [found]
     out:Path|None=None,    # folder of the lists [splits/sSEED in the data folder]
     **settings,            # depth and fields of Meaning

@@ -260,7 +260,8 @@ def settle_classes(
         names = names or list(otherwise)
         if not names:
             raise DataError(
-                f'{path}: is not there; say which classes there are, such as --classes background,cat,dog')
+                f'{path}: is not there; say which classes there are with --classes background,cat,dog, or '
+                'write that file, one name a line in the order of the ids')
         return names, palette(len(names), 'toy')
     old, colors = found
     if names is None or names == old:
