@@ -14,7 +14,7 @@ from PIL import Image
 
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data import annotations
-from corrmatch.data.annotations import decode_brush, encode_brush, encode_rle
+from corrmatch.data.annotations import _decode_brush, encode_brush, encode_rle
 from corrmatch.data.check import check_data, convert_data, make_split
 from corrmatch.data.coco import decode_rle, fill_polygon
 from corrmatch.data.layouts import find_layout, read_stored
@@ -23,9 +23,9 @@ from corrmatch.use import cli
 from corrmatch.use.annotators import (
     AnnotationTool,
     convert_annotations,
-    join_rings,
+    _join_rings,
     open_annotations,
-    simplify_ring,
+    _simplify_ring,
     trace_mask,
 )
 from corrmatch.use.cli import main
@@ -191,13 +191,13 @@ def test_every_mask_survives_its_outline(seed):
     parts = trace_mask(mask)
     whole = np.zeros(shape, bool)
     for rings in parts:
-        window, inside = fill_polygon(join_rings(rings), shape[::-1])
+        window, inside = fill_polygon(_join_rings(rings), shape[::-1])
         assert not (whole[window] & inside).any()
         whole[window] |= inside
     assert (whole == mask).all()
     for rings in trace_mask(mask, 1.0):
         assert all(len(ring) > 2 for ring in rings)
-    assert (decode_brush(encode_brush(mask), shape[::-1]) == mask).all()
+    assert (_decode_brush(encode_brush(mask), shape[::-1]) == mask).all()
     assert (decode_rle(encode_rle(mask)) == mask).all()
 
 
@@ -205,7 +205,7 @@ def test_simplified_rings_stay_within_the_tolerance():
     angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
     ring = np.stack([50 + 30 * np.cos(angle), 50 + 30 * np.sin(angle)], 1)
     for tolerance in (0.5, 1, 3):
-        kept = simplify_ring(ring, tolerance)
+        kept = _simplify_ring(ring, tolerance)
         a, b = kept, np.roll(kept, -1, 0)
         along = ((ring[:, None] - a) * (b - a)).sum(-1) / ((b - a) ** 2).sum(-1)
         away = np.linalg.norm(a + along.clip(0, 1)[..., None] * (b - a) - ring[:, None], axis=-1).min(1)
@@ -354,7 +354,7 @@ def test_cvat_boxes_leave_their_image_unlabeled(tmp_path):
     assert any('sub/p2.png' in f.text and 'without an outline' in f.text for f in report.findings)
 
 
-def brush_region(inside, *labels):
+def _brush_region(inside, *labels):
     return dict(
         type='brushlabels',
         original_width=W,
@@ -401,7 +401,7 @@ def test_label_studio(tmp_path, address):
     for i in range(3):
         photo(tmp_path / f'photos/p {i}.png')
         rating = dict(type='choices', value=dict(choices=['good']))
-        regions = [brush_region(inside, 'cup'), percent_region('cat', box(0, 0, 4, 4)), rating]
+        regions = [_brush_region(inside, 'cup'), percent_region('cat', box(0, 0, 4, 4)), rating]
         tasks.append(label_studio(address.format(i), *regions, id=i))
     note(tmp_path / 'project.json', tasks)
     found, names = masks_of(tmp_path)
@@ -431,7 +431,7 @@ def test_label_studio_brush_png(tmp_path):
 
 
 def test_a_task_with_two_annotations(tmp_path):
-    labels = [brush_region(scene(0) == c, 'cup') for c in (1, 3)]
+    labels = [_brush_region(scene(0) == c, 'cup') for c in (1, 3)]
     for i in range(2):
         photo(tmp_path / f'p{i}.png')
     tasks = [label_studio(f'p{i}.png', labels[0], id=i) for i in range(2)]
@@ -719,7 +719,7 @@ def stained(region, **change):
     return region | change
 
 
-BRUSH = brush_region(scene(0) == 1, 'cup')
+BRUSH = _brush_region(scene(0) == 1, 'cup')
 
 
 @pytest.mark.parametrize(

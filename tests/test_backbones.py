@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from corrmatch.models.backbones import (
-    build_backbone, efficientnet_keys, load_pretrained, load_timm, param_groups, timm_weights)
+    build_backbone, efficientnet_keys, load_pretrained, load_timm, param_groups, _timm_weights)
 from corrmatch.config import preset
 from corrmatch.training.checkpoints import (
-    clean_state, compare_state, export_reference_state, load_reference_checkpoint, load_weights, make_card,
+    _clean_state, compare_state, export_reference_state, load_reference_checkpoint, load_weights, make_card,
     model_card, network_facts, save_weights)
 from corrmatch.files import DataError
 from corrmatch.models.deeplab import DeepLabV3Plus, ResNet, load_backbone, make_backbone
@@ -192,7 +192,7 @@ def test_offline(monkeypatch):
     def refuse(*args, **kwargs): raise ConnectionError('no network')
     monkeypatch.setattr('timm.models._builder.load_pretrained', refuse)
     with pytest.raises(ValueError, match=r'offline\? give a file with weights=PATH') as e:
-        timm_weights('timm:test_vit')
+        _timm_weights('timm:test_vit')
     assert '\n' not in str(e.value)
 
 
@@ -209,7 +209,7 @@ def golden_state(name, corr=True):
 @pytest.mark.parametrize('corr', [True, False])
 def test_reference_and_unimatch_names(name, corr):
     "Measured key lists are told apart by name, and fit without a difference."
-    state = clean_state(
+    state = _clean_state(
         {'model': {f'module.{k}': v for k, v in golden_state(name, corr).items()}, 'epoch': 3})
     facts = network_facts(state)
     assert facts == (f'{name}_deep', 21, 256, 48, corr)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from corrmatch.engine import regions as regions_module
 from corrmatch.engine.regions import FAST_REGIONS, fast_region_maps, fast_region_targets
 from corrmatch.use import bench
-from corrmatch.use.bench import extra_peak, pixel_jobs, region_case
+from corrmatch.use.bench import _extra_peak, _pixel_jobs, _region_case
 from corrmatch.config import preset
 from corrmatch.training.builders import make_weights
 from corrmatch.method.region import propagate_regions, region_maps
@@ -157,24 +157,24 @@ def test_precision():
 def test_memory_of_pixel_propagation():
     """A guard that counts bytes: held whole the map costs at least ten times as much, and chunks grow with N,
     not with its square."""
-    small, large = pixel_jobs(41, 1), pixel_jobs(61, 1)
-    chunked = [extra_peak(jobs['chunked']) for jobs in (small, large)]
-    assert extra_peak(large['whole']) > 4*chunked[1]
+    small, large = _pixel_jobs(41, 1), _pixel_jobs(61, 1)
+    chunked = [_extra_peak(jobs['chunked']) for jobs in (small, large)]
+    assert _extra_peak(large['whole']) > 4*chunked[1]
     assert chunked[1] < 1.6*(61/41)**2*chunked[0]
 
 
 def test_work_of_regions():
     """A guard that counts: the fast version allocates less than 64 MB where the naive one takes hundreds,
     with equal results."""
-    case = region_case('many', b=2)
+    case = _region_case('many', b=2)
     maps = region_maps(case['rows'], case['side'], case['size'])
     def ours():
         return fast_region_targets(
             case['rows'], case['side'], case['label'], case['keep'], case['within'], 0.85)
     assert (
-        extra_peak(ours)
+        _extra_peak(ours)
         < 64 * 2**20
-        < extra_peak(lambda: region_maps(case['rows'], case['side'], case['size'])))
+        < _extra_peak(lambda: region_maps(case['rows'], case['side'], case['size'])))
     label, keep, _ = propagate_regions(case['label'], case['keep'], maps, .85)
     assert torch.equal(ours()[0], label) and torch.equal(ours()[1], keep)
 

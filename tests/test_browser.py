@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from corrmatch.use.explore import explore_view, read_position, read_regions, write_explorer
+from corrmatch.use.explore import explore_view, _read_position, _read_regions, write_explorer
 from corrmatch.method.pixel import resize
 from corrmatch.data.toy import toy_features, toy_logits, toy_scene
 from corrmatch.viz import VERDICT_COLORS, verdict
@@ -130,7 +130,7 @@ def check_row_and_region(page, view, position, cut=.5):
     """Row to single precision; region from the same row bit for bit; the page's own region but for pixels on
     the cut."""
     size = view.image.shape[:2]
-    reading = read_position(view, position, cut)
+    reading = _read_position(view, position, cut)
     row = torch.tensor(ask(page, 'row()')).view(reading.row.shape)
     torch.testing.assert_close(row, reading.row, rtol=2e-5, atol=1e-9)
     column = torch.tensor(ask(page, 'column()')).view(reading.row.shape)
@@ -202,15 +202,15 @@ def test_settings_change_what_is_shown(opened):
         page.get_by_label('cut').fill(str(cut))
         page.get_by_label('\u03c4', exact=True).fill(str(tau))
         _, drawn = check_row_and_region(page, view, position, cut)
-        check_vote(page, read_position(view, position, cut, tau), drawn)
+        check_vote(page, _read_position(view, position, cut, tau), drawn)
     page.get_by_role('button', name='Reset').click()
     page.mouse.move(*place(page, view, position))
     before = page.locator('.cx-words').inner_text()
     page.get_by_role('button', name='transposed').click()
-    assert ask(page, 'after') == read_position(view, position, transposed=True).after
+    assert ask(page, 'after') == _read_position(view, position, transposed=True).after
     page.get_by_role('button', name='column').click()
     page.evaluate('__explorer.set("opacity", 1)')
-    check_pixel(page, view, read_position(view, position).column, (40, 80))
+    check_pixel(page, view, _read_position(view, position).column, (40, 80))
     assert page.locator('.cx-words').inner_text() != before
     page.get_by_role('button', name='labels').click()
     page.get_by_role('button', name='strong').click()
@@ -230,7 +230,7 @@ def test_image_stays_where_the_row_gives_nothing(opened):
     "The weakest pixel of the row keeps the greyed image, whatever the opacity."
     page, view = opened('scene.html'), scene_view()
     page.mouse.move(*place(page, view, (24, 64)))
-    fine = resize(read_position(view, (24, 64)).row[None, None], (97, 97))[0, 0]
+    fine = resize(_read_position(view, (24, 64)).row[None, None], (97, 97))[0, 0]
     y, x = divmod(int(fine.argmin()), 97)
     page.evaluate('__explorer.set("opacity", 1)')
     finished(page, '__explorer.state.opacity === 1')
@@ -246,7 +246,7 @@ def test_all_regions_make_the_mask_of_the_library(opened):
     page.get_by_label('\u03c4', exact=True).fill('0.7')
     page.get_by_role('button', name='new mask').click()
     finished(page, '!!__explorer.run')
-    wanted = read_regions(view, tau=.7)
+    wanted = _read_regions(view, tau=.7)
     run = ask(page, 'run')
     label = torch.tensor(run['label']).view(97, 97)
     kept = torch.tensor(run['kept']).view(97, 97).bool()
@@ -276,7 +276,7 @@ def test_temperature_of_raw_features(opened):
         page.get_by_label('temperature').fill(str(temperature))
         finished(page, '__explorer.ready')
         page.wait_for_timeout(100)
-        reading = read_position(view, position, temperature=temperature)
+        reading = _read_position(view, position, temperature=temperature)
         row = torch.tensor(ask(page, 'row()')).view(reading.row.shape)
         torch.testing.assert_close(row, reading.row, rtol=2e-4, atol=1e-9)
         column = torch.tensor(ask(page, 'column()')).view(reading.row.shape)

@@ -12,7 +12,7 @@ from corrmatch.files import DataError
 from corrmatch.training.metrics import mean_iou
 from corrmatch.training.trainer import Trainer
 from corrmatch.use.cli import main
-from corrmatch.use.compare import compare_runs, mean_interval, write_comparison
+from corrmatch.use.compare import compare_runs, _mean_interval, write_comparison
 from corrmatch.use.report import confusion, score_run, show_results, worst
 from runs_for_tests import small
 
@@ -46,14 +46,14 @@ def test_scores_are_those_of_each_image(runs, found):
 def test_the_order_of_the_runs_only_turns_the_sign(runs, found):
     turned = compare_runs(*runs[::-1], most=12, device='cpu')
     np.testing.assert_allclose(turned.difference, -found.difference)
-    low, high = mean_interval(found.difference)
+    low, high = _mean_interval(found.difference)
     assert low <= found.difference.mean() <= high
 
 
 def test_interval_against_resampling_by_hand():
     values = np.random.default_rng(3).normal(1, 2, 30)
     means = [np.random.default_rng(i).choice(values, 30).mean() for i in range(4000)]
-    np.testing.assert_allclose(mean_interval(values), np.quantile(means, [.025, .975]), atol=.08)
+    np.testing.assert_allclose(_mean_interval(values), np.quantile(means, [.025, .975]), atol=.08)
 
 
 def test_command_page_table_and_figure(runs, tmp_path, capsys):

@@ -15,7 +15,7 @@ from corrmatch.config import preset
 from corrmatch.files import DataError
 from corrmatch.training.metrics import ConfusionMatrix
 from corrmatch.data.check import auto_config
-from corrmatch.training.reading import MappedSource, run_masks, open_val, spaced
+from corrmatch.training.reading import _MappedSource, _run_masks, open_val, spaced
 from corrmatch.use.report import _class_rows, read_run, score_run
 from corrmatch.training.builders import make_datasets
 from corrmatch.training.trainer import ABSENT, Trainer, absent_text, iou_table, load_run
@@ -389,10 +389,10 @@ def test_eval_scores_originals_like_their_copies(tmp_path, capsys):
 
 
 def test_reader_by_hand(tmp_path):
-    "`spaced` and `MappedSource` as notebooks use them."
+    "`spaced` and `_MappedSource` as notebooks use them."
     truth = fill(tmp_path/'d', 'binary', 3)
     plain = make_datasets(record(tmp_path/'d', 2), only_val=True).val
-    val = MappedSource(plain, tmp_path/'d', run_masks(dict(kind='binary', table=[[0, 0], [255, 1]]), 2), 2)
+    val = _MappedSource(plain, tmp_path/'d', _run_masks(dict(kind='binary', table=[[0, 0], [255, 1]]), 2), 2)
     assert len(val) == 3 and np.array_equal(val.read_mask(2), truth[2]) and spaced(10, 4) == [0, 3, 6, 9]
     with pytest.raises(DataError, match='value 255'):
-        MappedSource(plain, tmp_path/'d', run_masks(dict(kind='x', table=[[0, 0]]), 2), 2).read_mask(0)
+        _MappedSource(plain, tmp_path/'d', _run_masks(dict(kind='x', table=[[0, 0]]), 2), 2).read_mask(0)

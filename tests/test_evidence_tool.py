@@ -17,7 +17,7 @@ from PIL import Image
 
 from corrmatch.config import preset
 from corrmatch.training.run_folder import CsvLog, note_state, run_state
-from corrmatch.training.trainer import SignalFlag, Stopped
+from corrmatch.training.trainer import _SignalFlag, Stopped
 from forks_for_tests import Fork
 from runs_for_tests import ROOT, small
 
@@ -175,7 +175,7 @@ def test_a_signal_ends_the_list(tmp_path, swallowed):
     def train(config):
         begun.append(config.out)
         if swallowed:
-            with SignalFlag():
+            with _SignalFlag():
                 os.kill(os.getpid(), signal.SIGTERM)
         else:
             os.kill(os.getpid(), signal.SIGTERM)

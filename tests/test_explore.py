@@ -13,7 +13,7 @@ from PIL import Image
 
 from corrmatch.method.correlation import correlation_map
 from corrmatch.use.explore import (
-    _confidence_steps, explore_view, explorer_html, _grid_position, _pack_views, read_position,
+    _confidence_steps, explore_view, explorer_html, _grid_position, _pack_views, _read_position,
     write_explorer)
 from corrmatch.use.predict import _as_image, _scaled
 from corrmatch.engine.regions import fast_region_maps
@@ -84,7 +84,7 @@ def test_any_size(size, grid):
     view = explore_view(image, (f1, f2), logits)
     corr = correlation_map(f1, f2)
     for position in ((0, 0), (size[0]-1, size[1]-1), (size[0]//2, size[1]//2)):
-        reading = read_position(view, position)
+        reading = _read_position(view, position)
         y, x = _grid_position(position, size, grid)
         assert torch.equal(reading.region, fast_region_maps(corr[:, [y*grid[1]+x]], grid, size)[0, 0])
         assert reading.vote.size == int(reading.region.sum())
@@ -92,7 +92,7 @@ def test_any_size(size, grid):
 
 
 def test_constant_row_gives_an_empty_region_and_no_vote():
-    reading = read_position(explore_view(picture(), torch.zeros(1, 4, 6, 8), scores()), (3, 3))
+    reading = _read_position(explore_view(picture(), torch.zeros(1, 4, 6, 8), scores()), (3, 3))
     assert not reading.region.any() and reading.vote.winner == -1 and not reading.vote.accepted
 
 

@@ -21,7 +21,7 @@ import corrmatch.data.fetch as F
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import read_split
 from corrmatch.data.fetch import (
-    Remote, download, _fetch_camvid, _fetch_cityscapes, _fetch_pets, _fetch_sbd, _fetch_splits, _fetch_voc,
+    _Remote, download, _fetch_camvid, _fetch_cityscapes, _fetch_pets, _fetch_sbd, _fetch_splits, _fetch_voc,
     unpack)
 from corrmatch.data.layouts import find_layout
 from corrmatch.training.run_folder import hold_folder
@@ -274,7 +274,7 @@ def image(i): return np.random.default_rng(i).integers(0, 256, (12, 14, 3)).asty
 
 def serve(server, name, data, fault='cut'):
     server.bodies[name], server.faults[name] = data, [fault]
-    return Remote(f'https://example.org/far/away/{name}', sha(data))
+    return _Remote(f'https://example.org/far/away/{name}', sha(data))
 
 
 def test_published_lists(server, tmp_path):

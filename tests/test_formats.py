@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from corrmatch.data.coco import draw_objects
-from corrmatch.data.layouts import find_classes, find_layout
+from corrmatch.data.layouts import _find_classes, find_layout
 from corrmatch.data.masks import load_image, read_photo, rgb_bytes
 from errors_for_tests import refused
 
@@ -41,7 +41,7 @@ def wrote(path, text):
     ('labelmap.txt', 'sky:1,2,3::\nroad:1,2::\n', 'line 2', 'name:R,G,B::'),
     ('labelmap.txt', 'sky:1,2,3::\nroad\n', 'line 2', 'a colour, or none')])
 def test_faulty_class_files(tmp_path, name, text, line, form):
-    refused(lambda: find_classes(wrote(tmp_path/name, text)), name, line, form)
+    refused(lambda: _find_classes(wrote(tmp_path/name, text)), name, line, form)
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_faulty_class_files(tmp_path, name, text, line, form):
         ('class_dict.csv', 'name\nsky\nsea\n'), ('class_dict.csv', 'name,r,g,b\nsky,,,\nsea,,,\n'),
         ('classes.txt', '# mine\nsky\nsea\n'), ('labelmap.txt', 'sky:::\nsea:::\n')])
 def test_names_alone(tmp_path, name, text):
-    assert find_classes(wrote(tmp_path/name, text))[:2] == (['sky', 'sea'], None)
+    assert _find_classes(wrote(tmp_path/name, text))[:2] == (['sky', 'sea'], None)
 
 
 def test_csv_without_header_keeps_its_first_class(tmp_path):
-    names, colors, _ = find_classes(
+    names, colors, _ = _find_classes(
         wrote(tmp_path / 'class_dict.csv', '\ufeffsky, 1, 2, 3, 1\nsea, 4, 5, 6, 0\n'))
     assert names == ['sky', 'sea'] and colors.tolist() == [[1, 2, 3], [4, 5, 6]]
 

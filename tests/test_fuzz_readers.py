@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from corrmatch.data.folders import open_image, open_mask, read_classes, read_split
-from corrmatch.data.layouts import find_classes, find_layout
+from corrmatch.data.layouts import _find_classes, find_layout
 from corrmatch.data.masks import load_image, read_mask
-from corrmatch.data.check import check_data, report_json, report_text
+from corrmatch.data.check import check_data, _report_json, report_text
 
 CASES = int(os.environ.get('CORRMATCH_FUZZ', 150))  # of each kind
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -198,7 +198,7 @@ def test_class_files(tmp_path, name):
     n_read = 0
     for i, content in texts(CLASSES, sum(name.encode())):
         (tmp_path/name).write_bytes(content)
-        found = outcome(find_classes, tmp_path)
+        found = outcome(_find_classes, tmp_path)
         if name == 'classes.txt':
             outcome(read_classes, tmp_path)
         if not found:
@@ -225,7 +225,7 @@ def test_a_folder_with_damaged_files_gets_a_report(folder):
             assert (
                 len(report.layout.files) == sum(p.is_file() for p in folder.rglob('*'))
                 and report_text(report)
-                and report_json(report))
+                and _report_json(report))
         if before is None:
             (folder/victim).unlink()
         else:

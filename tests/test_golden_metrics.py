@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from corrmatch.training.metrics import (
-    ConfusionMatrix, center_crop, evaluate, intersection_union, mean_iou, slide_predict, slide_probs,
-    whole_predict, window_groups)
+    ConfusionMatrix, center_crop, evaluate, _intersection_union, mean_iou, slide_predict, slide_probs,
+    whole_predict, _window_groups)
 
 GOLDEN = Path(__file__).parent/'golden'
-ARRAYS = np.load(GOLDEN/'metrics.npz')
+_ARRAYS = np.load(GOLDEN/'metrics.npz')
 INFO = json.loads((GOLDEN/'metrics_info.json').read_text())
-IOU_CASES = sorted({name.split('/')[0] for name in ARRAYS.files if name.startswith('iou_')})
+IOU_CASES = sorted({name.split('/')[0] for name in _ARRAYS.files if name.startswith('iou_')})
 SLIDING = [name for name in INFO if INFO[name]['mode'] == 'sliding_window']
 MODES = dict(sliding_window='slide', center_crop='center', original='whole')
 
 
 def case(name):
-    return {k.split('/')[1]: torch.as_tensor(ARRAYS[k]) for k in ARRAYS.files if k.startswith(name+'/')}
+    return {k.split('/')[1]: torch.as_tensor(_ARRAYS[k]) for k in _ARRAYS.files if k.startswith(name+'/')}
 
 
 def pairs_of(name):
@@ -45,7 +45,7 @@ def stand_in(name):
 @pytest.mark.parametrize('name', IOU_CASES)
 def test_intersection_union(name):
     a = case(name)
-    intersection, union, target = intersection_union(a['pred'], a['target'], int(a['K']))
+    intersection, union, target = _intersection_union(a['pred'], a['target'], int(a['K']))
     assert torch.equal(intersection, a['intersection'])
     assert torch.equal(union, a['union'])
     assert torch.equal(target, a['target_area'])
@@ -80,7 +80,7 @@ def test_windows(name):
     ours = [
         [y1 - y, x1 - x]
         for h, w in INFO[name]['images']
-        for group in window_groups(h, w, crop, int(2 / 3 * crop))
+        for group in _window_groups(h, w, crop, int(2 / 3 * crop))
         for y, y1, x, x1 in group]
     assert sorted(ours) == sorted(INFO[name]['windows_hw'])
 

@@ -20,8 +20,8 @@ from corrmatch.data.toy import toy_arrays
 from corrmatch.files import DataError
 from corrmatch.use import label as module
 from corrmatch.use.label import (
-    LabelFolder, MaskConflict, brush_features, decode_runs, encode_runs, find_images, make_app,
-    open_label_page, settle_classes)
+    LabelFolder, _MaskConflict, _brush_features, _decode_runs, _encode_runs, find_images, _make_app,
+    open_label_page, _settle_classes)
 from runs_for_tests import environment
 
 testclient = pytest.importorskip('starlette.testclient', reason='pip install corrmatch-seg[label]')
@@ -40,7 +40,7 @@ def photos(tmp_path):
 
 
 def client(folder, host='127.0.0.1', token='secret', **more):
-    app = make_app(LabelFolder(folder, more.pop('classes', CLASSES), **more), token='secret')
+    app = _make_app(LabelFolder(folder, more.pop('classes', CLASSES), **more), token='secret')
     return testclient.TestClient(app, base_url=f'http://{host}', headers={'X-Token': token})
 
 
@@ -51,7 +51,7 @@ def square(c=1, size=(30, 40)):
 
 
 def put(page, i, ids, version=''):
-    return page.put(f'/api/mask/{i}', content=encode_runs(ids), headers={'If-Match': f'"{version}"'})
+    return page.put(f'/api/mask/{i}', content=_encode_runs(ids), headers={'If-Match': f'"{version}"'})
 
 
 def test_runs_hold_any_mask():
@@ -59,10 +59,10 @@ def test_runs_hold_any_mask():
     for size in ((1, 1), (7, 5), (300, 200)):
         for values in ([255], [0, 1], range(256)):
             mask = draw.choice(np.array(values, np.uint8), size)
-            assert (decode_runs(encode_runs(mask), size[::-1]) == mask).all()
-    for data in (b'abc', b'', encode_runs(np.zeros((3, 3), np.uint8))):
+            assert (_decode_runs(_encode_runs(mask), size[::-1]) == mask).all()
+    for data in (b'abc', b'', _encode_runs(np.zeros((3, 3), np.uint8))):
         with pytest.raises(ValueError):
-            decode_runs(data, (40, 30))
+            _decode_runs(data, (40, 30))
 
 
 def test_a_mask_is_saved_as_a_palette_png(photos):
@@ -74,7 +74,7 @@ def test_a_mask_is_saved_as_a_palette_png(photos):
         assert mask.getpalette()[:9] == module.palette(3, 'toy').ravel().tolist()
     assert (photos/'classes.txt').read_text().split()[::4] == ['background', 'cat', 'dog']
     answer = page.get('/api/mask/1')
-    assert (decode_runs(answer.content, (40, 30)) == square(2)).all() and len(answer.headers['etag']) > 10
+    assert (_decode_runs(answer.content, (40, 30)) == square(2)).all() and len(answer.headers['etag']) > 10
     assert sorted(os.listdir(photos)) == ['classes.txt', 'images', 'masks'], 'nothing else is left behind'
     assert os.listdir(photos/'masks') == ['b b.png']
 
@@ -150,7 +150,7 @@ def test_of_many_writers_one_wins_each_round(photos):
             _, version = folder.read_mask(0)
             try:
                 won.append((version, folder.save(0, square(c), version)))
-            except MaskConflict:
+            except _MaskConflict:
                 pass
     threads = [threading.Thread(target=write, args=(folder, c % 3)) for c, folder in enumerate(folders)]
     for thread in threads:
@@ -201,15 +201,15 @@ def test_changed_classes(photos):
 @pytest.mark.parametrize('names', ['a,,b', 'a\nb,c', 'a,a', '#a,b', ['x\x00y'], [str(i) for i in range(300)]])
 def test_names_that_no_class_can_have(tmp_path, names):
     with pytest.raises(DataError, match='^classes: '):
-        settle_classes(tmp_path, names)
+        _settle_classes(tmp_path, names)
 
 
 def test_names_from_a_file_or_a_model(tmp_path):
     (tmp_path/'names').write_text('sky\nbig tree\n')
-    assert settle_classes(tmp_path, tmp_path/'names')[0] == ['sky', 'big tree']
-    assert settle_classes(tmp_path, None, ['x', 'y'])[0] == ['x', 'y']
+    assert _settle_classes(tmp_path, tmp_path/'names')[0] == ['sky', 'big tree']
+    assert _settle_classes(tmp_path, None, ['x', 'y'])[0] == ['x', 'y']
     with pytest.raises(DataError, match='say which classes there are, such as --classes'):
-        settle_classes(tmp_path)
+        _settle_classes(tmp_path)
 
 
 @pytest.mark.parametrize('mode', ['P', 'L'])
@@ -222,7 +222,7 @@ def test_masks_of_other_programs(photos, mode):
         image.save(photos/'masks'/'a.png')
     page = client(photos)
     answer = page.get('/api/mask/0')
-    assert (decode_runs(answer.content, (40, 30)) == square(1)).all()
+    assert (_decode_runs(answer.content, (40, 30)) == square(1)).all()
     assert page.get('/api/folder').json()['images'][0]['share'] == 1
     assert put(page, 0, square(2), answer.headers['etag'].strip('"')).status_code == 200
 
@@ -306,7 +306,7 @@ def test_nothing_but_the_listed_images(photos):
         '/api/image/3', '/api/image/-1', '/api/image/0.0', '/api/image/..%2f..%2fetc%2fpasswd',
         '/assets/page.css', '/assets/..%2f..%2ffiles.py', '/images/a.png', '/classes.txt'):
         assert page.get(path).status_code == 404, path
-    strange = encode_runs(np.full((30, 40), 7, np.uint8))
+    strange = _encode_runs(np.full((30, 40), 7, np.uint8))
     for data, code in ((b'', 422), (b'abcd'*5000, 413), (strange, 422)):
         assert page.put('/api/mask/0', content=data, headers={'If-Match': '""'}).status_code == code
     assert page.put('/api/mask/9', content=b'').status_code == 404 and not (photos/'masks').exists()
@@ -350,20 +350,20 @@ def test_a_run_gives_regions_classes_and_a_start(run, photos):
     folder = LabelFolder(photos, None, otherwise=model.names)
     assert folder.names == ['background', 'stripes', 'checks']
     page = testclient.TestClient(
-        make_app(folder, model, 'secret'), base_url='http://127.0.0.1', headers={'X-Token': 'secret'})
+        _make_app(folder, model, 'secret'), base_url='http://127.0.0.1', headers={'X-Token': 'secret'})
     said = page.get('/api/folder').json()
     assert said['model'] == str(run) and said['cut'] == model.config.region_cut and said['tau'] == model.tau
     meta = json.loads(page.get('/api/features/0').headers['x-meta'])
     assert meta['sides'] == 2 and str(run) in meta['source'] and not meta['note']
-    everything = decode_runs(page.get('/api/prediction/0?tau=0').content, (40, 30))
+    everything = _decode_runs(page.get('/api/prediction/0?tau=0').content, (40, 30))
     wanted = model.predict(photos/'images'/'a.png')
     assert (everything == wanted.mask).all()
-    confident = decode_runs(page.get('/api/prediction/0?tau=.5').content, (40, 30))
+    confident = _decode_runs(page.get('/api/prediction/0?tau=.5').content, (40, 30))
     assert ((confident == 255) == (wanted.confidence < .5)).all()
     other = testclient.TestClient(
-        make_app(LabelFolder(photos, 'checks,background'), model, 'secret'), base_url='http://127.0.0.1',
+        _make_app(LabelFolder(photos, 'checks,background'), model, 'secret'), base_url='http://127.0.0.1',
         headers={'X-Token': 'secret'})
-    ids = decode_runs(other.get('/api/prediction/0?tau=0').content, (40, 30))
+    ids = _decode_runs(other.get('/api/prediction/0?tau=0').content, (40, 30))
     assert (ids == np.array([1, 255, 0], np.uint8)[wanted.mask]).all(), 'classes are matched by their names'
 
 
@@ -373,7 +373,7 @@ def test_a_run_without_a_correlation_head_says_so(run, photos, monkeypatch):
     from corrmatch.use.predict import load
     model = load(run, device='cpu')
     model.model = model.model.backbone
-    found = brush_features(Image.open(photos/'images'/'a.png'), model)
+    found = _brush_features(Image.open(photos/'images'/'a.png'), model)
     assert 'has no correlation head' in found.note
 
 

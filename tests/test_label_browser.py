@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from corrmatch.data.toy import toy_arrays
-from corrmatch.use.label import brush_features, brush_region, decode_runs, open_label_page
+from corrmatch.use.label import _brush_features, _brush_region, _decode_runs, open_label_page
 
 pytest.importorskip('starlette', reason='the server is not installed: pip install corrmatch-seg[label]')
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -112,20 +112,20 @@ def page_mask(page):
     "The mask that the page holds."
     size = page.evaluate('[__label.image.width, __label.image.height]')
     runs = page.evaluate('[...__label.image.runs]')
-    return decode_runs(np.array(runs, '<u4').tobytes(), size)
+    return _decode_runs(np.array(runs, '<u4').tobytes(), size)
 
 
 def test_region_is_that_of_the_library(full_features, opened, tmp_path):
     folder, _ = scene_folder(tmp_path/'photos', size=161)
     page = opened(folder)
     image = Image.open(folder/'images'/ODD)
-    feats = brush_features(image)
+    feats = _brush_features(image)
     for pixel in ((40, 60), (120, 120), (10, 150)):
         for edges in (True, False):
             page.evaluate(f'__label.set("edges", {str(edges).lower()})')
             given = page.evaluate(f'[...__label.regionAt({pixel[1]}, {pixel[0]})]')
-            drawn = decode_runs(np.array(given, '<u4').tobytes(), image.size) == 1
-            wanted = brush_region(image, feats, pixel, .5, edges)
+            drawn = _decode_runs(np.array(given, '<u4').tobytes(), image.size) == 1
+            wanted = _brush_region(image, feats, pixel, .5, edges)
             assert wanted.any() and (drawn & wanted).sum() >= .98*(drawn | wanted).sum(), (pixel, edges)
 
 
@@ -377,7 +377,7 @@ def look(page, y, x):
     given = page.evaluate(
         '([x, y, cuts]) => cuts.map(cut => { __label.set("cut", cut); return [...__label.regionAt(x, y)]; })',
         [int(x), int(y), CUTS])
-    return [(cut, decode_runs(np.array(g, '<u4').tobytes(), size) == 1) for cut, g in zip(CUTS, given)]
+    return [(cut, _decode_runs(np.array(g, '<u4').tobytes(), size) == 1) for cut, g in zip(CUTS, given)]
 
 
 def label_scene(page, truth, wanted=.9, most=20):

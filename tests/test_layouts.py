@@ -11,12 +11,12 @@ from PIL import Image, features
 
 from corrmatch.config import preset
 from corrmatch.data.folders import _OUTPUT_MARK, mark_output, read_classes, read_split
-from corrmatch.data.layouts import file_table, find_classes, find_layout
+from corrmatch.data.layouts import file_table, _find_classes, find_layout
 from corrmatch.data.masks import Meaning
 from corrmatch.use.predict import LoadedModel, find_inputs
 from corrmatch.data.check import (
-    _numbers, check_data, make_split, rehearse, report_json, report_text, save_report)
-from corrmatch.data.shards import list_folder, open_list
+    _numbers, check_data, make_split, rehearse, _report_json, report_text, save_report)
+from corrmatch.data.shards import _list_folder, _open_list
 from corrmatch.training.builders import make_model
 from errors_for_tests import refused
 
@@ -354,10 +354,10 @@ def test_folder_of_unlabeled_images(tmp_path, monkeypatch, heard):
         'prepared/images/p0.png'):
         put(root/name)
     save_report(check_data(fill(tmp_path/'e'), progress=None), root/'runs/check')
-    names = list_folder(root)[:]
+    names = _list_folder(root)[:]
     assert names == ['images/ok_7.jpg', 'images/p0.jpg', 'images/p1.jpg', 'images/p2.jpg']
     assert 'masks, visualisations or outputs are no images' in ' '.join(heard)
-    assert list_folder(root/'overlays')[:] == ['p0.jpg']      # named itself: the user's word
+    assert _list_folder(root/'overlays')[:] == ['p0.jpg']      # named itself: the user's word
 
 
 # --- what is not read is named
@@ -513,7 +513,7 @@ def test_the_table_adds_up(tmp_path, make):
     layout = find_layout(tmp_path)
     adds_up(tmp_path, layout)
     report = check(tmp_path)
-    table = json.loads(report_json(report))['files']
+    table = json.loads(_report_json(report))['files']
     n = len(layout.files)
     assert sum(row['files'] for row in table) == n and f'files in all: {n}' in report_text(report)
 
@@ -575,7 +575,7 @@ def test_unicode_forms_pair_and_are_found_by_lists(tmp_path, first, second):
         wrote(tmp_path/'val.txt', unicodedata.normalize(form, text))
         assert [p.image.exists() and p.mask.exists() for p in read_split(tmp_path / 'val.txt', tmp_path)] == [
             True, True]
-        assert open_list(tmp_path/'val.txt', tmp_path, large=0).read_image(1).size == (32, 24)
+        assert _open_list(tmp_path/'val.txt', tmp_path, large=0).read_image(1).size == (32, 24)
         assert sum(i.split == 'val' for i in find_layout(tmp_path).items) == 2
 
 
@@ -621,7 +621,7 @@ def test_entries_that_are_understood(tmp_path, line, header):
     pair, = read_split(root/'val.txt', root)
     assert (pair.image, pair.mask, pair.name) == (
         root / 'images/p1.jpg', root / 'masks/p1.png', pair.name) and pair.name.lower() == 'p1'
-    assert open_list(root/'val.txt', root, large=0).read_mask(0).size == (32, 24)
+    assert _open_list(root/'val.txt', root, large=0).read_mask(0).size == (32, 24)
     assert [i.name for i in find_layout(root).items if i.split == 'val'] == ['p1']
 
 
@@ -655,7 +655,7 @@ def test_lists_and_classes_in_other_encodings(tmp_path, encoding, word):
     assert (level, file) == ('error', 'val.txt') and 'save it as UTF-8' in text
     for name in ('classes.txt', 'class_dict.csv', 'labelmap.txt'):
         wrote(root/name, 'caf\u00e9\nsea\n'.encode(encoding))
-        refused(lambda: find_classes(root), name, 'save it as UTF-8')
+        refused(lambda: _find_classes(root), name, 'save it as UTF-8')
         (root/name).unlink()
 
 
@@ -801,7 +801,7 @@ def test_links_in_a_circle_and_to_nothing(tmp_path):
     report = check(tmp_path)
     assert len(report.layout.files) == 15 and [(f.kind, f.file) for f in report.errors] == [
         ('unreadable', f'images/{n}.jpg') for n in ('circle', 'gone')]
-    list_folder(tmp_path)
+    _list_folder(tmp_path)
 
 
 def test_a_name_that_no_list_can_hold_is_a_fault_of_its_file(tmp_path):
@@ -846,7 +846,7 @@ def test_lines_that_name_no_image_are_said(tmp_path, text, level):
 def test_classes_with_numbers(tmp_path, text, names):
     wrote(tmp_path/'classes.txt', text)
     expected = names.split('|') if '|' in names else names.split()
-    assert find_classes(tmp_path)[0] == expected and read_classes(tmp_path)[0] == expected
+    assert _find_classes(tmp_path)[0] == expected and read_classes(tmp_path)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -856,7 +856,7 @@ def test_classes_with_numbers(tmp_path, text, names):
         ('sky 1 2 3\nsky 4 5 6\n', 'names two classes'), ('1 2 3 sky\n4 5 6 cat\n', 'behind the name')])
 def test_classes_that_nobody_can_number(tmp_path, text, word):
     wrote(tmp_path/'classes.txt', text)
-    refused(lambda: find_classes(tmp_path), 'classes.txt', word)
+    refused(lambda: _find_classes(tmp_path), 'classes.txt', word)
 
 
 def test_predictions_below_the_images_are_not_predicted_again(tmp_path, heard):

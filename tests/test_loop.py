@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from corrmatch.data.toy import toy_arrays
-from corrmatch.use.label import LabelFolder, encode_runs, make_app
+from corrmatch.use.label import LabelFolder, _encode_runs, _make_app
 from runs_for_tests import SMALL_FLAGS, corrmatch
 
 testclient = pytest.importorskip('starlette.testclient', reason='pip install corrmatch-seg[label]')
@@ -33,13 +33,13 @@ def draw(place, names):
     "Draw the masks of some images through the server of the label page, as the page does."
     folder = LabelFolder(place/'photos', CLASSES)
     page = testclient.TestClient(
-        make_app(folder, token='secret'), base_url='http://127.0.0.1', headers={'X-Token': 'secret'})
+        _make_app(folder, token='secret'), base_url='http://127.0.0.1', headers={'X-Token': 'secret'})
     stems = [Path(image['name']).stem for image in page.get('/api/folder').json()['images']]
     for name in names:
         i = stems.index(name)
         mask = np.array(Image.open(place/'truth'/f'{name}.png'))
         version = page.get(f'/api/mask/{i}').headers.get('ETag', '')
-        done = page.put(f'/api/mask/{i}', content=encode_runs(mask), headers={'If-Match': version or '""'})
+        done = page.put(f'/api/mask/{i}', content=_encode_runs(mask), headers={'If-Match': version or '""'})
         assert done.status_code == 200, done.text
         assert np.array_equal(np.array(Image.open(place/'photos'/'masks'/f'{name}.png')), mask)
 

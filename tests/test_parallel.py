@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.models.backbones import timm_backbone
+from corrmatch.models.backbones import _timm_backbone
 from corrmatch.training.distributed import convert_sync_batchnorm
 from corrmatch.training.run_folder import read_checkpoint, read_csv, run_state
 from corrmatch.training.trainer import Trainer
@@ -133,7 +133,7 @@ def test_two_micro_steps_equal_one(tmp_path, kind):
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_shared_batch_norm_keeps_activations_of_timm(device):
     "Torch's own conversion drops them."
-    net = timm_backbone('timm:tf_efficientnet_lite0', 16).eval()
+    net = _timm_backbone('timm:tf_efficientnet_lite0', 16).eval()
     image = torch.rand(1, 3, 65, 65)
     before = [stage.clone() for stage in net(image)]
     shared = convert_sync_batchnorm(net, torch.device(device)).eval()

@@ -26,7 +26,7 @@ from corrmatch.files import DataError
 from corrmatch.training.metrics import ConfusionMatrix, evaluate, slide_probs
 from corrmatch.data.masks import png_bytes
 from corrmatch.use.predict import (
-    LoadedModel, find_inputs, load, predict_bands, predict_files, pseudo_files)
+    LoadedModel, find_inputs, load, _predict_bands, predict_files, pseudo_files)
 from corrmatch.training.builders import eval_pairs, make_model, make_datasets
 from corrmatch.training.trainer import Trainer, load_run
 from corrmatch.data.views import normalize
@@ -69,7 +69,7 @@ def test_bands_are_the_sliding_window(run, h, w, tile, stride):
     sums = slide_probs(
         model, normalize(torch.from_numpy(image.copy()).permute(2, 0, 1))[None], tile, stride=stride)[0]
     top = sums.topk(2, 0).values
-    bands = list(predict_bands(model, image, tile, stride))
+    bands = list(_predict_bands(model, image, tile, stride))
     label = np.concatenate([b[1] for b in bands])
     sure = (top[0]-top[1] > 1e-4).numpy()
     assert (label == sums.argmax(0).numpy())[sure].all() and sure.mean() > .99
@@ -449,7 +449,7 @@ def test_export_of_timm_networks(tmp_path, backbone, stride, format):
     config = preset('toy', backbone=backbone, stride=stride, weights='', dim=8, low_dim=4)
     save_weights(make_model(config)[0], tmp_path/'w.pth', make_card(config))
     done = export.export_run(tmp_path/'w.pth', format)
-    assert done.path == tmp_path/f'w{export.FORMATS[format][0]}' and done.difference < 1e-3
+    assert done.path == tmp_path/f'w{export._FORMATS[format][0]}' and done.difference < 1e-3
     if format == 'onnx':
         sides = {p.key: p.value for p in __import__('onnx').load(done.path).metadata_props}['sides']
     else:

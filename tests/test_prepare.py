@@ -11,9 +11,9 @@ from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import FolderSource, read_classes, read_split
 from corrmatch.files import DataError
 from corrmatch.data.layouts import find_layout
-from corrmatch.data.masks import CITYSCAPES_IDS, VOC_NAMES, map_ids
+from corrmatch.data.masks import _CITYSCAPES_IDS, VOC_NAMES, map_ids
 from corrmatch.data.check import (
-    auto_config, check_data, choose_images, convert_data, make_split, _check_page, report_json, report_text,
+    auto_config, check_data, _choose_images, convert_data, make_split, _check_page, _report_json, report_text,
     save_report)
 from corrmatch.viz import palette
 
@@ -411,7 +411,7 @@ def test_voc(tmp_path):
 
 
 def test_cityscapes_from_the_raw_download(tmp_path):
-    back = np.array([c for c in CITYSCAPES_IDS], np.uint8)
+    back = np.array([c for c in _CITYSCAPES_IDS], np.uint8)
     for i, (side, town) in enumerate([('train', 'ulm')]*8 + [('val', 'bonn')]*3):
         image, mask = scene(i)
         put(tmp_path/f'leftImg8bit/{side}/{town}/{town}_{i:02d}_leftImg8bit.png', image)
@@ -514,9 +514,9 @@ def test_split_bytes_do_not_depend_on_the_machine(tmp_path):
     "A fixed choice: were the order to change, everybody's lists would."
     shares = np.array([np.bincount(scene(i)[1].ravel(), minlength=K)/320 for i in range(24)])
     names = [f's{i:02d}' for i in range(24)]
-    assert choose_images(shares, names, 6) == [21, 12, 22, 13, 16, 1]
+    assert _choose_images(shares, names, 6) == [21, 12, 22, 13, 16, 1]
     turn = np.random.default_rng(0).permutation(24)
-    assert [turn[i] for i in choose_images(shares[turn], [names[i] for i in turn], 6)] == [
+    assert [turn[i] for i in _choose_images(shares[turn], [names[i] for i in turn], 6)] == [
         21, 12, 22, 13, 16, 1]
 
 
@@ -561,7 +561,7 @@ def test_report_is_escaped_self_contained_and_stable(tmp_path):
         and '&lt;i&gt;&amp;&#34;.png' in page
         and '://' not in page
         and 'src="data:image/jpeg;base64' in page)
-    assert str(tmp_path) not in page + report_json(report) + report_text(report)
+    assert str(tmp_path) not in page + _report_json(report) + report_text(report)
     files = save_report(report, tmp_path/'out')
     first = [f.read_bytes() for f in files]
     assert [f.read_bytes() for f in save_report(check(root, workers=1), tmp_path/'out')] == first

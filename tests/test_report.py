@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch.use.cli import make_parser
+from corrmatch.use.cli import _make_parser
 from corrmatch.config import Config, preset
 from corrmatch.data.folders import ArraySource
 from corrmatch.files import DataError, write_atomic
@@ -157,7 +157,7 @@ def test_resume_command_leads_back(changes):
     # a run writes its steps into its record
     config = replace(preset('voc_92', 'corrmatch', **changes), steps=104_900)
     words = shlex.split(resume_command(config, 'runs/a b'))
-    args = make_parser().parse_args(words[1:])
+    args = _make_parser().parse_args(words[1:])
     fields = {
         k: v
         for k, v in vars(args).items()

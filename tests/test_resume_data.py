@@ -12,7 +12,7 @@ from corrmatch.use.cli import main
 from corrmatch.config import preset
 from corrmatch.data.check import auto_config
 from corrmatch.data.folders import read_conversion
-from corrmatch.training.run_folder import data_changes, list_mark, read_data_record
+from corrmatch.training.run_folder import data_changes, _list_mark, read_data_record
 from corrmatch.training.trainer import Trainer
 from errors_for_tests import refused
 
@@ -186,7 +186,7 @@ def test_marks_of_shards(tmp_path):
         def where(self, i): return f'{tmp_path}/a.tar:s{i}.jpg', f'{tmp_path}/a.tar:s{i}.png'
     class Moved(Shards):
         def where(self, i): return f'x/a.tar:s{i}.jpg', f'x/a.tar:s{i}.png'
-    assert list_mark(Shards(), tmp_path) == list_mark(Moved(), 'x') != list_mark(Shards(), 'x')
+    assert _list_mark(Shards(), tmp_path) == _list_mark(Moved(), 'x') != _list_mark(Shards(), 'x')
     assert read_conversion(tmp_path/'prepared/mapping.json') is None
 
 

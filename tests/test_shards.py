@@ -17,7 +17,7 @@ from corrmatch.data import shards as shards_module
 from corrmatch.data.folders import FolderSource, Pair, check_source, read_split
 from corrmatch.data.batches import StepBatches, make_loader
 from corrmatch.data.shards import (
-    _LARGE, ListSource, _NameStore, find_shards, list_folder, open_list, open_unlabeled,
+    _LARGE, ListSource, _NameStore, find_shards, _list_folder, _open_list, open_unlabeled,
     spot_check, write_shards)
 from errors_for_tests import refused
 
@@ -118,8 +118,8 @@ def test_long_list_equals_short_one(root):
         'images/p00.jpg masks/p00.png\np01\nimages/p02.jpg\nimages/p03 masks/p03.png\nimages/p04.jpg '
         'nowhere/p04.png\n')
     for name in ('list.txt', 'mixed.txt'):
-        long = open_list(root/name, root, large=1)
-        short = open_list(root/name, root)
+        long = _open_list(root/name, root, large=1)
+        short = _open_list(root/name, root)
         assert isinstance(long, ListSource) and isinstance(short, FolderSource)
         assert list(long.names) == short.names
         for i in range(len(short)):
@@ -133,20 +133,20 @@ def test_long_list_equals_short_one(root):
 
 def test_suffix_in_capitals(root):
     (root/'images'/'p00.jpg').rename(root/'images'/'p00.JPG')
-    assert open_list(root/'list.txt', root, large=1).image_size(0) == (20, 16)
+    assert _open_list(root/'list.txt', root, large=1).image_size(0) == (20, 16)
 
 
 def test_long_list_with_faults(root):
     (root/'bad.txt').write_text('p00\n\np01\nimages/p00.jpg\np01\n' + '\n'.join(IDS[2:]))
     refused(
-        lambda: open_list(root / 'bad.txt', root, large=1), 'bad.txt line 5', 'line 3 already', 'images/p01')
+        lambda: _open_list(root / 'bad.txt', root, large=1), 'bad.txt line 5', 'line 3 already', 'images/p01')
     (root/'bad.txt').write_text('p00\na b c\n')
-    refused(lambda: open_list(root/'bad.txt', root, large=1), 'line 2', '3 fields')
-    refused(lambda: open_list(root/'list.txt', root/'none', large=1), 'none', 'check the path')
-    refused(lambda: open_list(root/'none.txt', root, large=1), 'none.txt', 'check the path')
+    refused(lambda: _open_list(root/'bad.txt', root, large=1), 'line 2', '3 fields')
+    refused(lambda: _open_list(root/'list.txt', root/'none', large=1), 'none', 'check the path')
+    refused(lambda: _open_list(root/'none.txt', root, large=1), 'none.txt', 'check the path')
     (root/'images'/'p03.jpg').write_bytes(b'no image')
     (root/'images'/'p04.jpg').unlink()
-    source = open_list(root/'list.txt', root, large=1)
+    source = _open_list(root/'list.txt', root, large=1)
     refused(lambda: source.read_image(3), 'p03.jpg', 'unreadable')
     refused(lambda: source.read_image(4), 'images/p04', 'no such image')
     refused(lambda: check_source(source, 3, masks=False, decode=False, progress=spot_check), 'p03')
@@ -173,7 +173,7 @@ def test_folder_is_listed_once(root, monkeypatch):
 @pytest.mark.parametrize('change', ['add', 'remove', 'nest', 'spoil'])
 def test_stale_listing_is_made_again(root, change):
     (root/'images'/'deep'/'er').mkdir(parents=True)
-    assert len(list_folder(root/'images')) == 20
+    assert len(_list_folder(root/'images')) == 20
     os.utime(root/'images'/'deep'/'er', ns=(0, 0))
     if change == 'add':
         Image.new('RGB', (2, 2)).save(root/'images'/'deep'/'er'/'x.PNG')
@@ -185,14 +185,14 @@ def test_stale_listing_is_made_again(root, change):
         os.utime(root/'images'/'deep', ns=(0, 0))
     if change == 'spoil':
         [p.write_bytes(p.read_bytes()[:-50]) for p in cache_files(root)]
-    assert len(list_folder(root/'images')) == {'add': 21, 'remove': 19}.get(change, 20)
+    assert len(_list_folder(root/'images')) == {'add': 21, 'remove': 19}.get(change, 20)
 
 
 def test_order_of_a_folder_is_the_same_everywhere(root, monkeypatch):
     for name in ('z/a', 'a/z', 'Z', 'ä'):
         (root/'many'/name).parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (2, 2)).save(root/'many'/f'{name}.png')
-    names, scandir = list_folder(root/'many')[:], os.scandir
+    names, scandir = _list_folder(root/'many')[:], os.scandir
 
     class Backwards:
         def __init__(self, path): self.entries = scandir(path)
@@ -200,7 +200,7 @@ def test_order_of_a_folder_is_the_same_everywhere(root, monkeypatch):
         def __exit__(self, *error): self.entries.close()
     monkeypatch.setattr(os, 'scandir', Backwards)
     assert (
-        list_folder(root / 'many', root / 'other cache')[:]
+        _list_folder(root / 'many', root / 'other cache')[:]
         == names
         == ['Z.png', 'ä.png', 'a/z.png', 'z/a.png'])
 
@@ -284,8 +284,8 @@ def test_tar_formats_and_long_names(root, format):
 
 
 def test_index_is_made_once_and_again_when_a_shard_changes(root, monkeypatch):
-    made, samples = [], shards_module.shard_samples
-    monkeypatch.setattr(shards_module, 'shard_samples', lambda path: made.append(path) or samples(path))
+    made, samples = [], shards_module._shard_samples
+    monkeypatch.setattr(shards_module, '_shard_samples', lambda path: made.append(path) or samples(path))
     for _ in range(2):
         assert len(open_unlabeled('shards/*.tar', root)) == 20
     assert len(made) == 3 and len(cache_files(root)) == 1

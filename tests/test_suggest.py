@@ -17,7 +17,7 @@ from corrmatch.training.builders import make_model
 from corrmatch.use.cli import main
 from corrmatch.use.predict import LoadedModel
 from corrmatch.use.suggest import (
-    choose_rows, class_uncertainty, greedy_centres, nearest_distance, rare_weights, suggest)
+    _choose_rows, _class_uncertainty, _greedy_centres, _nearest_distance, _rare_weights, suggest)
 from corrmatch.viz import palette
 from errors_for_tests import refused
 
@@ -52,7 +52,7 @@ def photos(tmp_path): return paint(tmp_path/'photos')
 
 def test_uncertainty_is_the_mean_of_one_minus_margin():
     probs = torch.rand(3, 5, 6, 7, generator=torch.Generator().manual_seed(0)).double().softmax(1)
-    found = class_uncertainty(probs)
+    found = _class_uncertainty(probs)
     ordered = probs.sort(1).values
     undecided = 1 - ordered[:, -1] + ordered[:, -2]
     torch.testing.assert_close(found.sum(1), undecided.mean((1, 2)))
@@ -63,7 +63,7 @@ def test_uncertainty_is_the_mean_of_one_minus_margin():
 
 def test_rare_classes_weigh_more():
     shares = np.array([.64, .32, .04])
-    weights = rare_weights(shares)
+    weights = _rare_weights(shares)
     assert np.allclose(weights, [.25, 8**-.5, 1])
     assert np.all(np.diff(weights[np.argsort(shares)]) < 0)
 
@@ -71,7 +71,7 @@ def test_rare_classes_weigh_more():
 def test_greedy_centres_agrees_with_a_search_of_every_step():
     rng = np.random.default_rng(0)
     feats, labeled, value = rng.normal(size=(12, 3)), rng.normal(size=(2, 3)), rng.random(12)
-    chosen = greedy_centres(feats, labeled, value, 5)
+    chosen = _greedy_centres(feats, labeled, value, 5)
     taken = list(labeled)
     for row, score in zip(*chosen):
         scores = [v*min(np.linalg.norm(f - t) for t in taken) for f, v in zip(feats, value)]
@@ -84,10 +84,10 @@ def test_twins_are_not_both_chosen():
     feats = np.array([[0., 1.], [0., 1.], [1., 0.], [.7, .7]])
     none = np.zeros((0, 2))
     value = np.array([1., .99, .5, .4])
-    assert choose_rows(value, feats, none, 2, 'uncertainty').rows == [0, 1]
-    assert choose_rows(value, feats, none, 2, 'both').rows == [0, 2]
-    assert nearest_distance(feats, none).tolist() == [2]*4
-    everything = choose_rows(value, feats, none, 9, 'both')
+    assert _choose_rows(value, feats, none, 2, 'uncertainty').rows == [0, 1]
+    assert _choose_rows(value, feats, none, 2, 'both').rows == [0, 2]
+    assert _nearest_distance(feats, none).tolist() == [2]*4
+    everything = _choose_rows(value, feats, none, 9, 'both')
     assert sorted(everything.rows) == [0, 1, 2, 3] and everything.scores[-1] == 0
 
 

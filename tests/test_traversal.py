@@ -13,7 +13,7 @@ from PIL import Image
 
 from corrmatch.config import preset
 from corrmatch.data.folders import FolderSource, is_path_traversal, parse_line, read_split
-from corrmatch.data.shards import ShardSource, list_folder, open_list, open_unlabeled
+from corrmatch.data.shards import ShardSource, _list_folder, _open_list, open_unlabeled
 from corrmatch.training.builders import make_datasets
 from errors_for_tests import refused
 
@@ -62,7 +62,7 @@ def test_lines_that_leave_the_folder(root, path):
         for opened in (
             lambda: read_split(write(root / 'x.txt', text), root),
             lambda: read_split(write(root / 'x.txt', text), root, masks=False),
-            lambda: open_list(write(root / 'x.txt', text), root, large=0)):
+            lambda: _open_list(write(root / 'x.txt', text), root, large=0)):
             refused(opened, 'x.txt line 2', path, 'leaves the data folder', 'relative')
 
 
@@ -87,7 +87,7 @@ def sources(root, text, tmp_path):
     path = write(root/'x.txt', text)
     def read(source): return source.read_image(0), source.has_mask(0) and source.read_mask(0)
     return (lambda: read(FolderSource(read_split(path, root, masks=False)))), (
-        lambda: read(open_list(path, root, large=0)))
+        lambda: read(_open_list(path, root, large=0)))
 
 
 def make_link(link, target):
@@ -154,11 +154,11 @@ def test_listing_a_folder_stays_inside(root, tmp_path):
     make_link(root/'images'/'sub'/'out', tmp_path/'private')       # deeper: not entered
     make_link(root/'images'/'sub'/'loop', root/'images')
     make_link(root/'images'/'up', root)                            # holds the folder: not entered
-    assert list_folder(root/'images')[:] == ['a.png', 'b.png', 'x.png']
+    assert _list_folder(root/'images')[:] == ['a.png', 'b.png', 'x.png']
     source = open_unlabeled('images', root)
     refused(lambda: source.read_image(2), 'x.png', 'leads out')
     make_link(root/'images'/'shelf', tmp_path/'private')           # directly inside: its owner's decision
-    assert list_folder(root/'images')[3:] == ['shelf/a.png', 'shelf/b.png']
+    assert _list_folder(root/'images')[3:] == ['shelf/a.png', 'shelf/b.png']
 
 
 # --- what a shard holds

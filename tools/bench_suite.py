@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from corrmatch.config import IGNORE_INDEX, preset
-from corrmatch.data.batches import CachedSource, StepBatches, keep_memory, labeled_batch, unlabeled_batch
+from corrmatch.data.batches import CachedSource, StepBatches, _keep_memory, labeled_batch, unlabeled_batch
 from corrmatch.data.folders import LABELED, FolderSource, Pair, read_pair, rng_for
 from corrmatch.data.toy import toy_arrays
 from corrmatch.data.views import apply_strong, apply_view, cutmix_box, draw_strong, draw_view, normalize
@@ -42,7 +42,7 @@ from corrmatch.training.builders import (
     pick_precision, prepare_model, set_lr, to_device)
 from corrmatch.training.metrics import evaluate
 from corrmatch.use.bench import (
-    extra_peak, large_pages, limits, machine, measure, pixel_jobs, region_case, store_result)
+    _extra_peak, _large_pages, limits, machine, measure, _pixel_jobs, _region_case, _store_result)
 
 
 # ------------------------------------------------------------------ naive versions: the method line by line
@@ -205,7 +205,7 @@ def suite_regions(
     "Region maps and votes, when most regions are accepted and when none is."
     rows = []
     for accepted in ('many', 'few'):
-        c = region_case(accepted, size['b'], size['side'], size['m'], device=device)
+        c = _region_case(accepted, size['b'], size['side'], size['m'], device=device)
         def naive(times=1):
             maps = [region_maps(c['rows'], c['side'], c['size']) for _ in range(times)][0]
             propagate_regions(c['label'], c['keep'], maps & c['within'][:, None], .85)
@@ -220,7 +220,7 @@ def suite_regions(
     ours()
     numpy_peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return [*rows, _row('regions_memory', (extra_peak(ours, device) + numpy_peak)/2**20)]
+    return [*rows, _row('regions_memory', (_extra_peak(ours, device) + numpy_peak)/2**20)]
 
 
 def suite_pixels(
@@ -228,12 +228,12 @@ def suite_pixels(
     device:str='cpu', # where to run
 )->list:              # rows
     "Memory, time and gradients of pixel propagation."
-    small = pixel_jobs(size['side'], 1, device=device)
-    jobs = pixel_jobs(size['long'], size['b'], device=device)
+    small = _pixel_jobs(size['side'], 1, device=device)
+    jobs = _pixel_jobs(size['long'], size['b'], device=device)
     off = max((x - y).abs().max().item() for x, y in zip(small['whole'](), small['chunked']()))
-    whole, chunked = [extra_peak(jobs[name], device) for name in ('whole', 'chunked')]
+    whole, chunked = [_extra_peak(jobs[name], device) for name in ('whole', 'chunked')]
     took = measure(jobs, min(3, size['rounds']), device, 300)
-    far = measure(dict(far=pixel_jobs(size['far'], 1, device=device)['chunked']), 1, device)['far']
+    far = measure(dict(far=_pixel_jobs(size['far'], 1, device=device)['chunked']), 1, device)['far']
     return [
         _ratio('pixels_time', took, 'whole', 'chunked'),
         _row('pixels_memory', whole / chunked, naive_mib=whole / 2**20, ours_mib=chunked / 2**20),
@@ -264,7 +264,7 @@ def suite_data(
     device:str='cpu', # not used: views are made on the host
 )->list:              # rows
     "The naive PIL pipeline against ours, per image and core."
-    keep_memory()  # for both
+    _keep_memory()  # for both
     (h, w), n = size['views'], 8
     with tempfile.TemporaryDirectory() as folder:
         pairs = []
@@ -389,7 +389,7 @@ def suite_step(
     naive = {k: v.contiguous() for k, v in naive.items()}
     sgd = torch.optim.SGD(model.parameters(), config.lr, momentum=.9, weight_decay=1e-4)
     job = partial(_naive_update, model, sgd, naive)
-    peaks = [extra_peak(job, device)]
+    peaks = [_extra_peak(job, device)]
     took = measure(dict(naive=job), rounds, device, 600, warm=0)
     model, sgd = prepare_model(model, config, device), make_optimizer(model, config)
     dtype = pick_precision('auto', device, model)
@@ -398,7 +398,7 @@ def suite_step(
         fp32=partial(_our_step, model, sgd, batch, None, device),
         auto=partial(_our_step, model, sgd, batch, dtype, device),
         in_batch=partial(_our_step, model, sgd, lone, dtype, device))
-    peaks.append(extra_peak(jobs['auto'], device))
+    peaks.append(_extra_peak(jobs['auto'], device))
     took |= measure(jobs, rounds, device, 600)
     rows = [
         _ratio(name, took, 'naive', mine)
@@ -477,7 +477,7 @@ def run_suite(
     "Measure every promise and print one line each."
     if only and only not in SUITE:
         raise ValueError(f"only='{only}': use one of {', '.join(SUITE)}")
-    large_pages()
+    _large_pages()
     result:dict = dict(machine=machine(device), size=size, rows=[])
     say(f"{result['machine']}")
     for name, part in SUITE.items():
@@ -489,7 +489,7 @@ def run_suite(
             say(_line(row))
         result['rows'] += rows
         if out:
-            store_result(out, 'suite', result)
+            _store_result(out, 'suite', result)
     return result
 
 
@@ -520,7 +520,7 @@ def gpu_steps(
         with FlopCounterMode(display=False) as counter:
             job()
         took = measure(dict(job=job), rounds, device, 30)['job']
-        peak = extra_peak(job, device)
+        peak = _extra_peak(job, device)
         rows.append(
             dict(
                 kind=kind, crop=crop, batch=b, steps_s=1 / took['wall'], operations=counter.get_total_flops(),
@@ -563,7 +563,7 @@ def main():
     if args.steps:
         rows = [row | dict(part='steps') for row in gpu_table(args.device)]
         if args.out:
-            store_result(args.out, 'steps', dict(machine=machine(args.device), rows=rows))
+            _store_result(args.out, 'steps', dict(machine=machine(args.device), rows=rows))
     else:
         run_suite(args.device, args.only, args.out, args.size)
 

@@ -16,16 +16,16 @@ from corrmatch.data.folders import ArraySource
 from corrmatch.method.losses import supervised_ce
 from corrmatch.training.metrics import evaluate
 from corrmatch.training.builders import eval_pairs, make_model, make_optimizer, set_lr, to_device
-from corrmatch.data.toy import OTHER_TEXTURES, toy_arrays
+from corrmatch.data.toy import _OTHER_TEXTURES, toy_arrays
 from corrmatch.files import write_atomic
-from corrmatch.training.trainer import step_seed
+from corrmatch.training.trainer import _step_seed
 from corrmatch.data.batches import StepBatches, make_loader
 
 
 def source(first, n, size, n_classes):
     "Scenes of the other world."
     images, masks = toy_arrays(
-        range(first, first + n), size, n_classes=n_classes, textures=OTHER_TEXTURES, spread=0.3)
+        range(first, first + n), size, n_classes=n_classes, textures=_OTHER_TEXTURES, spread=0.3)
     return ArraySource(images, masks)
 
 
@@ -37,7 +37,7 @@ def main():
     parser.add_argument('--images', type=int, default=3000, help='training scenes [3000]')
     parser.add_argument('--seed', type=int, default=0, help='of weights and draws [0]')
     args = parser.parse_args()
-    n_classes = len(OTHER_TEXTURES)+1
+    n_classes = len(_OTHER_TEXTURES)+1
     config = preset(
         'toy', 'supervised', n_classes=n_classes, stride=8, rate=1, weights='', lr=0.05, lr_multi=1.0,
         batch_x=16, seed=args.seed)
@@ -48,7 +48,7 @@ def main():
     model = make_model(config)[0].train()
     optimizer = make_optimizer(model, config)
     for step, batch in enumerate(tqdm(make_loader(batches, 0, args.steps), total=args.steps)):
-        torch.manual_seed(step_seed(config.seed, step))
+        torch.manual_seed(_step_seed(config.seed, step))
         set_lr(optimizer, step, args.steps)
         batch = to_device(batch, torch.device('cpu'))
         loss = supervised_ce(model(batch['image_x']).logits, batch['mask_x'])

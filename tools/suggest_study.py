@@ -45,7 +45,7 @@ from corrmatch.files import text_table, write_atomic
 from corrmatch.method.pixel import resize
 from corrmatch.training.builders import make_model
 from corrmatch.training.metrics import ConfusionMatrix
-from corrmatch.use.suggest import choose_rows, class_uncertainty, rare_weights
+from corrmatch.use.suggest import _choose_rows, _class_uncertainty, _rare_weights
 from corrmatch.use.tables import mean_sd
 
 STRATEGIES = ('random', 'uncertainty', 'diverse', 'both')
@@ -180,10 +180,10 @@ def suggestions(head, found, labeled, strategies, seed):
     probs = logits_of(head, found['pool']).double().softmax(1)
     shares = F.one_hot(probs.argmax(1), probs.shape[1]).double().mean((1, 2)).numpy()
     feats = F.normalize(found['pooled'], dim=1).numpy()
-    value = class_uncertainty(probs).numpy() @ rare_weights(shares[labeled].mean(0))
+    value = _class_uncertainty(probs).numpy() @ _rare_weights(shares[labeled].mean(0))
     free = np.setdiff1d(np.arange(len(feats)), labeled)
     def chosen(strategy):
-        rows = choose_rows(value[free], feats[free], feats[labeled], LABELS, strategy, seed).rows
+        rows = _choose_rows(value[free], feats[free], feats[labeled], LABELS, strategy, seed).rows
         return free[rows].tolist()
     return {strategy: chosen(strategy) for strategy in strategies}
 
