@@ -182,6 +182,86 @@ def _demo(
     changes:dict = dict(steps=steps) if steps else {}
     print(run_photos(photos, out, seed, max(1, seeds), labels, **changes))
 
+# %% ../../nbs/use/51_cli.ipynb #30e7008c
+@_command('corrmatch check photos', ('depth', 'allow_missing'), meaning=True)
+def _check(
+    data:Path,            # data folder, in any usual layout
+    *,
+    classes:str|None=None, # a file with lines NAME R G B, or a number of classes [found]
+    out:Path|None=None,   # folder for report.txt, .json, .html and shares.png [runs/check_NAME]
+    convert:Path|None=None, # also write a clean copy that training can read to this new folder
+    # check that `train` with this number of labeled images starts; 0: with the lists that are there, or
+    # all masks
+    labels:Count=0,
+    workers:int=0,        # threads that read; 0: one a core
+    **settings,           # depth, allow_missing, fields of Meaning
+):
+    "read every file of a data set and say what is wrong; exit code 0: can be trained on, 1: cannot"
+    from corrmatch.data.check import convert_data, report_text, save_report
+    from corrmatch.use import api
+    _check_map(settings)
+    report = api.check(data, classes, labels, workers=workers, **settings)
+    out = out or Path(f'runs/check_{data.resolve().name}')
+    save_report(report, out)
+    print(f'{report_text(report)}\nreport: {out}/report.html')
+    if convert:
+        print(f'converted: {convert_data(report, convert)}')
+    return 0 if report.ok else 1
+
+# %% ../../nbs/use/51_cli.ipynb #5b1e93a0
+@_command('corrmatch label photos --classes background,cat,dog')
+def _label(
+    folder:Path,           # images, in images/ or directly in the folder
+    *,
+    model:Path|None=None,  # run folder: its correlation map and prediction help [pretrained features]
+    classes:str='',        # names separated by commas, or a file with one a line [classes.txt of the folder]
+    list:Path|None=None,   # file that lists the images to label, in this order [all]
+    port:Count=0,          # of the page on this machine; 0: any that is free
+    no_open:bool=False,    # print the address, open no browser
+):
+    "label images in the browser: a click takes the region of its position in the correlation map"
+    import webbrowser
+    from corrmatch.use.label import open_label_page
+    page = open_label_page(folder, model, classes, list, port)
+    print(f'{page.url}\nmasks go to {folder}/masks; Ctrl+C ends', flush=True)
+    if not no_open:
+        webbrowser.open(page.url)
+    page.run()
+
+# %% ../../nbs/use/51_cli.ipynb #24987d2a
+@_command('corrmatch split photos --labels 92 --seed 0', ('depth',), meaning=True)
+def _split(
+    data:Path,             # data folder, in any usual layout
+    *,
+    labels:int,            # labeled images
+    seed:int=0,            # another seed, another choice
+    # share kept for validation where the data set names none [a fifth, and more of few masks]
+    val:float|None=None,
+    classes:str|None=None, # a file with lines NAME R G B, or a number of classes [found]
+    out:Path|None=None,    # folder of the lists [splits/sSEED in the data folder]
+    **settings,            # depth and fields of Meaning
+):
+    "choose labeled, unlabeled and validation images"
+    from corrmatch.use import api
+    _check_map(settings)
+    print(api.split(data, labels, seed, val, out, classes, **settings).text)
+
+# %% ../../nbs/use/51_cli.ipynb #94248026
+@_command('corrmatch fetch voc --data data/voc')
+def _fetch(
+    what:str,            # voc | sbd | splits | camvid | pets | cityscapes
+    *,
+    data:Path|None=None, # folder to put it in [data/WHAT; data/voc for sbd and splits]
+    base:str='',         # a mirror: address in front of the file names [the official places]
+    # delete downloads/ when the data are in place [kept: nothing needs them any more, but another folder
+    # can be made of them offline]
+    remove_archives:bool=False,
+):
+    "fetch a public data set or the published lists; goes on where an earlier attempt stopped"
+    from corrmatch.data.fetch import fetch
+    folder = 'voc' if what in ('sbd', 'splits') else what
+    print(fetch(cast(Any, what), data or Path('data', folder), base, remove_archives))
+
 # %% ../../nbs/use/51_cli.ipynb #1875af4b
 def _refuse_for_preset(source, given):
     "Refuse flags about a data folder where the settings come from a preset."
@@ -234,34 +314,6 @@ def _resume(
     "go on with a run that was stopped or killed"
     from corrmatch.use import api
     api.resume(run, force, **settings)
-
-# %% ../../nbs/use/51_cli.ipynb #ec96848a
-@_command('corrmatch lr-find photos --backbone resnet50', _SETTINGS, meaning=True)
-def _lr_find(
-    folder_or_preset:str, # a data folder, or one of {presets}
-    *,
-    method:str='corrmatch', # one of {methods}
-    labels:Count=0,  # data folder: labeled images to choose; 0: the lists that are there, or all masks
-    classes:str|None=None, # data folder: a file with lines NAME R G B, or a number of classes [found]
-    # data folder: where lists that have to be made go [splits/ in the data folder]
-    lists:Path|None=None,
-    lowest:float=1e-5, # first rate of the backbone
-    highest:float=1.0, # last rate, unless the loss blows up before
-    tries:Count=100,   # steps at most
-    figure:Path=Path('lr.png'), # image of loss against rate to write
-    **settings,        # fields of Config and of Meaning
-):
-    "train some steps with a growing learning rate and suggest one; no run is kept"
-    from corrmatch.files import check_place, write_atomic
-    from corrmatch.pages import figure_png
-    from corrmatch.use import api
-    _refuse_for_preset(folder_or_preset, dict(labels=labels, classes=classes, lists=lists, **settings))
-    _check_map(settings)
-    check_place(figure)
-    found = api.find_lr(
-        folder_or_preset, cast(Any, method), labels, classes, lists, lowest, highest, tries, **settings)
-    write_atomic(figure, figure_png(found.figure()))
-    print(f'suggestion after {len(found.rates)} steps: --lr {found.suggestion:.2g}; figure: {figure}')
 
 # %% ../../nbs/use/51_cli.ipynb #dc993749
 def _check_val(run, config, given):
@@ -335,65 +387,75 @@ def _runs(
     else:
         print(f'no runs under {root}' + ('' if root.is_dir() else ': there is no such folder'))
 
-# %% ../../nbs/use/51_cli.ipynb #30e7008c
-@_command('corrmatch check photos', ('depth', 'allow_missing'), meaning=True)
-def _check(
-    data:Path,            # data folder, in any usual layout
+# %% ../../nbs/use/51_cli.ipynb #ec96848a
+@_command('corrmatch lr-find photos --backbone resnet50', _SETTINGS, meaning=True)
+def _lr_find(
+    folder_or_preset:str, # a data folder, or one of {presets}
     *,
-    classes:str|None=None, # a file with lines NAME R G B, or a number of classes [found]
-    out:Path|None=None,   # folder for report.txt, .json, .html and shares.png [runs/check_NAME]
-    convert:Path|None=None, # also write a clean copy that training can read to this new folder
-    # check that `train` with this number of labeled images starts; 0: with the lists that are there, or
-    # all masks
-    labels:Count=0,
-    workers:int=0,        # threads that read; 0: one a core
-    **settings,           # depth, allow_missing, fields of Meaning
+    method:str='corrmatch', # one of {methods}
+    labels:Count=0,  # data folder: labeled images to choose; 0: the lists that are there, or all masks
+    classes:str|None=None, # data folder: a file with lines NAME R G B, or a number of classes [found]
+    # data folder: where lists that have to be made go [splits/ in the data folder]
+    lists:Path|None=None,
+    lowest:float=1e-5, # first rate of the backbone
+    highest:float=1.0, # last rate, unless the loss blows up before
+    tries:Count=100,   # steps at most
+    figure:Path=Path('lr.png'), # image of loss against rate to write
+    **settings,        # fields of Config and of Meaning
 ):
-    "read every file of a data set and say what is wrong; exit code 0: can be trained on, 1: cannot"
-    from corrmatch.data.check import convert_data, report_text, save_report
+    "train some steps with a growing learning rate and suggest one; no run is kept"
+    from corrmatch.files import check_place, write_atomic
+    from corrmatch.pages import figure_png
     from corrmatch.use import api
+    _refuse_for_preset(folder_or_preset, dict(labels=labels, classes=classes, lists=lists, **settings))
     _check_map(settings)
-    report = api.check(data, classes, labels, workers=workers, **settings)
-    out = out or Path(f'runs/check_{data.resolve().name}')
-    save_report(report, out)
-    print(f'{report_text(report)}\nreport: {out}/report.html')
-    if convert:
-        print(f'converted: {convert_data(report, convert)}')
-    return 0 if report.ok else 1
+    check_place(figure)
+    found = api.find_lr(
+        folder_or_preset, cast(Any, method), labels, classes, lists, lowest, highest, tries, **settings)
+    write_atomic(figure, figure_png(found.figure()))
+    print(f'suggestion after {len(found.rates)} steps: --lr {found.suggestion:.2g}; figure: {figure}')
 
-# %% ../../nbs/use/51_cli.ipynb #24987d2a
-@_command('corrmatch split photos --labels 92 --seed 0', ('depth',), meaning=True)
-def _split(
-    data:Path,             # data folder, in any usual layout
+# %% ../../nbs/use/51_cli.ipynb #5a9c11e0
+@_command('corrmatch suggest photos --run runs/photos -n 20')
+def _suggest(
+    folder:Path,          # data folder with unlabeled images
     *,
-    labels:int,            # labeled images
-    seed:int=0,            # another seed, another choice
-    # share kept for validation where the data set names none [a fifth, and more of few masks]
-    val:float|None=None,
-    classes:str|None=None, # a file with lines NAME R G B, or a number of classes [found]
-    out:Path|None=None,    # folder of the lists [splits/sSEED in the data folder]
-    **settings,            # depth and fields of Meaning
+    run:Path,             # run folder, or weights with a card
+    n:int=20,             # images to label next
+    # random | uncertainty (small margins, rare classes) | diverse (far from what is labeled) | both (their
+    # product)
+    strategy:Literal['random', 'uncertainty', 'diverse', 'both']='diverse',
+    out:Path=Path('suggested'), # folder for index.html (contact sheet), suggested.txt (list) and scores.csv
+    seed:Count=0,         # of random
+    longest:Count=1024,   # pixels of the long side at most while images are looked at; 0: as it is
+    checkpoint:_Checkpoint='best', # which checkpoint of a run folder
+    device:_Device='auto', # auto | cpu | cuda | cuda:N
 ):
-    "choose labeled, unlabeled and validation images"
-    from corrmatch.use import api
-    _check_map(settings)
-    print(api.split(data, labels, seed, val, out, classes, **settings).text)
+    "rank unlabeled images by what a mask of each would teach; exit code 1: some could not be read"
+    from corrmatch.use.suggest import suggest
+    done = suggest(
+        folder, run, n, strategy, seed, out, longest, checkpoint=f'{checkpoint}.pt', device=device)
+    print(done.text)
+    return 1 if done.broken else 0
 
-# %% ../../nbs/use/51_cli.ipynb #94248026
-@_command('corrmatch fetch voc --data data/voc')
-def _fetch(
-    what:str,            # voc | sbd | splits | camvid | pets | cityscapes
+# %% ../../nbs/use/51_cli.ipynb #10aac16f
+@_command('corrmatch compare runs/before runs/after', ('data', 'val', 'evaluation'))
+def _compare(
+    first:Path,           # run folder
+    second:Path,          # run folder, compared with the first
     *,
-    data:Path|None=None, # folder to put it in [data/WHAT; data/voc for sbd and splits]
-    base:str='',         # a mirror: address in front of the file names [the official places]
-    # delete downloads/ when the data are in place [kept: nothing needs them any more, but another folder
-    # can be made of them offline]
-    remove_archives:bool=False,
+    out:Path=Path('compare.html'), # page to write; .png: its figure alone, .csv: a line for each image
+    checkpoint:_Checkpoint='best',  # which checkpoint of both
+    images:Count=0,       # validation images at most, evenly spaced; 0: all
+    device:_Device='auto', # auto | cpu | cuda | cuda:N
+    **settings,           # data, val, evaluation
 ):
-    "fetch a public data set or the published lists; goes on where an earlier attempt stopped"
-    from corrmatch.data.fetch import fetch
-    folder = 'voc' if what in ('sbd', 'splits') else what
-    print(fetch(cast(Any, what), data or Path('data', folder), base, remove_archives))
+    "compare two runs image by image: mean difference with its interval, best and worst images"
+    from corrmatch.files import check_place
+    from corrmatch.use.compare import compare_runs, write_comparison
+    check_place(out)
+    found = compare_runs(first, second, f'{checkpoint}.pt', images, device, **settings)
+    print(f'{found.text()}\nwritten: {write_comparison(found, out)}')
 
 # %% ../../nbs/use/51_cli.ipynb #0b582b98
 @_command('corrmatch predict runs/camvid holiday/ clip.mp4 --out predictions')
@@ -463,29 +525,6 @@ def _convert(
     done = convert_annotations(data, out, to, tolerance, classes, **settings)
     print(f'for the annotation tool: {done}')
 
-# %% ../../nbs/use/51_cli.ipynb #5a9c11e0
-@_command('corrmatch suggest photos --run runs/photos -n 20')
-def _suggest(
-    folder:Path,          # data folder with unlabeled images
-    *,
-    run:Path,             # run folder, or weights with a card
-    n:int=20,             # images to label next
-    # random | uncertainty (small margins, rare classes) | diverse (far from what is labeled) | both (their
-    # product)
-    strategy:Literal['random', 'uncertainty', 'diverse', 'both']='diverse',
-    out:Path=Path('suggested'), # folder for index.html (contact sheet), suggested.txt (list) and scores.csv
-    seed:Count=0,         # of random
-    longest:Count=1024,   # pixels of the long side at most while images are looked at; 0: as it is
-    checkpoint:_Checkpoint='best', # which checkpoint of a run folder
-    device:_Device='auto', # auto | cpu | cuda | cuda:N
-):
-    "rank unlabeled images by what a mask of each would teach; exit code 1: some could not be read"
-    from corrmatch.use.suggest import suggest
-    done = suggest(
-        folder, run, n, strategy, seed, out, longest, checkpoint=f'{checkpoint}.pt', device=device)
-    print(done.text)
-    return 1 if done.broken else 0
-
 # %% ../../nbs/use/51_cli.ipynb #c35be1d3
 @_command('corrmatch export runs/camvid --format onnx --out camvid.onnx')
 def _export(
@@ -516,25 +555,6 @@ def _report(
     from corrmatch.use.report import write_report
     print(write_report(run, out, f'{checkpoint}.pt', images, device, judged, **settings))
 
-# %% ../../nbs/use/51_cli.ipynb #10aac16f
-@_command('corrmatch compare runs/before runs/after', ('data', 'val', 'evaluation'))
-def _compare(
-    first:Path,           # run folder
-    second:Path,          # run folder, compared with the first
-    *,
-    out:Path=Path('compare.html'), # page to write; .png: its figure alone, .csv: a line for each image
-    checkpoint:_Checkpoint='best',  # which checkpoint of both
-    images:Count=0,       # validation images at most, evenly spaced; 0: all
-    device:_Device='auto', # auto | cpu | cuda | cuda:N
-    **settings,           # data, val, evaluation
-):
-    "compare two runs image by image: mean difference with its interval, best and worst images"
-    from corrmatch.files import check_place
-    from corrmatch.use.compare import compare_runs, write_comparison
-    check_place(out)
-    found = compare_runs(first, second, f'{checkpoint}.pt', images, device, **settings)
-    print(f'{found.text()}\nwritten: {write_comparison(found, out)}')
-
 # %% ../../nbs/use/51_cli.ipynb #70d5f695
 @_command('corrmatch explore photo.jpg --model runs/camvid --out photo.html')
 def _explore(
@@ -561,26 +581,6 @@ def _bench(
     "measure how time and memory of each part grow, beside the limits of this machine"
     from corrmatch.use.bench import run_bench
     run_bench(device, out)
-
-# %% ../../nbs/use/51_cli.ipynb #5b1e93a0
-@_command('corrmatch label photos --classes background,cat,dog')
-def _label(
-    folder:Path,           # images, in images/ or directly in the folder
-    *,
-    model:Path|None=None,  # run folder: its correlation map and prediction help [pretrained features]
-    classes:str='',        # names separated by commas, or a file with one a line [classes.txt of the folder]
-    list:Path|None=None,   # file that lists the images to label, in this order [all]
-    port:Count=0,          # of the page on this machine; 0: any that is free
-    no_open:bool=False,    # print the address, open no browser
-):
-    "label images in the browser: a click takes the region of its position in the correlation map"
-    import webbrowser
-    from corrmatch.use.label import open_label_page
-    page = open_label_page(folder, model, classes, list, port)
-    print(f'{page.url}\nmasks go to {folder}/masks; Ctrl+C ends', flush=True)
-    if not no_open:
-        webbrowser.open(page.url)
-    page.run()
 
 # %% ../../nbs/use/51_cli.ipynb #df605794
 def _varied(text):
