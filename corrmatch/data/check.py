@@ -1142,9 +1142,7 @@ def make_split(
     folder:Path,       # data set; faulty images are left out
     labels:int=92,     # labeled images
     seed:int=0,        # another seed, another choice
-    # share of the images with masks kept for scoring, where the data set names none; None: a fifth, and
-    # more of few
-    val:float|None=None,
+    val:float|None=None,# share kept for scoring, where the data set names none; None: a fifth, more of few
     out:Path|None=None,# folder of the lists; None: splits/sSEED in the data folder
     classes=None,      # a class file or a number of classes; None: found
     report:Report|None=None,# from check_data, if it was made already
@@ -1552,8 +1550,7 @@ def auto_config(
     folder:Path,            # data set, in any layout
     method:str='corrmatch', # as in preset
     labels:int=0,           # labeled images; 0: all that have masks
-    # share kept for scoring, where neither the data set nor val= names images; None: a fifth, more of few
-    share:float|None=None,
+    share:float|None=None,  # kept for scoring where nothing names images; None: a fifth, more of few
     lists:Path|None=None,   # folder for lists that have to be made; None: splits/ in the data folder
     classes=None,           # a class file or a number of classes; None: found
     progress=follow,        # shows how far it has come; None: silent

@@ -64,8 +64,7 @@ def split(
     folder:str|Path,   # data set; faulty files are left out
     labels:int=92,     # labeled images
     seed:int=0,        # another seed, another choice
-    # share kept for validation where the data set names none; None: a fifth, and more of few masks
-    val:float|None=None,
+    val:float|None=None, # share kept for validation where the data names none; None: a fifth, more of few
     out:str|Path|None=None, # folder of the lists; None: splits/sSEED in the data folder
     classes=None,      # a class file or a number of classes; None: found
     depth:str='',      # LOW:HIGH, see check

@@ -49,6 +49,7 @@ class Comparison:
         "Say who is better, by how much and how often."
         d = self.difference
         low, high = mean_interval(d)
+        few = '; of so few images it is too narrow' if len(d) < 10 else ''
         miou = [100*s.confusion.miou_over(s.config.miou) for s in self.scored]
         table = text_table([
             ('', *self.names, 'difference'),
@@ -57,7 +58,7 @@ class Comparison:
         return (
             f'{table}\n{len(d)} images: {self.names[1]} is better on {(d > 0).sum()}, worse on '
             f'{(d < 0).sum()}\nmean difference {d.mean():+.2f}, from {low:+.2f} to {high:+.2f} if other '
-            'images are drawn (95 %); another seed of training is not part of this')
+            f'images are drawn (95 %){few}; another seed of training is not part of this')
     def order(self)->np.ndarray: # (n,) places, where the second run loses most first
         "Sort the images by their difference."
         return np.argsort(self.difference, kind='stable')
