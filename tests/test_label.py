@@ -208,7 +208,7 @@ def test_names_from_a_file_or_a_model(tmp_path):
     (tmp_path/'names').write_text('sky\nbig tree\n')
     assert settle_classes(tmp_path, tmp_path/'names')[0] == ['sky', 'big tree']
     assert settle_classes(tmp_path, None, ['x', 'y'])[0] == ['x', 'y']
-    with pytest.raises(DataError, match='say which classes there are, such as --classes'):
+    with pytest.raises(DataError, match='say which classes there are with --classes .* or write that file'):
         settle_classes(tmp_path)
 
 
