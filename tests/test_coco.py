@@ -95,7 +95,7 @@ def test_the_option_reaches_check_split_and_train(tmp_path, capsys, monkeypatch)
     for command, n in (('check d', '3'), ('check d --unannotated background', '6')):
         assert main(command.split()) == 0 and f'usable images with a mask: {n};' in capsys.readouterr().out
     main('split d --labels 2 --seed 1 --unannotated background'.split())
-    assert '2 labeled, 3 unlabeled, 1 val' in capsys.readouterr().out
+    assert '2 labeled, 2 unlabeled, 2 val' in capsys.readouterr().out
     started = []
     monkeypatch.setattr(api, '_run', lambda config, *more: started.append((config, more[-1])))
     assert main('train d --unannotated background --weights='.split()) == 0
