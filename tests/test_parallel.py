@@ -2,6 +2,7 @@
 import csv
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -76,13 +77,18 @@ def all_reduce_max(a, b, tolerance=2e-4):
     assert abs(a[0]['best'] - b[0]['best']) < .5
 
 
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    "Train a kind in one process and without micro-steps, the first time that it is asked for."
+    root = tmp_path_factory.mktemp('alone')
+    return cache(lambda kind: together(root/folder(kind), **KINDS[kind] | dict(accumulate=1)))
+
+
 @pytest.mark.parametrize('kind', KINDS)
-def test_two_processes_equal_one(tmp_path, two_processes, kind):
+def test_two_processes_equal_one(alone, two_processes, kind):
     root, done = two_processes
     assert (root/folder(kind)/'last.pt').exists(), done.stderr[-2000:]
-    all_reduce_max(
-        together(tmp_path / 'one', **KINDS[kind] | dict(accumulate=1)), result(root / folder(kind)),
-        1e-3 if 'batch norm' in kind else 2e-4)
+    all_reduce_max(alone(kind), result(root/folder(kind)), 1e-3 if 'batch norm' in kind else 2e-4)
 
 
 @pytest.mark.parametrize('kind', CRASHES)
@@ -125,9 +131,8 @@ def test_nothing_else_is_said(two_processes):
 
 @pytest.mark.parametrize(
     'kind', [k for k, c in KINDS.items() if c.get('norm') != 'batch' and 'accumulate' not in c])
-def test_two_micro_steps_equal_one(tmp_path, kind):
-    all_reduce_max(
-        together(tmp_path / 'one', **KINDS[kind]), together(tmp_path / 'parts', accumulate=2, **KINDS[kind]))
+def test_two_micro_steps_equal_one(tmp_path, alone, kind):
+    all_reduce_max(alone(kind), together(tmp_path/'parts', accumulate=2, **KINDS[kind]))
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
@@ -250,13 +255,12 @@ def test_the_command_line_in_two_processes_ends_well(tmp_path):
         and read_checkpoint(tmp_path / 'run' / 'last.pt')['step'] == 4)
 
 
-def test_micro_steps_with_batch_norm_are_another_run(tmp_path):
+def test_micro_steps_with_batch_norm_are_another_run(tmp_path, alone):
     "What accumulation cannot make equal, said in chapter 31: if this fails, the sentence is wrong."
-    changes = KINDS['batch norm synchronised']
+    kind = 'batch norm synchronised'
+    parts = together(tmp_path/'parts', accumulate=2, **KINDS[kind])
     with pytest.raises(AssertionError):
-        all_reduce_max(
-            together(tmp_path / 'one', **changes), together(tmp_path / 'parts', accumulate=2, **changes), 1e-2
-        )
+        all_reduce_max(alone(kind), parts, 1e-2)
 
 
 def test_resume_with_another_number_of_processes(tmp_path, two_processes):
