@@ -206,10 +206,10 @@ def test_names_that_no_class_can_have(tmp_path, names):
 
 def test_names_from_a_file_or_a_model(tmp_path):
     (tmp_path/'names').write_text('sky\nbig tree\n')
-    assert settle_classes(tmp_path, tmp_path/'names')[0] == ['sky', 'big tree']
-    assert settle_classes(tmp_path, None, ['x', 'y'])[0] == ['x', 'y']
+    assert _settle_classes(tmp_path, tmp_path/'names')[0] == ['sky', 'big tree']
+    assert _settle_classes(tmp_path, None, ['x', 'y'])[0] == ['x', 'y']
     with pytest.raises(DataError, match='say which classes there are with --classes .* or write that file'):
-        settle_classes(tmp_path)
+        _settle_classes(tmp_path)
 
 
 @pytest.mark.parametrize('mode', ['P', 'L'])
