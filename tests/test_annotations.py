@@ -354,7 +354,7 @@ def test_cvat_boxes_leave_their_image_unlabeled(tmp_path):
     assert any('sub/p2.png' in f.text and 'without an outline' in f.text for f in report.findings)
 
 
-def _brush_region(inside, *labels):
+def brush_region(inside, *labels):
     return dict(
         type='brushlabels',
         original_width=W,
@@ -401,7 +401,7 @@ def test_label_studio(tmp_path, address):
     for i in range(3):
         photo(tmp_path / f'photos/p {i}.png')
         rating = dict(type='choices', value=dict(choices=['good']))
-        regions = [_brush_region(inside, 'cup'), percent_region('cat', box(0, 0, 4, 4)), rating]
+        regions = [brush_region(inside, 'cup'), percent_region('cat', box(0, 0, 4, 4)), rating]
         tasks.append(label_studio(address.format(i), *regions, id=i))
     note(tmp_path / 'project.json', tasks)
     found, names = masks_of(tmp_path)
@@ -431,7 +431,7 @@ def test_label_studio_brush_png(tmp_path):
 
 
 def test_a_task_with_two_annotations(tmp_path):
-    labels = [_brush_region(scene(0) == c, 'cup') for c in (1, 3)]
+    labels = [brush_region(scene(0) == c, 'cup') for c in (1, 3)]
     for i in range(2):
         photo(tmp_path / f'p{i}.png')
     tasks = [label_studio(f'p{i}.png', labels[0], id=i) for i in range(2)]
@@ -719,7 +719,7 @@ def stained(region, **change):
     return region | change
 
 
-BRUSH = _brush_region(scene(0) == 1, 'cup')
+BRUSH = brush_region(scene(0) == 1, 'cup')
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ SIDE = 25
 SIZE = 193
 
 
-def _region_case(share=.8):
+def region_case(share=.8):
     "Smooth rows and labels; a larger `share` keeps more pixels."
     draw = torch.Generator().manual_seed(1)
     waves = torch.nn.functional.interpolate(
@@ -156,7 +156,7 @@ def assert_lean(run, case):
 
 @pytest.mark.parametrize('share', [.95, .5])
 def test_regions_are_lean_and_equal(share):
-    case = _region_case(share)
+    case = region_case(share)
     assert_lean(regions_module.fast_region_targets, case)
     for ours, theirs in zip(regions_module.fast_region_targets(*case), plain_targets(*case)):
         assert torch.equal(ours, theirs)
@@ -164,11 +164,11 @@ def test_regions_are_lean_and_equal(share):
 
 def test_guard_catches_float_pictures():
     with pytest.raises(AssertionError, match='image of all regions'):
-        assert_lean(plain_targets, _region_case())
+        assert_lean(plain_targets, region_case())
 
 
 def test_only_outlines_are_computed():
-    rows, feat_size, label = _region_case()[:3]
+    rows, feat_size, label = region_case()[:3]
     seen = []
     original = regions_module._block_values
     def counted(maps, corner, side):
@@ -186,7 +186,7 @@ def test_a_vote_counts_words_and_not_pixels(monkeypatch):
     "The gate is judged for all regions at once; each vote touches one bit a pixel and class."
     counted = []
     monkeypatch.setattr(np, 'bitwise_count', lambda x, f=np.bitwise_count: counted.append(x.size) or f(x))
-    regions_module.fast_region_targets(*_region_case(.95))
+    regions_module.fast_region_targets(*region_case(.95))
     words = (-(-SIZE//8))**2
     assert max(counted) <= M*words and len(counted) <= B*(2+M)
 
@@ -206,13 +206,13 @@ def assert_never_waits(run, *args):
 
 
 def test_device_path_never_waits():
-    case = _region_case()
+    case = region_case()
     assert_never_waits(device_cut, case)
     assert_never_waits(regions_module._propagate_on_device, case[2], case[3], device_cut(case), case[5], 6)
 
 
 def test_guard_catches_a_waiting_loop():
-    case = _region_case()
+    case = region_case()
     with pytest.raises(AssertionError, match='would wait'):
         assert_never_waits(region.propagate_regions, case[2], case[3], device_cut(case), case[5])
 
@@ -229,7 +229,7 @@ def test_device_cut_holds_a_part_at_a_time(monkeypatch):
 
 
 def test_device_loop_grows_with_regions_only():
-    case = _region_case()
+    case = region_case()
     regions = device_cut(case)
     some, all_ = (
         sum(

@@ -6,16 +6,16 @@ import pytest
 
 from corrmatch.viz import palette
 
-_ARRAYS = np.load(Path(__file__).parent/'golden'/'colormap.npz')
+ARRAYS = np.load(Path(__file__).parent/'golden'/'colormap.npz')
 
 
-@pytest.mark.parametrize('name', _ARRAYS.files)
+@pytest.mark.parametrize('name', ARRAYS.files)
 def test_palette(name):
     ours = palette(256, name)
     assert ours.dtype == np.uint8
-    assert np.array_equal(ours, _ARRAYS[name])
+    assert np.array_equal(ours, ARRAYS[name])
 
 
-@pytest.mark.parametrize('name', _ARRAYS.files)
+@pytest.mark.parametrize('name', ARRAYS.files)
 def test_short_palette_is_its_beginning(name):
-    assert np.array_equal(palette(7, name), _ARRAYS[name][:7])
+    assert np.array_equal(palette(7, name), ARRAYS[name][:7])

@@ -16,15 +16,15 @@ from corrmatch.training.metrics import (
     whole_predict, _window_groups)
 
 GOLDEN = Path(__file__).parent/'golden'
-_ARRAYS = np.load(GOLDEN/'metrics.npz')
+ARRAYS = np.load(GOLDEN/'metrics.npz')
 INFO = json.loads((GOLDEN/'metrics_info.json').read_text())
-IOU_CASES = sorted({name.split('/')[0] for name in _ARRAYS.files if name.startswith('iou_')})
+IOU_CASES = sorted({name.split('/')[0] for name in ARRAYS.files if name.startswith('iou_')})
 SLIDING = [name for name in INFO if INFO[name]['mode'] == 'sliding_window']
 MODES = dict(sliding_window='slide', center_crop='center', original='whole')
 
 
 def case(name):
-    return {k.split('/')[1]: torch.as_tensor(_ARRAYS[k]) for k in _ARRAYS.files if k.startswith(name+'/')}
+    return {k.split('/')[1]: torch.as_tensor(ARRAYS[k]) for k in ARRAYS.files if k.startswith(name+'/')}
 
 
 def pairs_of(name):

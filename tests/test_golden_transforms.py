@@ -20,7 +20,7 @@ from corrmatch.data.views import (
     view_valid)
 
 HERE = Path(__file__).parent/'golden'
-_ARRAYS = np.load(HERE/'transforms.npz')
+ARRAYS = np.load(HERE/'transforms.npz')
 DRAWS = json.loads((HERE/'transforms_draws.json').read_text())
 PIPELINE_CROP = 65
 
@@ -65,7 +65,7 @@ def golden(request):
     """The arrays of a case, its images as PIL, and the replay; every recorded draw must have been used at the
     end."""
     name = request.param
-    arrays = {key.split('/')[1]: _ARRAYS[key] for key in _ARRAYS.files if key.startswith(name+'/')}
+    arrays = {key.split('/')[1]: ARRAYS[key] for key in ARRAYS.files if key.startswith(name+'/')}
     replay = Replay(DRAWS[name])
     arrays |= {f'pil_{key}': Image.fromarray(arrays[key]) for key in ('image', 'mask') if key in arrays}
     yield arrays, replay
