@@ -3,7 +3,9 @@ written, and three scenes labeled from nothing with the correlation brush. Skipp
 playwright is installed."""
 import os
 import shutil
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -464,6 +466,18 @@ def frame_intervals(page, box, moves=120):
     shown = page.evaluate('() => { cancelAnimationFrame(window.__next); return window.__shown; }')
     assert len(shown) > 10, 'the page draws while the pointer moves'
     return sorted(np.diff(shown).tolist())
+
+
+def test_the_scripted_annotator(opened, tmp_path):
+    "The script of tools/label_walk.py labels a scene as well as it says, and the page has saved that."
+    sys.path.insert(0, str(Path(__file__).parents[1]/'tools'))
+    from label_walk import MOST, Annotator, scores
+    folder, masks = scene_folder(tmp_path, seeds=(1,), names=('a.png',))
+    done = Annotator(opened(folder)).label(0, masks[0].astype(np.uint8), from_model=False)
+    assert 1 < done['actions'] < MOST and done['accuracy'] >= .9 and done['iou'] >= .8
+    wrong = np.where(masks[0] == 0, 1, masks[0])
+    assert scores(wrong, masks[0])['accuracy'] == (masks[0] != 0).mean()
+    assert scores(mask_of(tmp_path, 'a'), masks[0])['accuracy'] == done['accuracy']
 
 
 def test_hover_on_twelve_megapixels(opened, tmp_path, record_property):
