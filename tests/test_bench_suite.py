@@ -106,6 +106,12 @@ def test_start_row():
     assert found['import']['value'] < found['help']['value']
 
 
+def test_backbone_with_its_padding_apart():
+    row, = suite.suite_backbone(dict(SIZE, rounds=1))
+    equal((row['name'], row['target']), ('backbone_wide_padding', 1.5))
+    assert row['difference'] < 1e-5 and row['naive_s'] > 0
+
+
 def test_suite_keeps_the_rows_of_other_parts():
     lines = []
     with tempfile.TemporaryDirectory() as folder:

@@ -8,6 +8,7 @@ A ratio is naive over ours, so larger is better; a limit is a number that should
 The whole suite takes half an hour. The chapter on benchmarks shows the stored results.
 """
 import argparse
+import copy
 import itertools
 import os
 import subprocess
@@ -35,6 +36,7 @@ from corrmatch.method.pixel import resize
 from corrmatch.method.region import draw_positions, propagate_regions, region_maps
 from corrmatch.method.step import train_step
 from corrmatch.method.threshold import DynamicThreshold, FixedThreshold
+from corrmatch.models.backbones import _PaddedConv, build_backbone
 from corrmatch.models.corrmatch_net import CorrMatchNet
 from corrmatch.models.deeplab import drop_channels, make_backbone
 from corrmatch.training.builders import (
@@ -169,7 +171,8 @@ TARGETS = {  # name -> (kind, target, unit)
     'import': ('limit', 200, 'ms'), 'help': ('limit', 500, 'ms'),
     'evaluate_whole': ('ratio', 1.5, 'x'), 'evaluate_slide': ('ratio', 1.5, 'x'),
     'curve_bf16': ('limit', 1, 'of seed std'), 'step_auto': ('ratio', 2, 'x'), 'step_fp32': ('ratio', 1, 'x'),
-    'step_auto_in_batch': ('ratio', 2, 'x'), 'step_memory': ('ratio', 1, 'x')}
+    'step_auto_in_batch': ('ratio', 2, 'x'), 'step_memory': ('ratio', 1, 'x'),
+    'backbone_wide_padding': ('ratio', 1.5, 'x')}
 
 
 SIZES = {  # what the suite runs on; 'tiny' only shows that it runs
@@ -285,6 +288,25 @@ def suite_data(
         _ratio(f'data_{half}', took, (half, False), (half, True))
         | dict(ours_ms_an_image=1000 * took[half, True]['wall'] / n)
         for half in ('labeled', 'unlabeled', 'step')]
+
+
+def suite_backbone(
+    size:dict,        # of SIZES
+    device:str='cpu', # where to run
+)->list:              # rows
+    "A pass of lite0 at an output stride of 8, with its wide padding apart and as timm builds it."
+    ours = build_backbone('lite0', 8).to(device, memory_format=torch.channels_last).eval()
+    plain = copy.deepcopy(ours)
+    for layer in plain.modules():
+        if isinstance(layer, _PaddedConv):
+            layer.__class__ = nn.Conv2d
+    image = torch.rand(size['b'], 3, size['crop'], size['crop'], device=device)
+    with torch.inference_mode():
+        last = plain(image)[-1]
+        off = ((ours(image)[-1] - last).abs().max() / last.abs().max()).item()
+        took = measure(
+            dict(plain=partial(plain, image), ours=partial(ours, image)), size['rounds'], device)
+    return [_ratio('backbone_wide_padding', took, 'plain', 'ours') | dict(difference=off)]
 
 
 def suite_start(
@@ -454,7 +476,7 @@ def suite_curve(
 
 SUITE = dict(
     regions=suite_regions, pixels=suite_pixels, data=suite_data, start=suite_start, evaluate=suite_evaluate,
-    curve=suite_curve, step=suite_step)
+    curve=suite_curve, step=suite_step, backbone=suite_backbone)
 
 
 def _line(row):
@@ -469,7 +491,7 @@ def _line(row):
 
 def run_suite(
     device:str='cpu', # cpu | cuda | cuda:N
-    only:str='',      # a part: regions, pixels, data, start, evaluate, curve or step; empty: all
+    only:str='',      # a part: regions, pixels, data, start, evaluate, curve, step or backbone; empty: all
     out:str='',       # JSON file to write; an existing one keeps its other rows
     size:str='full',  # full | tiny
     say=print,        # called with each line

@@ -74,6 +74,29 @@ class FitImage(nn.Module):
             image = resize(image, size)
         return image*self.scale + self.shift
 
+# %% ../../nbs/models/26_backbones.ipynb #5a1de003
+class _PaddedConv(nn.Conv2d):
+    "A convolution that adds the outer part of a wide padding itself."
+    def forward(self, input:Tensor)->Tensor: # (b,d,h,w) -> (b,d',h',w'), as nn.Conv2d
+        if input.device.type != 'cpu':
+            return super().forward(input)
+        padding:Any = self.padding
+        inner = [min(pad, side-1) for pad, side in zip(padding, self.kernel_size)]
+        y, x = [pad-own for pad, own in zip(padding, inner)]
+        padded = F.pad(input, (x, x, y, y))
+        return F.conv2d(
+            padded, self.weight, self.bias, self.stride, inner, self.dilation, self.groups)
+
+def _pad_apart(net):
+    "Change the depthwise convolutions of a network whose padding is at least as wide as their kernel."
+    for layer in net.modules():
+        if type(layer) is not nn.Conv2d or layer.groups == 1 or isinstance(layer.padding, str):
+            continue
+        if any(pad >= side for pad, side in zip(layer.padding, layer.kernel_size)):
+            layer.__class__ = _PaddedConv
+    return net
+
+
 # %% ../../nbs/models/26_backbones.ipynb #c5f9088d
 class _StageBackbone(nn.Module):
     "A timm network with stages, from the one at stride 4 on."
@@ -85,7 +108,7 @@ class _StageBackbone(nn.Module):
         strides = net.feature_info.reduction()
         channels = net.feature_info.channels()
         self.first = min(range(len(strides)), key=lambda i: (abs(strides[i]-4), i))
-        self.net = net
+        self.net = _pad_apart(net)
         self.channels = channels[self.first:]
         self.stride = strides[-1]
         self.last_axis = str(getattr(net, 'output_fmt', 'NCHW')).endswith('NHWC')
