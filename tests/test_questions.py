@@ -38,10 +38,13 @@ def test_anchor():
 
 
 def test_there_are_ten_and_each_is_answered_somewhere():
-    questions = re.findall(r'^\d+\. .+$', section(NBS/'index.ipynb', 'Ten questions'), re.M)
+    questions = re.split(r'^(?=\d+\. )', section(NBS/'index.ipynb', 'Ten questions'), flags=re.M)[1:]
     assert [int(q.split('.')[0]) for q in questions] == list(range(1, 11))
     for q in questions:
-        assert re.match(r'\d+\. \*\*[^*]+\?\*\* ', q) and LINK.search(q), q
+        question, answer = q.split('<details><summary>Answer</summary>')
+        assert re.fullmatch(r'\d+\. \*\*[^*]+\?\*\*\s+', question), q
+        answer, rest = answer.split('</details>')
+        assert LINK.search(answer) and len(LINK.sub('', answer).split()) > 8 and not rest.strip(), q
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
