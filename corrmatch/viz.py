@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['VERDICT_COLORS', 'palette', 'colorize', 'show_image', 'show_mask', 'show_overlay', 'show_map', 'show_row',
-           'show_outline', 'show_heat', 'as_jpeg', 'verdict', 'show_verdict', 'palette_card']
+           'show_outline', 'show_heat', 'verdict', 'show_verdict', 'palette_card']
 
 # %% ../nbs/10_viz.ipynb #6ef6df58
 from collections.abc import Sequence

@@ -365,19 +365,50 @@ def test_style_of_the_code():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def exported_names():
-    "{public name: modules whose __all__ holds it}"
-    found = {}
-    for path in (ROOT/'corrmatch').rglob('*.py'):
+def module_trees():
+    "Yield (module, its syntax tree) of the package."
+    for path in sorted((ROOT/'corrmatch').rglob('*.py')):
         module = '.'.join(path.relative_to(ROOT/'corrmatch').with_suffix('').parts)
-        for node in ast.parse(path.read_text(encoding='utf-8')).body:
-            if (
-                module not in ENTRY
-                and isinstance(node, ast.Assign)
-                and getattr(node.targets[0], 'id', '') == '__all__'):
-                for name in ast.literal_eval(node.value):
-                    found.setdefault(name, []).append(module)
+        if module not in ENTRY | {'_modidx'}:
+            yield module, ast.parse(path.read_text(encoding='utf-8'))
+
+
+def defined_names(tree):
+    "Names without an underscore that a module defines: what it offers, and what only its siblings need."
+    found = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not is_patch(node):
+            found.add(node.name)
+        if isinstance(node, ast.Assign):
+            found |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+    return {name for name in found if not name.startswith('_')}
+
+
+def offered_names(tree):
+    "The names in `__all__` of a module; those of cells marked `exporti` are not in it."
+    return [
+        name
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__'
+        for name in ast.literal_eval(node.value)]
+
+
+def exported_names():
+    "{name without an underscore: modules that define it}"
+    found = {}
+    for module, tree in module_trees():
+        for name in defined_names(tree):
+            found.setdefault(name, []).append(module)
     return found
+
+
+def test_few_public_names():
+    "At most 300 names are offered; what only other modules of the package need is marked `exporti`."
+    offered = {module: offered_names(tree) for module, tree in module_trees()}
+    total = sum(map(len, offered.values()))
+    assert 200 < total <= 300, total
+    for module, tree in module_trees():
+        assert not [name for name in offered[module] if name.startswith('_')], module
 
 
 def test_a_public_name_means_one_thing():

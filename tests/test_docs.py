@@ -85,7 +85,8 @@ def test_names_in_prose_link_to_the_reference(text, shown): assert page(prose(te
 def test_arguments_are_those_that_fastcore_reads():
     from fastcore.docments import docments
     n = 0
-    for name in ('method.region', 'training.metrics', 'use.explore', 'data.views'):
+    for name in ('method.region', 'method.losses', 'training.metrics', 'training.builders', 'use.explore',
+                 'data.views'):
         module = docs.Module(ROOT/'corrmatch'/f'{name.replace(".", "/")}.py')
         live = importlib.import_module(f'corrmatch.{name}')
         for public in module.public:
