@@ -488,6 +488,18 @@ def test_every_export_has_an_assertion(path):
 
 
 @each_notebook
+def test_no_output_of_a_former_version(path):
+    "A cell that does not end in a value has no stored value."
+    lines = [
+        f'{path.name} cell {cell.number}: {output["data"].get("text/plain")}'
+        for cell in read(path)
+        for output in cell.outputs
+        if output['output_type'] == 'execute_result'
+        and not (cell.tree.body and isinstance(cell.tree.body[-1], ast.Expr))]
+    faults(lines)
+
+
+@each_notebook
 def test_docstrings(path):
     lines = []
     for cell in read(path):

@@ -30,6 +30,9 @@ def execute(path: Path, skip_flags: set) -> float:
         return (cell.cell_type != 'code' or 'nbdev_export(' in cell.source
                 or d.get('eval:', [''])[0] == 'false' or bool(skip_flags & d.keys()))
 
+    for cell in nb.cells:
+        if not is_skipped(cell):
+            cell['outputs'] = []  # execnb leaves those of a cell that shows nothing any more
     os.chdir(path.parent)
     shell = CaptureShell(path, mpl_format='png')  # plain PNG: retina figures are four times as large
     shell._run("set_matplotlib_formats('png', metadata={'Software': None})")
