@@ -369,8 +369,9 @@ def is_finished(config) -> bool:
     folder = Path(config.out)
     if run_state(folder)['state'] != 'finished':
         return False
-    def plain(record):
-        return {k: v for k, v in record.items() if k not in ('precision', 'weights')} | dict(
+    def plain(record):  # how often a run was scored changes nothing that it learned
+        return {
+            k: v for k, v in record.items() if k not in ('precision', 'weights', 'eval_every')} | dict(
             weights=Path(record['weights']).name)
     changed = config_changes(
         plain(asdict(Config()) | json.loads((folder / 'config.json').read_text())), plain(asdict(config)))
