@@ -506,7 +506,8 @@ def run_suite(
         if only not in ('', name):
             continue
         say(f'... {name}')
-        rows = [row | dict(part=name) for row in part(SIZES[size], device)]
+        rows = [
+            row | dict(part=name, torch=result['machine']['torch']) for row in part(SIZES[size], device)]
         for row in rows:
             say(_line(row))
         result['rows'] += rows
