@@ -125,7 +125,9 @@ BEYOND['supervised_slow'], TRAINED['trained_supervised_slow'] = (
 # and their score is that of the last step. Reported are seeds 1 to 3 of every method, on the first split of
 # each data set. One option joins them: a threshold for each class, the best of those that were tried on
 # vocanimals at 9x9 positions; it was chosen before the first of its runs at 25x25.
-_WIDE = dict(stride=8, rate=4, crop=193, warmup=350, precision='fp32')  # on processors without bfloat16
+_WIDE = dict(stride=8, rate=4, crop=193, warmup=350)
+# One type for all runs of a data set. Those of vocanimals began on processors without bfloat16.
+WIDE_PRECISION = dict(vocanimals='fp32', camvid='bf16')
 WIDE = {f'wide_{name}': _WIDE for name in (*METHODS, CEILING)} | dict(
     wide_per_class=_WIDE | BEYOND['per_class'])
 # Two options of chapter 08 that the comparison at equal coverage (tools/quality.py) suggests, against
@@ -202,7 +204,8 @@ def make_config(job, folder, weights, out, steps):
         SETTINGS
         | papers
         | dict(scale_max=DATA[job.data]['scale_max'], warmup=labels_alone(steps))
-        | CHANGES.get(job.variant, {}))
+        | CHANGES.get(job.variant, {})
+        | (dict(precision=WIDE_PRECISION[job.data]) if job.variant in WIDE else {}))
     eval_every = steps if job.variant in OPTIONS | WIDE else -(-steps // VALIDATIONS)
     return preset(
         job.data, job.method, data=str(folder), weights=str(weights), steps=steps, eval_every=eval_every,
