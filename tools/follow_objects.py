@@ -5,7 +5,7 @@ nbs/results/follow_objects.json]
 
 DATA holds `val.txt`, `images/`, `masks/` (or `IMAGE MASK` lines). Of each image the central part is cut to
 SIZE x SIZE. For each backbone, stage and seed: mean over images of the mean gain of their positions
-(`corrmatch.models.backbones.follow_gain`) over the class's area (`area`), and over rows of the same distances
+(`corrmatch.models.pretrained.follow_gain`) over the class's area (`area`), and over rows of equal distances
 among pairs at least APART positions apart (`rings`), the latter also of object positions (class > 0) alone
 (`object`). Pretrained weights have no seed, so their spread is over the draw of images alone; each seed
 draws other images and another random network. Random networks get batch statistics of the same images, as
@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from corrmatch.models.backbones import (
-    build_backbone, follow_gain, load_pretrained, similar_positions, _ring_index)
+from corrmatch.models.backbones import build_backbone, load_pretrained
+from corrmatch.models.pretrained import _ring_index, follow_gain, similar_positions
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import FolderSource, read_split
 from corrmatch.data.views import normalize

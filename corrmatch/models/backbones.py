@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['timm_name', 'FitImage', 'PatchBackbone', 'build_backbone', 'backbone_layers', 'param_groups', 'efficientnet_keys',
-           'load_timm', 'lite_weights', 'load_pretrained', 'find_weights', 'similar_positions', 'follow_gain']
+           'load_timm', 'lite_weights', 'load_pretrained', 'find_weights']
 
 # %% ../../nbs/models/26_backbones.ipynb #f5ae0c35
 import difflib
@@ -17,7 +17,7 @@ from typing import Any, Iterable, Literal, NamedTuple, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..config import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
+from ..config import IMAGENET_MEAN, IMAGENET_STD
 from ..files import is_reachable
 from ..method.pixel import resize
 from corrmatch.models.deeplab import (
@@ -505,45 +505,3 @@ def _download(name, url):
     except ValueError:
         return False
     return True
-
-# %% ../../nbs/models/26_backbones.ipynb #bb97633b
-def similar_positions(
-    feats:Tensor,          # (b,d,h,w) of any backbone, any scale
-    temperature:float=0.1, # of the softmax; smaller makes rows sharper
-)->Tensor:                 # (b,p,q) rows sum to 1, nothing on the diagonal
-    "Distribute each position over the positions similar to it, in rows."
-    z = feats.flatten(2).float()
-    z = F.normalize(z - z.mean(2, keepdim=True), dim=1)
-    scores = z.mT @ z/temperature
-    return scores.masked_fill(torch.eye(z.shape[2], dtype=torch.bool, device=z.device), -torch.inf).softmax(2)
-
-# %% ../../nbs/models/26_backbones.ipynb #ec39e2a8
-def _ring_index(
-    h:int, # rows of the grid
-    w:int, # columns of the grid
-)->Tensor: # (p,p) int64 distance of every pair of positions, rounded
-    "Number the rings of equal distance around each position."
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
-    places = torch.stack([y, x]).flatten(1).T.double()
-    return (places[:, None] - places).square().sum(2).sqrt().round().long()
-
-# %% ../../nbs/models/26_backbones.ipynb #3a80efb7
-def follow_gain(
-    corr:Tensor,  # (b,p,p) rows from similar_positions, or any correlation map
-    label:Tensor, # (b,p) class of each position, ignore_index where unknown
-    size:tuple[int, int]|None=None, # (h,w) of the grid: compare with equal distances; None: with areas
-    apart:int=1,                   # positions; with a size, nearer pairs are left out
-    ignore_index:int=IGNORE_INDEX, # positions to leave out
-)->Tensor:        # (b,p) mass on the own class minus what chance would put there; NaN where ignored
-    "Measure how much better than chance the rows follow the classes."
-    b, p, _ = corr.shape
-    valid = label != ignore_index
-    ring = 1-torch.eye(p, dtype=torch.long) if size is None else _ring_index(*size)
-    n = int(ring.max())+1
-    ring = ring.to(corr.device).expand(b, p, p)
-    asked = (valid[:, None] & (ring >= apart)).float()
-    same = (label[:, :, None] == label[:, None])*asked
-    def per_ring(x): return x.new_zeros(b, p, n).scatter_add_(2, ring, x)
-    answers = corr*asked/(corr*asked).sum(2, keepdim=True).clamp_min(1e-12)
-    chance = per_ring(answers)*per_ring(same)/per_ring(asked).clamp_min(1)
-    return ((answers*same).sum(2) - chance.sum(2)).where(valid, torch.nan)
