@@ -26,7 +26,7 @@ _Partner = Literal['same_image', 'other_image', 'in_batch', 'none'] # of a CutMi
 class _BatchPlan:
     "What the batches of all steps are made of."
     labeled:Source                # images with masks
-    unlabeled:Source|None         # images; None or batch_u=0 trains on supervised-only training
+    unlabeled:Source|None         # images; None or batch_u=0: supervised-only training
     crop:int                      # pixels, side of every view
     batch_x:int                   # labeled images a step, over all processes
     batch_u:int                   # unlabeled images a step, over all processes
@@ -47,13 +47,13 @@ class _BatchPlan:
 # %% ../../nbs/data/17_batches.ipynb #cb0c088b
 def _next_readable(
     source:Source,      # images
-    order:EndlessOrder, # which scene comes at which position
+    order:EndlessOrder, # which image comes at which position
     position:int,       # where to look first
-    broken:list,        # a line is added for every scene that cannot be read
+    broken:list,        # a line is added for every image that cannot be read
     masks:bool=False,   # read the mask too
     tries:int=20,       # images to try
 )->tuple:               # index, RGB image, mask or None
-    "Read the scene at a position of an order, or the next one that can be read."
+    "Read the image at a position of an order, or the next one that can be read."
     for place in range(position, position+tries):
         index = order[place]
         try:
@@ -99,12 +99,12 @@ def labeled_batch(
 
 # %% ../../nbs/data/17_batches.ipynb #6c3a89b7
 class Views(NamedTuple):
-    "All views of one unlabeled scene, as arrays."
+    "All views of one unlabeled image, as arrays."
     weak:np.ndarray   # (3,h,w) uint8
     strong:list       # n_strong views like weak, or n_strong rows of strong_numbers
     valid:np.ndarray  # (h,w) bool, False on padding
     box:np.ndarray    # (n_strong,h,w) bool
-    mask:np.ndarray   # (h,w) uint8 hidden ground scene_mask, all ignored if there is none
+    mask:np.ndarray   # (h,w) uint8 hidden ground truth, all ignored if there is none
 
 def _strong(plan, weak, draw):
     "A strong view of a weak one, by the pipeline of the plan; for the device its numbers."
@@ -119,9 +119,9 @@ def _make_views(
     plan:_BatchPlan,              # settings
     image:Image.Image,           # RGB
     rng:np.random.Generator,     # of this sample
-    mask:Image.Image|None=None,  # hidden ground scene_mask
+    mask:Image.Image|None=None,  # hidden ground truth
 )->Views:
-    "Draw one crop of a scene, its strong views and their boxes."
+    "Draw one crop of an image, its strong views and their boxes."
     c = plan.crop
     p = 0 if plan.partner == 'none' else plan.p_cutmix
     draw = draw_view(rng, image.size, c, plan.scale)
@@ -212,7 +212,7 @@ class StepBatches(_BatchPlan, Dataset):
         self.positions_u = tuple(range(self.batch_u) if self.positions_u is None else self.positions_u)
         if not self.positions_x:
             raise ValueError(
-                f'batch_x={self.batch_x} leaves this process without a labeled scene; raise batch_x')
+                f'batch_x={self.batch_x} leaves this process without a labeled image; raise batch_x')
         if self.partner == 'in_batch' and len(self.positions_u) == 1:
             raise ValueError(
                 "partner='in_batch' needs two unlabeled images a process; raise batch_u or choose "
@@ -322,10 +322,10 @@ class CachedSource:
     def _read(self, kind, i, read):
         if (kind, i) in self._kept:
             return self._kept[kind, i]
-        scene = read(i)
+        image = read(i)
         # PIL keeps four bytes a pixel
-        size = scene.width * scene.height * (4 if scene.mode == 'RGB' else 1)
+        size = image.width * image.height * (4 if image.mode == 'RGB' else 1)
         if size <= self.left:
-            self._kept[kind, i] = scene
+            self._kept[kind, i] = image
             self.left -= size
-        return scene
+        return image

@@ -49,11 +49,11 @@ def draw_uncertain(
     generator:torch.Generator|None=None, # CPU generator; the same numbers serve all images
 )->Tensor:           # (b,m) int64 in [0, h'*w')
     "Draw positions in proportion to their uncertainty."
-    doubt = F.adaptive_avg_pool2d(1-at_least_float32(conf[:, None]), (feat_size[0], feat_size[1]))
-    doubt = doubt.flatten(1) + 1e-6
-    total = doubt.cumsum(1)
+    uncertainty = F.adaptive_avg_pool2d(1-at_least_float32(conf[:, None]), (feat_size[0], feat_size[1]))
+    uncertainty = uncertainty.flatten(1) + 1e-6
+    total = uncertainty.cumsum(1)
     u = torch.rand(m, generator=generator).to(conf.device, non_blocking=True)
-    return torch.searchsorted(total, u*total[:, -1:]).clamp(max=doubt.shape[1]-1)
+    return torch.searchsorted(total, u*total[:, -1:]).clamp(max=uncertainty.shape[1]-1)
 
 # %% ../../nbs/method/08_variants.ipynb #7f739dd4
 class ClassThresholds(DynamicThreshold):
