@@ -239,9 +239,9 @@ def unpack(
         remedy = 'make room, then run the command again' if e.errno else 'remove it and fetch it again'
         raise DataError(f'{archive}: cannot be unpacked ({e.strerror or e}); {remedy}') from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as e:
+        reason = str(e).partition('\n')[0].rstrip(':') or type(e).__name__
         raise DataError(
-            f'{archive}: cannot be unpacked ({str(e).partition(chr(10))[0] or type(e).__name__}); remove '
-            'it and fetch it again') from None
+            f'{archive}: cannot be unpacked ({reason}); remove it and fetch it again') from None
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return folder
