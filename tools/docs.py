@@ -17,7 +17,7 @@ import sys
 import time
 import tokenize
 from collections import Counter
-from functools import cached_property
+from functools import cached_property, partial
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -209,6 +209,41 @@ def directive(kind: str, head: str, body: list, fence: str) -> list:
     return [f'{fence}{{py:{kind}}} {head}', '', *body, fence, '']
 
 
+def data_entry(module: Module, name: str, node: ast.Assign, link: list) -> list:
+    "Markdown of a public constant: a short value, and its comment."
+    value = ast.unparse(node.value)
+    comment = escape(module.comments.get(node.end_lineno, ''))
+    told = [f'`{value}`'] if len(value) < 70 else []
+    if comment:
+        told.append(comment)
+    return directive('data', name, [': '.join(told), '', *link], '``````')
+
+
+def method_entry(module: Module, node: ast.FunctionDef) -> list:
+    "Markdown of a public method."
+    decorators = [ast.unparse(d) for d in node.decorator_list]
+    own = arguments(module, node, skip_first='staticmethod' not in decorators)
+    body = [escape(ast.get_docstring(node)), '', *described(own)]
+    if any('property' in d for d in decorators):
+        return directive('property', node.name, body, '`````')
+    return directive('method', f'{node.name}({signature(own)})', body, '`````')
+
+
+def class_entry(module: Module, name: str, node: ast.ClassDef, link: list) -> list:
+    "Markdown of a public class with its public methods."
+    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+    init = next((m for m in methods if m.name == '__init__'), None)
+    rows = arguments(module, init, skip_first=True) if init else fields(module, node)
+    body = [escape(ast.get_docstring(node) or ''), '']
+    if node.bases:
+        body += [f'A kind of `{", ".join(map(ast.unparse, node.bases))}`.', '']
+    body += described(rows) + link
+    for m in methods + module.patched(name):
+        if not m.name.startswith('_') and ast.get_docstring(m):
+            body += method_entry(module, m)
+    return directive('class', f'{name}({signature(rows)})' if 0 < len(rows) <= LONG else name, body, '``````')
+
+
 def entry(module: Module, name: str, where: dict) -> list:
     "Markdown of one public name."
     node = module.nodes.get(name)
@@ -217,34 +252,12 @@ def entry(module: Module, name: str, where: dict) -> list:
     page, heading, anchor = where.get(module.cell(node), ('', '', ''))
     link = [f'Developed in [{escape(page)}: {escape(heading)}](../{page}.ipynb#{anchor})', ''] if page else []
     if isinstance(node, ast.Assign):
-        value = ast.unparse(node.value)
-        comment = module.comments.get(node.end_lineno, '')
-        known = [f'`{value}`'] if len(value) < 70 else []
-        return directive(
-            'data', name, [': '.join(known + [escape(comment)] * bool(comment)), '', *link], '``````')
-    doc = [escape(ast.get_docstring(node) or ''), '']
-    if isinstance(node, ast.FunctionDef):
-        rows = arguments(module, node, skip_first=False)
-        return directive('function', f'{name}({signature(rows)})', doc+described(rows)+link, '``````')
-    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
-    init = next((m for m in methods if m.name == '__init__'), None)
-    rows = arguments(module, init, skip_first=True) if init else fields(module, node)
-    body = (
-        doc
-        + ([f'A kind of `{", ".join(map(ast.unparse, node.bases))}`.', ''] if node.bases else [])
-        + described(rows)
-        + link)
-    for m in methods + module.patched(name):
-        if m.name.startswith('_') or not ast.get_docstring(m):
-            continue
-        decorators = [ast.unparse(d) for d in m.decorator_list]
-        is_property = any('property' in d for d in decorators)
-        own = arguments(module, m, skip_first='staticmethod' not in decorators)
-        head = m.name if is_property else f'{m.name}({signature(own)})'
-        body += directive(
-            'property' if is_property else 'method', head,
-            [escape(ast.get_docstring(m)), '', *described(own)], '`````')
-    return directive('class', f'{name}({signature(rows)})' if 0 < len(rows) <= LONG else name, body, '``````')
+        return data_entry(module, name, node, link)
+    if isinstance(node, ast.ClassDef):
+        return class_entry(module, name, node, link)
+    rows = arguments(module, node, skip_first=False)
+    body = [escape(ast.get_docstring(node) or ''), '', *described(rows), *link]
+    return directive('function', f'{name}({signature(rows)})', body, '``````')
 
 
 def api_page(module: Module, promise: str, where: dict) -> str:
@@ -434,48 +447,66 @@ def contents(books: dict) -> str:
     return '\n\n'.join(trees)
 
 
-def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
-    "Write everything that sphinx reads; return the notebooks' names."
-    pages = {
-        p.relative_to(root / 'nbs').with_suffix('').as_posix(): p
-        for p in sorted((root / 'nbs').rglob('*.ipynb'), key=lambda p: p.name)}
-    books = {
-        page: json.loads(p.read_text(encoding='utf-8'))
-        for page, p in pages.items()
-        if not stems or p.stem in {*stems, 'index'}}
-    modules = [Module(p, root/'corrmatch') for p in sorted((root/'corrmatch').rglob('[a-z]*.py'))]
-    owners = {default_exp(nb) for nb in books.values()}
-    modules = [m for m in modules if m.public and (m.name in owners or not stems)]
+def names_of(modules: list) -> dict:
+    "{public name: modules that define it}; under '' the names of the modules."
     names = {'': {m.name for m in modules}}
     for m in modules:
         for name in m.public:
-            names.setdefault(name, []).append(m.name) if name in m.nodes else None
-    where = {}
-    promises = {}
-    order = []
-    for stem, nb in books.items():
-        where |= cell_places(stem, nb)
-        own = default_exp(nb)
-        promises[own] = promise(nb)
-        order.append(own)
-        page = site_notebook(nb, stem, names)
-        if stem == 'index':
-            page['cells'].append(
-                dict(cell_type='markdown', id='contents', metadata={}, source=contents(books)))
-        (folder/f'{stem}.ipynb').parent.mkdir(exist_ok=True)
-        (folder/f'{stem}.ipynb').write_text(json.dumps(page), encoding='utf-8')
-    (folder/'api').mkdir()
-    modules.sort(key=lambda m: order.index(m.name) if m.name in order else len(order))
+            if name in m.nodes:
+                names.setdefault(name, []).append(m.name)
+    return names
+
+
+def write_api(folder: Path, modules: list, promises: dict, where: dict):
+    "Write a page for each module, and the page that lists them."
+    folder.mkdir()
     for m in modules:
-        (folder / 'api' / f'{m.name}.md').write_text(
-            api_page(m, promises.get(m.name, ''), where), encoding='utf-8')
-    (folder/'api'/'index.md').write_text(api_index(modules, promises), encoding='utf-8')
+        text = api_page(m, promises.get(m.name, ''), where)
+        (folder/f'{m.name}.md').write_text(text, encoding='utf-8')
+    (folder/'index.md').write_text(api_index(modules, promises), encoding='utf-8')
+
+
+def write_beside(folder: Path, root: Path):
+    "Write the pages that are neither notebooks nor made of the package."
     (folder/'try.md').write_text(TRY, encoding='utf-8')
     for path, copy in BESIDE.items():
         data = (root/path).read_bytes()
         if copy == 'CONTRIBUTING.md':
             data = data.replace(b'](tests/golden/README.md)', b'](golden.md)')
         (folder/copy).write_bytes(data)
+
+
+def read_books(root: Path, stems: list) -> dict:
+    "{page: content} of the notebooks of these names, or of all, in the order of their names."
+    paths = sorted((root/'nbs').rglob('*.ipynb'), key=lambda p: p.name)
+    return {
+        p.relative_to(root/'nbs').with_suffix('').as_posix(): json.loads(p.read_text(encoding='utf-8'))
+        for p in paths
+        if not stems or p.stem in {*stems, 'index'}}
+
+
+def write_pages(folder: Path, root: Path = ROOT, stems: list = ()) -> list:
+    "Write everything that sphinx reads; return the notebooks' names."
+    books = read_books(root, stems)
+    modules = [Module(p, root/'corrmatch') for p in sorted((root/'corrmatch').rglob('[a-z]*.py'))]
+    owners = {default_exp(nb) for nb in books.values()}
+    modules = [m for m in modules if m.public and (m.name in owners or not stems)]
+    names = names_of(modules)
+    where = {}
+    promises = {}
+    for stem, nb in books.items():
+        where |= cell_places(stem, nb)
+        promises[default_exp(nb)] = promise(nb)
+        page = site_notebook(nb, stem, names)
+        if stem == 'index':
+            page['cells'].append(
+                dict(cell_type='markdown', id='contents', metadata={}, source=contents(books)))
+        (folder/f'{stem}.ipynb').parent.mkdir(exist_ok=True)
+        (folder/f'{stem}.ipynb').write_text(json.dumps(page), encoding='utf-8')
+    order = [*promises]
+    modules.sort(key=lambda m: order.index(m.name) if m.name in order else len(order))
+    write_api(folder/'api', modules, promises, where)
+    write_beside(folder, root)
     return list(books)
 
 
@@ -558,46 +589,59 @@ def machine_marks(root: Path = ROOT) -> list:
     return [m for m in dict.fromkeys(marks) if len(m) > 5 and m not in ('/usr', 'localhost')]
 
 
+def missing(source: Path, target: str, folder: Path, pages: dict) -> str | None:
+    "Say why a page or style sheet `source` of a folder cannot reach a target; None where it can."
+    parts = urlsplit(target)
+    if parts.scheme == 'data':
+        return None
+    if parts.scheme or parts.netloc:
+        return 'external'
+    path = (source.parent/unquote(parts.path)).resolve() if parts.path else source.resolve()
+    if path.is_dir():
+        path = path/'index.html'
+    if not path.is_file() or not path.is_relative_to(folder.resolve()):
+        return 'no such file'
+    page = pages.get(path)
+    if page and parts.fragment and unquote(parts.fragment) not in page.ids:
+        return 'no such anchor'
+    return None
+
+
+def link_faults(page: Page, reach) -> list:
+    "List the links and loaded resources of a page that lead nowhere; `reach` says why a target does not."
+    faults = []
+    for target in page.links:
+        if (what := reach(target)) and what != 'external':
+            faults.append(f'link {target}: {what}')
+        if urlsplit(target).scheme not in ('', 'http', 'https', 'mailto'):
+            faults.append(f'link {target}: of a scheme that does not belong here')
+    return faults + [f'loads {target}: {what}' for target in page.loads if (what := reach(target))]
+
+
+def text_faults(page: Page, personal: re.Pattern) -> list:
+    "List what a page shows and should not: places on one machine, directives, formulas that were not read."
+    text = ''.join(page.text)
+    return [
+        *(f'shows {m}, a place on one machine' for m in sorted(set(personal.findall(text)))),
+        *(f'shows the directive {m.strip()}' for m in re.findall(r'^# ?\| ?\w.*$', text, re.M)),
+        *(m.strip() for m in re.findall(r'\\unread maths.*', text))]
+
+
 def check_site(folder: Path, marks: list = ()) -> list:
     "List what is wrong with the pages of a folder, one line each."
     pages = {p: Page(p) for p in sorted(folder.rglob('*.html'))}
     personal = re.compile(
         '|'.join([*map(re.escape, marks), r'/home/\w+', r'/root\b', r'/Users/\w+', r'/tmp/\w+']))
     faults = []
-    def missing(source, target):
-        parts = urlsplit(target)
-        if parts.scheme == 'data':
-            return None
-        if parts.scheme or parts.netloc:
-            return 'external'
-        path = (source.parent/unquote(parts.path)).resolve() if parts.path else source.resolve()
-        if path.is_dir():
-            path = path/'index.html'
-        if not path.is_file() or not path.is_relative_to(folder.resolve()):
-            return 'no such file'
-        page = found.get(path)
-        if page and parts.fragment and unquote(parts.fragment) not in page.ids:
-            return 'no such anchor'
-        return None
     found = {p.resolve(): page for p, page in pages.items()}
     for path, page in pages.items():
-        name = path.relative_to(folder)
-        for target in page.links:
-            if (what := missing(path, target)) and what != 'external':
-                faults.append(f'{name}: link {target}: {what}')
-            if urlsplit(target).scheme not in ('', 'http', 'https', 'mailto'):
-                faults.append(f'{name}: link {target}: of a scheme that does not belong here')
-        faults += [
-            f'{name}: loads {target}: {what}' for target in page.loads if (what := missing(path, target))]
-        faults += [f'{name}: two elements have the id {i}' for i, n in page.ids.items() if n > 1]
-        text = ''.join(page.text)
-        faults += [f'{name}: shows {m}, a place on one machine' for m in sorted(set(personal.findall(text)))]
-        faults += [
-            f'{name}: shows the directive {m.strip()}' for m in re.findall(r'^# ?\| ?\w.*$', text, re.M)]
-        faults += [f'{name}: {m.strip()}' for m in re.findall(r'\\unread maths.*', text)]
+        own = link_faults(page, partial(missing, path, folder=folder, pages=found))
+        own += [f'two elements have the id {i}' for i, n in page.ids.items() if n > 1]
+        own += text_faults(page, personal)
+        faults += [f'{path.relative_to(folder)}: {fault}' for fault in own]
     for path in sorted(folder.rglob('*.css')):
         for target in css_loads(path.read_text(encoding='utf-8')):
-            if what := missing(path, target):
+            if what := missing(path, target, folder, found):
                 faults.append(f'{path.relative_to(folder)}: loads {target}: {what}')
     return faults
 

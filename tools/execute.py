@@ -19,6 +19,16 @@ from nbdev.process import NBProcessor
 VOLATILE = 'application/vnd.jupyter.widget-view+json'  # holds a random model id
 
 
+def drop_volatile(cell) -> None:
+    "Remove from the outputs of a cell what differs from one execution to the next."
+    for output in cell.get('outputs', []):
+        output.get('data', {}).pop(VOLATILE, None)
+        output.get('metadata', {}).pop(VOLATILE, None)
+    if 'outputs' in cell:
+        cell['outputs'] = [
+            o for o in cell['outputs'] if o.get('output_type') != 'stream' or o.get('name') != 'stderr']
+
+
 def execute(path: Path, skip_flags: set) -> float:
     "Run all cells of one notebook, write the outputs back, return the seconds it took."
     start = time.time()
@@ -38,12 +48,7 @@ def execute(path: Path, skip_flags: set) -> float:
     shell._run("set_matplotlib_formats('png', metadata={'Software': None})")
     shell.run_all(nb, exc_stop=True, preproc=is_skipped)
     for cell in nb.cells:
-        for output in cell.get('outputs', []):
-            output.get('data', {}).pop(VOLATILE, None)
-            output.get('metadata', {}).pop(VOLATILE, None)
-        if 'outputs' in cell:
-            cell['outputs'] = [
-                o for o in cell['outputs'] if o.get('output_type') != 'stream' or o.get('name') != 'stderr']
+        drop_volatile(cell)
     nb.metadata.pop('widgets', None)
     write_nb(nb, path)
     return time.time() - start

@@ -90,7 +90,33 @@ def nearness(sigma):
     return scores.fill_diagonal_(-torch.inf).softmax(1)[None]
 
 
-def main():
+def measure(nets, images, labels, temperature, seed):
+    "Yield (name, gains) for maps of colours, of distances, and of the stages of all networks."
+    def rows_of(maps): return (similar_positions(feats, temperature) for feats in maps)
+    small = F.interpolate(images, (BINS, BINS), mode='bilinear', align_corners=True)
+    yield 'colours', score(rows_of(small.split(1)), labels)
+    yield 'distance', score([nearness(2.)]*len(labels), labels)
+    for name, weights in nets.items():
+        for kind in ('random', 'pretrained'):
+            torch.manual_seed(seed)
+            net = build_backbone(name, 8)
+            if kind == 'pretrained':
+                load_pretrained(net, name, weights)
+            by_stage = list(zip(*stages(net, images, kind == 'random')))
+            for i, maps in enumerate(by_stage[:3 if name == 'resnet18' else 4]):
+                yield f'{name} {kind} c{i+1}', score(rows_of(maps), labels)
+
+
+def summed_up(values):
+    "Mean and standard deviation over the seeds of the three gains, by name."
+    return {
+        f'{name}_{kind}': round(float(x), 2)
+        for kind, found in (('mean', np.mean(values, 0)), ('sd', np.std(values, 0, ddof=1)))
+        for name, x in zip(('area', 'rings', 'object'), found)}
+
+
+def arguments():
+    "What the command line says."
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('data', type=Path)
@@ -100,44 +126,24 @@ def main():
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--temperature', type=float, default=.1)
     parser.add_argument('--out', type=Path)
-    a = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    a = arguments()
     source = FolderSource(read_split(a.data/'val.txt', a.data, True))
     nets = {
         name: weights
         for name, weights in (('timm:tf_efficientnet_lite0', a.efficientnet), ('resnet18', a.resnet18))
         if weights}
     found = {}
-    def note(key, values): found.setdefault(key, []).append([100*float(v) for v in values])
     for seed in range(a.seeds):
         images, labels = draw_images(source, seed, a.images)
-        def rows_of(maps): return (similar_positions(feats, a.temperature) for feats in maps)
-        small = F.interpolate(images, (BINS, BINS), mode='bilinear', align_corners=True)
-        note('colours', score(rows_of(small.split(1)), labels))
-        note('distance', score([nearness(2.)]*len(labels), labels))
-        for name, weights in nets.items():
-            for kind in ('random', 'pretrained'):
-                torch.manual_seed(seed)
-                net = build_backbone(name, 8)
-                if kind == 'pretrained':
-                    load_pretrained(net, name, weights)
-                by_stage = list(zip(*stages(net, images, kind == 'random')))
-                for i, maps in enumerate(by_stage[:3 if name == 'resnet18' else 4]):
-                    note(f'{name} {kind} c{i+1}', score(rows_of(maps), labels))
-                print(
-                    seed,
-                    name,
-                    kind,
-                    [
-                        round(found[f'{name} {kind} c{i + 1}'][-1][1], 1)
-                        for i in range(len(by_stage))
-                        if f'{name} {kind} c{i + 1}' in found],
-                    flush=True)
-    rows = {
-        k: {
-            f'{name}_{kind}': round(float(x), 2)
-            for kind, values in (('mean', np.mean(v, 0)), ('sd', np.std(v, 0, ddof=1)))
-            for name, x in zip(('area', 'rings', 'object'), values)}
-        for k, v in found.items()}
+        for key, gains in measure(nets, images, labels, a.temperature, seed):
+            percent = [100*float(v) for v in gains]
+            found.setdefault(key, []).append(percent)
+            print(seed, key, round(percent[1], 1), flush=True)
+    rows = {key: summed_up(values) for key, values in found.items()}
     result = dict(
         images=a.images, seeds=a.seeds, temperature=a.temperature, size=SIZE, positions=BINS, apart=APART,
         data=a.data.name, percent=rows)

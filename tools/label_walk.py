@@ -171,6 +171,23 @@ class Annotator:
             done += 1
 
 
+def walk(url, truth, n_images, from_model):
+    "Label the first images of the page at an address; yield their names, numbers of actions and scores."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which('chromium') or shutil.which('google-chrome'),
+            args=['--no-sandbox', '--disable-dev-shm-usage'])
+        page = browser.new_page(viewport=dict(width=1200, height=800))
+        page.goto(url)
+        annotator = Annotator(page)
+        annotator.wait('__label.image && __label.image.feats')
+        names = page.evaluate('__label.folder.images.map(image => image.name)')
+        for i, name in enumerate(names[:n_images]):
+            mask = np.array(Image.open(truth/f'{Path(name).stem}.png'))
+            yield name, annotator.label(i, mask, from_model)
+        browser.close()
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,20 +200,9 @@ def main():
     args = parser.parse_args()
     served = open_label_page(args.folder, args.model, args.classes, args.list).start()
     rows = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which('chromium') or shutil.which('google-chrome'),
-            args=['--no-sandbox', '--disable-dev-shm-usage'])
-        page = browser.new_page(viewport=dict(width=1200, height=800))
-        page.goto(served.url)
-        annotator = Annotator(page)
-        annotator.wait('__label.image && __label.image.feats')
-        names = page.evaluate('__label.folder.images.map(image => image.name)')
-        for i, name in enumerate(names[:args.images]):
-            truth = np.array(Image.open(args.truth/f'{Path(name).stem}.png'))
-            rows.append(annotator.label(i, truth, bool(args.model)))
-            print(name, {k: round(float(v), 3) for k, v in rows[-1].items()}, flush=True)
-        browser.close()
+    for name, row in walk(served.url, args.truth, args.images, bool(args.model)):
+        rows.append(row)
+        print(name, {k: round(float(v), 3) for k, v in row.items()}, flush=True)
     served.stop()
     print(
         f"{sum(row['actions'] for row in rows)} actions for {len(rows)} images,",

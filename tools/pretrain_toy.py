@@ -29,6 +29,23 @@ def source(first, n, size, n_classes):
     return ArraySource(images, masks)
 
 
+def train(config, images, steps):
+    "The network of a configuration after so many labeled steps."
+    batches = StepBatches(
+        images, None, config.crop, config.batch_x, 0, config.seed, (config.scale_min, config.scale_max))
+    model = make_model(config)[0].train()
+    optimizer = make_optimizer(model, config)
+    for step, batch in enumerate(tqdm(make_loader(batches, 0, steps), total=steps)):
+        torch.manual_seed(_step_seed(config.seed, step))
+        set_lr(optimizer, step, steps)
+        batch = to_device(batch, torch.device('cpu'))
+        loss = supervised_ce(model(batch['image_x']).logits, batch['mask_x'])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,19 +60,8 @@ def main():
         batch_x=16, seed=args.seed)
     images = source(500_000, args.images, config.crop, n_classes)
     held_out = source(900_000, 100, config.crop, n_classes)
-    batches = StepBatches(
-        images, None, config.crop, config.batch_x, 0, config.seed, (config.scale_min, config.scale_max))
-    model = make_model(config)[0].train()
-    optimizer = make_optimizer(model, config)
-    for step, batch in enumerate(tqdm(make_loader(batches, 0, args.steps), total=args.steps)):
-        torch.manual_seed(_step_seed(config.seed, step))
-        set_lr(optimizer, step, args.steps)
-        batch = to_device(batch, torch.device('cpu'))
-        loss = supervised_ce(model(batch['image_x']).logits, batch['mask_x'])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    confusion = evaluate(model.eval(), eval_pairs(held_out, batch=20), n_classes)
+    model = train(config, images, args.steps)
+    confusion = evaluate(model, eval_pairs(held_out, batch=20), n_classes)
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.backbone.state_dict().items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out, lambda p: torch.save(state, p))

@@ -22,6 +22,8 @@ from corrmatch.config import preset
 from corrmatch.training.run_folder import list_runs
 from corrmatch.training.trainer import Stopped, Trainer
 
+ENDLESS = 10**6  # steps that no run reaches
+
 
 def held() -> dict:
     "What this process holds now; memory in MB, of its workers too."
@@ -79,29 +81,17 @@ def verdict(samples: list, before: dict, after: dict, out: Path) -> dict:
     return dict(first=first, last=last, before=before, after=after, samples=len(samples), faults=faults)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--minutes', type=float, default=60)
-    parser.add_argument('--steps', type=int, default=10**6)
-    parser.add_argument('--out', type=Path, default=None)
-    parser.add_argument('--workers', type=int, default=2)
-    args = parser.parse_args()
-    out = args.out or Path(tempfile.mkdtemp(prefix='soak_'))
-    config = preset(
-        'toy', steps=10**6, crop=33, warmup=20, eval_every=100, save_every=25, log_every=5,
-        workers=args.workers, ema=0.99, out=str(out / 'run'))
-    trainer = Trainer(config, quiet=True)
-    before = held()
+def watched_fit(trainer: Trainer, minutes: float, steps: int) -> list:
+    "Train until one of the limits, and sample what the process holds meanwhile."
     samples = []
     stop = threading.Event()
-    pause = max(args.minutes*60/600, .5) if args.steps == 10**6 else .2
+    pause = max(minutes*60/600, .5) if steps == ENDLESS else .2
     spy = threading.Thread(target=watch, args=(samples, pause, stop), daemon=True)
-    end = threading.Thread(target=end_behind, args=(trainer, args.steps, stop), daemon=True)
-    timer = threading.Timer(args.minutes*60, lambda: os.kill(os.getpid(), 15))
+    end = threading.Thread(target=end_behind, args=(trainer, steps, stop), daemon=True)
+    timer = threading.Timer(minutes*60, lambda: os.kill(os.getpid(), 15))
     timer.daemon = True
     for thread in (spy, end, timer):
         thread.start()
-    start = time.monotonic()
     try:
         trainer.fit()
     except Stopped:
@@ -110,6 +100,24 @@ def main() -> int:
     timer.cancel()
     for thread in (spy, end, timer):
         thread.join()
+    return samples
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--minutes', type=float, default=60)
+    parser.add_argument('--steps', type=int, default=ENDLESS)
+    parser.add_argument('--out', type=Path, default=None)
+    parser.add_argument('--workers', type=int, default=2)
+    args = parser.parse_args()
+    out = args.out or Path(tempfile.mkdtemp(prefix='soak_'))
+    config = preset(
+        'toy', steps=ENDLESS, crop=33, warmup=20, eval_every=100, save_every=25, log_every=5,
+        workers=args.workers, ema=0.99, out=str(out / 'run'))
+    trainer = Trainer(config, quiet=True)
+    before = held()
+    start = time.monotonic()
+    samples = watched_fit(trainer, args.minutes, args.steps)
     time.sleep(1)
     found = verdict(samples, before, held(), out) | dict(
         minutes=round((time.monotonic() - start) / 60, 2), steps=trainer.step, state=list_runs(out)[0].state)

@@ -22,13 +22,12 @@ from .coco import annotated_size
 from ..config import IGNORE_INDEX, Config, Method, preset
 from .folders import (
     ClassCounts, FolderSource, IMAGE_SUFFIXES, list_lines, mark_output, missing_classes, parse_line,
-    read_classes, read_split, refuse_shared)
+    read_classes, read_conversion, read_split, refuse_shared)
 from ..files import DataError, is_reachable, link_or_copy, text_table, write_file
 from .layouts import Item, Layout, describe_layout, file_table, find_layout, read_stored
 from .masks import (
     Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_image,
     map_ids, color_facts, mask_facts, parse_depth, read_photo)
-from .folders import read_conversion
 from .shards import open_unlabeled
 from ..viz import colorize
 
@@ -224,11 +223,10 @@ def _rescaled(scans, root):
     if not other:
         return []
     (s, (w, h)), (mw, mh) = other[0], other[0][0].mask_size
-    return [
-        (
-            'warning', 'size', _rel(s.item.image, root),
-            f'annotated with {w}x{h} pixels, and {mw}x{mh} now: its outlines are scaled, '
-            f'as in all such images, {len(other)} in number')]
+    text = (
+        f'annotated with {w}x{h} pixels, and {mw}x{mh} now: its outlines are scaled, as in all such images, '
+        f'{len(other)} in number')
+    return [('warning', 'size', _rel(s.item.image, root), text)]
 
 def _drawing(objects):
     "A digest of the outlines of an item, None without; they may change while the image stays."
@@ -374,13 +372,10 @@ def _is_empty(scan, mapping):
 def _learnable(mapping, shares, sound, root, allow_missing):
     "Issues about classes that masks do not show, and masks that show none."
     empty = [s for s in sound if _is_empty(s, mapping)]
-    out = (
-        [
-            _Issue(
-                'warning', 'empty', _rel(empty[0].item.mask or empty[0].item.image, root),
-                f'every pixel is ignored: {len(empty)} such masks; their images serve as unlabeled')]
-        if empty
-        else [])
+    out = []
+    if empty:
+        text = f'every pixel is ignored: {len(empty)} such masks; their images serve as unlabeled'
+        out.append(_Issue('warning', 'empty', _rel(empty[0].item.mask or empty[0].item.image, root), text))
     shown = np.flatnonzero(shares.sum(0))
     if len(shares) and len(shown) < 2:
         out.append(
@@ -777,11 +772,15 @@ def _show_shares(
 from ..pages import Card, embed, figure_png, render_page, thumbnail
 
 # %% ../../nbs/data/23_check.ipynb #b13da307
+def _photo(scan, report):
+    "The image of a scan as it is trained on, (h,w,3) uint8."
+    return read_photo(scan.item.image, scan.turned, report.depth if scan.span else None)
+
 def _overlay(scan, report):
     "Thumbnails of an image and of its mask in colours on top of it."
     mapping = report.mapping
     name = Path(scan.item.image).name
-    image = read_photo(scan.item.image, scan.turned, report.depth if scan.span else None)
+    image = _photo(scan, report)
     n = max(1, max(image.shape)//640)  # of a large image every n-th pixel is enough
     image = image[::n, ::n].copy()
     plain = thumbnail(image, f'image {name}', 160)
@@ -846,6 +845,12 @@ def save_report(
     return [write_file(Path(out)/name, data) for name, data in texts.items()]
 
 # %% ../../nbs/data/23_check.ipynb #d2745ea9
+def _faultless(report):
+    "Scans of the images about whose files the report has no error."
+    bad = {f.file for f in report.errors}
+    rel = partial(_rel, root=report.layout.root)
+    return [s for s in report.scans if not bad & {rel(p) for p in (s.item.image, s.item.mask) if p}]
+
 def _targets(scan, report, everything):
     "Where image and mask of an item go, relative to the new folder; None for what stays."
     name = scan.item.name
@@ -889,14 +894,9 @@ def _convert_one(scan, report, root, everything, current):
     "Write what one item needs and what is not current; (image, mask) relative to root."
     (image, mask), item = _targets(scan, report, everything), scan.item
     if image and not (image in current and (root/image).is_file()):
-        if _odd_image(scan):
-            write_file(
-                root / image,
-                _encode(
-                    Image.fromarray(read_photo(item.image, scan.turned, report.depth if scan.span else None))
-                ))
-        else:
-            write_file(root/image, partial(link_or_copy, item.image))
+        is_odd = _odd_image(scan)
+        data = _encode(Image.fromarray(_photo(scan, report))) if is_odd else partial(link_or_copy, item.image)
+        write_file(root/image, data)
     if mask and not (mask in current and (root/mask).is_file()):
         ids = Image.fromarray(
             map_ids(read_stored(item, scan.size, report.mapping.by_color).values, report.mapping.table))
@@ -933,39 +933,43 @@ def _need_writable(root, what, flag):
         f'{root}: is read-only, and {what} would be written there; name another folder with {flag}')
 
 # %% ../../nbs/data/23_check.ipynb #c7623530
+def _refuse_target(root, home):
+    "Refuse a folder for a converted data set that is the data folder or holds anything else."
+    if root.resolve() == home.resolve():
+        raise DataError(f'{root}: is the data folder itself; give another folder, originals are not touched')
+    if not (root/'mapping.json').is_file() and root.is_dir() and any(root.iterdir()):
+        raise DataError(f'{root}: is not empty, and no earlier conversion; give a new folder')
+
+def _up_to_date(note, mark, stamps):
+    "Those of the copies with these stamps that the conversion before this one has made."
+    last = read_conversion(note) or {}
+    if not mark.items() <= last.items():
+        return set()
+    return {target for target, stamp in stamps.items() if last['stamps'].get(target) == stamp}
+
 def convert_data(
     report:Report,     # from check_data
     out:Path|None=None,# folder of a new data set; None: only what needs it, into prepared/ of the data folder
     progress:Callable[..., Iterable]|None=follow, # shows how far it has come; None: silent
 )->Path:               # the folder that can be trained on; report.converted names the files in it
     "Make the copies that training can read; faulty images are left out."
-    bad = {f.file for f in report.errors}
     root = Path(out) if out else report.layout.root
-    rel = partial(_rel, root=report.layout.root)
-    good = [
-        s
-        for s in report.scans
-        if not s.fault and not bad & {rel(p) for p in (s.item.image, s.item.mask) if p}]
-    if out and root.resolve() == report.layout.root.resolve():
-        raise DataError(f'{root}: is the data folder itself; give another folder, originals are not touched')
-    if out and not (root/'mapping.json').is_file() and root.is_dir() and any(root.iterdir()):
-        raise DataError(f'{root}: is not empty, and no earlier conversion; give a new folder')
+    if out:
+        _refuse_target(root, report.layout.root)
     _same_classes(report)
+    good = _faultless(report)
     note = root/('mapping.json' if out else 'prepared/mapping.json')
     mark = _mark(report)
     needed = _stamps(good, report, bool(out))
-    last = read_conversion(note) or {}
-    same = mark.items() <= last.items()
-    current = {target for target, stamp in needed.items() if same and last['stamps'].get(target) == stamp}
+    current = _up_to_date(note, mark, needed)
     if not out and (needed.keys() - current or report.layout.classes and not (root/'classes.txt').exists()):
         _need_writable(root, 'copies that training can read', '`corrmatch check --convert` and train on that')
     if needed:
         write_file(note, '')  # empty until all is done
-    done = in_threads(lambda s: _convert_one(s, report, root, bool(out), current), good)
-    report.converted = dict(
-        zip(
-            [s.item.name for s in good], progress(done, len(good), 'convert') if progress and needed else done
-        ))
+    done:Iterable = in_threads(lambda s: _convert_one(s, report, root, bool(out), current), good)
+    if progress and needed:
+        done = progress(done, len(good), 'convert')
+    report.converted = dict(zip([s.item.name for s in good], done))
     if needed:
         write_file(note, json.dumps(dict(**mark, stamps=needed)))
     if out:
@@ -1031,16 +1035,6 @@ def _choose_images(
         total, left = total + shares[taken], left - shows[taken]
     return chosen
 
-# %% ../../nbs/data/23_check.ipynb #8733058f
-class Split(NamedTuple):
-    "Which images are used for what."
-    labeled:list   # names
-    unlabeled:list # names
-    val:list       # names
-    root:Path      # folder that the lists refer to
-    files:dict     # labeled, unlabeled, val -> path of the list, relative to root where possible
-    text:str       # the choice, explained
-
 # %% ../../nbs/data/23_check.ipynb #8da24113
 def _n_val(n, share):
     "How many of n images with a mask are kept for scoring."
@@ -1067,21 +1061,11 @@ def _rest(report, val):
     "Rows of `usable` for training, scans that may be unlabeled, number of copies of val and test images."
     scored = {report.usable[i].digest for i in val} | {
         s.digest for s in report.scans if s.digest and s.item.split in ('val', 'test')}
-    bad = {f.file for f in report.errors}
     chosen = {report.usable[i].item.name for i in val}
-    def free(s):
-        return s.item.name not in chosen and s.item.split not in ('val', 'test') and s.digest not in scored
-    rows = [i for i, s in enumerate(report.usable) if free(s)]
-    pool = [
-        s
-        for s in report.scans
-        if s.digest
-        and free(s)
-        and not {_rel(p, report.layout.root) for p in (s.item.image, s.item.mask) if p} & bad]
-    copies = sum(
-        s.digest in scored and s.item.name not in chosen and s.item.split not in ('val', 'test')
-        for s in report.scans
-        if s.digest)
+    def may_train(s): return s.item.name not in chosen and s.item.split not in ('val', 'test')
+    rows = [i for i, s in enumerate(report.usable) if may_train(s) and s.digest not in scored]
+    pool = [s for s in _faultless(report) if may_train(s) and s.digest and s.digest not in scored]
+    copies = sum(may_train(s) and s.digest in scored for s in report.scans)
     return rows, pool, copies
 
 # %% ../../nbs/data/23_check.ipynb #32013cd1
@@ -1136,6 +1120,16 @@ def _split_text(report, rows, labeled, val, notes):
         for c, n in enumerate(report.mapping.names)]
     return '\n'.join([*notes, '', text_table([columns, *body])])
 
+# %% ../../nbs/data/23_check.ipynb #8733058f
+class Split(NamedTuple):
+    "Which images are used for what."
+    labeled:list   # names
+    unlabeled:list # names
+    val:list       # names
+    root:Path      # folder that the lists refer to
+    files:dict     # labeled, unlabeled, val -> path of the list, relative to root where possible
+    text:str       # the choice, explained
+
 # %% ../../nbs/data/23_check.ipynb #0b565fe7
 def make_split(
     folder:Path,       # data set; faulty images are left out
@@ -1162,12 +1156,8 @@ def make_split(
         labeled=sorted(names), unlabeled=sorted(s.item.name for s in pool if s.item.name not in names),
         val=sorted(report.usable[i].item.name for i in val_rows))
     files = _write_lists(report, root, Path(out) if out else root/'splits'/f's{seed}', lists)
-    left = (
-        len(report.scans)
-        - len(pool)
-        - len(val_rows)
-        - copies
-        - sum(s.item.split == 'test' for s in report.scans if not s.fault))
+    n_test = sum(s.item.split == 'test' for s in report.scans if not s.fault)
+    left = len(report.scans) - len(pool) - len(val_rows) - copies - n_test
     text = _split_text(report, rows, labeled, val_rows, _split_notes(lists, made, seed, left, copies))
     return Split(
         **lists, root=root, files=files,
@@ -1180,22 +1170,22 @@ def _choose_labeled(report, rows, labels, seed):
         raise DataError(
             f'labels={labels}: {len(rows)} usable images with a mask are there for training; ask for 1 '
             f'to {len(rows)}')
-    chosen = _choose_images(report.shares[rows], [report.usable[i].item.name for i in rows], labels, seed)
-    absent = np.flatnonzero((report.shares[rows][chosen].sum(0) == 0) & (report.shares[rows].sum(0) > 0))
-    if not len(absent):
+    shares = report.shares[rows]
+    names = [report.usable[i].item.name for i in rows]
+    def choose(n): return _choose_images(shares, names, n, seed)
+    chosen = choose(labels)
+    absent = _not_shown(shares, chosen)
+    if not absent:
         return [rows[i] for i in chosen]
-    enough = next(
-        n
-        for n in range(labels, len(rows) + 1)
-        if _covers(
-            report.shares[rows],
-            _choose_images(report.shares[rows], [report.usable[i].item.name for i in rows], n, seed)))
+    enough = next(n for n in range(labels, len(rows) + 1) if not _not_shown(shares, choose(n)))
     raise DataError(
         f'labels={labels}: too few to show every class '
         f'({", ".join(report.mapping.names[c] for c in absent[:5])} would be missing); ask for at least '
         f'{enough}')
 
-def _covers(shares, chosen): return not ((shares[chosen].sum(0) == 0) & (shares.sum(0) > 0)).any()
+def _not_shown(shares, chosen):
+    "Classes that images show, and the chosen ones do not."
+    return np.flatnonzero((shares[chosen].sum(0) == 0) & (shares.sum(0) > 0)).tolist()
 
 # %% ../../nbs/data/23_check.ipynb #c7231cae
 def _split_notes(lists, made, seed, left, copies):
@@ -1212,25 +1202,34 @@ def _split_notes(lists, made, seed, left, copies):
     return notes
 
 # %% ../../nbs/data/23_check.ipynb #f98cda08
+def _crop_rule(sizes):
+    "Crop for images of these sizes, and why."
+    long = int(np.median([max(s) for s in sizes]))
+    short = int(np.median([min(s) for s in sizes]))
+    most = 321 if long < 900 else 513
+    crop = 32*round(.8*long/32) + 1
+    text = f'0.8 of the usual long side, {long} pixels'
+    if long >= 3*short:  # a crop of the long side would be mostly padding
+        crop = 32*round(short/32) + 1
+        text = f'the usual short side, {short} pixels'
+    return int(np.clip(crop, 65, most)), f'{text}, between 65 and {most}'
+
+def _stride_rule(crop, most):
+    "The smallest stride with at most so many feature positions a side."
+    return next((s for s in (4, 8, 16) if (crop-1)//s + 1 <= most), 16)
+
 def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
     "Numbers of a run from image sizes, counts and what was given, each with its reason."
-    long = int(np.median([max(s) for s in sizes]))
+    crop, why = _crop_rule(sizes)
+    stride = _stride_rule(crop, 33)
     top = max(max(s) for s in sizes)
-    short = int(np.median([min(s) for s in sizes]))
-    wide = long >= 3*short  # a crop of the long side would be mostly padding
-    side, name = (short, 'short') if wide else (long, 'long')
-    most = 321 if long < 900 else 513
-    found = int(np.clip(32*round((1 if wide else .8)*side/32) + 1, 65, most))
-    stride = next((s for s in (4, 8, 16) if (found-1)//s + 1 <= 33), 16)
     batch_x = min(8, max(2, n_labeled))
     passes = given.get('epochs', 40)
     bounds = (1, None) if 'epochs' in given else (1000, 40_000)
     steps = int(np.clip(passes*n_unlabeled//max(1, given.get('batch_u', 8)), *bounds))
-    slide = top > 1024
     return {
-        'crop': (
-            found, f'{"" if wide else "0.8 of "}the usual {name} side, {side} pixels, between 65 and {most}'),
-        'stride': (stride, f'{((given.get("crop") or found) - 1) // stride + 1} feature positions a side'),
+        'crop': (crop, why),
+        'stride': (stride, f'{((given.get("crop") or crop) - 1) // stride + 1} feature positions a side'),
         'batch_x': (
             batch_x,
             f'{n_labeled} labeled images'
@@ -1241,7 +1240,7 @@ def _numbers(sizes, n_labeled, n_unlabeled, given=MappingProxyType({})):
             steps,
             f'{passes} passes over {n_unlabeled} unlabeled images'
             + ('' if 'epochs' in given else ', at least 1000, at most 40000')),
-        'evaluation': ('slide' if slide else 'whole', f'the largest image has {top} pixels a side')}
+        'evaluation': ('slide' if top > 1024 else 'whole', f'the largest image has {top} pixels a side')}
 
 # %% ../../nbs/data/23_check.ipynb #781f4b9b
 def _known(report):
@@ -1272,9 +1271,8 @@ def _hold_out(report, val, known):
     "The same report with the images of a list as val; the data set's own val stays out of training."
     named = _names_in(val, known, report.layout.root)
     def side(s):
-        return s._replace(
-            item=s.item._replace(
-                split='val' if s.item.name in named else 'test' if s.item.split == 'val' else s.item.split))
+        split = 'test' if s.item.split == 'val' else s.item.split
+        return s._replace(item=s.item._replace(split='val' if s.item.name in named else split))
     marked = replace(report, scans=[side(s) for s in report.scans], usable=[side(s) for s in report.usable])
     if not any(s.item.split == 'val' for s in marked.usable):
         raise DataError(
@@ -1283,6 +1281,14 @@ def _hold_out(report, val, known):
     return marked
 
 # %% ../../nbs/data/23_check.ipynb #a44cbe7b
+def _companions(labeled, root, val=None):
+    "A labeled list, the unlabeled one beside it and the nearest val, or the one given; {} without a val."
+    folders = [f for f in labeled.parents if f.is_relative_to(root)]
+    val = val or next((p for f in folders if (p := f/'val.txt').is_file()), None)
+    unlabeled = labeled.with_name('unlabeled.txt')
+    beside = dict(unlabeled=unlabeled) if unlabeled.is_file() else {}
+    return dict(labeled=labeled, **beside, val=val) if val else {}
+
 def _found_lists(root, known, val=None):
     "The longest labeled list of a folder that shares no image with val, with its companions; {} without any."
     labeled = sorted(
@@ -1290,30 +1296,21 @@ def _found_lists(root, known, val=None):
         key=lambda p: (-len(list_lines(p)), str(p)))
     passed = 0
     for best in labeled:
-        own = val or next(
-            (
-                p
-                for folder in (best.parent, *best.parent.parents)
-                if folder.is_relative_to(root) and (p := folder / 'val.txt').is_file()),
-            None)
-        if own is None:
+        lists = _companions(best, root, val)
+        if not lists:
             continue
-        lists = {
-            k: p
-            for k, p in dict(labeled=best, unlabeled=best.parent / 'unlabeled.txt', val=own).items()
-            if p.is_file()}
         # one that holds images of the val beside it is refused before training (chapter 36)
-        trained = [lists[k] for k in ('labeled', 'unlabeled') if k in lists and (k == 'labeled' or val)]
-        if any(_names_in(p, known, root) & _names_in(own, known, root) for p in trained):
+        trained = [p for k, p in lists.items() if k == 'labeled' or k == 'unlabeled' and val]
+        if any(_names_in(p, known, root) & _names_in(lists['val'], known, root) for p in trained):
             passed += 1
             continue
-        others = (
-            f'; {len(labeled) - 1} other labeled lists were found, choose with labeled=LIST unlabeled=LIST'
-            if len(labeled) > 1
-            else '')
-        return {
-            k: _rel(p, root) for k, p in lists.items()
-        }, f'lists: found in {_rel(best.parent, root)}{others}{_passed(passed)}'
+        others = ''
+        if len(labeled) > 1:
+            others = (
+                f'; {len(labeled)-1} other labeled lists were found, choose with labeled=LIST '
+                'unlabeled=LIST')
+        found = {k: _rel(p, root) for k, p in lists.items()}
+        return found, f'lists: found in {_rel(best.parent, root)}{others}{_passed(passed)}'
     return {}, _passed(passed)
 
 # %% ../../nbs/data/23_check.ipynb #0dc8e62e
@@ -1452,13 +1449,8 @@ def rehearse(
     counts = (report.shares[labeled] > 0).sum(0)
     if allow_missing or counts.all():
         return []
-    return [
-        _Issue(
-            'error',
-            'classes',
-            '',
-            missing_classes(ClassCounts(counts, counts, 0, len(labeled)), report.mapping.names)
-            + ' (--allow_missing yes goes on without them)')]
+    text = missing_classes(ClassCounts(counts, counts, 0, len(labeled)), report.mapping.names)
+    return [_Issue('error', 'classes', '', f'{text} (--allow_missing yes goes on without them)')]
 
 # %% ../../nbs/data/23_check.ipynb #5c1e0d01
 def _rehearsed_split(report, labels):
@@ -1533,7 +1525,7 @@ def _backbone(changes):
 def _cpu_rules(crop, n_labeled, n_unlabeled, given):
     "Rules for a machine without GPU, where a step of the usual size takes minutes."
     small = min(crop, 161)
-    stride = next((s for s in (4, 8, 16) if ((given.get('crop') or small)-1)//s + 1 <= 17), 16)
+    stride = _stride_rule(given.get('crop') or small, 17)
     rules = {
         'crop': (small, 'at most 161 on a CPU'), 'stride': (stride, 'at most 17 feature positions a side'),
         'batch_x': (min(4, max(2, n_labeled)), 'small, for a CPU'), 'batch_u': (4, 'small, for a CPU'),
@@ -1545,6 +1537,17 @@ def _cpu_rules(crop, n_labeled, n_unlabeled, given):
     return rules
 
 # %% ../../nbs/data/23_check.ipynb #0adee09a
+def _fill_in(report, lists, changes):
+    "Fields of a run that were not given, the rules that they follow, and the reason for the backbone."
+    root = report.layout.root
+    n_labeled = len(list_lines(_at(root, lists['labeled'])))
+    n_unlabeled = len(open_unlabeled(str(lists['unlabeled']), root)) if lists['unlabeled'] else n_labeled
+    network, reason = _backbone(changes)
+    rules = _numbers([s.size for s in report.scans if s.size], n_labeled, n_unlabeled, changes)
+    if reason == _SMALL and 'weights' in network:
+        rules |= _cpu_rules(rules['crop'][0], n_labeled, n_unlabeled, changes)
+    return {k: v for k, (v, _) in rules.items() if k not in changes} | network, rules, reason
+
 def auto_config(
     folder:Path,            # data set, in any layout
     method:Method='corrmatch', # as in preset
@@ -1571,20 +1574,9 @@ def auto_config(
     if 'unlabeled' not in chosen:
         chosen = chosen | dict(unlabeled=chosen['labeled'])
         why = f'{why}; no unlabeled list, so the labeled images serve as unlabeled too'
-    count = {
-        k: len(open_unlabeled(str(p), root)) if k == 'unlabeled' else len(list_lines(_at(root, p)))
-        for k, p in chosen.items()
-        if p}
-    network, reason = _backbone(changes)
-    n_unlabeled = count.get('unlabeled', count['labeled'])
-    rules = _numbers([s.size for s in report.scans if s.size], count['labeled'], n_unlabeled, changes)
-    if reason == _SMALL and 'weights' in network:
-        rules |= _cpu_rules(rules['crop'][0], count['labeled'], n_unlabeled, changes)
-    numbers = {k: v for k, (v, _) in rules.items() if k not in changes} | network
-    fields = (
-        dict(data=str(root), n_classes=len(report.mapping.names), **{k: str(p) for k, p in chosen.items()})
-        | numbers
-        | changes)
+    found, rules, reason = _fill_in(report, chosen, changes)
+    paths = {k: str(p) for k, p in chosen.items()}
+    fields = dict(data=str(root), n_classes=len(report.mapping.names)) | paths | found | changes
     if any(s.span for s in report.scans):
         fields['depth'] = str(report.depth)
     config = replace(preset('vocanimals', method, **fields), name=root.resolve().name or 'data')

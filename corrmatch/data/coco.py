@@ -517,10 +517,14 @@ def _not_relative(path, objects):
             f'{path}: all coordinates lie between 0 and 1; COCO counts pixels, multiply by width and height')
 
 # %% ../../nbs/data/20_coco.ipynb #9610c0a2
-def _order_of(annotation):
-    "The order of an object as an annotation tool tells it, {'order': n}; {} in COCO's own files."
+def _object(path, annotation, outline, number, size):
+    "An annotation as it is drawn, with its class and, where an annotation tool tells it, its order."
+    drawn = {'id': annotation.get('id'), 'segmentation': outline, 'class': number,
+             'iscrowd': _is_crowd(path, annotation), 'size': size}
     order = annotation.get('order')
-    return dict(order=order) if type(order) is int and 0 <= order < 2**31 else {}
+    if type(order) is int and 0 <= order < 2**31:
+        drawn['order'] = order
+    return drawn
 
 # %% ../../nbs/data/20_coco.ipynb #c7abba70
 def _coco_objects(
@@ -548,9 +552,7 @@ def _coco_objects(
             bare.add(image)
             left['bare'].append(f'{own} of {name}')
             continue
-        objects.append({'id': a.get('id'), 'segmentation': outline, 'class': numbers[category],
-                        'iscrowd': _is_crowd(path, a), 'size': frame}
-                       | _order_of(a))
+        objects.append(_object(path, a, outline, numbers[category], frame))
     taken = [o for _, _, objects in images.values() for o in objects]
     if data['annotations'] and not bare and not taken:
         raise DataError(f'{path}: {_NONE_FITS}')
@@ -589,46 +591,6 @@ def _coco_names(entries):
         if len(set(names)) == len(names):
             return names
     return [*entries]
-
-# %% ../../nbs/data/20_coco.ipynb #1de1b682
-class CocoAccount(NamedTuple):
-    "Counts of all images and annotations of a COCO data set, by what became of them."
-    files:int       # COCO files that count
-    passed:int      # COCO files passed over
-    outlined:int    # images with outlines
-    background:int  # images without annotations, background
-    unannotated:int # images without annotations, unlabeled
-    bare:int        # images with an annotation that has no outline, unlabeled
-    unlisted:int    # images that no file names, unlabeled
-    missing:int     # images that a file names and the folder lacks
-    drawn:int       # annotations that are drawn
-    crowds:int      # of these crowds, which are ignored
-    boxes:int       # annotations without an outline
-    strangers:int   # annotations of images that no file defines
-
-    def __str__(self):
-        said = dict(files='COCO files', passed='passed over', outlined='images with outlines',
-                    background='with only background', unannotated='without annotations',
-                    bare='with an object that has no outline', unlisted='in no COCO file', missing='missing',
-                    drawn='annotations drawn', crowds='of them crowds', boxes='annotations without outline',
-                    strangers='of unknown images')
-        return ', '.join(f'{said[name]}: {n}' for name, n in self._asdict().items() if n)
-
-# %% ../../nbs/data/20_coco.ipynb #5f55c72d
-Unannotated = Literal['unlabeled', 'background']
-
-def _check_choice(unannotated):
-    "Refuse other words."
-    if unannotated in get_args(Unannotated):
-        return
-    raise ValueError(f'unannotated={unannotated}: choose {" or ".join(get_args(Unannotated))}')
-
-class Coco(NamedTuple):
-    "The COCO files of a data folder, read."
-    images:dict   # path of an image -> Outlined
-    classes:list  # names; class 0 is the background
-    remarks:tuple # (error | warning, kind, file, text)
-    account:CocoAccount|None # None without COCO files
 
 # %% ../../nbs/data/20_coco.ipynb #49d9bd35
 def _no_classes(names):
@@ -709,6 +671,46 @@ def _renamed(image, outlined):
     "An image that another tool outlined: called by its base name, of the split that its folder tells."
     split = outlined.split or _coco_split(os.path.dirname(image))
     return outlined._replace(file_name=os.path.basename(image), split=split)
+
+# %% ../../nbs/data/20_coco.ipynb #1de1b682
+class CocoAccount(NamedTuple):
+    "Counts of all images and annotations of a COCO data set, by what became of them."
+    files:int       # COCO files that count
+    passed:int      # COCO files passed over
+    outlined:int    # images with outlines
+    background:int  # images without annotations, background
+    unannotated:int # images without annotations, unlabeled
+    bare:int        # images with an annotation that has no outline, unlabeled
+    unlisted:int    # images that no file names, unlabeled
+    missing:int     # images that a file names and the folder lacks
+    drawn:int       # annotations that are drawn
+    crowds:int      # of these crowds, which are ignored
+    boxes:int       # annotations without an outline
+    strangers:int   # annotations of images that no file defines
+
+    def __str__(self):
+        said = dict(files='COCO files', passed='passed over', outlined='images with outlines',
+                    background='with only background', unannotated='without annotations',
+                    bare='with an object that has no outline', unlisted='in no COCO file', missing='missing',
+                    drawn='annotations drawn', crowds='of them crowds', boxes='annotations without outline',
+                    strangers='of unknown images')
+        return ', '.join(f'{said[name]}: {n}' for name, n in self._asdict().items() if n)
+
+# %% ../../nbs/data/20_coco.ipynb #5f55c72d
+Unannotated = Literal['unlabeled', 'background']
+
+def _check_choice(unannotated):
+    "Refuse other words."
+    if unannotated in get_args(Unannotated):
+        return
+    raise ValueError(f'unannotated={unannotated}: choose {" or ".join(get_args(Unannotated))}')
+
+class Coco(NamedTuple):
+    "The COCO files of a data folder, read."
+    images:dict   # path of an image -> Outlined
+    classes:list  # names; class 0 is the background
+    remarks:tuple # (error | warning, kind, file, text)
+    account:CocoAccount|None # None without COCO files
 
 # %% ../../nbs/data/20_coco.ipynb #8536996e
 def read_coco(

@@ -100,6 +100,30 @@ def _number(folder):
     return [found[0]] if found and int(found[0]) != 2 and folder != 'manual1' else []
 
 # %% ../../nbs/data/22_layouts.ipynb #9bbb452e
+def _told_by(folders):
+    "Role, split and rank that folders tell by their names, and those that stay in the key of a file."
+    role = ''
+    split = ''
+    rank = 0
+    rest = []
+    for folder in filter(None, folders):
+        low = folder.lower()
+        if (joined := _JOINED.fullmatch(low)):
+            split = _SPLIT_NAMES[joined[1] or joined[4]]
+            low = joined[2] or joined[3]
+        if low in _NNUNET:
+            split, low = _NNUNET[low]
+        kind, grade = folder_role(low)
+        if low in _SPLIT_NAMES:
+            split = _SPLIT_NAMES[low]
+        elif kind in ('image', 'mask'):
+            role = kind
+            rank = 100*grade
+            rest += _number(low)
+        else:
+            rest.append(folder)
+    return role, split, rank, rest
+
 def _parse_place(
     path:str,     # relative to the data folder, with forward slashes
     masks:str='', # the folder whose files are the masks, by its name or path; '': told by names
@@ -109,33 +133,13 @@ def _parse_place(
         f'/{masks.strip("/")}/' if masks else '//')
     *folders, name = (f'{before}/{after}' if chosen else before).split('/')
     stem = _stem(name)
-    role = ''
-    split = ''
-    rank = 0
-    channels = False
-    rest:list = []
-    for folder in filter(None, folders):
-        low = folder.lower()
-        if (joined := _JOINED.fullmatch(low)):
-            split = _SPLIT_NAMES[joined[1] or joined[4]]
-            low = joined[2] or joined[3]
-        if (channels := low in _NNUNET):
-            split, low = _NNUNET[low]
-        kind, grade = folder_role(low)
-        if low in _SPLIT_NAMES:
-            split = _SPLIT_NAMES[low]
-        elif kind in ('image', 'mask'):
-            role = kind
-            rank = 100*grade
-            rest = rest + _number(low)
-        else:
-            rest.append(folder)
+    role, split, rank, rest = _told_by(folders)
     if chosen:
         role, rank = 'mask', 0
     elif masks and role == 'mask':
         role = 'other mask'
-    if channels and role == 'image' and (first := _CHANNEL.fullmatch(stem)) and int(first[2]) == 0:
-        stem = first[1]
+    if role == 'image' and folders[-1].lower() in _NNUNET:
+        stem = stem.removesuffix('_0000') or stem  # the first channel stands for the image
     short, tail = _cut(stem, _MASK_TAILS if role == 'mask' else _IMAGE_TAILS)
     if role == 'mask' and tail < 0 and (colored := _cut(stem, _COLOR_TAILS))[1] >= 0:
         short, rank = colored[0], _COLORED
@@ -384,6 +388,16 @@ def _places(paths, masks='', include=()):
     return places
 
 # %% ../../nbs/data/22_layouts.ipynb #b41f5c02
+def _by_folder(place, folders, manual):
+    "Use of an image by its ending that is none by its folders, and why; None for all others."
+    if place.role == 'other mask':
+        return 'other mask', 'not in the folder that --masks names'
+    if {'2nd_manual', 'manual2'} & folders:
+        return 'other mask', 'second annotator'
+    if manual and {'mask', 'masks'} & folders:
+        return 'visualisation', 'field of view'
+    return None
+
 def _set_aside(places, include):
     """Images by their ending that are none: visualisations, further masks of an image, fields of view, {path:
     (use, why)}."""
@@ -400,12 +414,8 @@ def _set_aside(places, include):
         of = mask_of(stem)
         channel = _CHANNEL.fullmatch(stem)
         colored = place.role != 'image' and _cut(stem, _COLOR_TAILS)[1] >= 0
-        if place.role == 'other mask':
-            out[path] = 'other mask', 'not in the folder that --masks names'
-        elif {'2nd_manual', 'manual2'} & folders:
-            out[path] = 'other mask', 'second annotator'
-        elif manual and {'mask', 'masks'} & folders:
-            out[path] = 'visualisation', 'field of view'
+        if told := _by_folder(place, folders, manual):
+            out[path] = told
         elif channel and channel[1] in stems and place.role == 'image' and _NNUNET.keys() & folders:
             out[path] = 'channel', 'one of several channels of an image'
         elif stem in (stems if place.role == 'mask' else shown):
@@ -543,6 +553,13 @@ def _by_kind(texts):
     return out
 
 # %% ../../nbs/data/22_layouts.ipynb #b9dc3b9e
+def _refuse_ambiguous(path, fields, rows):
+    "Refuse a list with a line that fits several images."
+    if -1 in rows:
+        n, field = fields[rows.index(-1)]
+        raise DataError(
+            f'{path} line {n}: `{field}` fits several images; write its path below the data folder')
+
 def _listed(root, texts, items):
     "Give items the split that lists name; the lists that were used, and {list: why it cannot be read}."
     index = None
@@ -560,18 +577,14 @@ def _listed(root, texts, items):
         index = index or _index(root, items)
         rows = [_row(index, f'{os.path.dirname(text)}/{f}') for _, f in fields]
         lost = [f for (_, f), r in zip(fields, rows) if r is None]
-        if lost and (2*len(lost) < len(rows) or '/' not in text):
+        is_ours = 2*len(lost) < len(rows)
+        if lost and (is_ours or '/' not in text):
             faults[text] = (
                 f'{len(lost)} of {len(rows)} lines name no image of this folder, such as `{lost[0][:60]}`')
-        if 2*len(lost) >= len(rows):
-            continue
-        if -1 in rows:
-            n, field = fields[rows.index(-1)]
-            raise DataError(
-                f'{root / text} line {n}: `{field}` fits several images; write its path below the data folder'
-            )
-        split[kind] = [r for r in rows if r is not None]
-        used.append(text)
+        if is_ours:
+            _refuse_ambiguous(root/text, fields, rows)
+            split[kind] = [r for r in rows if r is not None]
+            used.append(text)
     _set_splits(items, split)
     return used, faults
 
@@ -586,14 +599,10 @@ def _set_splits(items, rows):
 def _use_lists(layout, found):
     "Give items the splits that lists name; the lists that were used."
     used, faults = _listed(layout.root, found['.txt'] + found['.csv'], layout.items)
-    levels = {
-        text: 'warning' if 'is empty' in why or 'name no image' in why else 'error'
-        for text, why in faults.items()}
-    layout.remarks += tuple(
-        (
-            levels[text], 'list', text,
-            f'{why}; {"these lines are" if text in used else "the list is"} not used')
-        for text, why in faults.items())
+    for text, why in faults.items():
+        level = 'warning' if 'is empty' in why or 'name no image' in why else 'error'
+        unused = 'these lines are' if text in used else 'the list is'
+        layout.remarks += (level, 'list', text, f'{why}; {unused} not used'),
     return used
 
 # %% ../../nbs/data/22_layouts.ipynb #62af0d3a
@@ -678,16 +687,14 @@ def _find_classes(
     root:Path,    # data folder, or such a file itself
 )->tuple[list[str], np.ndarray|None, str]|None: # names, (k,3) uint8 colours, name of the file
     "Read the file that names the classes, in any of its usual forms."
-    path = (
-        Path(root)
-        if Path(root).is_file()
-        else next((p for n in _CLASS_FILES if (p := Path(root) / n).is_file()), None))
+    root = Path(root)
+    paths = [root] if root.is_file() else [root/name for name in _CLASS_FILES]
+    path = next((p for p in paths if p.is_file()), None)
     if path is None or path.name == _ROBOFLOW:
-        return _roboflow_classes(Path(root))
+        return _roboflow_classes(root)
     rows = _class_rows(path)
-    return (
-        [name for name, _ in rows], np.array([rgb for _, rgb in rows], np.uint8) if rows[0][1] else None,
-        path.name)
+    colors = np.array([rgb for _, rgb in rows], np.uint8) if rows[0][1] else None
+    return [name for name, _ in rows], colors, path.name
 
 # %% ../../nbs/data/22_layouts.ipynb #9610c0a3
 def _outlines(root, found, include):
@@ -1039,29 +1046,25 @@ def _refuse_annotations(root, layout, found):
             "Image.fromarray(mask.astype('uint8')).save(...)")
 
 # %% ../../nbs/data/22_layouts.ipynb #b41f5c14
-def _account(layout, found, used):
+def _use_of_text(path, layout, found, lists):
+    "Use of a text file or an archive, and why."
+    name = os.path.basename(path)
+    if path in lists:
+        return 'list', 'names the split'
+    if name == _ROBOFLOW or path in _CLASS_FILES:
+        is_named = layout.classes and layout.classes[2] == name
+        return 'classes', 'names the classes' if is_named else 'not used'
+    if note := found['read'].get(path) or _annotation(layout.root, path):
+        return 'annotations', note
+    return 'other', '' if path.endswith('.zip') else 'text'
+
+def _account(layout, found, lists):
     "One _FileUse for each file of the folder, sorted by path."
     root = layout.root
-    out = {}
-    own = layout.classes[2] if layout.classes else ''
-    for path in (p for kind in (*_TEXTS, '.zip') for p in found[kind]):
-        if path in used:
-            out[path] = 'list', 'names the split'
-        elif os.path.basename(path) == _ROBOFLOW:
-            out[path] = 'classes', 'names the classes' if own == _ROBOFLOW else 'not used'
-        elif path in _CLASS_FILES:
-            out[path] = 'classes', 'names the classes' if path == own else 'not used'
-        elif path in found['read']:
-            out[path] = 'annotations', found['read'][path]
-        elif (note := _annotation(root, path)):
-            out[path] = 'annotations', note
-        elif path.endswith('.zip'):
-            out[path] = 'other', ''
-        else:
-            out[path] = 'other', 'text'
-    out |= (
-        dict.fromkeys(found['image'], ('image', 'no list or annotation names it: not used'))
-        | found['aside'])
+    texts = [p for kind in (*_TEXTS, '.zip') for p in found[kind]]
+    out = {path: _use_of_text(path, layout, found, lists) for path in texts}
+    out |= dict.fromkeys(found['image'], ('image', 'no list or annotation names it: not used'))
+    out |= found['aside']
     out |= {_below(root, p): ('mask', 'without an image: not used') for p in layout.orphan_masks}
     out |= {_below(root, p): ('image', 'another file has its name: not used') for p, _ in layout.duplicates}
     for i in layout.items:
@@ -1092,15 +1095,11 @@ def _remarks_on(layout):
     groups, out = {}, []
     for f in layout.files:
         groups.setdefault((f.use, f.why), []).append(f.path)
+    outlined = layout.kind == 'COCO' or layout.kind.endswith(' outlines')
     for (use, why), paths in groups.items():
-        outlined = layout.kind == 'COCO' or layout.kind.endswith(' outlines')
         boxes = use == 'annotations' and (outlined or 'boxes' in why or why == 'COCO JSON')
-        if (
-            use not in _SAY
-            or (use, why) in SKIPPED.values()
-            or boxes
-            or use == 'array'
-            and layout.kind == 'VOC'):
+        arrays = use == 'array' and layout.kind == 'VOC'
+        if use not in _SAY or (use, why) in SKIPPED.values() or boxes or arrays:
             continue
         level, text = _SAY[use]
         number = f'; {len(paths)} such files' if len(paths) > 1 else ''
@@ -1176,16 +1175,11 @@ def describe_layout(
     items = layout.items
     n_masks = sum(i.has_mask for i in layout.items)
     splits = Counter(i.split for i in items if i.split)
-    parts = [
-        f'found: {layout.kind} layout'
-        if layout.kind != 'folders'
-        else 'found: folders of images and masks',
-        f'{len(items)} images',
-        f'{n_masks} masks']
+    kind = 'folders of images and masks' if layout.kind == 'folders' else f'{layout.kind} layout'
+    parts = [f'found: {kind}', f'{len(items)} images', f'{n_masks} masks']
     if splits:
-        parts.append(
-            'lists or folders say '
-            + ', '.join(f'{splits[s]} {s}' for s in ('train', 'val', 'test') if splits[s]))
+        told = ', '.join(f'{splits[s]} {s}' for s in ('train', 'val', 'test') if splits[s])
+        parts.append(f'lists or folders say {told}')
     if len(items) > n_masks:
         parts.append(f'without a mask: {len(items)-n_masks}')
     if layout.account:

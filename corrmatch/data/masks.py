@@ -356,15 +356,6 @@ class MaskMap(NamedTuple):
     @property
     def as_is(self)->bool: return self.kind == 'ids' # training can read the masks as they are
 
-class Meaning(NamedTuple):
-    "What the user says about the files of a data folder."
-    ignore:tuple=()     # stored values that are ignored, such as (0,) where 0 is `unlabeled`
-    map:str=''          # a file (lines `VALUE NAME`, `LOW..HIGH NAME`, `R G B NAME`), or `order`: number all
-    background:str=''   # name of the class that gets id 0
-    unannotated:Literal['unlabeled', 'background']='unlabeled' # COCO images without annotations
-    include:tuple=()    # patterns of files that are images whatever their name or folder says
-    masks:str=''        # folder whose files are the masks, where several could be
-
 # %% ../../nbs/data/19_masks.ipynb #2b49c33d
 # label id -> train id; all others are ignored
 _CITYSCAPES_IDS = MappingProxyType(
@@ -547,6 +538,16 @@ def _nothing_to_learn(tops, where):
     "The error about masks without a class."
     reason = f'all masks hold only {tops[0]}' if tops else 'every pixel of every mask is ignored'
     return DataError(f'{where}: {reason}; nothing can be learned from them')
+
+# %% ../../nbs/data/19_masks.ipynb #f4ebbbb0
+class Meaning(NamedTuple):
+    "What the user says about the files of a data folder."
+    ignore:tuple=()     # stored values that are ignored, such as (0,) where 0 is `unlabeled`
+    map:str=''          # a file (lines `VALUE NAME`, `LOW..HIGH NAME`, `R G B NAME`), or `order`: number all
+    background:str=''   # name of the class that gets id 0
+    unannotated:Literal['unlabeled', 'background']='unlabeled' # COCO images without annotations
+    include:tuple=()    # patterns of files that are images whatever their name or folder says
+    masks:str=''        # folder whose files are the masks, where several could be
 
 # %% ../../nbs/data/19_masks.ipynb #fa992131
 def _value_map(facts, classes, meaning, where):

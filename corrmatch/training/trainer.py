@@ -310,6 +310,10 @@ class _FiniteGuard:
 # %% ../../nbs/training/36_trainer.ipynb #ac83df11
 class Trainer:
     "One training run in one folder."
+    step = 0
+    best = -1.
+    stale = 0   # validations since the best one
+    ended = ''  # why the run has ended before its last step
     run_step:Callable
     save:Callable
     load:Callable
@@ -347,11 +351,7 @@ class Trainer:
         positions_u = shares[-1] if uses_unlabeled(c) else None
         self.batches = replace(
             make_batches(c, self.sources), positions_x=shares[0], positions_u=positions_u)
-        self.step = 0
-        self.best = -1.
-        self.stale = 0   # validations since the best one
         self.tracker = Tracker('csv', self.out, {})
-        self.ended = ''  # why the run has ended before its last step
         self.broken:dict[str, int] = {}
         self.asked_to_stop = lambda: False
 

@@ -367,16 +367,30 @@ def _inside(position, size):
     return [min(max(int(v), 0), n-1) for v, n in zip(position, size, strict=True)]
 
 # %% ../../nbs/use/41_explore.ipynb #b346efa0
+class _Explorer:
+    "What is read and drawn at the settings of an explorer, which are traits of its widget."
+    views:dict[str, _ExploreView] = {}
+    def __repr__(self):
+        return f'Explorer(position={self.position}, cut={self.cut}, tau={self.tau}, view={self.view!r})'
+    def reading(self):
+        "Return the Reading at the present settings."
+        return _read_position(
+            self.views[self.view], self.position, self.cut, self.tau, self.transposed, self.temperature)
+    def figure(self):
+        "Draw the static frame at the present settings."
+        return draw_explorer(
+            self.views[self.view], self.position, self.cut, self.tau, self.transposed, self.shown,
+            self.meta['names'] or None, self.meta['colors'] or None, self.temperature)
+
 @cache
 def _widget_class():
     "The widget's class; made on demand, for only notebooks need its base."
     import anywidget
     from traitlets import Bool, Bytes, Dict, Enum, Float, List, Unicode, validate
-    class Explorer(anywidget.AnyWidget):
+    class Explorer(_Explorer, anywidget.AnyWidget):
         "The panel and its settings."
         _esm = read_asset('explore.js')
         _css = read_asset('explore.css')
-        views = {}
         meta = Dict().tag(sync=True)
         blob = Bytes().tag(sync=True)
         cut = Float(.5, min=0, max=1).tag(sync=True)
@@ -389,22 +403,11 @@ def _widget_class():
         ground = Enum(['image', 'labels'], 'image').tag(sync=True)
         transposed = Bool(False).tag(sync=True)
         pinned = Bool(False).tag(sync=True)
-        def __repr__(self):
-            return f'Explorer(position={self.position}, cut={self.cut}, tau={self.tau}, view={self.view!r})'
         @validate('tau', 'position')
         def _check(self, new):
             if new.trait.name == 'tau':
                 return round(new.value, 4)
             return _inside(new.value, self.meta['views'][0]['size'])
-        def reading(self):
-            "Return the Reading at the present settings."
-            return _read_position(
-                self.views[self.view], self.position, self.cut, self.tau, self.transposed, self.temperature)
-        def figure(self):
-            "Draw the static frame at the present settings."
-            return draw_explorer(
-                self.views[self.view], self.position, self.cut, self.tau, self.transposed, self.shown,
-                self.meta['names'] or None, self.meta['colors'] or None, self.temperature)
     return Explorer
 
 # %% ../../nbs/use/41_explore.ipynb #36f0a012

@@ -618,6 +618,17 @@ class _Answers:
     def prediction(self, request, i):
         mask = self.session.prediction(i, float(request.query_params.get('tau', 0)))
         return _reply(_encode_runs(mask), 200, 'application/octet-stream')
+    async def receive(self, request):
+        "Take a mask of at most the size that its image allows, and save it."
+        from starlette.concurrency import run_in_threadpool
+        folder = self.session.folder
+        i = request.path_params['i']
+        known = self.allowed(request.headers.get('X-Token')) and i < len(folder.images)
+        w, h = folder.size(i) if known else (0, 0)
+        data = await _body(request, 4*w*h) if known else b''
+        if data is None:
+            return _reply('longer than any mask of this image', 413)
+        return await run_in_threadpool(self.guarded(self.save), request, data)
     def save(self, request, i, data):
         folder = self.session.folder
         version = request.headers.get('If-Match', '').strip('"')
@@ -633,25 +644,16 @@ def _make_app(
     "Make the application behind the label page."
     _need_server()
     from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.routing import Route
     answers = _Answers(_Session(folder, model), token or secrets.token_urlsafe(24))
-    async def save(request):
-        i = request.path_params['i']
-        known = answers.allowed(request.headers.get('X-Token')) and i < len(folder.images)
-        w, h = folder.size(i) if known else (0, 0)
-        data = await _body(request, 4*w*h) if known else b''
-        if data is None:
-            return _reply('longer than any mask of this image', 413)
-        return await run_in_threadpool(answers.guarded(answers.save), request, data)
     parts = [answers.image, answers.mask, answers.features, answers.prediction]
     routes = [
         Route('/', answers.page),
         Route('/assets/{name}', answers.asset),
         Route('/api/folder', answers.guarded(answers.folder)),
-        Route('/api/mask/{i:int}', save, methods=['PUT']),
+        Route('/api/mask/{i:int}', answers.receive, methods=['PUT']),
         *[Route(f'/api/{part.__name__}/{{i:int}}', answers.guarded(part)) for part in parts]]
     names = ['127.0.0.1', 'localhost']
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)

@@ -140,15 +140,14 @@ def draw_run(
     log = run if isinstance(run, _RunLog) else read_run(run)
     shown = [s for s in log.pictures if step is None or s <= step]
     panels = _run_panels(log)
-    names = [n for n in ('miou', 'loss', 'coverage', 'accuracy', 'tau', 'terms', 'iou', 'lr') if n in panels][
-        :4]
+    order = ('miou', 'loss', 'coverage', 'accuracy', 'tau', 'terms', 'iou', 'lr')
+    names = [n for n in order if n in panels][:4]
+    marked = shown[-1] if step is None and shown else step
     fig = plt.figure(figsize=(11, 6.6), layout='constrained')
     parts:Any = fig.subfigures(2, 1, height_ratios=[1, 1.65])
     top, bottom = parts
     for i, name in enumerate(names):
-        _draw_panel(
-            panels[name], top.add_subplot(1, len(names), i + 1),
-            step if step is not None else shown[-1] if shown else None)
+        _draw_panel(panels[name], top.add_subplot(1, len(names), i + 1), marked)
     ax = bottom.add_subplot()
     ax.axis('off')
     if shown:
@@ -220,9 +219,8 @@ def _predict(model, image, mask, c):
     if c.evaluation == 'center':
         image = center_crop(image, c.crop)
         mask = center_crop(mask, c.crop)
-    return (
-        slide_predict(model, image, c.crop) if c.evaluation == 'slide' else whole_predict(model, image),
-        image, mask)
+    label = slide_predict(model, image, c.crop) if c.evaluation == 'slide' else whole_predict(model, image)
+    return label, image, mask
 
 # %% ../../nbs/use/44_report.ipynb #1b287b17
 def score_run(
@@ -310,16 +308,9 @@ def resume_command(
     return f'corrmatch train {config.name} --method {config.method}{flags} --out {where} --resume'
 
 # %% ../../nbs/use/44_report.ipynb #9410bf79
-def _summary_rows(
-    log:_RunLog, # from read_run
-)->list:        # (what, value)
-    "Collect what a reader wants to know first."
-    c = log.config
-    s = log.state
-    rows = [
-        ('run', str(log.folder)),
-        ('method', f'{c.method} from preset {c.name}'),
-        ('state', f"{s['state']}, step {s.get('step', '?')} of {s.get('steps', '?')}"),
+def _config_rows(c):
+    "What was trained, on what, and with which steps."
+    return [
         (
             'network',
             f'{c.backbone}, output stride {c.stride}, {c.n_classes} classes, weights '
@@ -332,16 +323,25 @@ def _summary_rows(
             'step',
             f'{c.batch_x} labeled and {c.batch_u} unlabeled crops of {c.crop} pixels, seed {c.seed}, '
             f'{c.precision}')]
-    rows += _score_rows(log.val)
+
+def _summary_rows(
+    log:_RunLog, # from read_run
+)->list:        # (what, value)
+    "Collect what a reader wants to know first."
+    c = log.config
+    s = log.state
+    rows = [
+        ('run', str(log.folder)),
+        ('method', f'{c.method} from preset {c.name}'),
+        ('state', f"{s['state']}, step {s.get('step', '?')} of {s.get('steps', '?')}"),
+        *_config_rows(c),
+        *_score_rows(log.val)]
     if 'time' in s:
-        rows.append(
-            (
-                'noted',
-                time.strftime('%Y-%m-%d %H:%M', time.localtime(s['time']))
-                + f", {s.get('processes', 1)} process(es)"))
-    skipped = log.metrics.get('skipped', np.zeros(1))
-    if np.nanmax(skipped, initial=0):
-        rows.append(('skipped steps', f'{np.nanmax(skipped):.0f} without a finite loss, see skipped.csv'))
+        when = time.strftime('%Y-%m-%d %H:%M', time.localtime(s['time']))
+        rows.append(('noted', f"{when}, {s.get('processes', 1)} process(es)"))
+    skipped = np.nanmax(log.metrics.get('skipped', np.zeros(1)), initial=0)
+    if skipped:
+        rows.append(('skipped steps', f'{skipped:.0f} without a finite loss, see skipped.csv'))
     return rows
 
 # %% ../../nbs/use/44_report.ipynb #31259635
