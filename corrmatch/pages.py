@@ -61,7 +61,7 @@ class _Embedded(NamedTuple):
 
 class Card(NamedTuple):
     "Images side by side with a caption."
-    pictures: list # of _Embedded
+    images: list # of _Embedded
     name: str = '' # first line of the caption
     link: str = '' # relative path of a file that the name leads to
     lines: tuple = () # further lines

@@ -162,7 +162,7 @@ def test_regions_are_lean_and_equal(share):
         assert torch.equal(ours, theirs)
 
 
-def test_guard_catches_float_pictures():
+def test_guard_catches_float_images():
     with pytest.raises(AssertionError, match='image of all regions'):
         assert_lean(plain_targets, region_case())
 

@@ -89,7 +89,7 @@ def test_ambiguous_entry(twins):
     refused(lambda: find_layout(twins), 'val.txt line 3', '`1` fits several')
 
 
-def test_list_beside_its_pictures(tmp_path):
+def test_list_beside_its_images(tmp_path):
     for name in ('A', 'B'):
         put(tmp_path/name/'images/0.png'), put(tmp_path/name/'masks/0.png')
     wrote(tmp_path/'A/val.txt', '0')
@@ -164,7 +164,7 @@ def test_unique_names_stay_short(tmp_path):
         ('0', ''): ('pictures/0.png', [1]), ('a/1', ''): ('pictures/a/1.png', [1])}
 
 
-def test_file_name_that_fits_two_pictures(tmp_path):
+def test_file_name_that_fits_two_images(tmp_path):
     for path in ('a/0.png', 'b/0.png'):
         put(tmp_path/path)
     refused(lambda: coco(tmp_path, **{'all.json': notes('0.png')}), 'all.json', 'a/0.png and b/0.png')

@@ -107,7 +107,7 @@ def test_five_faults(tmp_path):
     (lambda p: p.write_bytes(p.read_bytes()[:60] + bytes(40) + p.read_bytes()[100:]), 'unreadable'),
     (lambda p: (p.unlink(), p.symlink_to('nowhere.png')), 'no such file')
 ], ids=['empty', 'cut', 'garbled', 'dead link'])
-def test_unreadable_pictures(tmp_path, make, word):
+def test_unreadable_images(tmp_path, make, word):
     make(fill(tmp_path)/'images/s01.png')
     report = check(tmp_path)
     assert (
@@ -117,7 +117,7 @@ def test_unreadable_pictures(tmp_path, make, word):
     assert '\n' not in report.errors[0].text and str(tmp_path) not in report.errors[0].text
 
 
-def test_masks_and_pictures_without_partner(tmp_path):
+def test_masks_and_images_without_partner(tmp_path):
     put(fill(tmp_path)/'masks/ghost.png', scene(0)[1])
     report = check(tmp_path)
     assert report.ok and kinds(report, 'warning') == ['orphan mask']
@@ -242,7 +242,7 @@ def test_given_number_of_classes(tmp_path):
 
 # --- images ---
 
-def test_deep_transparent_and_grey_pictures(tmp_path):
+def test_deep_transparent_and_grey_images(tmp_path):
     fill(tmp_path)
     deep = scene(1)[0][..., 0].astype(np.uint16)
     put(tmp_path/'images/s01.png', deep*257)
@@ -312,7 +312,7 @@ def test_no_usable_mask_still_gives_a_report(tmp_path):
         and 'class 3' in _check_page(report))
 
 
-def test_copies_of_test_pictures_and_palettes(tmp_path):
+def test_copies_of_test_images_and_palettes(tmp_path):
     "A copy of a test image must not train; equal indices with another palette are no copy."
     fill(tmp_path)
     put(tmp_path/'images/s09.png', scene(3)[0])
@@ -601,7 +601,7 @@ def test_auto_config_takes_lists_that_are_there(tmp_path):
 def names_in(root, path): return {Path(line.split()[0]).stem for line in (root/path).read_text().splitlines()}
 
 
-def test_a_val_list_alone_keeps_its_pictures_out_of_training(tmp_path):
+def test_a_val_list_alone_keeps_its_images_out_of_training(tmp_path):
     fill(tmp_path)
     put(tmp_path/'images/s27.png', scene(1)[0])                 # a copy of a val image
     (tmp_path/'own.txt').write_text('s01\ns02\ns03\n')
@@ -749,7 +749,7 @@ def test_found_sets_that_overlap_val_are_passed_over(tmp_path):
     assert config.labeled == 'splits/s0/5/labeled.txt' and 'share images with val: 1' in text
 
 
-def test_unlabeled_pictures_given_as_a_folder_or_shards(tmp_path):
+def test_unlabeled_images_given_as_a_folder_or_shards(tmp_path):
     from corrmatch.data.shards import write_shards
     make_split(fill(tmp_path/'data'), 5, progress=None)
     (tmp_path/'data/list.txt').write_text(''.join(f's{i:02d}\n' for i in range(20)))

@@ -133,7 +133,7 @@ def test_supervised_run_has_no_pseudo_labels(tmp_path):
 
 
 @pytest.mark.parametrize('mode', ['center', 'slide'])
-def test_pictures_are_scored_in_the_runs_own_way(run, mode):
+def test_images_are_scored_in_the_runs_own_way(run, mode):
     scored = score_run(run, most=4, device='cpu', evaluation=mode, crop=17)
     source, (model, _) = scored.sources.val, load_run(run)
     rows = list(scored.scores)
@@ -145,7 +145,7 @@ def test_pictures_are_scored_in_the_runs_own_way(run, mode):
     found = evaluate(model, pairs, 5, mode, 17).matrix
     assert found.sum() == scored.confusion.matrix.sum() and (found - scored.confusion.matrix).abs().sum() <= 4
     [card] = _example_cards(scored, rows[:1], read_run(run).colors)
-    assert len(card.pictures) == 4
+    assert len(card.images) == 4
 
 
 @pytest.mark.parametrize(

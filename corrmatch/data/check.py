@@ -556,7 +556,7 @@ class Report:
     layout:Layout
     mapping:MaskMap
     scans:list         # of _FileScan, one an item
-    findings:list      # of Issue, errors first
+    findings:list      # of _Issue, errors first
     usable:list        # of _FileScan: with a mask, nothing wrong
     shares:np.ndarray  # (n,k) float64: share of each class in each usable image
     ignored:float      # share of pixels without a class
@@ -725,14 +725,14 @@ def _report_json(
     m = report.mapping
     classes = [
         dict(
-            id=c, name=n, color=[int(v) for v in m.colors[c]], pictures=int((report.shares[:, c] > 0).sum()),
+            id=c, name=n, color=[int(v) for v in m.colors[c]], images=int((report.shares[:, c] > 0).sum()),
             share=round(float(report.shares[:, c].mean()), 6) if len(report.usable) else None)
         for c, n in enumerate(m.names)]
     sizes = Counter(f'{s.size[0]}x{s.size[1]}' for s in report.scans if s.size)
     return json.dumps(
         dict(
             ok=report.ok, layout=report.layout.kind, found=describe_layout(report.layout),
-            masks=dict(kind=m.kind, text=m.text), pictures=len(report.scans), usable=len(report.usable),
+            masks=dict(kind=m.kind, text=m.text), images=len(report.scans), usable=len(report.usable),
             ignored=round(report.ignored, 6), classes=classes, sizes=dict(sorted(sizes.items())),
             modes=dict(Counter(s.mode for s in report.scans if s.mode)),
             mask_modes=dict(Counter(s.mask_mode for s in report.scans if s.mask_mode)),

@@ -156,7 +156,7 @@ def _read_position(
     view:_ExploreView, # from explore_view
     position:tuple,   # (y, x) pixel
     cut:float=0.5,    # share of the row's range, 0..1
-    tau:float=0.85,   # see region_vote
+    tau:float=0.85,   # confident share and majority share that a region needs, 0..1
     transposed:bool=False, # False: scores are sent along rows; True: fetched along them
     temperature:float|None=None, # similarities are divided by it; None: by the square root of the channels
 )->Reading:

@@ -169,7 +169,7 @@ _INPUT_TEXT = 'RGB images, floats 0..255, (batch, 3, height, width); normalised 
 
 # %% ../../nbs/use/46_export.ipynb #aac92919
 def _onnx_bytes(
-    graph:torch.export.ExportedProgram, # from export_graph
+    graph:torch.export.ExportedProgram, # from _export_graph
     facts:dict,                         # name -> text, for the file's metadata
 )->bytes:                               # an ONNX file
     "Translate a graph to ONNX."

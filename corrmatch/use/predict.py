@@ -83,13 +83,13 @@ def _next_band(probs, w, rest):
 # %% ../../nbs/use/42_predict.ipynb #0ce3c14b
 @torch.no_grad()
 def _predict_bands(
-    model:nn.Module,   # see view_probs
+    model:nn.Module,   # with `predict_logits`, in evaluation mode
     image:np.ndarray,  # (h,w,3) uint8, stays where it is
     tile:int,          # pixels, side of a window
     stride:int|None=None, # pixels between windows; None: int(2/3*tile)
     device:str|torch.device='cpu', # where the model is
     slivers:bool=True, # also windows cut so narrow that others have seen all of them, as in validation
-    **views:Any,       # scales, flip: see view_probs
+    **views:Any,       # scales and flip of _view_probs
 )->Iterator[tuple[int, np.ndarray, np.ndarray]]: # first line; (n,w) uint8: labels, confidence 0..255
     "Slide a window over an image and give away its lines from top to bottom as they are complete."
     rest = None
@@ -186,13 +186,13 @@ def _explorer_settings(opened):
     return dict(
         names=opened.names, colors=opened.colors, cut=c.region_cut, tau=opened.tau, transposed=c.transposed)
 
-def _scaled(picture, longest):
+def _scaled(pixels, longest):
     "An image whose long side is at most `longest`; the same one if it is."
-    scale = longest/max(picture.shape[:2])
+    scale = longest/max(pixels.shape[:2])
     if not longest or scale >= 1:
-        return picture
-    h, w = (max(1, round(n*scale)) for n in picture.shape[:2])
-    return np.asarray(Image.fromarray(picture).resize((w, h), Image.Resampling.BILINEAR))
+        return pixels
+    h, w = (max(1, round(n*scale)) for n in pixels.shape[:2])
+    return np.asarray(Image.fromarray(pixels).resize((w, h), Image.Resampling.BILINEAR))
 
 # %% ../../nbs/use/42_predict.ipynb #37af6d66
 class LoadedModel:
@@ -204,8 +204,8 @@ class LoadedModel:
         colors:np.ndarray,   # (k,3) uint8
         tau:float|None=None, # confidence threshold at the checkpoint; None: the one the run began with
         tile:int=0,          # pixels, side of the window for large images; 0: chosen from the crop
-        scales:Sequence=(1.,), # see view_probs
-        flip:bool=False,     # see view_probs
+        scales:Sequence=(1.,), # factors of the image size; the probabilities are averaged
+        flip:bool=False,     # average over the mirrored image as well
         longest:int=0,       # pixels: scale the long side down to it; 0: images stay as they are
         propagated:Literal['none', 'mean', 'only']='none', # use propagated scores, see set_propagated
     ):
@@ -242,8 +242,8 @@ class LoadedModel:
     )->Prediction:
         "Predict the classes of an image."
         set_propagated(self.fused, propagated or self.propagated, f'this run of method {self.config.method}')
-        picture = _as_image(image, parse_depth(self.config.depth))
-        seen, (h, w) = _scaled(picture, self.longest), picture.shape[:2]
+        pixels = _as_image(image, parse_depth(self.config.depth))
+        seen, (h, w) = _scaled(pixels, self.longest), pixels.shape[:2]
         mask = np.empty(seen.shape[:2], np.uint8)
         sure = np.empty(seen.shape[:2], np.uint8)
         tile = self.window(*mask.shape)
@@ -257,10 +257,10 @@ class LoadedModel:
             for y, label, value in bands:
                 mask[y:y+len(label)], sure[y:y+len(label)] = label, value
                 bar.update(len(label))
-        if seen is not picture:
+        if seen is not pixels:
             mask = np.asarray(Image.fromarray(mask).resize((w, h), Image.Resampling.NEAREST))
             sure = np.asarray(Image.fromarray(sure).resize((w, h), Image.Resampling.BILINEAR))
-        return Prediction(picture, mask, sure, self.names, self.colors)
+        return Prediction(pixels, mask, sure, self.names, self.colors)
     @classmethod
     def from_pretrained(cls,
         name:str|Path,  # folder of save_pretrained, or USER/NAME of the hub
@@ -470,7 +470,7 @@ def find_inputs(
 
 # %% ../../nbs/use/42_predict.ipynb #4c1d7e08
 def _overlay(
-    picture:np.ndarray, # (h,w,3) uint8
+    pixels:np.ndarray, # (h,w,3) uint8
     mask:np.ndarray,    # (h,w) uint8 class ids; IGNORE_INDEX lets the image through
     colors:np.ndarray,  # (k,3) uint8
     alpha:float=.55,    # share of the mask's colour
@@ -479,12 +479,12 @@ def _overlay(
     paint = np.zeros((256, 3), np.uint8)
     paint[:len(colors)] = np.round(alpha*colors)
     dimmed = np.floor((1-alpha)*np.arange(256)).astype(np.uint8)  # downwards: the sum stays below 256
-    out = np.empty_like(picture)
+    out = np.empty_like(pixels)
     for y in range(0, len(out), 256):  # an index takes eight times the memory of the bytes it points with
         rows = slice(y, y+256)
-        out[rows] = dimmed[picture[rows]] + paint[mask[rows]]
+        out[rows] = dimmed[pixels[rows]] + paint[mask[rows]]
         if (ignored := mask[rows] == IGNORE_INDEX).any():
-            out[rows][ignored] = picture[rows][ignored]
+            out[rows][ignored] = pixels[rows][ignored]
     return out
 
 # %% ../../nbs/use/42_predict.ipynb #86c79d03
@@ -525,9 +525,9 @@ class _VideoWriter:
         path:Path,      # .mp4
         rate:float,     # frames per second
     ): self.path, self.rate, self.buffer, self.file = Path(path), rate, None, None
-    def add(self, picture):
+    def add(self, pixels):
         "Append an image (h,w,3) uint8; an odd last row or column is left out, as H.264 needs."
-        av, (h, w) = _av(), (n//2*2 for n in picture.shape[:2])
+        av, (h, w) = _av(), (n//2*2 for n in pixels.shape[:2])
         if self.file is None:
             from fractions import Fraction
             self.draft = self.path.with_name(f'.{self.path.name}.part')
@@ -535,7 +535,7 @@ class _VideoWriter:
             codec = 'libx264' if 'libx264' in av.codecs_available else 'mpeg4'
             self.stream = self.file.add_stream(
                 codec, rate=Fraction(self.rate).limit_denominator(1001), width=w, height=h, pix_fmt='yuv420p')
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:h, :w]), format='rgb24')
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:h, :w]), format='rgb24')
         for packet in self.stream.encode(frame):
             self.file.mux(packet)
     def close(self, keep=True):
@@ -574,10 +574,10 @@ def _put(path, data):
     except DataError as e:
         raise ValueError(str(e)) from None  # the next file would fail as well: stop
 
-def _jpeg(picture):
+def _jpeg(pixels):
     "An image as bytes of a JPEG."
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, 'JPEG', quality=90)
+    Image.fromarray(pixels).save(buffer, 'JPEG', quality=90)
     return buffer.getvalue()
 
 def _shares(mask, k):
@@ -585,10 +585,10 @@ def _shares(mask, k):
     return np.array(Image.fromarray(mask).histogram()[:k])/mask.size
 
 # %% ../../nbs/use/42_predict.ipynb #4e80e2a0
-def _card(name, link, pictures, *lines):
+def _card(name, link, panels, *lines):
     "Images {what: (h,w,3)} side by side, their name and lines of text."
     return Card(
-        [thumbnail(picture, f'{what} {name}') for what, picture in pictures.items()], name, link, lines)
+        [thumbnail(panel, f'{what} {name}') for what, panel in panels.items()], name, link, lines)
 
 def _sheet_page(title, head, names, colors, cards, broken, kind='cards'):
     "A page of cards; what could not be read is named first."
@@ -608,8 +608,8 @@ class _Sheet:
         self.most = most
         self.cards = []
         self.rows = []
-    def add(self, name, link, p, picture):
-        "Note a prediction; `picture` is what is shown beside the original."
+    def add(self, name, link, p, pixels):
+        "Note a prediction; `pixels` is what is shown beside the original."
         names = self.predictor.names
         shares = _shares(p.mask, len(self.predictor.names))
         sure = float(p.confidence_bytes.mean())/255
@@ -620,7 +620,7 @@ class _Sheet:
             f'{names[c]} {shares[c]:.0%}'
             for c in np.argsort(-shares, kind='stable')[:3]
             if shares[c] >= 0.005)
-        pair = {'image': p.image, 'prediction for': picture}
+        pair = {'image': p.image, 'prediction for': pixels}
         self.cards.append(
             _card(
                 name, link, pair, f'{p.image.shape[1]} x {p.image.shape[0]}, mean confidence {sure:.2f}', most
@@ -700,9 +700,9 @@ def _predict_video(predictor, item, out, sheet, every):
     target = out/'overlays'/f'{item.name}.mp4'
     make_folder(target.parent)
     try:
-        for number, picture, rate in _read_frames(item.path, every):
+        for number, pixels, rate in _read_frames(item.path, every):
             writer = writer or _VideoWriter(target, rate/every)
-            p = predictor.predict(picture)
+            p = predictor.predict(pixels)
             painted = p.overlay()
             writer.add(painted)
             _put(out/'masks'/item.name/f'{number:06d}.png', png_bytes(p.mask, predictor.colors))
@@ -758,30 +758,30 @@ def _pseudo_shares(labels):
         kept.mean(), (region != IGNORE_INDEX).mean(), (pixel != weak).mean(),
         ((region != weak) & kept).mean()]
 
-def _pseudo_card(name, picture, labels, shares, colors):
+def _pseudo_card(name, pixels, labels, shares, colors):
     "The image with its labels, and what is ignored of them."
     shown = {'label without propagation of': labels.weak, 'label with propagation of': labels.region}
-    pictures = {what: _overlay(picture, label, colors) for what, label in shown.items() if label is not None}
+    panels = {what: _overlay(pixels, label, colors) for what, label in shown.items() if label is not None}
     lines = [f'ignored without propagation: {1-shares[0]:.0%}']
     kind = 'weak'
     if labels.region is not None:
         kind = 'region'
         rewritten = shares[3]/max(shares[0], 1e-9)
         lines.append(f'with it: {1-shares[1]:.0%}; of the confident pixels rewritten: {rewritten:.0%}')
-    return _card(name, f'{kind}/{name}.png', {'image': picture, **pictures}, *lines)
+    return _card(name, f'{kind}/{name}.png', {'image': pixels, **panels}, *lines)
 
 # %% ../../nbs/use/42_predict.ipynb #e0410076
 def _pseudo_file(opened, item, out, tau, longest, writer=None):
     "Write the labels of one image; its row of the table and its card."
     c = opened.config
-    picture = _as_image(item.path, parse_depth(c.depth))
-    seen, device = _scaled(picture, longest), opened.device
+    pixels = _as_image(item.path, parse_depth(c.depth))
+    seen, device = _scaled(pixels, longest), opened.device
     image = normalize(torch.from_numpy(seen.copy()).to(device).permute(2, 0, 1))
     labels = _pseudo_image(opened.model, image, tau, c.regions or 128, c.region_cut)
     for name, label in labels._asdict().items():
         if label is None:
             continue
-        full = np.asarray(Image.fromarray(label).resize(picture.shape[1::-1], Image.Resampling.NEAREST))
+        full = np.asarray(Image.fromarray(label).resize(pixels.shape[1::-1], Image.Resampling.NEAREST))
         _put(out/name/f'{item.name}.png', png_bytes(full, opened.colors))
     if writer:
         writer.add(item.image, full, item.name)  # the last: `region` where there is one
@@ -801,7 +801,7 @@ def _pseudo_page(opened, out, rows, cards, broken, tau):
     more = f' The first {len(cards)} are shown, all are in shares.csv.' if len(rows) > len(cards) else ''
     order = (
         'the image, its label without propagation (weak/), its label with propagation (region/)'
-        if any(len(card.pictures) > 2 for card in cards)
+        if any(len(card.images) > 2 for card in cards)
         else 'the image, its label (weak/)')
     head = (
         f'{len(rows)} images by {c.method} with {c.backbone}, threshold {tau:.3f}. From left to '

@@ -41,7 +41,7 @@ class _RunLog(NamedTuple):
     val: dict          # likewise
     names: list        # k class names
     colors: np.ndarray # (k,3) uint8
-    pictures: dict     # step -> path of the validation images drawn then
+    images: dict       # step -> path of the validation images drawn then
 
 # %% ../../nbs/use/44_report.ipynb #23a71efb
 def read_run(
@@ -54,10 +54,10 @@ def read_run(
     config = recorded_config(read_record(folder), f'{folder}/config.json')
     metrics, val = (
         read_csv(folder / name) if (folder / name).exists() else {} for name in ('metrics.csv', 'val.csv'))
-    pictures = {
+    images = {
         int(p.stem[5:]): p for p in sorted((folder / 'pictures').glob('step_*.png')) if p.stem[5:].isdigit()}
     names, colors = class_display(config, folder)
-    return _RunLog(folder, config, run_state(folder), metrics, val, names, colors, pictures)
+    return _RunLog(folder, config, run_state(folder), metrics, val, names, colors, images)
 
 # %% ../../nbs/use/44_report.ipynb #82d63856
 _INK = ('#000000', '#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7f7f7f')
@@ -138,7 +138,7 @@ def draw_run(
 )->Figure:
     "Draw the curves of a run and its validation images at one moment."
     log = run if isinstance(run, _RunLog) else read_run(run)
-    shown = [s for s in log.pictures if step is None or s <= step]
+    shown = [s for s in log.images if step is None or s <= step]
     panels = _run_panels(log)
     order = ('miou', 'loss', 'coverage', 'accuracy', 'tau', 'terms', 'iou', 'lr')
     names = [n for n in order if n in panels][:4]
@@ -151,7 +151,7 @@ def draw_run(
     ax = bottom.add_subplot()
     ax.axis('off')
     if shown:
-        ax.imshow(plt.imread(log.pictures[shown[-1]]))
+        ax.imshow(plt.imread(log.images[shown[-1]]))
         ax.set_title(f'validation images at step {shown[-1]}', fontsize=9)
     else:
         ax.text(.5, .5, 'no validation images yet', ha='center')
@@ -184,13 +184,13 @@ def show_run(
     live = widgets.Play(
         interval=int(1000 * seconds), max=10**9, description='live', tooltip=f'read again every {seconds:g} s'
     )
-    picture = widgets.Image(format='png')
-    def draw(change=None): picture.value = figure_png(draw_run(folder, step.value or None), 80)
+    figure = widgets.Image(format='png')
+    def draw(change=None): figure.value = figure_png(draw_run(folder, step.value or None), 80)
     def read(change=None):
         log = read_run(folder)
         at_end = step.value == step.options[-1]
         before = step.value
-        steps = list(log.pictures) or [0]
+        steps = list(log.images) or [0]
         step.unobserve(draw, 'value')
         step.options = steps
         step.value = steps[-1] if at_end or before not in steps else before
@@ -201,7 +201,7 @@ def show_run(
     again.on_click(read)
     live.observe(read, 'value')
     read()
-    return widgets.VBox([widgets.HBox([step, again, live]), said, picture])
+    return widgets.VBox([widgets.HBox([step, again, live]), said, figure])
 
 # %% ../../nbs/use/44_report.ipynb #48412e3e
 class Scored(NamedTuple):
@@ -418,12 +418,12 @@ def _examples(
     c = scored.config
     for row, (image, mask) in zip(rows, eval_pairs(scored.sources.val, scored.device, rows)):
         label, _, mask = (t[0].cpu().numpy() for t in _predict(scored.model, image, mask, c))
-        picture = np.array(scored.sources.val.read_image(row))
+        pixels = np.array(scored.sources.val.read_image(row))
         if c.evaluation == 'center':
-            whole = torch.from_numpy(picture).permute(2, 0, 1)
-            picture = center_crop(whole, c.crop).permute(1, 2, 0).numpy()
+            whole = torch.from_numpy(pixels).permute(2, 0, 1)
+            pixels = center_crop(whole, c.crop).permute(1, 2, 0).numpy()
         score = 100*scored.scores.get(row, float('nan'))
-        yield _Example(str(scored.sources.val.names[row]), picture, mask, label, score)
+        yield _Example(str(scored.sources.val.names[row]), pixels, mask, label, score)
 
 # %% ../../nbs/use/44_report.ipynb #372c072d
 def _example_cards(
