@@ -195,6 +195,11 @@ def test_stored_results_answer_every_promise():
     assert stored['suite']['size'] == 'full'
     assert {row['name'] for row in stored['suite']['rows']} == set(TARGETS)
     assert {row['over'] for row in stored['bench']['rows']} == {'positions', 'batch', 'regions'}
+    shown = (ROOT/'nbs'/'use'/'49_bench.ipynb').read_text()
+    reached = sum(row['reached'] for row in stored['suite']['rows'])
+    assert f"'{reached} of {len(TARGETS)} targets reached'" in shown
+    for row in stored['suite']['rows']:
+        assert f"{row['name']:28}{row['value']:10.3g}" in shown, row['name']
 
 
 @pytest.mark.parametrize('command', [['-c', 'import corrmatch'], ['-m', 'corrmatch', '--help']])
