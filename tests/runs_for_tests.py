@@ -25,20 +25,13 @@ def small(out, method='corrmatch', **changes):
 def lighten(replace=setattr):
     """Let runs in this process validate on 12 scenes of the generated world instead of 100, and write a small
     file in the place of a drawing: both take most of the time of a run of some steps."""
-    from corrmatch.data.folders import ArraySource
     from corrmatch.files import write_atomic
     from corrmatch.training import builders
     from corrmatch.training.trainer import Trainer
-    toy_sources = builders._toy_sources
-    def with_few(config):
-        sources = toy_sources(config)
-        val = sources.val
-        sources.val = ArraySource(val.images[:12], val.masks[:12], val.names[:12])
-        return sources
     def small_image(self, model):
         path = self.out/'pictures'/f'step_{self.step:06d}.png'
         write_atomic(path, lambda part: Path(part).write_bytes(b'not drawn'))
-    replace(builders, '_toy_sources', with_few)
+    replace(builders, '_TOY_VAL', builders._TOY_VAL[:12])
     replace(Trainer, '_draw', small_image)
 
 
