@@ -1,8 +1,12 @@
 """Small runs in processes of their own, for tests that kill, damage and spread them. Usage: python
 runs_for_tests.py JOBS.json"""
+import contextlib
+import io
 import json
 import os
+import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,13 +44,42 @@ def environment(**more):
     return os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='') | more
 
 
-def corrmatch(place, *words, code=0):
-    "Type a command; its output."
+def typed(*words, cwd=ROOT):
+    "Exit code, standard output and standard error of a command that runs in this process."
+    from corrmatch.use.cli import main
+    out = io.StringIO()
+    err = io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as e:  # of the parser
+            code = e.code or 0
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    return code, out.getvalue(), err.getvalue()
+
+
+def typed_apart(*words, cwd=ROOT):
+    "The same in a process of its own, forked from one that has imported torch."
     from forks_for_tests import fork_python
-    done = fork_python(['-m', 'corrmatch', *words], cwd=place)
-    assert done.returncode == code and 'Traceback' not in done.stderr, (
-        f'{words}: {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}')
-    return done.stdout + done.stderr
+    done = fork_python(['-m', 'corrmatch', *words], cwd)
+    return done.returncode, done.stdout, done.stderr
+
+
+def typed_afresh(*words, cwd=ROOT):
+    "The same in a new interpreter."
+    done = subprocess.run(
+        [sys.executable, '-m', 'corrmatch', *map(str, words)], cwd=cwd, env=environment(),
+        capture_output=True, text=True, timeout=600)
+    return done.returncode, done.stdout, done.stderr
+
+
+def corrmatch(place, *words, code=0, run=typed):
+    "Type a command; its output."
+    found, out, err = run(*words, cwd=place)
+    assert found == code and 'Traceback' not in err, f'{words}: {found}\n{out[-1500:]}\n{err[-1500:]}'
+    return out + err
 
 
 def script(jobs, folder):
