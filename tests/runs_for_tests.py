@@ -1,12 +1,14 @@
 """Small runs in processes of their own, for tests that kill, damage and spread them. Usage: python
 runs_for_tests.py JOBS.json"""
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import subprocess
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,16 +29,17 @@ def small(out, method='corrmatch', **changes):
 
 
 def lighten(replace=setattr):
-    """Let runs in this process validate on 12 scenes of the generated world instead of 100, and write a small
-    file in the place of a drawing: both take most of the time of a run of some steps."""
+    """Make runs of some steps in this process cheap: they validate on 12 scenes of the generated world
+    instead of 100, write a small file in the place of a drawing, and count the memory of equal steps once."""
     from corrmatch.files import write_atomic
-    from corrmatch.training import builders
-    from corrmatch.training.trainer import Trainer
+    from corrmatch.training import builders, trainer
     def small_image(self, model):
         path = self.out/'pictures'/f'step_{self.step:06d}.png'
         write_atomic(path, lambda part: Path(part).write_bytes(b'not drawn'))
+    count_once = cache(trainer._activation_bytes)
     replace(builders, '_TOY_VAL', builders._TOY_VAL[:12])
-    replace(Trainer, '_draw', small_image)
+    replace(trainer.Trainer, '_draw', small_image)
+    replace(trainer, '_activation_bytes', lambda config: count_once(dataclasses.replace(config, out='')))
 
 
 def environment(**more):
