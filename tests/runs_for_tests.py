@@ -1,8 +1,14 @@
 """Small runs in processes of their own, for tests that kill, damage and spread them. Usage: python
 runs_for_tests.py JOBS.json"""
+import contextlib
+import dataclasses
+import io
 import json
 import os
+import subprocess
 import sys
+import traceback
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,23 +29,17 @@ def small(out, method='corrmatch', **changes):
 
 
 def lighten(replace=setattr):
-    """Let runs in this process validate on 12 scenes of the generated world instead of 100, and write a small
-    file in the place of a drawing: both take most of the time of a run of some steps."""
-    from corrmatch.data.folders import ArraySource
+    """Make runs of some steps in this process cheap: they validate on 12 scenes of the generated world
+    instead of 100, write a small file in the place of a drawing, and count the memory of equal steps once."""
     from corrmatch.files import write_atomic
-    from corrmatch.training import builders
-    from corrmatch.training.trainer import Trainer
-    toy_sources = builders._toy_sources
-    def with_few(config):
-        sources = toy_sources(config)
-        val = sources.val
-        sources.val = ArraySource(val.images[:12], val.masks[:12], val.names[:12])
-        return sources
+    from corrmatch.training import builders, trainer
     def small_image(self, model):
         path = self.out/'pictures'/f'step_{self.step:06d}.png'
         write_atomic(path, lambda part: Path(part).write_bytes(b'not drawn'))
-    replace(builders, '_toy_sources', with_few)
-    replace(Trainer, '_draw', small_image)
+    count_once = cache(trainer._activation_bytes)
+    replace(builders, '_TOY_VAL', builders._TOY_VAL[:12])
+    replace(trainer.Trainer, '_draw', small_image)
+    replace(trainer, '_activation_bytes', lambda config: count_once(dataclasses.replace(config, out='')))
 
 
 def environment(**more):
@@ -47,13 +47,42 @@ def environment(**more):
     return os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='') | more
 
 
-def corrmatch(place, *words, code=0):
-    "Type a command; its output."
+def typed(*words, cwd=ROOT):
+    "Exit code, standard output and standard error of a command that runs in this process."
+    from corrmatch.use.cli import main
+    out = io.StringIO()
+    err = io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as e:  # of the parser
+            code = e.code or 0
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    return code, out.getvalue(), err.getvalue()
+
+
+def typed_apart(*words, cwd=ROOT):
+    "The same in a process of its own, forked from one that has imported torch."
     from forks_for_tests import fork_python
-    done = fork_python(['-m', 'corrmatch', *words], cwd=place)
-    assert done.returncode == code and 'Traceback' not in done.stderr, (
-        f'{words}: {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}')
-    return done.stdout + done.stderr
+    done = fork_python(['-m', 'corrmatch', *words], cwd)
+    return done.returncode, done.stdout, done.stderr
+
+
+def typed_afresh(*words, cwd=ROOT):
+    "The same in a new interpreter."
+    done = subprocess.run(
+        [sys.executable, '-m', 'corrmatch', *map(str, words)], cwd=cwd, env=environment(),
+        capture_output=True, text=True, timeout=600)
+    return done.returncode, done.stdout, done.stderr
+
+
+def corrmatch(place, *words, code=0, run=typed):
+    "Type a command; its output."
+    found, out, err = run(*words, cwd=place)
+    assert found == code and 'Traceback' not in err, f'{words}: {found}\n{out[-1500:]}\n{err[-1500:]}'
+    return out + err
 
 
 def script(jobs, folder):

@@ -1,32 +1,19 @@
-"The command line as a user meets it: in a process of its own."
+"""The command line as a user meets it. Most commands run in this process, a few in a new interpreter;
+`test_story.py` starts each command in a process of its own."""
 import csv
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from corrmatch.data.toy import toy_arrays
-from forks_for_tests import fork_python
-from runs_for_tests import environment
+from runs_for_tests import typed as corrmatch, typed_afresh
 
 SMALL = (
     '--crop 33 --batch_x 2 --batch_u 2 --dim 16 --low_dim 8 --regions 8 --steps 4 --eval_every 2 '
     '--log_every 1 '
     '--warmup 0 --device cpu --backbone toynet --stride 8 --norm group --n_classes 6').split()
-
-
-def corrmatch(*args, cwd=None, fresh=False):
-    "Run the command, in a new interpreter if `fresh`; return its exit code, stdout and stderr."
-    argv = ['-m', 'corrmatch', *map(str, args)]
-    if not fresh:
-        run = fork_python(argv, cwd)
-        return run.returncode, run.stdout, run.stderr
-    run = subprocess.run(
-        [sys.executable, *argv], capture_output=True, text=True, cwd=cwd, env=environment(), timeout=600)
-    return run.returncode, run.stdout, run.stderr
 
 
 def one_line(result, *words):
@@ -56,15 +43,15 @@ def make_folder(root, n=8, size=49):
 def data(tmp_path): return make_folder(tmp_path/'data')
 
 
-def train(data, out, *more, fresh=False):
-    return corrmatch(
+def train(data, out, *more, run=corrmatch):
+    return run(
         'train', 'toy', '--data', data, '--labeled', 'labeled.txt', '--unlabeled', 'unlabeled.txt', '--out',
-        out, *SMALL, *more, fresh=fresh)
+        out, *SMALL, *more)
 
 
 @pytest.mark.parametrize('command', [(), ('demo',), ('train',), ('eval',)])
 def test_help_has_units_and_an_example(command):
-    code, out, _ = corrmatch(*command, '--help', fresh=True)
+    code, out, _ = typed_afresh(*command, '--help')
     assert code == 0 and (not command or f'corrmatch {command[0]}' in out)
     if command:
         assert 'example:' in out
@@ -95,7 +82,7 @@ def test_debug_shows_the_traceback():
 
 
 def test_train_eval_resume(data, tmp_path):
-    code, out, err = train(data, tmp_path/'run', fresh=True)
+    code, out, err = train(data, tmp_path/'run', run=typed_afresh)
     assert code == 0, err
     assert 'mIoU' in out and f'corrmatch eval {tmp_path/"run"}' in out and '4 labeled, 4 unlabeled' in out
     files = {p.name for p in (tmp_path/'run').iterdir()}
@@ -103,7 +90,7 @@ def test_train_eval_resume(data, tmp_path):
     rows = list(csv.DictReader(open(tmp_path/'run'/'metrics.csv')))
     assert [int(r['step']) for r in rows] == [1, 2, 3, 4] and all(np.isfinite(float(r['loss'])) for r in rows)
     assert json.loads((tmp_path/'run'/'config.json').read_text())['crop'] == 33
-    code, out, err = corrmatch('eval', tmp_path/'run', '--checkpoint', 'last', fresh=True)
+    code, out, err = typed_afresh('eval', tmp_path/'run', '--checkpoint', 'last')
     assert (
         code == 0
         and f"{float(list(csv.DictReader(open(tmp_path / 'run' / 'val.csv')))[-1]['miou']):.1f}"

@@ -6,15 +6,21 @@ import pytest
 from PIL import Image
 
 from corrmatch.data.toy import toy_arrays
-from forks_for_tests import fork_python
-from runs_for_tests import SMALL_FLAGS, corrmatch
+from corrmatch.use.cli import _COMMANDS
+from runs_for_tests import SMALL_FLAGS, corrmatch, typed, typed_apart
 
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
     """A folder `photos` with 26 images and masks side by side in two folders, five of them broken in
-    different ways."""
+    different ways; and `clean` with eight images, six masks and nothing broken."""
     root = tmp_path_factory.mktemp('story')
+    for kind in ('images', 'masks'):
+        (root/'clean'/kind).mkdir(parents=True)
+    for i, (image, mask) in enumerate(zip(*toy_arrays(range(30, 38), 49, n_classes=5))):
+        Image.fromarray(image).save(root/'clean'/'images'/f'{i}.png')
+        if i < 6:
+            Image.fromarray(mask).save(root/'clean'/'masks'/f'{i}.png')
     photos = root/'photos'
     (photos/'images').mkdir(parents=True)
     (photos/'masks').mkdir()
@@ -29,8 +35,9 @@ def place(tmp_path_factory):
     # a value that is no class
     Image.fromarray(np.full((81, 81), 77, np.uint8)).save(photos / 'masks' / 'p03.png')
     (photos/'masks'/'p04.png').write_bytes(b'')
-    (photos / 'classes.txt').write_text(
-        'background 0 0 0\ndisk 230 159 0\nstripes 86 180 233\nsquare 0 158 115\nring 240 228 66\n')
+    for folder in (photos, root/'clean'):
+        (folder / 'classes.txt').write_text(
+            'background 0 0 0\ndisk 230 159 0\nstripes 86 180 233\nsquare 0 158 115\nring 240 228 66\n')
     return root
 
 
@@ -104,9 +111,39 @@ def test_a_broken_picture_is_named_and_the_others_are_predicted(place):
         (('export', 'runs/none', '--format', 'onnx'), 'runs/none'), (('resume', 'runs/none'), 'runs/none'),
         (('split', 'photos', '--labels', '0'), 'labels')])
 def test_failures_are_one_line(place, words, said):
-    done = fork_python(['-m', 'corrmatch', *words], cwd=place)
-    assert done.returncode == 1 or words == ('fetch', 'cityscapes')
-    assert (
-        said in (done.stdout + done.stderr).lower()
-        and 'Traceback' not in done.stderr
-        and len(done.stderr.strip().splitlines()) <= 1)
+    code, out, err = typed(*words, cwd=place)
+    assert code == 1 or words == ('fetch', 'cityscapes')
+    assert said in (out + err).lower() and 'Traceback' not in err and len(err.strip().splitlines()) <= 1
+
+
+# command -> exit code, its words, what it says; those that take minutes are asked for what they refuse
+STARTS = {
+    'demo': (1, '--photos nowhere', 'nowhere'),
+    'check': (0, 'clean --out report_clean', 'can be trained on'),
+    'label': (1, 'nowhere --no-open', 'nowhere: no such folder'),
+    'split': (0, 'clean --labels 3 --out lists', 'labeled'),
+    'fetch': (0, 'cityscapes', 'cityscapes'),
+    'train': (0, f'clean --labels 3 --out runs/apart {" ".join(SMALL_FLAGS)}', 'mIoU'),
+    'resume': (0, 'runs/mine', 'mIoU'),
+    'eval': (0, 'runs/mine --device cpu', 'mIoU'),
+    'runs': (0, 'runs', 'finished'),
+    'lr-find': (0, f'clean --labels 3 --tries 12 {" ".join(SMALL_FLAGS)}', 'suggestion after'),
+    'suggest': (0, 'clean --run runs/mine -n 2 --device cpu', 'suggested'),
+    'compare': (0, 'runs/mine runs/mine --device cpu', 'mean difference'),
+    'predict': (0, 'runs/mine clean/images/0.png --device cpu', 'predictions'),
+    'pseudo': (0, 'runs/mine clean/images/0.png --device cpu', 'pseudo'),
+    'convert': (0, 'clean --to labelme', 'annotation tool'),
+    'export': (0, 'runs/mine --format safetensors', 'runs/mine.safetensors'),
+    'report': (0, 'runs/mine --device cpu --images 1 --judged 0', 'report.html'),
+    'explore': (0, 'clean/images/0.png --model runs/mine --out 0.html --device cpu', '0.html'),
+    'bench': (2, '--device gpu', "'gpu' is no device"),
+    'table': (0, 'runs/mine', 'corrmatch')}
+
+
+def test_no_command_is_left_out(): assert STARTS.keys() == _COMMANDS.keys()
+
+
+@pytest.mark.parametrize('command', STARTS)
+def test_each_command_in_a_process_of_its_own(place, command):
+    code, words, said = STARTS[command]
+    assert said in corrmatch(place, command, *words.split(), code=code, run=typed_apart)

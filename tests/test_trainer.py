@@ -12,6 +12,8 @@ from corrmatch.training.trainer import Trainer
 from corrmatch.files import DataError
 from forks_for_tests import Fork
 
+pytestmark = pytest.mark.usefixtures('light_runs')
+
 
 def config(out, **changes):
     base = dict(
@@ -50,9 +52,9 @@ def test_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
     changes = dict(steps=40, eval_every=10, save_every=2, threshold='per_class')
     Trainer(config(tmp_path/'straight', **changes), quiet=True).fit()
     code = (
-        'from corrmatch.config import preset; from corrmatch.training.trainer import Trainer; import sys; '
-        'sys.path.insert(0, "tests");'
-        f'from test_trainer import config; Trainer(config(sys.argv[1], **{changes}), quiet=True).fit()')
+        'import sys; from corrmatch.training.trainer import Trainer; sys.path.insert(0, "tests"); '
+        'from runs_for_tests import lighten; from test_trainer import config; lighten(); '
+        f'Trainer(config(sys.argv[1], **{changes}), quiet=True).fit()')
     process = Fork(['-c', code, tmp_path/'killed'], OMP_NUM_THREADS=str(torch.get_num_threads()))
     process.wait_for(tmp_path/'killed'/'last.pt')
     process.send_signal(signal.SIGKILL)

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -336,3 +337,12 @@ def test_what_the_system_sees(root, tmp_path):
     assert lines[0] == 'refused hostile.tar' and len(lines) > 3
     for line in lines[1:]:
         assert line.split(' ', 1)[1].startswith(str(tmp_path/'cache')), line
+
+
+def test_a_relative_data_folder_is_the_one_of_the_current_place(tmp_path, monkeypatch):
+    "Also after a change of the folder that the process runs in."
+    for name in ('a', 'b'):
+        (tmp_path/name/'data'/'images').mkdir(parents=True)
+        monkeypatch.chdir(tmp_path/name)
+        line = str(tmp_path/name/'data'/'images'/'x.png')
+        assert parse_line(line, root=Path('data')) == ('x', 'images/x.png', None)

@@ -119,13 +119,13 @@ def line_fields(
     return line.split()
 
 @lru_cache(maxsize=8)
-def _real(root): return {os.path.join(os.path.abspath(root), ''), os.path.join(os.path.realpath(root), '')}
+def _real(root): return {os.path.join(root, ''), os.path.join(os.path.realpath(root), '')}
 
 def _below_root(path, root):
     "An absolute path inside of the data folder, relative to it; any other as it is."
     if root is None or not os.path.isabs(path):
         return path
-    return next((path[len(home):] for home in _real(os.fspath(root)) if path.startswith(home)), path)
+    return next((path[len(home):] for home in _real(os.path.abspath(root)) if path.startswith(home)), path)
 
 # %% ../../nbs/data/15_folders.ipynb #8c89ec5d
 def folder_homes(

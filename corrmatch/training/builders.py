@@ -11,7 +11,7 @@ import shutil
 import sys
 import sysconfig
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple, Sequence
@@ -69,15 +69,19 @@ class Datasets:
     class_names:list          # k names
     colors:np.ndarray         # (k,3) uint8
 
+_TOY_VAL = range(1000, 1100)  # numbers of the validation scenes
+_draw_once = lru_cache(8)(toy_arrays)
+
 def _toy_sources(config):
     "Make scenes: training scenes depend on the seed of the run, validation scenes do not."
     first = 10_000*(config.seed+1)
-    n_x = config.toy_labeled
-    n_u = config.toy_unlabeled
-    def scenes(start, n):
-        images, masks = toy_arrays(range(start, start+n), config.crop, n_classes=config.n_classes)
-        return ArraySource(images, masks, [f'scene_{i}' for i in range(start, start+n)])
-    return Datasets(scenes(first, n_x), scenes(first+n_x, n_u) if n_u else None, scenes(1000, 100),
+    labeled = range(first, first+config.toy_labeled)
+    unlabeled = range(labeled.stop, labeled.stop+config.toy_unlabeled)
+    def scenes(numbers):
+        draw = _draw_once if len(numbers) <= 1000 else toy_arrays
+        images, masks = draw(numbers, config.crop, n_classes=config.n_classes)
+        return ArraySource(images.copy(), masks.copy(), [f'scene_{i}' for i in numbers])
+    return Datasets(scenes(labeled), scenes(unlabeled) if unlabeled else None, scenes(_TOY_VAL),
                    list(TOY_CLASSES[:config.n_classes]), palette(config.n_classes))
 
 # %% ../../nbs/training/33_builders.ipynb #2767a7bc

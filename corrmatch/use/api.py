@@ -292,12 +292,14 @@ def list_presets()->_Table: # of PresetInfo
 
 # %% ../../nbs/use/50_api.ipynb #a91f001e
 def _row(name, weights, licence, strides=(4, 8, 16, 32), good_for=''):
-    "The row of a network; it is built without memory for its weights."
+    "The row of a network. A large one is built without memory for its weights."
+    # the small ones run once while they are built, which is much slower without memory
+    place = 'cpu' if name.startswith('lite') else 'meta'
     possible = []
     size = None
     for stride in strides:
         try:
-            with torch.device('meta'):
+            with torch.device(place), torch.random.fork_rng(devices=[]):
                 backbone = build_backbone(name, stride)
         except ImportError:
             return BackboneInfo(name, None, ' '.join(map(str, strides)), weights, licence, good_for)
@@ -322,17 +324,19 @@ def list_backbones(
 )->_Table:           # of BackboneInfo
     "List backbones: those with names of their own and a recommended transformer, or networks of timm."
     if not pattern:
-        lite = [
-            _row(f'lite{n}', 'package (extra lite), timm, or a path', 'Apache-2.0', good_for=where)
-            for n, where in enumerate(('a CPU', '', ''))]
+        where = 'package (extra lite), timm, or a path'
+        lite0 = _row('lite0', where, 'Apache-2.0', good_for='a CPU')
+        wider = [  # the same strides: only width and depth differ
+            _row(name, where, 'Apache-2.0', (32,))._replace(strides=lite0.strides)
+            for name in ('lite1', 'lite2')]
         machines = dict(resnet18='', resnet34='', resnet50='one GPU', resnet101='several GPUs')
         plain = [
-            _row(name, 'torchvision, or a path', 'BSD-3-Clause', good_for=where)
-            for name, where in machines.items()]
+            _row(name, 'torchvision, or a path', 'BSD-3-Clause', good_for=machine)
+            for name, machine in machines.items()]
         deep = [_row(name, 'a path', None) for name in ('resnet50_deep', 'resnet101_deep')]
         dino = _row(
             'timm:vit_small_patch14_dinov2', 'timm, or a path', 'Apache-2.0', (14,), 'one GPU, several GPUs')
-        return _Table([_row('toynet', 'toy (shipped)', 'Apache-2.0'), *lite, *plain, *deep, dino])
+        return _Table([_row('toynet', 'toy (shipped)', 'Apache-2.0'), lite0, *wider, *plain, *deep, dino])
     timm_name('resnet18')  # says how to get timm where it is missing
     import timm
     names = fnmatch.filter(timm.list_models(), pattern.removeprefix('timm:'))
