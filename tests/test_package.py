@@ -1,6 +1,7 @@
 """What installs and imports: light imports, version, what is inside sdist and wheel, nothing of a developer's
 machine in git."""
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,8 @@ HEAVY = ('torch', 'torchvision', 'matplotlib', 'numpy', 'IPython', 'nbdev')
 
 
 def run(*command, cwd=ROOT, stderr=False):
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return (done.stdout + (done.stderr if stderr else '')).strip()
 
