@@ -9,14 +9,11 @@ logits on.
 """
 import csv
 import importlib.util
-from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from runs_for_tests import ROOT
 
@@ -27,52 +24,6 @@ spec.loader.exec_module(trajectory)
 CLOSE = 1e-12  # relative; two summation orders differ by about 1e-14 here
 
 
-def overlap(side, kernel, stride, padding, dilation):
-    "For each place of a kernel along an axis: what it reads, how many positions in front and behind do not."
-    n = (side + 2*padding - (kernel-1)*dilation - 1)//stride + 1
-    for place in range(kernel):
-        shift = place*dilation - padding
-        first = max(0, -(shift//stride))
-        end = min(n, (side-1-shift)//stride + 1)
-        yield slice(first*stride + shift, max(0, (end-1)*stride + shift + 1), stride), first, n-end
-
-
-def whole_batch_conv(layer, image, weight, bias):
-    """What `nn.Conv2d` computes, as one product for all images at each place of the kernel. In float64
-    PyTorch takes the images one by one and reads large weights again for each, also where they meet only
-    padding."""
-    assert layer.groups == 1 and layer.padding_mode == 'zeros'
-    rows, columns = (
-        list(overlap(*numbers)) for numbers in zip(
-            image.shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation))
-    kernels = iter(weight.permute(2, 3, 0, 1).flatten(0, 1).unbind(0))
-    out = None
-    for (y, top, bottom), (x, left, right) in product(rows, columns):
-        kernel = next(kernels)
-        read = image[:, :, y, x]
-        if read.numel():
-            part = F.pad(F.linear(read.permute(0, 2, 3, 1), kernel), (0, 0, left, right, top, bottom))
-            out = part if out is None else out + part
-    out = out if bias is None else out + bias
-    return out.permute(0, 3, 1, 2)
-
-
-@pytest.mark.parametrize('kernel, stride, padding, dilation', [
-    (1, 1, 0, 1), (1, 2, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 4, 4), (3, 1, 18, 18), (7, 2, 3, 1),
-    ((3, 1), (2, 1), (1, 0), 1)])
-def test_the_convolution_here_is_pytorchs(kernel, stride, padding, dilation):
-    draw = torch.Generator().manual_seed(0)
-    layer = nn.Conv2d(3, 5, kernel, stride, padding, dilation).double()
-    image = torch.randn(2, 3, 9, 12, generator=draw, dtype=torch.float64, requires_grad=True)
-    wanted = layer(image)
-    given = torch.randn(wanted.shape, generator=draw, dtype=torch.float64)
-    inputs = (image, layer.weight, layer.bias)
-    found = whole_batch_conv(layer, image, layer.weight, layer.bias)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
-    for ours, theirs in zip(*(torch.autograd.grad(out, inputs, given) for out in (found, wanted))):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-
-
 @pytest.fixture(scope='module', params=['pascal', 'active'])
 def run(request):
     "The steps that were taken, the run itself and the reference's numbers."
@@ -80,10 +31,7 @@ def run(request):
     ours = trajectory.Trajectory(golden, request.param, torch.float64)
     n = len(golden[f'{request.param}/f64/loss'])
     theirs = {name.partition('/')[2]: golden[name] for name in golden if name.startswith(request.param)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.Conv2d, '_conv_forward', whole_batch_conv)
-        steps = list(ours.run(n))
-    return SimpleNamespace(n=n, steps=steps, ours=ours, golden=theirs)
+    return SimpleNamespace(n=n, steps=list(ours.run(n)), ours=ours, golden=theirs)
 
 
 def assert_close(ours, theirs, name):
