@@ -434,6 +434,19 @@ def test_few_packed_assignments():
     assert packed <= .015*lines, f'{packed} in {lines} lines'
 
 
+def test_no_conditional_inside_another():
+    "No `a if b else c if d else e`, in no cell and in no tool."
+    trees = [(f'{path.name} cell {cell.number}', cell.tree) for path in NOTEBOOKS for cell in read(path)]
+    tools = sorted((ROOT/'tools').glob('*.py'))
+    trees += [(path.name, ast.parse(path.read_text(encoding='utf-8'))) for path in tools]
+    faults([
+        f'{where}: {ast.unparse(node)}'
+        for where, tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.IfExp)
+        and (isinstance(node.body, ast.IfExp) or isinstance(node.orelse, ast.IfExp))])
+
+
 def test_few_files_of_results():
     files = [p.name for p in (ROOT/'nbs'/'results').rglob('*') if p.is_file() and p.suffix != '.ipynb']
     assert len(files) <= 15, f'{len(files)} files'

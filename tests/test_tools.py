@@ -1,4 +1,5 @@
 "The tools that no other test starts still start."
+import json
 import subprocess
 import sys
 
@@ -25,3 +26,18 @@ def test_pretraining_writes_a_backbone(tmp_path):
 def test_following_objects_says_what_it_wants():
     done = tool('follow_objects.py', '--help')
     assert done.returncode == 0 and '--' in done.stdout, done.stderr[-2000:]
+
+
+def test_a_notebook_is_executed_apart_from_others(tmp_path):
+    "Settings that one notebook changes do not reach the next."
+    asked = 'import matplotlib as m\nm.rcParams["figure.dpi"]'
+    cells = dict(a=f'{asked} = 33', b=asked)
+    for name, source in cells.items():
+        cell = dict(cell_type='code', id='a1', metadata={}, outputs=[], execution_count=None, source=source)
+        (tmp_path/f'{name}.ipynb').write_text(
+            json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=5)))
+    done = tool('execute.py', tmp_path/'a.ipynb', tmp_path/'b.ipynb')
+    assert done.returncode == 0, done.stderr
+    [cell] = json.loads((tmp_path/'b.ipynb').read_text())['cells']
+    [output] = cell['outputs']
+    assert float(''.join(output['data']['text/plain'])) != 33

@@ -327,12 +327,11 @@ def linked(text: str, names: dict, own: str) -> str:
         if word.startswith('corrmatch.') and word[10:] in names['']:
             return f'{{py:mod}}`{word}`'
         modules = names.get(word, ())
-        module = (
-            own
-            if own in modules
-            else modules[0]
-            if len(modules) == 1 and re.search(r'_|[A-Z]', word)
-            else None)
+        module = None
+        if own in modules:
+            module = own
+        elif len(modules) == 1 and re.search(r'_|[A-Z]', word):
+            module = modules[0]
         return f'{{py:obj}}`~corrmatch.{module}.{word}`' if module else match[0]
     parts = re.split(r'(^ *```.*?^ *```|^#.*?$|\[[^\]]*\]\([^)]*\)|\$\$.*?\$\$)', text, flags=re.M | re.S)
     return ''.join(

@@ -157,7 +157,9 @@ class Job(NamedTuple):
     @property
     def method(self):
         name = self.variant.removeprefix('trained_').removeprefix('wide_').removesuffix('_slow')
-        return 'supervised' if name == CEILING else name if name in METHODS else 'corrmatch'
+        if name == CEILING:
+            return 'supervised'
+        return name if name in METHODS else 'corrmatch'
 
 
 def make_plan(data, seeds=3, stage='all', splits=None, only=()) -> list:

@@ -1,4 +1,4 @@
-"""Execute notebooks in this process and store their outputs, byte for byte the same each time.
+"""Execute notebooks, each in a process of its own, and store their outputs, byte for byte the same each time.
 
 Usage: python tools/execute.py [NOTEBOOK ...]      (default: all of nbs/)
 Cells marked with a flag of `tst_flags` (settings.ini) are left as they are.
@@ -6,6 +6,7 @@ Cells marked with a flag of `tst_flags` (settings.ini) are left as they are.
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ['IN_TEST'] = '1'
@@ -58,9 +59,11 @@ def main(paths: list):
     cfg = get_config()
     sys.path.insert(0, str(cfg.config_path))
     skip_flags = set(cfg.tst_flags.split())
-    for path in [Path(p).absolute() for p in paths] or nbglob(cfg.nbs_path, as_path=True):
-        seconds = execute(Path(path).absolute(), skip_flags)
-        print(f'{Path(path).name}: {seconds:.1f} s, {Path(path).stat().st_size//1024} KB', flush=True)
+    # settings of matplotlib, seeds and folders of one notebook would reach the next one in the same process
+    with ProcessPoolExecutor(1, max_tasks_per_child=1) as pool:
+        for path in [Path(p).absolute() for p in paths] or nbglob(cfg.nbs_path, as_path=True):
+            seconds = pool.submit(execute, Path(path).absolute(), skip_flags).result()
+            print(f'{Path(path).name}: {seconds:.1f} s, {Path(path).stat().st_size//1024} KB', flush=True)
 
 
 if __name__ == '__main__':

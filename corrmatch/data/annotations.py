@@ -449,7 +449,9 @@ def _read_labelstudio(files, images, path, book):
         found = [(own, region) for own, region in found if region]
         drawn = masks.get(str(task.get('id')), []) if not found else []
         pixels = [(own, label, _png_inside(files.read(own), files.root/own)) for label, own in drawn]
-        size = found[0][1][2] if found else pixels[0][2].shape[::-1] if pixels else None
+        size = found[0][1][2] if found else None
+        if pixels:
+            size = pixels[0][2].shape[::-1]
         book.image(_task_image(task, images), size)
         for order, (own, (label, outline, _)) in enumerate(found):
             book.add(label, outline, own, order)
