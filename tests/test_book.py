@@ -278,6 +278,13 @@ def test_lessons_open_in_colab():
     assert (ROOT/'docs'/'static'/'colab.svg').is_file()
 
 
+def test_readme_leads_to_the_site():
+    fields = badges.settings()
+    address = f"({fields['doc_host']}{fields['doc_baseurl']}/try.html)"
+    assert (ROOT/'README.md').read_text(encoding='utf-8').count(address) == 1
+    assert "'try.md'" in (ROOT/'tools'/'docs.py').read_text(encoding='utf-8')
+
+
 def test_badge_follows_the_address_of_the_repository():
     fields = badges.settings() | dict(git_url='https://github.com/someone/fork', branch='dev')
     text = badges.badge(ROOT/'nbs'/'method'/'04_correlation.ipynb', fields)

@@ -17,8 +17,11 @@ from nbdev.processors import (
     FilterDefaults, clean_magics, hide_, hide_line, rm_export, rm_header_dash, strip_ansi)
 from traitlets.config import Config
 
+from badges import settings
+
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = 'nbs/readme_files'
+EXPLORE = 'In a notebook, `corrmatch.explore('  # stands once in the index
 NOTE = '<!-- Generated from nbs/index.ipynb by `make readme`: edit the notebook. -->'
 
 
@@ -47,6 +50,17 @@ def from_root(match: re.Match) -> str:
     return f']({posixpath.normpath(posixpath.join("nbs", target))})'
 
 
+def with_site(text: str, fields: dict) -> str:
+    "Point to the explorer on the book's site, whose address the fields of settings.ini have."
+    url = f"{fields['doc_host']}{fields['doc_baseurl']}/try.html"
+    if text.count(EXPLORE) != 1:
+        raise ValueError(f'nbs/index.ipynb: "{EXPLORE}" stands {text.count(EXPLORE)} times, not once')
+    return text.replace(
+        EXPLORE,
+        f'The site of the book has [an explorer on a photograph]({url}) for your browser, with nothing to '
+        f'install; `make docs` builds the site into `_docs/`. {EXPLORE}')
+
+
 def render(root: Path = ROOT) -> tuple[str, dict]:
     "Return the text of README.md and its figures as {path relative to root: bytes}."
     nb = read_nb(root/'nbs'/'index.ipynb')
@@ -63,6 +77,7 @@ def render(root: Path = ROOT) -> tuple[str, dict]:
     for number, cell in enumerate(nb.cells):
         if alt := cell.metadata.get('alt'):
             text = re.sub(rf'!\[\w+\](?=\({FIGURES}/output_{number}_)', lambda _: f'![{alt}]', text)
+    text = with_site(text, settings(root))
     text = re.sub(r'\n{3,}', '\n\n', re.sub(r'[ \t]+$', '', f'{NOTE}\n\n{text.strip()}\n', flags=re.M))
     return text, {path.replace('\\', '/'): data for path, data in resources['outputs'].items()}
 
