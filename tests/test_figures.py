@@ -19,7 +19,7 @@ LEAST = 36     # pixels: smaller boxes are legends, bars and letters
 NEAR = 10      # levels of 256 that compression may change
 ALLOWED = {    # cell: why panels of one colour are right there
     '46049533': 'squares of the palette', 'cc47a97b': 'squares of the palette',
-    '020ab472': 'squares of the palette', '41608172': 'each pixel lies in one window',
+    '020ab472': 'squares of the palette',
     '5a367e2e': 'shows how a wrong scale makes an image black', '029f3a1f': 'stacked bars',
     'b83f928e': 'a single position on its grid', '6a656708': 'bars of a plot'}
 

@@ -321,10 +321,10 @@ def class_display(
     log = Path(run or '')/'val.csv'
     head = next(csv.reader(log.read_text(encoding='utf-8').splitlines()[:1]), []) if log.is_file() else []
     scored = [c.removeprefix('iou_') for c in head if c.startswith('iou_')]
-    colors = 'pascal' if config.data else 'toy'
+    names = scored if len(scored) == k else names
     if family == 'cityscapes':
-        colors = 'cityscapes'
-    return scored if len(scored) == k else names, palette(k, colors)
+        return names, palette(k, 'cityscapes')
+    return names, palette(k, 'pascal' if config.data else 'toy')
 
 # %% ../../nbs/use/42_predict.ipynb #512f0739
 def _from_hub(name):
