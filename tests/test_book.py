@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import badges  # noqa: E402
+import readme  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
 NUMBERED = sorted((p for p in NOTEBOOKS if re.match(r'\d', p.name)), key=lambda p: p.name)
@@ -279,10 +280,13 @@ def test_lessons_open_in_colab():
 
 
 def test_readme_leads_to_the_site():
-    fields = badges.settings()
-    address = f"({fields['doc_host']}{fields['doc_baseurl']}/try.html)"
-    assert (ROOT/'README.md').read_text(encoding='utf-8').count(address) == 1
-    assert "'try.md'" in (ROOT/'tools'/'docs.py').read_text(encoding='utf-8')
+    "Its explorer page is named, and linked as soon as the host in settings.ini is no placeholder."
+    fields = badges.settings() | dict(doc_host='https://book.example.net')
+    linked = readme.with_site(f'A. {readme.EXPLORE}', fields)
+    assert f"(https://book.example.net{fields['doc_baseurl']}/try.html)" in linked
+    plain = readme.with_site(readme.EXPLORE, badges.settings())
+    assert plain in (ROOT/'README.md').read_text(encoding='utf-8')
+    assert "folder/'try.md'" in (ROOT/'tools'/'docs.py').read_text(encoding='utf-8')
 
 
 def test_badge_follows_the_address_of_the_repository():

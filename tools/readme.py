@@ -51,14 +51,14 @@ def from_root(match: re.Match) -> str:
 
 
 def with_site(text: str, fields: dict) -> str:
-    "Point to the explorer on the book's site, whose address the fields of settings.ini have."
-    url = f"{fields['doc_host']}{fields['doc_baseurl']}/try.html"
+    "Point to the explorer on the book's site; with a link, once settings.ini has an address of its own."
     if text.count(EXPLORE) != 1:
         raise ValueError(f'nbs/index.ipynb: "{EXPLORE}" stands {text.count(EXPLORE)} times, not once')
-    return text.replace(
-        EXPLORE,
-        f'The site of the book has [an explorer on a photograph]({url}) for your browser, with nothing to '
-        f'install; `make docs` builds the site into `_docs/`. {EXPLORE}')
+    page = 'an explorer on a photograph'
+    if not fields['doc_host'].endswith('//example.org'):
+        page = f"[{page}]({fields['doc_host']}{fields['doc_baseurl']}/try.html)"
+    note = f'The site of the book, which `make docs` builds into `_docs/`, has {page} for your browser.'
+    return text.replace(EXPLORE, f'{note} {EXPLORE}')
 
 
 def render(root: Path = ROOT) -> tuple[str, dict]:
