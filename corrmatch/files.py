@@ -136,6 +136,15 @@ def show_log(
     log.addHandler(_Lines())
     log.setLevel(level)
 
+# %% ../nbs/13_files.ipynb #7c1e5b02
+def counted(
+    n:int,    # how many
+    what:str, # one of them
+)->str:       # '1 mask', '3 masks', '2 classes'
+    "Write a number and what it counts, in the singular or plural."
+    many = 'es' if what.endswith('s') else 's'
+    return f'{n} {what}{"" if n == 1 else many}'
+
 # %% ../nbs/13_files.ipynb #7c1e5a04
 def text_table(
     rows:Sequence[Sequence[str]],  # rows of cells, the heading first

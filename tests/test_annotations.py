@@ -586,7 +586,7 @@ def test_images_that_are_missing(tmp_path):
     for i in (1, 2):
         (tmp_path / f'p{i}.png').unlink()
     photo(tmp_path / 'x.png')
-    refused(lambda: check(tmp_path), 'none of the 3 images', 'p0.png')
+    refused(lambda: check(tmp_path), '3 images (p0.png', 'of which none')
 
 
 def test_polygons_outside_and_of_two_points(tmp_path):

@@ -137,7 +137,7 @@ def damage(data, what):
         ('empty list', ('labeled.txt', 'empty')), ('missing list', ('val.txt',)),
         ('id without file', ('s99', 'labeled.txt')), ('truncated', ('s1.png',)),
         ('sizes', ('s1.png', '20x20')), ('value', ('s1.png', '77', '10 pixels')),
-        ('absent class', ('occur in none',))])
+        ('absent class', ('occur in no mask',))])
 def test_bad_data_is_named_before_training(data, tmp_path, what, words):
     damage(data, what)
     one_line(train(data, tmp_path/'run'), *words)

@@ -188,7 +188,8 @@ def test_missing_images_are_named_with_a_hint(tmp_path):
 
 def test_no_image_is_there(tmp_path):
     refused(
-        lambda: check(folder(tmp_path, notes(range(20, 22)))), 'ann.json', 'none of the 2 images', 'p20.png')
+        lambda: check(folder(tmp_path, notes(range(20, 22)))),
+        'ann.json', '2 images (p20.png', 'of which none')
 
 
 def test_annotations_of_unknown_images(tmp_path):

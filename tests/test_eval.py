@@ -151,7 +151,7 @@ def test_one_bad_mask_among_good_ones_is_found_before_scoring(tmp_path):
     mask = np.asarray(Image.open(tmp_path/'d/masks/p6.png')).copy()
     mask[5, 5] = 7
     Image.fromarray(mask).save(tmp_path/'d/masks/p6.png')
-    refused(lambda: open_val(tmp_path/'none', record(tmp_path/'d', 2)), 'masks/p6.png', 'value 7 in 1 pixels')
+    refused(lambda: open_val(tmp_path/'none', record(tmp_path/'d', 2)), 'masks/p6.png', 'value 7 in 1 pixel')
     Image.fromarray(mask[:40]*0).save(tmp_path/'d/masks/p6.png')
     refused(
         lambda: open_val(tmp_path / 'none', record(tmp_path / 'd', 2)), 'masks/p6.png', '48x40 pixels',
@@ -324,7 +324,7 @@ def test_eval_of_one_image_and_of_absent_classes(tmp_path, capsys):
         assert main(['eval', str(tmp_path/'run'), '--val', 'one.txt', '--device', 'cpu', *flags]) == 0
         said = capsys.readouterr().out
         assert (
-            'on 1 images' in said
+            'on 1 image ' in said
             and re.search(rf'^class 2 +{ABSENT}$', said, re.M)
             and 'occurs in no validation mask: class 2' in said)
         means[flags] = [
@@ -356,7 +356,7 @@ def test_one_validation_image(tmp_path, capsys):
     capsys.readouterr()
     assert main(['eval', run, '--device', 'cpu']) == 0
     said = capsys.readouterr().out
-    assert 'on 1 images' in said and float(re.search(r'^mIoU +(\S+)$', said, re.M)[1]) == pytest.approx(
+    assert 'on 1 image ' in said and float(re.search(r'^mIoU +(\S+)$', said, re.M)[1]) == pytest.approx(
         best, abs=0.06)
     assert main(['report', run, '--device', 'cpu', '--out', str(tmp_path/'r.html')]) == 0
     assert 'All 1 validation images' in (tmp_path/'r.html').read_text()

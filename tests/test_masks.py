@@ -148,7 +148,7 @@ def blurred(m, i): return Image.fromarray((m > 0).astype(np.uint8)*255).filter(I
             ('soft edges',)),
         (
             lambda m, i: ((m > 0) * (255 if i % 2 else 1)).astype(np.uint8),
-            ('5 masks hold 0 and 1', '5 hold 0 and 255', '--ignore 255')),
+            ('0 and 1 in 5 masks', '0 and 255 in 5 masks', '--ignore 255')),
         (
             lambda m, i: np.where((m == 1) & (i > 4), 255, np.array([0, 90, 200])[m]).astype(np.uint8),
             ('is 255 a class or ignored?', '--ignore 255', '--classes 4')),
@@ -220,7 +220,7 @@ def test_a_stray_id_next_to_the_classes_is_no_class(tmp_path):
     stray = truth(5)
     stray[3, 3] = 3
     save(tmp_path/'masks/p05.png', stray)
-    assert [e[:48] for e in errors(tmp_path)] == ['masks/p05.png: value 3 in 1 pixels is no class (']
+    assert [e[:47] for e in errors(tmp_path)] == ['masks/p05.png: value 3 in 1 pixel is no class (']
     assert check(tmp_path, classes=4).ok, 'unless the user counts it'
 
 
@@ -306,8 +306,8 @@ def red(m, i=0): return np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8
     [
         (
             two_kinds(binary(255), binary(65535, np.uint16)),
-            ('5 masks hold 0 and 255', '5 hold 0 and 65535', '--ignore 65535')),
-        (two_kinds(binary(1), binary(65535, np.uint16)), ('5 masks hold 0 and 1', '5 hold 0 and 65535')),
+            ('0 and 255 in 5 masks', '0 and 65535 in 5 masks', '--ignore 65535')),
+        (two_kinds(binary(1), binary(65535, np.uint16)), ('0 and 1 in 5 masks', '0 and 65535 in 5 masks')),
         (dotted(1, 4, binary(255)), ('255 in large areas', '1 in specks of 8 pixels', '--ignore 255')),
         (dotted(254, 4, binary(255)), ('255 in large areas', '254 in specks of 8 pixels')),
         (lambda m, i: np.array([0, 1, 254], np.uint8)[m], ('--map order',)),

@@ -7,7 +7,7 @@ __all__ = ['Level', 'Report', 'check_data', 'save_report', 'convert_data', 'Spli
 import hashlib, io, json, os, re, sys, time, unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from itertools import islice
@@ -23,7 +23,7 @@ from ..config import IGNORE_INDEX, Config, Method, preset
 from .folders import (
     ClassCounts, FolderSource, IMAGE_SUFFIXES, list_lines, mark_output, missing_classes, parse_line,
     read_classes, read_conversion, read_split, refuse_shared)
-from ..files import DataError, is_reachable, link_or_copy, text_table, write_file
+from ..files import DataError, counted, is_reachable, link_or_copy, text_table, write_file
 from .layouts import Item, Layout, describe_layout, file_table, find_layout, read_stored
 from .masks import (
     Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_image,
@@ -280,11 +280,12 @@ def _strange(scan, mapping, mask):
     if not bad:
         return []
     shown = _colors_of(bad[:3]) if mapping.packed else ', '.join(map(str, bad[:3]))
-    what = 'colour' if mapping.packed else 'value'
+    kind = 'colour' if mapping.packed else 'value'
+    what, verb = (kind, 'is') if len(bad) == 1 else (f'{kind}s', 'are')
     n = sum(scan.values[v] for v in bad)
     text = (
-        f'{what} {shown}{" ..." if len(bad) > 3 else ""} in {n} pixels is no class ({mapping.text}); '
-        'correct the mask or name the classes in classes.txt')
+        f'{what} {shown}{" ..." if len(bad) > 3 else ""} in {counted(n, "pixel")} {verb} no class '
+        f'({mapping.text}); correct the mask or name the classes in classes.txt')
     return [_Issue('error', 'values', mask, text)]
 
 # %% ../../nbs/data/23_check.ipynb #01750954
@@ -448,7 +449,7 @@ def _depth_findings(layout, scans, depth):
         return out
     low, high = depth or find_depth([s.span for s in deep])
     narrow = [s for s in deep if _is_narrow(s, low, high)]
-    text = f'{len(deep)} images of more than 8 bits: values {low:g} to {high:g} become 0 to 255'
+    text = f'{counted(len(deep), "image")} of more than 8 bits: values {low:g} to {high:g} become 0 to 255'
     dull = ''
     if narrow:
         dull = (
@@ -1537,6 +1538,8 @@ def _cpu_rules(crop, n_labeled, n_unlabeled, given):
     return rules
 
 # %% ../../nbs/data/23_check.ipynb #0adee09a
+_PRESET = 'vocanimals' # whose other values a run on a folder of one's own takes
+
 def _fill_in(report, lists, changes):
     "Fields of a run that were not given, the rules that they follow, and the reason for the backbone."
     root = report.layout.root
@@ -1579,7 +1582,7 @@ def auto_config(
     fields = dict(data=str(root), n_classes=len(report.mapping.names)) | paths | found | changes
     if any(s.span for s in report.scans):
         fields['depth'] = str(report.depth)
-    config = replace(preset('vocanimals', method, **fields), name=root.resolve().name or 'data')
+    config = replace(preset(_PRESET, method, **fields), name=root.resolve().name or 'data')
     return config, _explain(report, config, why, rules, changes, reason)
 
 # %% ../../nbs/data/23_check.ipynb #16174453
@@ -1599,4 +1602,12 @@ def _explain(report, config, why, rules, changes, reason):
     told = dict(auto='from a cache, a package or a download')
     weights = 'given' if 'weights' in changes else told.get(config.weights, '')
     lines.append(f"backbone={config.backbone}: {reason}; weights={config.weights or 'none'}: {weights}")
-    return '\n'.join(lines)
+    rest = _kept_of_preset(config, {*rules, *changes})
+    return '\n'.join([*lines, f'as in the preset {_PRESET}: {rest}'])
+
+def _kept_of_preset(config, told):
+    "Values that the preset sets, but for those that the text has told."
+    names = [f.name for f in fields(config) if f.name not in {*told, 'name', 'method', 'data', 'n_classes'}]
+    usual, chosen = Config(), preset(_PRESET, config.method)
+    kept = [n for n in names if getattr(config, n) == getattr(chosen, n) != getattr(usual, n)]
+    return ', '.join(f'{n}={getattr(config, n)}' for n in kept)

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from ..config import IGNORE_INDEX
 from .folders import is_path_traversal
-from ..files import DataError
+from ..files import DataError, counted
 
 # %% ../../nbs/data/20_coco.ipynb #3c9f7156
 def _plain(value):
@@ -753,7 +753,7 @@ def read_coco(
 def _nothing(root, files, left):
     "Write the error for COCO files of which no image is there."
     names = [name for _, name in left['missing']]
-    lost = (f'none of the {len(names)} images that it names ({_such(names)}) is in the data folder; '
+    lost = (f'names {counted(len(names), "image")} ({_such(names)}), of which none is in the data folder; '
             'put them there, or take the file away')
     return f'{root / next(iter(files))}: ' + (
         lost if names else 'names no image; export it again, or take it away')

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from ..config import IGNORE_INDEX
 from ..viz import palette
-from ..files import DataError
+from ..files import DataError, counted
 
 # %% ../../nbs/data/15_folders.ipynb #7c090d65
 _TITLES = r'"?({})s?[ _-]?(name|path|file|id)?"?'  # of a column
@@ -527,7 +527,7 @@ def count_ids(
         return counts
     more = f' (and {len(bad)-1} more such values)' if len(bad) > 1 else ''
     raise DataError(
-        f'{name}: value {bad[0]} in {counts[bad[0]]} pixels{more} is no class: '
+        f'{name}: value {bad[0]} in {counted(counts[bad[0]], "pixel")}{more} is no class: '
         f'classes are 0..{n_classes - 1}, ignored is {ignore_index}; correct the mask or set n_classes')
 
 # %% ../../nbs/data/15_folders.ipynb #21a3c6c1
@@ -582,7 +582,8 @@ def missing_classes(
     if not absent:
         return ''
     return (
-        f'{len(absent)} of {len(counts.images)} classes occur in none of the {counts.n_images} masks: '
+        f'{len(absent)} of {len(counts.images)} classes occur in no mask '
+        f'({counted(counts.n_images, "mask")} read): '
         f'{", ".join(absent[:8])}{", ..." if len(absent) > 8 else ""}; '
         'add labeled images that show them, or lower n_classes')
 

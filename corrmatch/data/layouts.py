@@ -19,7 +19,7 @@ from ..config import IGNORE_INDEX
 from .folders import (
     IMAGE_SUFFIXES, ESCAPES_ROOT, class_rows, derived_from, folder_homes, folder_role, escapes_root,
     line_fields, list_lines, mask_of, own_outputs)
-from ..files import DataError
+from ..files import DataError, counted
 from .masks import StoredMask, load_image, read_mask
 
 # %% ../../nbs/data/22_layouts.ipynb #8e2b6ec5
@@ -744,7 +744,7 @@ def _refuse_both(root, coco, masks):
         return
     source = next(iter(coco.images.values())).source
     raise DataError(
-        f'{root}: holds annotations ({source}) and {len(masks)} masks ({masks[0]}); '
+        f'{root}: holds annotations ({source}) and {counted(len(masks), "mask")} ({masks[0]}); '
         'only one of the two can count: name the folder of masks with --masks FOLDER, or take the '
         'masks out of the data folder')
 
@@ -1041,9 +1041,8 @@ def _refuse_annotations(root, layout, found):
     arrays = [p for p, (use, _) in found['aside'].items() if use == 'array']
     if arrays and not layout.orphan_masks:
         raise DataError(
-            f"{root}: no masks as images, but arrays: {arrays[0]}, like {len(arrays)} files; save masks "
-            "as PNG of class ids, "
-            "Image.fromarray(mask.astype('uint8')).save(...)")
+            f"{root}: no masks as images, but arrays: {arrays[0]}, like {counted(len(arrays), 'file')}; "
+            "save masks as PNG of class ids, Image.fromarray(mask.astype('uint8')).save(...)")
 
 # %% ../../nbs/data/22_layouts.ipynb #b41f5c14
 def _use_of_text(path, layout, found, lists):
@@ -1176,7 +1175,7 @@ def describe_layout(
     n_masks = sum(i.has_mask for i in layout.items)
     splits = Counter(i.split for i in items if i.split)
     kind = 'folders of images and masks' if layout.kind == 'folders' else f'{layout.kind} layout'
-    parts = [f'found: {kind}', f'{len(items)} images', f'{n_masks} masks']
+    parts = [f'found: {kind}', counted(len(items), 'image'), counted(n_masks, 'mask')]
     if splits:
         told = ', '.join(f'{splits[s]} {s}' for s in ('train', 'val', 'test') if splits[s])
         parts.append(f'lists or folders say {told}')
@@ -1190,7 +1189,7 @@ def describe_layout(
     if layout.n_ignored:
         parts.append(f'left out because no list names them: {layout.n_ignored}')
     if layout.classes:
-        parts.append(f'{len(layout.classes[0])} classes named by {layout.classes[2]}')
+        parts.append(f'{counted(len(layout.classes[0]), "class")} named by {layout.classes[2]}')
     return ', '.join(parts)
 
 # %% ../../nbs/data/22_layouts.ipynb #0032b8ca

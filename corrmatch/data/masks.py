@@ -15,7 +15,7 @@ import os
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from ..config import IGNORE_INDEX
 from .folders import list_lines, too_large
-from ..files import DataError
+from ..files import DataError, counted
 from ..viz import palette
 
 # %% ../../nbs/data/19_masks.ipynb #9a8268f2
@@ -478,10 +478,10 @@ def _two_conventions(facts, ids, tops, where):
     names = [{*of} for of in files.values()]
     if len(files) < 2:
         return
-    first, *others = [f'{len(of)} {{}}hold 0 and {v} ({of[0]})' for v, of in files.items()]
+    told = [f'0 and {v} in {counted(len(of), "mask")} ({of[0]})' for v, of in files.items()]
     if sum(map(len, names)) == len(set().union(*names)):
         raise DataError(
-            f'{where}: {", ".join([first.format("masks "), *(o.format("") for o in others)])}, none both: '
+            f'{where}: {", ".join(told)}, no mask has both: '
             f'save all alike, or say --ignore {tops[-1]} if {tops[-1]} is ignored')
     if 1 not in files:
         raise _ambiguous_top([0, tops[0]], tops[1], where, 'save all alike')
@@ -718,9 +718,9 @@ def _doubts(facts, found, is_named):
         of = [f.name for f in facts if any(v in f.counts for v in lone)]
         kind = 'colour' if found.packed else 'value'
         out.append(
-            f'{kind} {_value_texts(lone, found.packed)}: only specks and lines, {n} pixels in {len(of)} '
-            f'masks, such as {of[0]}, and a class; if stray brush strokes or smoothing made it, correct the '
-            'masks or say what it is with --map FILE')
+            f'{kind} {_value_texts(lone, found.packed)}: only specks and lines, {counted(n, "pixel")} in '
+            f'{counted(len(of), "mask")}, such as {of[0]}, and a class; if stray brush strokes or '
+            'smoothing made it, correct the masks or say what it is with --map FILE')
     soft = [f for f in facts if sum(n for v, n in f.between.items() if v in solid) >= max(16, 3*f.jumps)]
     if len(soft)*2 >= len(facts):
         out.append(
@@ -822,7 +822,8 @@ def _read_map(path):
         table |= dict.fromkeys(values, IGNORE_INDEX if name == 'ignore' else names.index(name))
     if len(kinds) != 1 or not 2 <= len(names) < IGNORE_INDEX:
         raise DataError(
-            f'{path}: {len(names)} classes; name 2 to {IGNORE_INDEX - 1}, all by values or all by colours')
+            f'{path}: {counted(len(names), "class")}; name 2 to {IGNORE_INDEX - 1}, '
+            'all by values or all by colours')
     return table, names, kinds.pop()
 
 # %% ../../nbs/data/19_masks.ipynb #e25772a2

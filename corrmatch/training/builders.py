@@ -28,7 +28,7 @@ from ..data.shards import open_unlabeled
 from ..data.toy import TOY_CLASSES, toy_arrays
 from ..data.views import denormalize, jitter_options, normalize
 from ..engine.regions import fast_propagate_regions, fast_region_maps
-from ..files import DataError
+from ..files import DataError, counted
 from ..method.correlation import correlation_rows
 from ..method.losses import LossTerms, dice_loss, ohem_ce, supervised_ce
 from ..method.pseudo_labels import confidence, pseudo_label
@@ -123,7 +123,8 @@ def _classes(root, n_classes):
         [f'class {c}' for c in range(n_classes)], palette(n_classes, 'pascal'))
     if len(names) != n_classes:
         raise DataError(
-            f'{root / "classes.txt"}: names {len(names)} classes, but n_classes={n_classes}; make them equal')
+            f'{root / "classes.txt"}: names {counted(len(names), "class")}, but n_classes={n_classes}; '
+            'make them equal')
     return names, colors
 
 # %% ../../nbs/training/33_builders.ipynb #0ee16e97

@@ -16,7 +16,7 @@ from ..data.folders import (
     ClassCounts, FolderSource, check_source, count_ids, open_image, open_mask, read_classes, read_conversion)
 from ..data.layouts import Item, read_stored
 from ..data.masks import Depth, is_color, map_ids, parse_depth, read_photo
-from ..files import DataError
+from ..files import DataError, counted
 from .run_folder import read_data_record, read_record
 from .builders import Datasets, make_datasets
 
@@ -162,8 +162,8 @@ class _MappedSource(FolderSource):
         value = _value_text(int(values[bad[0]]), packed)
         more = f' (and {len(bad)-1} more)' if len(bad) > 1 else ''
         raise DataError(
-            f'{pair.mask}: {what} {value}{more} in {counts[bad].sum()} pixels is no class of this run '
-            f'({self.meaning.text()}); {remedy}')
+            f'{pair.mask}: {what} {value}{more} in {counted(counts[bad].sum(), "pixel")} is no class of '
+            f'this run ({self.meaning.text()}); {remedy}')
 
 # %% ../../nbs/training/35_reading.ipynb #c3d4e5a7
 def _size(path):
@@ -194,8 +194,8 @@ def _class_names(root, names, recorded, n_classes):
     own = read_classes(root)
     if own and len(own[0]) != n_classes:
         raise DataError(
-            f'{root / "classes.txt"}: names {len(own[0])} classes ({", ".join(own[0][:4])}, ...), and the '
-            f'run has {n_classes}; score it on data of the same classes')
+            f'{root / "classes.txt"}: names {counted(len(own[0]), "class")} ({", ".join(own[0][:4])}, ...), '
+            f'and the run has {n_classes}; score it on data of the same classes')
     if not recorded or len(recorded) != n_classes or recorded == list(names):
         return names, ''
     if not own:
@@ -242,8 +242,8 @@ def _check_val(val, config, most):
     counts = check_source(val, config.n_classes, progress=lambda rows: spaced(len(rows), most))
     if not counts.pixels.sum():
         raise DataError(
-            f"val='{config.val}': every pixel of its {counts.n_images} masks is ignored ({IGNORE_INDEX}), "
-            "so nothing can be scored; name masks that show classes")
+            f"val='{config.val}': every pixel of its {counted(counts.n_images, 'mask')} is ignored "
+            f"({IGNORE_INDEX}), so nothing can be scored; name masks that show classes")
     return counts
 
 # %% ../../nbs/training/35_reading.ipynb #fc084702

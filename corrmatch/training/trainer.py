@@ -31,7 +31,7 @@ from ..config import IGNORE_INDEX, PRESETS, Config, check_config
 from .checkpoints import fitted_model
 from ..data.folders import (
     ArraySource, ClassCounts, check_source, mark_output, missing_classes, refuse_shared)
-from ..files import DataError, log, show_log, text_table, write_atomic
+from ..files import DataError, counted, log, show_log, text_table, write_atomic
 from ..models.backbones import find_weights
 from ..models.deeplab import DeepLabV3Plus, ResNet
 from ..method.losses import LossTerms
@@ -77,8 +77,8 @@ def _refuse_ignored(counts, name, path):
         return
     what = 'scored' if name == 'val' else 'learned'
     raise DataError(
-        f"{name}='{path}': every pixel of its {counts.n_images} masks is ignored ({IGNORE_INDEX}), so "
-        f"nothing can be {what}; name masks that show classes")
+        f"{name}='{path}': every pixel of its {counted(counts.n_images, 'mask')} is ignored "
+        f"({IGNORE_INDEX}), so nothing can be {what}; name masks that show classes")
 
 def _refuse_overlap(sources, config):
     "Raise DataError if a validation image is also a training image."
@@ -1078,9 +1078,9 @@ def describe(self:Trainer)->str:
     precision = str(self.dtype or torch.float32).removeprefix('torch.')
     return '\n'.join([
         f'{c.method} on {c.name}: {len(self.sources.labeled)} labeled, {n_u} unlabeled, '
-        f'{len(self.sources.val)} validation images, {c.n_classes} classes',
+        f'{counted(len(self.sources.val), "validation image")}, {counted(c.n_classes, "class")}',
         f'{c.backbone}, stride {c.stride}, crop {c.crop}, {precision} on {self.device}',
-        f'{self.steps} steps of {c.batch_x}+{c.batch_u if n_u else 0} images{over}, {_lr_text(c)}',
+        f'{counted(self.steps, "step")} of {c.batch_x}+{c.batch_u if n_u else 0} images{over}, {_lr_text(c)}',
         self.weights_text,
         *_rough(len(self.sources.val)),
         f'run folder: {self.out}'])
@@ -1145,10 +1145,11 @@ def summary(self:Trainer)->str:
         lines.append(f'with averaged weights: best {max(averaged):.2f}, last {averaged[-1]:.2f}')
     if self.guard.skipped:
         lines.append(
-            f'{self.guard.skipped} steps without a finite loss were skipped: {self.out / "skipped.csv"}')
+            f'skipped {counted(self.guard.skipped, "step")} without a finite loss: '
+            f'{self.out / "skipped.csv"}')
     if self.broken:
         lines.append(
-            f'{len(self.broken)} images could not be read and were skipped: {", ".join(self.broken)}')
+            f'skipped {counted(len(self.broken), "image")} that cannot be read: {", ".join(self.broken)}')
     if self.ended:
         more = ' --patience 0' if 'patience' in self.ended else ''
         lines.append(

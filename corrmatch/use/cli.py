@@ -356,6 +356,7 @@ def _eval(
     **settings,                # fields of Config
 ):
     "score a run on a validation list"
+    from corrmatch.files import counted
     from corrmatch.models.corrmatch_net import set_propagated
     from corrmatch.training.reading import open_val
     from corrmatch.training.trainer import load_run, pick_device
@@ -370,7 +371,7 @@ def _eval(
     sources, _, note = open_val(run, config)
     where = f'{config.data} ({config.val})' if config.data else 'the generated toy world'
     scored = {'none': '', 'mean': ', mean with propagated scores', 'only': ', propagated scores'}[propagated]
-    print(f'{run}/{checkpoint}.pt{scored} on {len(sources.val)} images of {where}')
+    print(f'{run}/{checkpoint}.pt{scored} on {counted(len(sources.val), "image")} of {where}')
     absent, table = _scores(model, config, sources, checkpoint, place)
     print('\n'.join(text for text in (note, absent, table) if text))
 
@@ -404,7 +405,7 @@ def _lr_find(
     **settings,        # fields of Config and of Meaning
 ):
     "train some steps with a growing learning rate and suggest one; no run is kept"
-    from corrmatch.files import check_place, write_atomic
+    from corrmatch.files import check_place, counted, write_atomic
     from corrmatch.pages import figure_png
     from corrmatch.use import api
     _refuse_for_preset(folder_or_preset, dict(labels=labels, classes=classes, lists=lists, **settings))
@@ -413,7 +414,8 @@ def _lr_find(
     found = api.find_lr(
         folder_or_preset, cast(Any, method), labels, classes, lists, lowest, highest, tries, **settings)
     write_atomic(figure, figure_png(found.figure()))
-    print(f'suggestion after {len(found.rates)} steps: --lr {found.suggestion:.2g}; figure: {figure}')
+    steps = counted(len(found.rates), 'step')
+    print(f'suggestion after {steps}: --lr {found.suggestion:.2g}; figure: {figure}')
 
 # %% ../../nbs/use/51_cli.ipynb #5a9c11e0
 @_command('corrmatch suggest photos --run runs/photos -n 20')

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from ..config import Config
-from ..files import DataError, check_place, text_table, write_atomic
+from ..files import DataError, check_place, counted, text_table, write_atomic
 from ..pages import Card, embed, figure_png, render_page, thumbnail
 from ..training.run_folder import read_record, recorded_config
 from .report import Scored, _examples, _mask_image, _wrong, score_run
@@ -56,7 +56,7 @@ class Comparison:
             ('mIoU, all pixels together', *[f'{m:.2f}' for m in miou], f'{miou[1]-miou[0]:+.2f}'),
             ('IoU of an image, mean', *[f'{m:.2f}' for m in self.iou.mean(1)], f'{d.mean():+.2f}')])
         return (
-            f'{table}\n{len(d)} images: {self.names[1]} is better on {(d > 0).sum()}, worse on '
+            f'{table}\n{counted(len(d), "image")}: {self.names[1]} is better on {(d > 0).sum()}, worse on '
             f'{(d < 0).sum()}\nmean difference {d.mean():+.2f}, from {low:+.2f} to {high:+.2f} if other '
             f'images are drawn (95 %){few}; another seed of training is not part of this')
     def order(self)->np.ndarray: # (n,) places, where the second run loses most first

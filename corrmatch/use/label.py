@@ -30,7 +30,7 @@ from ..data.folders import (
     read_classes, read_split)
 from ..data.layouts import SKIPPED, visible_files
 from ..data.masks import parse_depth, png_bytes, read_photo
-from ..files import DataError, log, write_file
+from ..files import DataError, counted, log, write_file
 from ..method.correlation import correlation_rows
 from ..method.pixel import resize
 from ..models.corrmatch_net import CorrMatchNet
@@ -424,7 +424,7 @@ class LabelFolder:
         strange = np.setdiff1d(ids, [*range(len(self.names)), IGNORE_INDEX])
         if strange.size:
             raise DataError(
-                f'{path}: value {strange[0]} in {(ids == strange[0]).sum()} pixels is none of the '
+                f'{path}: value {strange[0]} in {counted((ids == strange[0]).sum(), "pixel")} is none of the '
                 f'{len(self.names)} classes; add its class with --classes, or correct the mask')
     def share(self, i:int)->float: # of image i, counted from 0
         "Return the share of pixels with a class, 0..1; 1 for the mask of another program."

@@ -25,7 +25,7 @@ from ..config import IGNORE_INDEX, Config
 from ..training.checkpoints import fitted_model, load_weights, make_card, save_pretrained
 from ..method.correlation import correlation_rows
 from ..data.folders import mark_output, read_classes
-from ..files import DataError, check_place, make_folder, write_file
+from ..files import DataError, check_place, counted, make_folder, write_file
 from .annotators import AnnotationTool, AnnotationWriter, open_annotations
 from .explore import explorer, write_explorer
 from ..data.layouts import PICTURE_SUFFIXES, visible_files
@@ -637,7 +637,7 @@ class _Sheet:
             if len(self.rows) > len(self.cards)
             else '')
         head = (
-            f'{len(self.rows)} images by {p.config.method} with {p.config.backbone}, scales '
+            f'{counted(len(self.rows), "image")} by {p.config.method} with {p.config.backbone}, scales '
             f'{", ".join(f"{s:g}" for s in p.scales)}{", and mirrored" if p.flip else ""}'
             f'{_PROPAGATED[p.propagated]}.{more}')
         _put(self.out/'index.html', _sheet_page('Predictions', head, p.names, p.colors, self.cards, broken))
@@ -806,7 +806,7 @@ def _pseudo_page(opened, out, rows, cards, broken, tau):
         if any(len(card.images) > 2 for card in cards)
         else 'the image, its label (weak/)')
     head = (
-        f'{len(rows)} images by {c.method} with {c.backbone}, threshold {tau:.3f}. From left to '
+        f'{counted(len(rows), "image")} by {c.method} with {c.backbone}, threshold {tau:.3f}. From left to '
         f'right: {order}. What is not painted is ignored.{more}')
     _put(
         out / 'index.html',
