@@ -1,5 +1,4 @@
-"""The runner of the measurements: its plan, its locks, stopping and going on, what it collects, and the
-generated Pascal folder."""
+"The runner of the measurements: its plan, its locks, stopping and going on, and what it collects."
 import csv
 import importlib.util
 import json
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from corrmatch.config import preset
 from corrmatch.training.run_folder import CsvLog, note_state, run_state
@@ -318,20 +316,3 @@ def test_plan_is_printed_with_hours(tmp_path, capsys):
     line = next(l for l in shown.splitlines() if 'supervised' in l and '1_16' in l)
     assert 'finished' in line and float(line.split()[-1]) == pytest.approx(
         (evidence.STEPS * 0.5 + 2 * 233 * evidence.SECONDS['image']) / 3600, abs=0.006)
-
-
-def test_pascal_smoke_small(tmp_path):
-    "The preset's every part but the size: a small network here, the real one by hand."
-    found = evidence.pascal_smoke(
-        4, tmp_path, 33, 2, 1, tmp_path / 'found.json', backbone='toynet', dim=16, low_dim=8, regions=8,
-        device='cpu')
-    assert (
-        found['faults'] == []
-        and found['stopped_and_resumed_at'] == 2
-        and {'x', 'x_corr'} <= set(found['losses_seen']))
-    assert (
-        json.loads((tmp_path / 'found.json').read_text()) == {'crop 33': found}
-        and str(tmp_path) not in (tmp_path / 'found.json').read_text())
-    masks = [np.asarray(Image.open(p)) for p in sorted((tmp_path/'data'/'SegmentationClass').iterdir())]
-    assert masks[0].shape == (375, 500) and len(masks) == 14
-    assert set(np.unique(masks[:4])) == {*range(21), 255}

@@ -3,9 +3,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import torch
+from PIL import Image
 
 from runs_for_tests import ROOT, environment
+
+sys.path.insert(0, str(ROOT/'tools'))
+import pascal_smoke  # noqa: E402
 
 
 def tool(name, *args):
@@ -41,3 +46,20 @@ def test_a_notebook_is_executed_apart_from_others(tmp_path):
     [cell] = json.loads((tmp_path/'b.ipynb').read_text())['cells']
     [output] = cell['outputs']
     assert float(''.join(output['data']['text/plain'])) != 33
+
+
+def test_pascal_smoke_small(tmp_path):
+    "The preset's every part but the size: a small network here, the real one by hand."
+    found = pascal_smoke.smoke(
+        4, tmp_path, 33, 2, 1, tmp_path / 'found.json', backbone='toynet', dim=16, low_dim=8, regions=8,
+        device='cpu')
+    assert (
+        found['faults'] == []
+        and found['stopped_and_resumed_at'] == 2
+        and {'x', 'x_corr'} <= set(found['losses_seen']))
+    assert (
+        json.loads((tmp_path / 'found.json').read_text()) == {'crop 33': found}
+        and str(tmp_path) not in (tmp_path / 'found.json').read_text())
+    masks = [np.asarray(Image.open(p)) for p in sorted((tmp_path/'data'/'SegmentationClass').iterdir())]
+    assert masks[0].shape == (375, 500) and len(masks) == 14
+    assert set(np.unique(masks[:4])) == {*range(21), 255}

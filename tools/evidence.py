@@ -1,4 +1,4 @@
-"""Measure methods and parts on real images; and try the Pascal preset on generated ones.
+"""Measure methods and parts on real images.
 
   python tools/evidence.py plan DATA WEIGHTS [--steps 1500 --seeds 3]       what would run, and how long
   python tools/evidence.py time DATA WEIGHTS                                measure seconds a step for that
@@ -7,7 +7,6 @@
   python tools/evidence.py renorm DATA WEIGHTS [--out runs/evidence]        batch norm measured anew
   python tools/evidence.py run DATA WEIGHTS --stage wide --steps 900 --out runs/wide
   python tools/evidence.py collect-demo runs/demo_s0 runs/demo_s1 runs/demo_s2 [--results nbs/results]
-  python tools/evidence.py pascal-smoke --steps 300 --out runs/pascal_smoke [--json FILE]
 
 DATA is --camvid DIR, --vocanimals DIR or both; WEIGHTS is --weights FILE, ImageNet weights of lite0.
 `run` may be started several times, once a core: each takes one thread (--threads), since processes with more
@@ -35,7 +34,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from corrmatch.config import IGNORE_INDEX, METHODS as BUNDLES, Config, preset
@@ -52,7 +50,6 @@ from corrmatch.engine.regions import fast_region_maps
 from corrmatch.training.builders import eval_pairs, make_batches, make_datasets, to_device
 from corrmatch.use.tables import mean_sd
 from corrmatch.training.trainer import Stopped, Trainer, load_run
-from corrmatch.viz import palette
 
 # ------------------------------------------------------------------ the settings, all in one place
 
@@ -224,53 +221,61 @@ def pseudo_label_counts(model, source, rows, tau, config, device='cpu', taus=Non
     Whole unlabeled images in evaluation mode, so that the numbers of different steps and runs are about the
     same pixels. `taus`: a threshold for each class. What the labeled images of a step would say is left out
     of the labels here."""
-    k = config.n_classes
     counts = defaultdict(lambda: torch.zeros(config.n_classes, dtype=torch.long))
     regions = np.zeros(5, np.int64)
     was_training = model.training
-    correlated = isinstance(model, CorrMatchNet)
     model.eval()
-
-    def add(name, classes, where): counts[name] += torch.bincount(classes[where], minlength=k)
     for image, mask in eval_pairs(source, device, rows):
-        out = model(image) if correlated else None
-        logits = (
-            Variants(teacher_pixel=config.teacher_pixel).teacher(out, image[:0, 0])
-            if correlated
-            else model.predict_logits(image))
-        label = pseudo_label(logits).cpu()
-        judged = (mask != IGNORE_INDEX).cpu()
-        mask = mask.cpu()
-        keep = (
-            confidence(logits)
-            >= threshold_of(torch.tensor(tau) if taus is None else taus.cpu(), label).to(logits.device)).cpu()
-        add('ground_truth', mask, judged)
-        add('correct', mask, judged & (label == mask))
-        stages = [('included', label, keep)]
-        if correlated:
-            label_pixel = pseudo_label(out.logits_corr).cpu()
-            add('correct_pixel', mask, judged & (label_pixel == mask))
-        if correlated and config.regions:
-            n = out.f1.shape[-2]*out.f1.shape[-1]
-            index = draw_positions(n, config.regions, torch.Generator().manual_seed(0)).to(image.device)
-            shapes = fast_region_maps(
-                correlation_rows(out.f1, out.f2, index), out.f1.shape[-2:], image.shape[-2:],
-                config.region_cut).cpu()
-            if config.region_votes == 'soft':
-                label_out, keep_out = soft_votes(label, confidence(logits).cpu(), keep, shapes, tau**2, k)
-            else:
-                label_out, keep_out, decided = propagate_regions(label, keep, shapes, tau)
-                regions += _judge_regions(shapes[0], decided[0], mask[0], k)
-            if config.region_fill:
-                label_out = torch.where(keep, label, label_out)
-            stages.append(('after', label_out, keep_out))
-        for name, y, kept in stages:
-            add(name, mask, judged & kept)                      # pixels of this true class that are taught
-            add(f'{name}_correct', mask, judged & kept & (y == mask))
-            add(f'{name}_named', y, judged & kept)              # pixels taught as this class
+        regions += _count_image(counts, model, image, mask.cpu(), tau, config, taus)
     model.train(was_training)
     return dict(counts), dict(
         zip(('drawn', 'accepted', 'correct', 'pixels', 'pixels_correct'), regions.tolist()))
+
+
+def _count_image(counts, model, image, mask, tau, config, taus):
+    "Add the pixels of one image to `counts`; what became of its regions, as _judge_regions has it."
+    out = model(image) if isinstance(model, CorrMatchNet) else None
+    logits = (
+        Variants(teacher_pixel=config.teacher_pixel).teacher(out, image[:0, 0])
+        if out
+        else model.predict_logits(image))
+    label = pseudo_label(logits).cpu()
+    conf = confidence(logits).cpu()
+    keep = conf >= threshold_of(torch.tensor(tau) if taus is None else taus.cpu(), label)
+    judged = mask != IGNORE_INDEX
+    def add(name, classes, where):
+        counts[name] += torch.bincount(classes[where], minlength=config.n_classes)
+    add('ground_truth', mask, judged)
+    add('correct', mask, judged & (label == mask))
+    stages = [('included', label, keep)]
+    decided = 0
+    if out:
+        add('correct_pixel', mask, judged & (pseudo_label(out.logits_corr).cpu() == mask))
+    if out and config.regions:
+        after, decided = _after_regions(out, image, mask, label, conf, keep, tau, config)
+        stages.append(('after', *after))
+    for name, y, kept in stages:
+        add(name, mask, judged & kept)                      # pixels of this true class that are taught
+        add(f'{name}_correct', mask, judged & kept & (y == mask))
+        add(f'{name}_named', y, judged & kept)              # pixels taught as this class
+    return decided
+
+
+def _after_regions(out, image, mask, label, conf, keep, tau, config):
+    "Labels and kept pixels after region propagation, and what became of the regions."
+    n = out.f1.shape[-2]*out.f1.shape[-1]
+    index = draw_positions(n, config.regions, torch.Generator().manual_seed(0)).to(image.device)
+    rows = correlation_rows(out.f1, out.f2, index)
+    shapes = fast_region_maps(rows, out.f1.shape[-2:], image.shape[-2:], config.region_cut).cpu()
+    found = 0
+    if config.region_votes == 'soft':
+        label_out, keep_out = soft_votes(label, conf, keep, shapes, tau**2, config.n_classes)
+    else:
+        label_out, keep_out, decided = propagate_regions(label, keep, shapes, tau)
+        found = _judge_regions(shapes[0], decided[0], mask[0], config.n_classes)
+    if config.region_fill:
+        label_out = torch.where(keep, label, label_out)
+    return (label_out, keep_out), found
 
 
 def _judge_regions(shapes, decided, mask, k):
@@ -693,173 +698,35 @@ def summary(results, chosen='evidence') -> str:
 
 # ------------------------------------------------------------------ the Pascal preset on generated data
 
-def paint_voc(folder, sizes=(4, 8, 2), h=375, w=500, seed=0):
-    """A folder in VOC's layout: 21 classes, objects with a border of ignored pixels; the labeled images
-    show every class."""
-    folder = Path(folder)
-    rng = np.random.default_rng(seed)
-    colors = palette(256, 'pascal')
-    lists = dict(
-        zip(
-            ('splits/pascal/92/labeled.txt', 'splits/pascal/92/unlabeled.txt', 'splits/pascal/val.txt'), sizes
-        ))
-    for sub in ('JPEGImages', 'SegmentationClass', 'splits/pascal/92'):
-        (folder/sub).mkdir(parents=True, exist_ok=True)
-    y, x, number = *np.mgrid[:h, :w], 0
-    for path, n in lists.items():
-        lines = []
-        for i in range(n):
-            mask = np.zeros((h, w), np.uint8)
-            image = rng.normal(110, 12, (h, w, 1)) + rng.uniform(-30, 30, 3)
-            # four images of eight objects show all of 1..20
-            for j, c in enumerate((7 * i + np.arange(8)) % 20 + 1):
-                cy = (j//4 + .5 + rng.uniform(-.1, .1))*h/2
-                cx = (j % 4 + .5 + rng.uniform(-.1, .1))*w/4
-                distance = np.hypot((y-cy)/(h/4), (x-cx)/(w/8))/rng.uniform(.7, .95)
-                wave = np.sin((x*math.cos(c) + y*math.sin(c))/(2 + c % 5))[..., None]
-                image = np.where(
-                    distance[..., None] < 1, colors[c] + 40 * wave + rng.normal(0, 8, (h, w, 1)), image)
-                mask[distance < 1.08] = IGNORE_INDEX
-                mask[distance < 1] = c
-            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(
-                folder / f'JPEGImages/{number:06d}.jpg', quality=90)
-            drawn = Image.fromarray(mask)
-            drawn.putpalette(colors.ravel().tolist())
-            drawn.save(folder/f'SegmentationClass/{number:06d}.png')
-            lines.append(f'JPEGImages/{number:06d}.jpg SegmentationClass/{number:06d}.png')
-            number += 1
-        (folder/path).write_text('\n'.join(lines))
+def add_plan_options(sub):
+    "The options that say which runs are meant, and on what data."
+    for data in DATA:
+        sub.add_argument(
+            f'--{data}', type=Path, metavar='DIR',
+            help='folder of the data set; without it its runs are left out')
+    sub.add_argument('--weights', default='', metavar='FILE', help='ImageNet weights of EfficientNet-lite0')
+    sub.add_argument('--out', type=Path, default=Path('runs/evidence'))
+    sub.add_argument('--steps', type=int, default=STEPS)
+    sub.add_argument('--seeds', type=int, default=3)
+    sub.add_argument(
+        '--stage', default='all', choices=('methods', 'beyond', 'parts', 'trained', 'wide', 'options', 'all'))
+    def words(text): return text.split(',')
+    sub.add_argument(
+        '--splits', type=words, metavar='LIST',
+        help='such as 1_16,1_32; changes of a method take the first one, all labels are for 1_16 alone [all]')
+    sub.add_argument(
+        '--only', type=words, default=(), metavar='LIST', help='variants, such as corrmatch,no_region')
+    sub.add_argument(
+        '--watch', type=int, default=16,
+        help='unlabeled images whose pseudo-labels are judged at each validation; 0: none')
 
-
-class _StopsHalfway(Trainer):
-    "Sends itself a signal, as a scheduler would, in the middle."
-    def run_step(self, batch):
-        result = super().run_step(batch)
-        if self.step == self.steps//2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return result
-
-
-def smoke_faults(out, config, steps) -> list:
-    "What is wrong with a finished smoke run."
-    metrics, faults = read_csv(out/'metrics.csv'), []
-    losses = {k: v for k, v in metrics.items() if k.startswith('loss_')}
-    faults += [
-        f'{k} is not finite' for k, v in metrics.items() if k.startswith('loss') and not np.isfinite(v).all()]
-    # from random weights nothing is confident at first
-    faults += [f'{k} was never at work' for k, v in losses.items() if not (v != 0).any() and steps >= 100]
-    if metrics['skipped'][-1]:
-        faults.append(f"{metrics['skipped'][-1]:.0f} steps were skipped")
-    if config.threshold == 'dynamic' and metrics['tau'][-1] == config.tau:
-        faults.append('tau did not move')
-    if len(metrics['step']) != len(set(metrics['step'])):
-        faults.append('steps were logged twice')
-    model, recorded = load_run(out, 'best.pt')
-    sources = make_datasets(recorded, only_val=True)
-    again = (
-        100
-        * evaluate(
-            model, eval_pairs(sources.val), recorded.n_classes, recorded.evaluation, recorded.crop).miou())
-    stored = read_csv(out/'val.csv')['miou'].max()
-    if abs(again - stored) > .05:
-        faults.append(f'best.pt scores {again:.2f} once more, the run noted {stored:.2f}')
-    return faults
-
-
-def pascal_smoke(steps, out, crop=321, batch=8, accumulate=1, json_path='', **changes) -> dict:
-    """Train the Pascal preset on generated images, stop and resume it half-way, and look at everything it
-    left."""
-    out, start = Path(out), time.monotonic()
-    if not (out/'data'/'splits'/'pascal'/'val.txt').exists():
-        paint_voc(out/'data')
-    config = preset(
-        'voc_92', data=str(out / 'data'), crop=crop, batch_x=batch, batch_u=batch, accumulate=accumulate,
-        steps=steps, eval_every=max(1, steps // 2), log_every=max(1, steps // 50), save_minutes=5.0,
-        out=str(out / 'run'), **changes)
-    run, stopped_at = out/'run', 0
-    if not (run/'last.pt').exists() and steps > 1:
-        trainer = _StopsHalfway(config)
-        print(trainer.describe(), flush=True)
-        try:
-            trainer.fit()
-        except Stopped:
-            stopped_at = trainer.step
-        if stopped_at != steps//2:
-            raise ValueError(f'stopped at step {stopped_at} by another signal; the same command goes on')
-        del trainer
-        gc.collect()
-    if run_state(run)['state'] != 'finished':
-        trainer = Trainer(config)
-        trainer.fit(resume=(run/'last.pt').exists())
-        del trainer
-        gc.collect()
-    model, recorded = load_run(run, 'last.pt')
-    metrics = read_csv(run/'metrics.csv')
-    val = read_csv(run/'val.csv')
-    found = dict(
-        steps=steps,
-        crop=crop,
-        batch=f'{batch}+{batch}',
-        accumulate=accumulate,
-        backbone=config.backbone,
-        parameters=sum(p.numel() for p in model.parameters()),
-        data='14 generated images of 375x500, 21 classes',
-        precision=recorded.precision,
-        device='cuda' if torch.cuda.is_available() else 'cpu',
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-        seconds_a_step_validations_included=round(float(1 / metrics['steps_per_s'][-1]), 2),
-        memory_gb=round(float(metrics['memory_gb'].max()), 2),
-        stopped_and_resumed_at=stopped_at,
-        losses_seen=[
-            k.removeprefix('loss_') for k, v in metrics.items() if k.startswith('loss_') and (v != 0).any()],
-        loss=[round(float(metrics['loss'][i]), 4) for i in (0, -1)],
-        tau=[round(float(metrics['tau'][i]), 5) for i in (0, -1)],
-        coverage=[round(float(metrics['coverage_before'][i]), 4) for i in (0, -1)],
-        miou=val['miou'].tolist(),
-        minutes=round((time.monotonic() - start) / 60, 1),
-        faults=smoke_faults(run, recorded, steps))
-    if json_path:
-        path = Path(json_path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        others = json.loads(path.read_text()) if path.exists() else {}
-        text = json.dumps(others | {f'crop {crop}': found}, indent=1) + '\n'
-        write_atomic(path, text.encode())
-    return found
-
-
-# ------------------------------------------------------------------ command line
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest='command', required=True)
-    for name in ('plan', 'time', 'run', 'collect', 'renorm'):
+    for name in COMMANDS:
         sub = commands.add_parser(name)
-        for data in DATA:
-            sub.add_argument(
-                f'--{data}', type=Path, metavar='DIR',
-                help='folder of the data set; without it its runs are left out')
-        sub.add_argument(
-            '--weights', default='', metavar='FILE', help='ImageNet weights of EfficientNet-lite0')
-        sub.add_argument('--out', type=Path, default=Path('runs/evidence'))
-        sub.add_argument('--steps', type=int, default=STEPS)
-        sub.add_argument('--seeds', type=int, default=3)
-        sub.add_argument(
-            '--stage', default='all',
-            choices=('methods', 'beyond', 'parts', 'trained', 'wide', 'options', 'all'))
-        sub.add_argument(
-            '--splits',
-            type=lambda s: s.split(','),
-            default=None,
-            metavar='LIST',
-            help='such as 1_16,1_32; changes of a method take the first one, all labels are for 1_16 '
-                 'alone [all]')
-        sub.add_argument(
-            '--only', type=lambda s: s.split(','), default=(), metavar='LIST',
-            help='variants, such as corrmatch,no_region')
-        sub.add_argument(
-            '--watch', type=int, default=16,
-            help='unlabeled images whose pseudo-labels are judged at each validation; 0: none')
+        add_plan_options(sub)
         if name in ('time', 'run', 'renorm'):
             sub.add_argument('--threads', type=int, default=1, help='of the processor, for each process [1]')
         if name in ('collect', 'renorm'):
@@ -870,15 +737,76 @@ def parse(argv=None):
     sub = commands.add_parser('collect-demo')
     sub.add_argument('demos', type=Path, nargs='+', help='folders of corrmatch demo, one a seed, in order')
     sub.add_argument('--results', type=Path, default=Path('nbs/results'))
-    sub = commands.add_parser('pascal-smoke')
-    sub.add_argument('--steps', type=int, default=300)
-    sub.add_argument('--crop', type=int, default=321)
-    sub.add_argument('--batch', type=int, default=8, help='labeled, and as many unlabeled images a step')
-    sub.add_argument(
-        '--accumulate', type=int, default=1, help='micro-steps, where memory is short; changes batch norm')
-    sub.add_argument('--out', type=Path, default=Path('runs/pascal_smoke'))
-    sub.add_argument('--json', default='', help='file for the findings')
     return parser.parse_args(argv)
+
+
+class Request(NamedTuple):
+    "What a command works on."
+    args:argparse.Namespace
+    folders:dict # data set -> its folder
+    jobs:list
+    config_of:object # Job -> Config
+
+    def finished(self) -> list:
+        "The jobs whose runs have come to their end."
+        found = [(job, Path(self.config_of(job).out)) for job in self.jobs]
+        return [job for job, out in found
+                if (out/'config.json').exists() and is_finished(self.config_of(job))]
+
+    def score_tests(self, job, config):
+        "Score the test list, where the data set has one."
+        if name := DATA[job.data]['test']:
+            score_test(config.out, self.folders[job.data], name)
+
+
+def time_command(request) -> int:
+    timed = request.args.out/'seconds.json'
+    timed.parent.mkdir(parents=True, exist_ok=True)
+    timed.write_text(json.dumps(time_steps(request.config_of, next(iter(request.folders)))))
+    print(timed.read_text())
+    return 0
+
+
+def plan_command(request) -> int:
+    timed = request.args.out/'seconds.json'
+    seconds = SECONDS | (json.loads(timed.read_text()) if timed.exists() else {})
+    print_plan(request.jobs, request.config_of, request.args.steps, seconds)
+    return 0
+
+
+def run_command(request) -> int:
+    failed = run_jobs(
+        request.jobs, request.config_of, lambda c: train(c, request.args.watch), request.score_tests)
+    for job, reason in failed:
+        print(f'failed: {job.name}: {reason}')
+    left = sum(run_state(request.config_of(job).out)['state'] != 'finished' for job in request.jobs)
+    print(f'{len(request.jobs)-left} of {len(request.jobs)} runs finished')
+    return int(bool(failed))
+
+
+def renorm_command(request) -> int:
+    found = {}
+    for job in request.finished():
+        found[job.name] = renorm(request.config_of(job).out, request.folders[job.data])
+        print(job.name, found[job.name], flush=True)
+    scores = {(request.args.set, name): scores for name, scores in found.items()}
+    add_renormed(scores, request.args.results)
+    return 0
+
+
+def collect_command(request) -> int:
+    args = request.args
+    done = request.finished()
+    for job in done:
+        request.score_tests(job, request.config_of(job))
+    collect_runs({(args.set, job.name): request.config_of(job).out for job in done}, args.results)
+    print(summary(args.results, args.set) if done else 'no finished run yet')
+    print(f'{len(done)} of {len(request.jobs)} runs are finished and stand in {args.results}')
+    return 0
+
+
+COMMANDS = dict(
+    plan=plan_command, time=time_command, run=run_command, collect=collect_command, renorm=renorm_command)
 
 
 def main(argv=None) -> int:
@@ -886,56 +814,17 @@ def main(argv=None) -> int:
     if args.command == 'collect-demo':
         collect_demos(args.demos, args.results)
         return 0
-    if args.command == 'pascal-smoke':
-        found = pascal_smoke(args.steps, args.out, args.crop, args.batch, args.accumulate, args.json)
-        print(json.dumps(found, indent=1))
-        return int(bool(found['faults']))
     folders = {name: getattr(args, name) for name in DATA if getattr(args, name)}
     if not folders:
         raise ValueError(f"give a data set: {' or '.join(f'--{name} DIR' for name in DATA)}")
     for name, folder in folders.items():
         if args.command != 'plan' and not folder.is_dir():
             raise ValueError(f'--{name} {folder}: no such folder')
-    jobs = make_plan(list(folders), args.seeds, args.stage, args.splits, args.only)
-    def config_of(job): return make_config(job, folders[job.data], args.weights, args.out, args.steps)
     if args.command in ('time', 'run', 'renorm'):
         torch.set_num_threads(args.threads)
-    timed = args.out/'seconds.json'
-    seconds = SECONDS | (json.loads(timed.read_text()) if timed.exists() else {})
-    if args.command == 'time':
-        args.out.mkdir(parents=True, exist_ok=True)
-        timed.write_text(json.dumps(time_steps(config_of, next(iter(folders)))))
-        print(timed.read_text())
-    elif args.command == 'plan':
-        print_plan(jobs, config_of, args.steps, seconds)
-    elif args.command == 'run':
-        def after(job, config):
-            if DATA[job.data]['test']:
-                score_test(config.out, folders[job.data], DATA[job.data]['test'])
-        failed = run_jobs(jobs, config_of, lambda c: train(c, args.watch), after)
-        for job, reason in failed:
-            print(f'failed: {job.name}: {reason}')
-        left = sum(run_state(config_of(j).out)['state'] != 'finished' for j in jobs)
-        print(f'{len(jobs)-left} of {len(jobs)} runs finished')
-        return int(bool(failed))
-    else:
-        done = [
-            j for j in jobs if (Path(config_of(j).out) / 'config.json').exists() and is_finished(config_of(j))
-        ]
-        if args.command == 'renorm':
-            found = {}
-            for job in done:
-                found[job.name] = renorm(config_of(job).out, folders[job.data])
-                print(job.name, found[job.name], flush=True)
-            add_renormed({(args.set, name): scores for name, scores in found.items()}, args.results)
-            return 0
-        for job in done:
-            if DATA[job.data]['test']:
-                score_test(config_of(job).out, folders[job.data], DATA[job.data]['test'])
-        collect_runs({(args.set, job.name): config_of(job).out for job in done}, args.results)
-        print(summary(args.results, args.set) if done else 'no finished run yet')
-        print(f'{len(done)} of {len(jobs)} runs are finished and stand in {args.results}')
-    return 0
+    jobs = make_plan(list(folders), args.seeds, args.stage, args.splits, args.only)
+    def config_of(job): return make_config(job, folders[job.data], args.weights, args.out, args.steps)
+    return COMMANDS[args.command](Request(args, folders, jobs, config_of))
 
 
 if __name__ == '__main__':
