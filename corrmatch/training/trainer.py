@@ -1144,9 +1144,8 @@ def summary(self:Trainer)->str:
         averaged = [float(r['miou_ema']) for r in rows]
         lines.append(f'with averaged weights: best {max(averaged):.2f}, last {averaged[-1]:.2f}')
     if self.guard.skipped:
-        lines.append(
-            f'skipped {counted(self.guard.skipped, "step")} without a finite loss: '
-            f'{self.out / "skipped.csv"}')
+        steps = counted(self.guard.skipped, 'step')
+        lines.append(f'skipped {steps} without a finite loss: {self.out / "skipped.csv"}')
     if self.broken:
         lines.append(
             f'skipped {counted(len(self.broken), "image")} that cannot be read: {", ".join(self.broken)}')
