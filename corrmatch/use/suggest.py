@@ -221,28 +221,36 @@ def _list_line(path, root):
     return line
 
 # %% ../../nbs/use/40_suggest.ipynb #91ecdc6c
-def _write_table(path, lines, chosen, looks, value, distance):
+class _Candidates(NamedTuple):
+    "The unlabeled images that could be read; one entry each."
+    paths:list    # files
+    lines:list    # as a list names them
+    looks:list    # of _Look
+    value:np.ndarray # (n,) uncertainty, rare classes weigh more
+    distance:np.ndarray # (n,) to the nearest labeled image
+
+def _write_table(path, found, chosen):
     "Write the numbers of all unlabeled images, the suggested ones first."
     rank = {row: (place, score) for place, (row, score) in enumerate(zip(*chosen), 1)}
-    order = chosen.rows + [row for row in range(len(looks)) if row not in rank]
+    order = chosen.rows + [row for row in range(len(found.paths)) if row not in rank]
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(['rank', 'image', 'score', 'uncertainty', 'value', 'distance'])
     for row in order:
         place, score = rank.get(row, ('', None))
-        numbers = (score, looks[row].uncertain.sum(), value[row], distance[row])
-        table.writerow([place, lines[row], *['' if x is None else f'{x:.5f}' for x in numbers]])
+        numbers = (score, found.looks[row].uncertain.sum(), found.value[row], found.distance[row])
+        table.writerow([place, found.lines[row], *['' if x is None else f'{x:.5f}' for x in numbers]])
     write_file(path, text.getvalue().encode('utf-8', 'surrogateescape'))
 
-def _score_card(opened, path, line, place, score, look, distance):
+def _score_card(opened, found, row, head):
     "The image, its prediction and its numbers."
-    p = opened.predict(path)
+    p = opened.predict(found.paths[row])
+    look = found.looks[row]
     order = np.argsort(-look.shares, kind='stable')[:3]
     most = ', '.join(f'{opened.names[c]} {look.shares[c]:.0%}' for c in order if look.shares[c] >= .005)
-    numbers = f'uncertainty {look.uncertain.sum():.3f}, distance {distance:.3f}'
-    head = f'{place}: score {score:.4f}' if score else f'{place}'
+    numbers = f'uncertainty {look.uncertain.sum():.3f}, distance {found.distance[row]:.3f}'
     shown = {'image': p.image, 'prediction for': p.overlay()}
-    return _card(line.partition('\t')[0], '', shown, head, numbers, most)
+    return _card(found.lines[row].partition('\t')[0], '', shown, head, numbers, most)
 
 # %% ../../nbs/use/40_suggest.ipynb #08c28707
 _WHY = {
@@ -283,8 +291,9 @@ def suggest(
     labeled = np.array([look.feats for look in known]).reshape(-1, feats.shape[1])
     chosen = _choose_rows(value, feats, labeled, n, strategy, seed)
     paths = [pool.free[row] for row in rows]
-    return _write(opened, Path(folder), Path(out), paths, looks, value, _nearest_distance(feats, labeled),
-                  chosen, strategy, len(known), broken + lost)
+    lines = [_list_line(path, Path(folder)) for path in paths]
+    found = _Candidates(paths, lines, looks, value, _nearest_distance(feats, labeled))
+    return _write(opened, Path(out), found, chosen, strategy, len(known), broken + lost)
 
 # %% ../../nbs/use/40_suggest.ipynb #a7a04150
 def _check_options(n, strategy, longest):
@@ -301,15 +310,14 @@ def _values(looks, known):
     shares = np.mean([look.shares for look in known or looks], axis=0)
     return np.stack([look.uncertain for look in looks]) @ _rare_weights(shares)
 
-def _write(opened, folder, out, paths, looks, value, distance, chosen, strategy, n_labeled, broken):
+def _write(opened, out, found, chosen, strategy, n_labeled, broken):
     "Write list, table and contact sheet."
     out = mark_output(make_folder(out), 'suggestions')
-    lines = [_list_line(path, folder) for path in paths]
-    names = [lines[row] for row in chosen.rows]
-    cards = [
-        _score_card(opened, paths[row], lines[row], place, score, looks[row], distance[row])
-        for place, (row, score) in enumerate(zip(*chosen), 1)]
+    names = [found.lines[row] for row in chosen.rows]
+    heads = [f'{place}: score {score:.4f}' if score else f'{place}'
+             for place, score in enumerate(chosen.scores, 1)]
+    cards = [_score_card(opened, found, row, head) for row, head in zip(chosen.rows, heads)]
     where = write_file(out/'suggested.txt', ''.join(f'{name}\n' for name in names))
-    _write_table(out/'scores.csv', lines, chosen, looks, value, distance)
-    _write_sheet(out/'index.html', opened, cards, len(paths), strategy, broken)
-    return Suggestions(names, chosen.scores, out/'index.html', where, len(paths), n_labeled, broken)
+    _write_table(out/'scores.csv', found, chosen)
+    _write_sheet(out/'index.html', opened, cards, len(found.paths), strategy, broken)
+    return Suggestions(names, chosen.scores, out/'index.html', where, len(found.paths), n_labeled, broken)
