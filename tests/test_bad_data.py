@@ -170,7 +170,7 @@ def test_classes_are_optional(root):
 
 @pytest.mark.parametrize('kind', ['jpeg', 'png', 'bmp', 'webp', 'tiff'])
 @pytest.mark.parametrize('share', [0, 0.02, 0.5, 0.97])
-def test_truncated_picture(root, kind, share):
+def test_truncated_image(root, kind, share):
     content = encoded(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8), kind)
     set_ = source(root, **{'images/b.jpg': content[:int(share*len(content))]})
     refused(lambda: check_source(set_, 3), root/'images'/'b.jpg', 'unreadable', 'replace')
@@ -178,7 +178,7 @@ def test_truncated_picture(root, kind, share):
 
 
 @pytest.mark.parametrize('content', [b'', b'<html>404</html>', bytes(1000)])
-def test_not_a_picture(root, content):
+def test_not_an_image(root, content):
     set_ = source(root, **{'images/b.jpg': content})
     refused(lambda: check_source(set_, 3), 'b.jpg', 'unreadable')
     # headers are enough for this
@@ -199,7 +199,7 @@ def test_damaged_bytes_never_raise_anything_else(root, kind):
             assert 'b.jpg' in str(e) and '\n' not in str(e)
 
 
-def test_sixteen_bit_picture(root):
+def test_sixteen_bit_image(root):
     set_ = source(root, **{'images/b.jpg': encoded(np.full((16, 20), 40_000, np.uint16))})
     refused(lambda: check_source(set_, 3), 'b.jpg', 'I;16', '8 bits')
 
@@ -265,7 +265,7 @@ def batches(root, **kwargs):
 
 
 @pytest.mark.parametrize('partner', ['same_image', 'other_image', 'in_batch', 'none'])
-def test_picture_that_breaks_in_training(root, partner):
+def test_image_that_breaks_in_training(root, partner):
     made = batches(root, partner=partner)
     assert made[0]['broken'] == []
     (root/'images'/'b.jpg').unlink()
@@ -299,8 +299,8 @@ def test_hidden_masks_never_stop_training(root):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_everything_breaks(root, workers):
     made = batches(root)
-    for picture in (root/'images').iterdir():
-        picture.unlink()
+    for image_file in (root/'images').iterdir():
+        image_file.unlink()
     refused(lambda: next(iter(make_loader(made, 0, 1, workers=workers))), 'in a row cannot be read', '.jpg')
 
 

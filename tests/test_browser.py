@@ -349,7 +349,7 @@ def test_touch_and_narrow_page(opened, tmp_path):
         path=os.environ.get('CORRMATCH_SHOTS', str(tmp_path)) + '/explorer_phone.png', full_page=True)
 
 
-def test_time_from_event_to_picture(opened, tmp_path, record_property):
+def test_time_from_event_to_image(opened, tmp_path, record_property):
     page = opened('scene.html')
     view = scene_view()
     box = None
@@ -365,7 +365,7 @@ def test_time_from_event_to_picture(opened, tmp_path, record_property):
         draws.append(frame['end']-frame['start'])
     median = statistics.median(waits)
     draw = statistics.median(draws)
-    record_property('event_to_picture_ms', median)
+    record_property('event_to_image_ms', median)
     print(
         f'\n{len(waits)} moves: event to image {median:.1f} ms median, {max(waits):.1f} worst; drawing '
         f'alone {draw:.1f} ms')

@@ -148,7 +148,7 @@ def test_a_crop_that_cannot_fit_is_refused(data, tmp_path):
     one_line(train(data, tmp_path/'run', '--crop', '20001'), 'crop=20001', 'smaller crop')
 
 
-def test_broken_pictures_stop_the_run_with_its_checkpoint(data, tmp_path):
+def test_broken_images_stop_the_run_with_its_checkpoint(data, tmp_path):
     "The header is whole, so the check before training passes; the body is not."
     for i in (4, 5):
         (data/'images'/f's{i}.png').write_bytes((data/'images'/f's{i}.png').read_bytes()[:-400])
@@ -157,7 +157,7 @@ def test_broken_pictures_stop_the_run_with_its_checkpoint(data, tmp_path):
     assert (tmp_path/'run'/'last.pt').exists() and 'skipped' in result[1] + result[2]
 
 
-def test_demo_writes_table_and_pictures(tmp_path):
+def test_demo_writes_table_and_images(tmp_path):
     code, out, err = corrmatch('demo', '--out', tmp_path/'demo', '--steps', '3')
     assert code == 0, err
     assert 'of that gap' in out and out.splitlines()[0].split() == [

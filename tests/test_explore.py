@@ -19,7 +19,7 @@ from corrmatch.use.predict import _as_image, _scaled
 from corrmatch.engine.regions import fast_region_maps
 
 
-def picture(h=40, w=56, seed=0):
+def random_image(h=40, w=56, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 
@@ -41,7 +41,7 @@ def contents(page):
 def test_page_is_closed():
     "No address of anything outside, and hashes that fit script and style."
     page = explorer_html(
-        picture(), features(), logits=scores(), title='</script><b>&"', names=['a', '</script>', 'c'])
+        random_image(), features(), logits=scores(), title='</script><b>&"', names=['a', '</script>', 'c'])
     assert page.count('</script>') == 2 and '<b>' not in page
     assert not re.search(r'https?:|//[a-z]+\.|\b(?:fetch|import|eval|XMLHttpRequest|WebSocket)\(', page)
     policy = re.search(r'Content-Security-Policy" content="(.*?)"', page)[1]
@@ -55,7 +55,7 @@ def test_page_is_closed():
 
 
 def test_page_is_the_same_each_time():
-    pages = {explorer_html(picture(), features(), logits=scores()) for _ in range(2)}
+    pages = {explorer_html(random_image(), features(), logits=scores()) for _ in range(2)}
     assert len(pages) == 1
 
 
@@ -70,17 +70,17 @@ def test_typical_page_is_small(tmp_path):
 
 
 def test_a_failed_write_keeps_the_old_page(tmp_path):
-    path = write_explorer(tmp_path/'x.html', picture(), features())
+    path = write_explorer(tmp_path/'x.html', random_image(), features())
     before = path.read_bytes()
     with pytest.raises(ValueError):
-        write_explorer(path, picture(), features(), logits=scores(h=39))
+        write_explorer(path, random_image(), features(), logits=scores(h=39))
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['x.html']
 
 
 @pytest.mark.parametrize(
     'size, grid', [((40, 56), (6, 8)), ((33, 33), (1, 1)), ((1, 1), (1, 1)), ((7, 90), (1, 12))])
 def test_any_size(size, grid):
-    image, (f1, f2), logits = picture(*size), features(5, *grid), scores(3, *size)
+    image, (f1, f2), logits = random_image(*size), features(5, *grid), scores(3, *size)
     view = explore_view(image, (f1, f2), logits)
     corr = correlation_map(f1, f2)
     for position in ((0, 0), (size[0]-1, size[1]-1), (size[0]//2, size[1]//2)):
@@ -92,7 +92,7 @@ def test_any_size(size, grid):
 
 
 def test_constant_row_gives_an_empty_region_and_no_vote():
-    reading = _read_position(explore_view(picture(), torch.zeros(1, 4, 6, 8), scores()), (3, 3))
+    reading = _read_position(explore_view(random_image(), torch.zeros(1, 4, 6, 8), scores()), (3, 3))
     assert not reading.region.any() and reading.vote.winner == -1 and not reading.vote.accepted
 
 
@@ -104,14 +104,14 @@ def test_equality_with_tau_counts_as_confident():
 @pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'CMYK', '1'])
 def test_images_of_all_modes(tmp_path, mode):
     path = tmp_path/('x.jpg' if mode == 'CMYK' else 'x.png')
-    Image.fromarray(picture()).convert(mode).save(path)
+    Image.fromarray(random_image()).convert(mode).save(path)
     image = _as_image(path)
     assert image.shape == (40, 56, 3) and image.dtype == np.uint8
 
 
 @pytest.mark.parametrize('longest, wanted', [(513, (40, 56)), (28, (20, 28)), (2, (1, 2))])
 def test_large_images_are_scaled_down(tmp_path, longest, wanted):
-    Image.fromarray(picture()).save(tmp_path/'x.png')
+    Image.fromarray(random_image()).save(tmp_path/'x.png')
     assert _scaled(_as_image(tmp_path/'x.png'), longest).shape[:2] == wanted
 
 
@@ -125,15 +125,15 @@ def test_large_images_are_scaled_down(tmp_path, longest, wanted):
         (dict(temperature=0), 'temperature=0'),
         (dict(ground_truth=np.zeros((4, 5))), 'one class id a pixel')])
 def test_errors_are_one_line(arguments, words):
-    known = dict(image=picture(), source=features(), logits=scores()) | arguments
+    known = dict(image=random_image(), source=features(), logits=scores()) | arguments
     with pytest.raises(ValueError, match=words) as error:
         explorer_html(**known)
     assert '\n' not in str(error.value)
 
 
 def test_two_views_share_what_is_equal():
-    view = explore_view(picture(), features(), scores())
-    meta, blob = _pack_views({'weak': view, 'strong': view._replace(image=picture(seed=1))})
+    view = explore_view(random_image(), features(), scores())
+    meta, blob = _pack_views({'weak': view, 'strong': view._replace(image=random_image(seed=1))})
     weak, strong = (v['arrays'] for v in meta['views'])
     assert weak['image'] != strong['image']
     assert max(start+length for v in (weak, strong) for start, length, _ in v.values()) <= len(blob)

@@ -45,9 +45,9 @@ def figures(path: Path):
         for output in cell.get('outputs', []):
             for kind in ('image/png', 'image/jpeg'):
                 if data := output.get('data', {}).get(kind):
-                    picture = Image.open(io.BytesIO(base64.b64decode(''.join(data)))).convert('RGBA')
-                    ground = Image.new('RGBA', picture.size, 'white')
-                    yield cell['id'], np.asarray(Image.alpha_composite(ground, picture).convert('RGB'))
+                    figure = Image.open(io.BytesIO(base64.b64decode(''.join(data)))).convert('RGBA')
+                    ground = Image.new('RGBA', figure.size, 'white')
+                    yield cell['id'], np.asarray(Image.alpha_composite(ground, figure).convert('RGB'))
 
 
 def plain_panels(image: np.ndarray) -> list:

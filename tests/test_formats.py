@@ -178,7 +178,7 @@ def test_file_name_that_climbs_out(tmp_path, name):
         'leaves the data folder')
 
 
-def test_one_picture_in_two_files(tmp_path):
+def test_one_image_in_two_files(tmp_path):
     put(tmp_path/'images/0.png')
     assert coco(tmp_path, **{'train.json': notes('0.png'), 'val.json': notes('0.png')}) == {
         ('0', 'val'): ('images/0.png', [1])}
@@ -227,7 +227,7 @@ def test_area_null():
 
 # --- images
 
-def test_picture_above_the_limit(tmp_path):
+def test_image_above_the_limit(tmp_path):
     huge = wrote(tmp_path/'huge.ppm', b'P5 20000 10000 255 ')
     text = refused(
         lambda: load_image(huge), 'huge.ppm', '200,000,000 pixels', '178,956,970', 'scale it down or cut it')

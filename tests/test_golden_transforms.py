@@ -75,9 +75,9 @@ def golden(request):
 def of(prefix): return pytest.mark.parametrize('golden', cases(prefix), indirect=True)
 
 
-def normalized(picture):
+def normalized(image):
     "A PIL image or (h,w,3) array as a normalised (3,h,w) array."
-    return normalize(torch.from_numpy(np.array(picture)).permute(2, 0, 1)).numpy()
+    return normalize(torch.from_numpy(np.array(image)).permute(2, 0, 1)).numpy()
 
 
 def assert_close(ours, theirs): assert np.abs(ours-theirs).max() <= 1e-5*np.abs(theirs).max()

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 predict = importlib.import_module('corrmatch.use.predict')  # `corrmatch.predict` is the function
 
 
-def picture(h=40, w=50, seed=0):
+def random_image(h=40, w=50, seed=0):
     "Smooth random colours."
     coarse = np.random.default_rng(seed).integers(0, 256, (max(h//8, 1), max(w//8, 1), 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((w, h), Image.Resampling.BICUBIC))
@@ -56,7 +56,7 @@ def predictor(run): return load(run, device='cpu')
 
 @pytest.mark.parametrize('h, w', [(1, 1), (1, 300), (33, 33), (40, 51), (513, 20), (560, 700)])
 def test_any_size(predictor, h, w):
-    result = predictor.predict(picture(h, w))
+    result = predictor.predict(random_image(h, w))
     assert result.mask.shape == result.confidence_bytes.shape == (h, w) and result.mask.dtype == np.uint8
     assert result.mask.max() < 5 and result.confidence_bytes.min() > 0
 
@@ -65,7 +65,7 @@ def test_any_size(predictor, h, w):
     'h, w, tile, stride', [(50, 70, 33, None), (33, 33, 33, None), (100, 20, 24, 24), (47, 90, 24, 5)])
 def test_bands_are_the_sliding_window(run, h, w, tile, stride):
     model = load(run, device='cpu').model
-    image = picture(h, w)
+    image = random_image(h, w)
     sums = slide_probs(
         model, normalize(torch.from_numpy(image.copy()).permute(2, 0, 1))[None], tile, stride=stride)[0]
     top = sums.topk(2, 0).values
@@ -77,7 +77,7 @@ def test_bands_are_the_sliding_window(run, h, w, tile, stride):
 
 
 def test_modes(predictor, tmp_path):
-    base = picture()
+    base = random_image()
     grey = base[..., 0]
     ways = {
         'rgba.png': Image.fromarray(np.dstack([base, np.full(grey.shape, 9, np.uint8)])),
@@ -106,7 +106,7 @@ def test_modes(predictor, tmp_path):
 def test_exif_orientation(predictor, tmp_path, orientation, turn):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = picture(24, 40)
+    stored = random_image(24, 40)
     Image.fromarray(stored).save(tmp_path/'a.png', exif=exif)
     shown = np.ascontiguousarray(turn(stored))
     for given in (tmp_path/'a.png', str(tmp_path/'a.png'), Image.open(tmp_path/'a.png')):
@@ -117,7 +117,7 @@ def test_exif_orientation(predictor, tmp_path, orientation, turn):
 def test_broken_files_are_named_and_skipped(predictor, tmp_path):
     album, out = tmp_path/'album', tmp_path/'album'/'out'
     album.mkdir()
-    Image.fromarray(picture()).save(album/'good.png')
+    Image.fromarray(random_image()).save(album/'good.png')
     whole = (album/'good.png').read_bytes()
     for name, data in {
         'empty.png': b'', 'text.jpg': b'hello', 'cut.png': whole[: len(whole) // 2],
@@ -137,10 +137,10 @@ def test_broken_files_are_named_and_skipped(predictor, tmp_path):
 
 
 def test_outputs_are_replaced_whole(predictor, tmp_path, monkeypatch):
-    Image.fromarray(picture(seed=1)).save(tmp_path/'a.png')
+    Image.fromarray(random_image(seed=1)).save(tmp_path/'a.png')
     predict_files(predictor, [tmp_path/'a.png'], tmp_path/'out', quiet=True)
     before = (tmp_path/'out'/'masks'/'a.png').read_bytes()
-    Image.fromarray(picture(90, 70, seed=2)).save(tmp_path/'a.png')
+    Image.fromarray(random_image(90, 70, seed=2)).save(tmp_path/'a.png')
     def full(*args): raise OSError(28, 'No space left on device')
     with monkeypatch.context() as m:
         m.setattr(os, 'replace', full)
@@ -153,7 +153,7 @@ def test_outputs_are_replaced_whole(predictor, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(run, predictor, tmp_path, monkeypatch):
-    Image.fromarray(picture()).save(tmp_path/'a.png')
+    Image.fromarray(random_image()).save(tmp_path/'a.png')
     for use in (
         lambda out: predict_files(predictor, [tmp_path / 'a.png'], out, quiet=True),
         lambda out: pseudo_files(load(run, device='cpu'), [tmp_path / 'a.png'], out, quiet=True)):
@@ -170,7 +170,7 @@ def test_a_predictor_of_a_predictor(run, predictor):
     again = LoadedModel(predictor.fused, predictor.config, predictor.names, predictor.colors)
     assert (
         again.fused is predictor.fused
-        and (again.predict(picture()).mask == predictor.predict(picture()).mask).all())
+        and (again.predict(random_image()).mask == predictor.predict(random_image()).mask).all())
     with pytest.raises(ValueError, match='the network it was made from'):
         export.InferenceNet(predictor.fused)
 
@@ -192,7 +192,7 @@ def test_propagated_scores_at_inference(run, tmp_path, capsys):
         said = capsys.readouterr().out
         assert float(re.search(r'^mIoU +(\S+)$', said, re.M)[1]) == pytest.approx(expected, abs=.051)
         assert ('propagated' in said) == (how != 'none')
-    Image.fromarray(picture(200, 180)).save(tmp_path/'a.png')
+    Image.fromarray(random_image(200, 180)).save(tmp_path/'a.png')
     flags = ['--tile', '65', '--flip', '--device', 'cpu']
     for how in by_hand:
         out = tmp_path/how
@@ -206,7 +206,7 @@ def test_propagated_scores_at_inference(run, tmp_path, capsys):
 def test_propagated_scores_need_a_correlation_head(run, tmp_path, capsys):
     changes = dict(steps=2, eval_every=2, toy_labeled=4, regions=0)
     Trainer(small(tmp_path/'run', 'fixmatch', **changes), quiet=True).fit()
-    Image.fromarray(picture()).save(tmp_path/'a.png')
+    Image.fromarray(random_image()).save(tmp_path/'a.png')
     capsys.readouterr()
     for command in (['eval', str(tmp_path/'run')], ['predict', str(tmp_path/'run'), str(tmp_path/'a.png')]):
         assert main([*command, '--device', 'cpu', '--propagated', 'mean']) == 1
@@ -220,7 +220,7 @@ def test_propagated_scores_need_a_correlation_head(run, tmp_path, capsys):
 def test_names_do_not_collide(tmp_path):
     for name in ('a.png', 'a.jpg', 'A.PNG', 'x/a.png', 'b.tar.png', '.b.png'):
         (tmp_path/name).parent.mkdir(exist_ok=True)
-        Image.fromarray(picture(4, 4)).save(tmp_path/name)
+        Image.fromarray(random_image(4, 4)).save(tmp_path/name)
     names = [i.name for i in find_inputs([tmp_path, tmp_path/'x'/'a.png'])]
     assert len({n.lower() for n in names}) == 6 and 'b.tar' in names and 'x/a' in names
 
@@ -228,8 +228,8 @@ def test_names_do_not_collide(tmp_path):
 def test_weights_file_predicts_the_same(run, predictor, tmp_path):
     release(run, tmp_path/'w.safetensors')
     assert (
-        load(tmp_path / 'w.safetensors', device='cpu').predict(picture()).mask
-        == predictor.predict(picture()).mask
+        load(tmp_path / 'w.safetensors', device='cpu').predict(random_image()).mask
+        == predictor.predict(random_image()).mask
     ).all()
 
 
@@ -266,7 +266,7 @@ def test_class_names(run, tmp_path):
 def test_page_is_closed_and_escaped(run, tmp_path):
     odd = ['<script>alert(1)<.png', '"><img src=x>.png', "a'b&c.png", 'tab\tname.png']
     for name in odd:
-        Image.fromarray(picture(9, 9)).save(tmp_path/name)
+        Image.fromarray(random_image(9, 9)).save(tmp_path/name)
     opened = load(run, device='cpu')
     named = LoadedModel(opened.model, opened.config, ['<i>', '</style>', 'c', 'd', 'e'], opened.colors)
     done = predict_files(named, [tmp_path], tmp_path/'out', quiet=True)
@@ -281,7 +281,7 @@ def test_page_is_closed_and_escaped(run, tmp_path):
     assert all(Path(n).stem in html.unescape(page) for n in odd)
 
 
-def test_large_picture_in_bounded_memory():
+def test_large_image_in_bounded_memory():
     "24 million pixels, 6 classes: the plain sliding window would hold 576 MB of sums alone."
     code = '''
 import numpy as np, resource, torch
@@ -316,7 +316,7 @@ print(mask.shape, peak() - before)
 def make_clip(path, n=5, h=48, w=64):
     writer = predict._VideoWriter(path, 5)
     for i in range(n):
-        writer.add(np.roll(picture(h, w), 6*i, 1))
+        writer.add(np.roll(random_image(h, w), 6*i, 1))
     writer.close()
 
 
@@ -382,7 +382,7 @@ def test_pseudo_labels(run, tmp_path):
     album = tmp_path/'album'
     album.mkdir()
     for i in range(2):
-        Image.fromarray(picture(60, 90, i)).save(album/f'{i}.png')
+        Image.fromarray(random_image(60, 90, i)).save(album/f'{i}.png')
     opened = load(run, device='cpu')
     done = pseudo_files(opened, [album], tmp_path/'out', tau=.25, longest=45, quiet=True)
     assert done.n == 2 and read_classes(tmp_path/'out')[0] == opened.names
@@ -408,7 +408,7 @@ def test_pseudo_labels(run, tmp_path):
 def test_pseudo_labels_of_a_plain_network(tmp_path):
     config = preset('toy', 'supervised', weights='')
     save_weights(make_model(config)[0], tmp_path/'w.pth', make_card(config))
-    Image.fromarray(picture()).save(tmp_path/'a.png')
+    Image.fromarray(random_image()).save(tmp_path/'a.png')
     pseudo_files(load(tmp_path/'w.pth', device='cpu'), [tmp_path/'a.png'], tmp_path/'out', quiet=True)
     assert [p.name for p in sorted((tmp_path / 'out').iterdir())] == [
         '.corrmatch', 'classes.txt', 'index.html', 'shares.csv', 'weak']
@@ -433,7 +433,7 @@ def test_onnx(run, tmp_path):
     session = onnxruntime.InferenceSession(str(tmp_path/'net.onnx'))
     eager = load(run, device='cpu').model
     for b, h, w in ((1, 33, 48), (3, 70, 41)):
-        image = np.stack([picture(h, w, i) for i in range(b)]).transpose(0, 3, 1, 2).astype(np.float32)
+        image = np.stack([random_image(h, w, i) for i in range(b)]).transpose(0, 3, 1, 2).astype(np.float32)
         with torch.no_grad():
             expected = eager.predict_logits(normalize(torch.from_numpy(image))).numpy()
         found = session.run(None, {'image': image})[0]
@@ -506,5 +506,5 @@ def test_palette_of_many_classes():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 def test_gpu_predicts_the_same(run, predictor):
     for size in ((60, 90), (560, 700)):
-        there, here = (m.predict(picture(*size)).mask for m in (load(run, device='cuda'), predictor))
+        there, here = (m.predict(random_image(*size)).mask for m in (load(run, device='cuda'), predictor))
         assert (there == here).mean() > .999

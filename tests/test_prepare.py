@@ -783,7 +783,7 @@ def test_auto_config_after_a_conversion(tmp_path):
             tmp_path, progress=None, weights='', labeled='own.txt', unlabeled='own.txt', val='own.txt')
 
 
-def test_auto_config_with_every_picture_labeled(tmp_path):
+def test_auto_config_with_every_image_labeled(tmp_path):
     config, text = auto_config(fill(tmp_path, 24, 24), progress=None, weights='', method='supervised')
     assert (
         config.method == 'supervised'

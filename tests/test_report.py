@@ -169,11 +169,11 @@ def test_resume_command_leads_back(changes):
 
 def test_viewer_follows_a_run(run):
     viewer = show_run(run, seconds=1)
-    (slider, button, player), label, picture = viewer.children[0].children, *viewer.children[1:]
+    (slider, button, player), label, figure = viewer.children[0].children, *viewer.children[1:]
     assert slider.options == (2, 4) and slider.value == 4 and slider.index == 1 and 'finished' in label.value
-    first = picture.value
+    first = figure.value
     slider.index = 0                                                     # what a browser sends
-    assert slider.value == 2 and picture.value != first
+    assert slider.value == 2 and figure.value != first
     (run/'pictures'/'step_000006.png').write_bytes((run/'pictures'/'step_000002.png').read_bytes())
     button.click()
     assert slider.value == 2 and slider.options == (2, 4, 6)

@@ -97,7 +97,7 @@ def test_use_the_run(place, words, made):
     assert (place/made).is_file() and (place/made).stat().st_size > 0
 
 
-def test_a_broken_picture_is_named_and_the_others_are_predicted(place):
+def test_a_broken_image_is_named_and_the_others_are_predicted(place):
     said = corrmatch(
         place, 'predict', 'runs/mine', 'photos/images', '--out', 'all', '--device', 'cpu', code=1)
     assert 'p00.jpg' in said and 'p01.jpg' in said and len(list((place/'all').rglob('p*.png'))) >= 24

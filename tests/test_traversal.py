@@ -98,7 +98,7 @@ def make_link(link, target):
         pytest.skip('this file system has no symbolic links')
 
 
-OUT = {'picture': ('images/x.png', '../../secret.png', 'images/x.png masks/a.png'),
+OUT = {'image': ('images/x.png', '../../secret.png', 'images/x.png masks/a.png'),
        'image by id': ('images/x.png', '../../secret.png', 'x'),
        'mask': ('masks/x.png', '../../secret.png', 'images/a.png masks/x.png'),
        'absolute': ('images/x.png', '{secret}', 'x'),
