@@ -15,7 +15,8 @@ from PIL import Image
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data import annotations
 from corrmatch.data.annotations import _decode_brush, encode_brush, encode_rle
-from corrmatch.data.check import check_data, convert_data, make_split
+from corrmatch.data.check import check_data, convert_data
+from corrmatch.data.split import make_split
 from corrmatch.data.coco import decode_rle, fill_polygon
 from corrmatch.data.layouts import find_layout, read_stored
 from corrmatch.data.masks import Meaning, map_ids

@@ -195,7 +195,7 @@ def test_stored_results_answer_every_promise():
     assert stored['suite']['size'] == 'full'
     assert {row['name'] for row in stored['suite']['rows']} == set(TARGETS)
     assert {row['over'] for row in stored['bench']['rows']} == {'positions', 'batch', 'regions'}
-    shown = (ROOT/'nbs'/'use'/'49_bench.ipynb').read_text()
+    shown = (ROOT/'nbs'/'use'/'51_bench.ipynb').read_text()
     reached = sum(row['reached'] for row in stored['suite']['rows'])
     assert f"'{reached} of {len(TARGETS)} targets reached'" in shown
     for row in stored['suite']['rows']:

@@ -14,7 +14,8 @@ from corrmatch.data.coco import decode_rle, draw_objects, fill_polygon
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.layouts import describe_layout, find_layout
 from corrmatch.data.masks import Meaning
-from corrmatch.data.check import check_data, make_split
+from corrmatch.data.check import check_data
+from corrmatch.data.split import make_split
 from errors_for_tests import refused
 
 W, H = 24, 16

@@ -110,14 +110,14 @@ def test_arguments_are_those_that_fastcore_reads():
 
 def test_reference_shows_methods_records_and_their_places():
     module = docs.Module(ROOT/'corrmatch'/'training'/'metrics.py')
-    nb = json.loads((ROOT/'nbs'/'training'/'30_metrics.ipynb').read_text())
-    text = '\n'.join(docs.entry(module, 'ConfusionMatrix', docs.cell_places('training/30_metrics', nb)))
+    nb = json.loads((ROOT/'nbs'/'training'/'32_metrics.ipynb').read_text())
+    text = '\n'.join(docs.entry(module, 'ConfusionMatrix', docs.cell_places('training/32_metrics', nb)))
     assert '{py:class} ConfusionMatrix(n_classes, ignore_index=IGNORE_INDEX, device=None)' in text
     assert (
         '{py:method} update(label, mask)' in text
         and '{py:method} merge(other)' in text
         and 'self' not in text)
-    assert '](../training/30_metrics.ipynb#' in text
+    assert '](../training/32_metrics.ipynb#' in text
     record = '\n'.join(docs.entry(docs.Module(ROOT/'corrmatch'/'method'/'losses.py'), 'LossTerms', {}))
     assert 'LossTerms(x=0.0, ' in record and 'labeled images against their masks' in record
 
@@ -182,12 +182,12 @@ def test_a_small_site(tmp_path):
     for name in ('sphinx', 'myst_nb', 'furo', 'latex2mathml'):
         pytest.importorskip(name, reason='the site needs the docs extra: make docs')
     docs.build(
-        tmp_path / 'out', tmp_path / 'work', ['06_region', '41_explore'],
+        tmp_path / 'out', tmp_path / 'work', ['06_region', '43_explore'],
         scene=lambda path: path.write_text('<p>scene</p>'))
     faults = [
         f
         for f in docs.check_site(tmp_path / 'out', docs.machine_marks())
-        if re.match(r'(method/06_region|use/41_explore|api/[\w.]+|genindex|search)\.html|_static', f)]
+        if re.match(r'(method/06_region|use/43_explore|api/[\w.]+|genindex|search)\.html|_static', f)]
     assert [f for f in faults if not re.search(r'link (\.\./|#)?[\w./]*ipynb', f)] == []
     shapes = (tmp_path/'out'/'method'/'06_region.html').read_text()
     assert (
@@ -196,7 +196,7 @@ def test_a_small_site(tmp_path):
         and '<img' in shapes
         and 'api/method.region.html#corrmatch.method.region.' in shapes)
     assert (
-        'src="../explorer.html"' in (tmp_path / 'out' / 'use' / '41_explore.html').read_text()
+        'src="../explorer.html"' in (tmp_path / 'out' / 'use' / '43_explore.html').read_text()
         and (tmp_path / 'out' / 'explorer.html').is_file()
         and 'src="explorer.html"' in (tmp_path / 'out' / 'try.html').read_text())
     assert 'href="../method/06_region.html#' in (tmp_path/'out'/'api'/'method.region.html').read_text()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT/'nbs'/'use'/'52_other_networks.ipynb'
+NOTEBOOK = ROOT/'nbs'/'use'/'54_other_networks.ipynb'
 
 
 def cells():

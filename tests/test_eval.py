@@ -14,7 +14,7 @@ from corrmatch.use.cli import main
 from corrmatch.config import preset
 from corrmatch.files import DataError
 from corrmatch.training.metrics import ConfusionMatrix
-from corrmatch.data.check import auto_config
+from corrmatch.data.settings import auto_config
 from corrmatch.training.reading import _MappedSource, _run_masks, open_val, spaced
 from corrmatch.use.report import _class_rows, read_run, score_run
 from corrmatch.training.builders import make_datasets

@@ -14,8 +14,9 @@ from corrmatch.data.folders import _OUTPUT_MARK, mark_output, read_classes, read
 from corrmatch.data.layouts import file_table, _find_classes, find_layout
 from corrmatch.data.masks import Meaning
 from corrmatch.use.predict import LoadedModel, find_inputs
-from corrmatch.data.check import (
-    _numbers, check_data, make_split, rehearse, _report_json, report_text, save_report)
+from corrmatch.data.check import check_data, _report_json, report_text, save_report
+from corrmatch.data.settings import _numbers, rehearse
+from corrmatch.data.split import make_split
 from corrmatch.data.shards import _list_folder, _open_list
 from corrmatch.training.builders import make_model
 from errors_for_tests import refused

@@ -11,7 +11,9 @@ from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import open_mask, read_split
 from corrmatch.files import DataError
 from corrmatch.data.masks import Depth, Meaning, read_photo
-from corrmatch.data.check import auto_config, check_data, convert_data, make_split
+from corrmatch.data.check import check_data, convert_data
+from corrmatch.data.settings import auto_config
+from corrmatch.data.split import make_split
 from corrmatch.viz import palette
 from errors_for_tests import refused
 

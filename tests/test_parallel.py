@@ -256,7 +256,7 @@ def test_the_command_line_in_two_processes_ends_well(tmp_path):
 
 
 def test_micro_steps_with_batch_norm_are_another_run(tmp_path, alone):
-    "What accumulation cannot make equal, said in chapter 31: if this fails, the sentence is wrong."
+    "What accumulation cannot make equal, said in chapter 33: if this fails, the sentence is wrong."
     kind = 'batch norm synchronised'
     parts = together(tmp_path/'parts', accumulate=2, **KINDS[kind])
     with pytest.raises(AssertionError):

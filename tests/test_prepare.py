@@ -13,8 +13,9 @@ from corrmatch.files import DataError
 from corrmatch.data.layouts import find_layout
 from corrmatch.data.masks import _CITYSCAPES_IDS, VOC_NAMES, map_ids
 from corrmatch.data.check import (
-    auto_config, check_data, _choose_images, convert_data, make_split, _check_page, _report_json, report_text,
-    save_report)
+    check_data, convert_data, _check_page, _report_json, report_text, save_report)
+from corrmatch.data.settings import auto_config
+from corrmatch.data.split import _choose_images, make_split
 from corrmatch.viz import palette
 
 K = 4  # classes of the generated masks
@@ -667,7 +668,7 @@ def test_new_masks_join_the_labeled_images(tmp_path):
 
 def rehearsed(root):
     "Does check say that a training starts, and does it leave the folder alone?"
-    from corrmatch.data.check import rehearse
+    from corrmatch.data.settings import rehearse
     before = sorted(root.rglob('*'))
     return rehearse(check(root)) == [] and sorted(root.rglob('*')) == before
 

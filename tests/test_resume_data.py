@@ -10,7 +10,7 @@ from PIL import Image
 
 from corrmatch.use.cli import main
 from corrmatch.config import preset
-from corrmatch.data.check import auto_config
+from corrmatch.data.settings import auto_config
 from corrmatch.data.folders import read_conversion
 from corrmatch.training.run_folder import data_changes, _list_mark, read_data_record
 from corrmatch.training.trainer import Trainer

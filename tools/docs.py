@@ -45,7 +45,7 @@ EXPLORER_NOTE = {
     'index': (
         'In a notebook, `corrmatch.explore(',
         'On this site: [the explorer on a photograph](try.md).'),
-    'use/41_explore': (
+    'use/43_explore': (
         'Try these in the panel:',
         f'### Try it here\n\n{EXPLORER.format(up="../")}\n\nThis is the one-file form. '
         '<a href="../explorer.html">Open it on a page of its own.</a>')}
@@ -59,7 +59,7 @@ you see which pixels of the prediction change.
 
 The features are those of EfficientNet-Lite0, pretrained on ImageNet; nothing was trained with the method. The
 prediction knows only the colour of single pixels. Everything is computed in your browser, and nothing is sent
-anywhere. <a href="explorer.html">Open it on a page of its own</a>, read [how it works](use/41_explore.ipynb),
+anywhere. <a href="explorer.html">Open it on a page of its own</a>, read [how it works](use/43_explore.ipynb),
 or begin with [the method in one sitting](start/01_one_sitting.ipynb).
 """
 

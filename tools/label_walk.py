@@ -3,7 +3,7 @@
   python tools/label_walk.py photos --truth truth [--classes background,cat,cow] [--images 12]
   python tools/label_walk.py photos --truth truth --model runs/one --list suggested/suggested.txt
 
-It opens the label page (chapter 39), and clicks into the largest wrong area of an image with the tool that
+It opens the label page (chapter 41), and clicks into the largest wrong area of an image with the tool that
 serves best there: region, fill or brush. An image is done at 90 % of its pixels and 80 % IoU of its last
 class, or after 25 actions. Masks go into the folder, as those of a person do. TRUTH holds a mask of the same
 name for each image: class ids, 255 ignored. Needs `.[label]`, playwright, scipy and chromium.

@@ -176,7 +176,7 @@ def labeled_step(
     batch:dict,           # image_x and mask_x on the device
     weights:LossTerms,    # of all terms; those of the unlabeled ones go to the labeled ones
     supervised:Callable=supervised_ce, # (logits, mask) -> scalar
-    counts:tuple=(None,)*3, # pixels of the whole batch when this is a part of it: Counts of chapter 31
+    counts:tuple=(None,)*3, # pixels of the whole batch when this is a part of it: Counts of chapter 33
 )->StepResult:            # without metrics
     "Do a step on labeled images alone: supervised training, and the warm-up of the other methods."
     out = model(batch['image_x'], keys=batch.get('keys_x'))
@@ -241,7 +241,7 @@ def train_step(
     cut:float=0.5,            # share of a row's range above which a pixel belongs to the region, 0..1
     generator:torch.Generator|None=None, # CPU generator of the drawn positions
     kl_inside:bool=True,      # kl also inside the CutMix boxes (reference)
-    counts:tuple=(None,)*3,   # pixels of the whole batch when this is a part of it: Counts of chapter 31
+    counts:tuple=(None,)*3,   # pixels of the whole batch when this is a part of it: Counts of chapter 33
     variants:Variants=Variants(), # options that are not in the paper
     ops:RegionOps=RegionOps(), # the readable operations, or engine.regions.FAST_REGIONS
 )->StepResult:                # total loss, its terms, metrics
