@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from ..data.folders import FolderSource, folder_role, mark_output, parse_line, read_split
+from ..data.check import list_line, rel_path
+from ..data.folders import FolderSource, folder_role, mark_output, read_split
 from ..data.layouts import find_layout
 from ..data.masks import parse_depth
 from ..data.shards import open_unlabeled
@@ -205,20 +206,12 @@ class Suggestions(NamedTuple):
 # %% ../../nbs/use/42_suggest.ipynb #1dd164d7
 def _list_line(path, root):
     "The line of a list that names an image; with its mask's name where a blank would split the path."
-    name = os.path.relpath(path, root).replace(os.sep, '/')
+    name = rel_path(path, root)
     inside = name.rpartition('.')[0]
     if folder_role(inside.partition('/')[0])[0] == 'image':
         inside = inside.partition('/')[2]
-    line = f'{name}\tmasks/{inside}.png' if any(c.isspace() for c in name) else name
-    try:
-        same = not {'\n', '\r'} & {*line} and parse_line(line)[1] == name
-    except DataError:
-        same = False
-    if not same:
-        raise DataError(
-            f'{name!r}: a list cannot hold this name; rename the file, without tabs, line breaks and '
-            'blanks at the ends')
-    return line
+    mask = f'masks/{inside}.png' if any(c.isspace() for c in name) else None
+    return list_line([name, mask]).removesuffix('\n')
 
 # %% ../../nbs/use/42_suggest.ipynb #91ecdc6c
 class _Candidates(NamedTuple):
