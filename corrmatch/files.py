@@ -145,6 +145,13 @@ def counted(
     many = 'es' if what.endswith('s') else 's'
     return f'{n} {what}{"" if n == 1 else many}'
 
+def rel_path(
+    path:str|Path, # a file
+    root:str|Path, # folder
+)->str:            # with / between names
+    "Name a file as seen from a folder."
+    return os.path.relpath(path, root).replace(os.sep, '/')
+
 # %% ../nbs/13_files.ipynb #7c1e5a04
 def text_table(
     rows:Sequence[Sequence[str]],  # rows of cells, the heading first

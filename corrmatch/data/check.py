@@ -18,7 +18,7 @@ from PIL import Image
 from .coco import annotated_size
 from ..config import IGNORE_INDEX
 from .folders import IMAGE_SUFFIXES, mark_output, parse_line, read_classes, read_conversion
-from ..files import DataError, counted, link_or_copy, text_table, write_file
+from ..files import DataError, counted, link_or_copy, rel_path, text_table, write_file
 from .layouts import Item, Layout, describe_layout, file_table, find_layout, read_stored
 from .masks import (
     Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_image,
@@ -189,13 +189,6 @@ class Issue(NamedTuple):
     kind:str
     file:str  # relative to the data folder; '' for the whole set
     text:str  # value and remedy
-
-def rel_path(
-    path:str|Path, # a file
-    root:str|Path, # folder
-)->str:            # with / between names
-    "Name a file as seen from a folder."
-    return os.path.relpath(path, root).replace(os.sep, '/')
 
 def _colors_of(values): return ', '.join(f'{v>>16} {(v>>8)&255} {v&255}' for v in values)
 

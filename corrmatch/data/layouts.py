@@ -19,7 +19,7 @@ from ..config import IGNORE_INDEX
 from .folders import (
     IMAGE_SUFFIXES, ESCAPES_ROOT, class_rows, derived_from, folder_homes, folder_role, escapes_root,
     line_fields, list_lines, mask_of, own_outputs)
-from ..files import DataError, counted
+from ..files import DataError, counted, rel_path
 from .masks import StoredMask, load_image, read_mask
 
 # %% ../../nbs/data/22_layouts.ipynb #8e2b6ec5
@@ -836,7 +836,7 @@ def _arrange(root, found, classes, include, masks, remarks=()):
     aside |= derived
     for path, _, rank in matched.extras:
         colored = rank >= _COLORED
-        aside[_below(root, path)] = _COLORED_MASK if colored else _OTHER_MASK
+        aside[rel_path(path, root)] = _COLORED_MASK if colored else _OTHER_MASK
     folders = {part.lower() for path in places for part in path.split('/')[:-1]}
     kind = _kind(folders, any(i.mask for i in items))
     layout = Layout(
@@ -854,8 +854,6 @@ def _arrange(root, found, classes, include, masks, remarks=()):
     return layout, used
 
 # %% ../../nbs/data/22_layouts.ipynb #b41f5c25
-def _below(root, path): return os.path.relpath(path, root).replace(os.sep, '/')
-
 def _sole_masks(items, left):
     """Items; an image with further masks counts as unlabeled: each of its masks calls background what the
     others show."""
@@ -873,24 +871,21 @@ def _not_derived(root, items, places):
     homes = {}
     for i in items:
         if i.mask:
-            homes.setdefault(_stem(i.image.name), []).append(_below(root, i.image))
+            homes.setdefault(_stem(i.image.name), []).append(rel_path(i.image, root))
     kept = []
     derived = {}
     stems = Counter(_stem(i.image.name) for i in items)
     for i in items:
-        path = _below(root, i.image)
+        path = rel_path(i.image, root)
         same = homes.get(_stem(i.image.name), ())
         if i.mask or len(same) != 1 or not _is_derived(path, same[0], places):
             kept.append(i)
         else:
             derived[path] = _DRAWN
     folders = {os.path.dirname(path) for path in derived}
-    others = [
-        i
-        for i in kept
-        if not i.mask and stems[_stem(i.image.name)] > 1 and os.path.dirname(_below(root, i.image)) in folders
-    ]
-    return [i for i in kept if i not in others], derived | {_below(root, i.image): _DRAWN for i in others}
+    shared = [i for i in kept if not i.mask and stems[_stem(i.image.name)] > 1]
+    others = [i for i in shared if os.path.dirname(rel_path(i.image, root)) in folders]
+    return [i for i in kept if i not in others], derived | {rel_path(i.image, root): _DRAWN for i in others}
 
 # %% ../../nbs/data/22_layouts.ipynb #cf9b457e
 _DRAWN = 'visualisation', 'of the name of an image with a mask'
@@ -922,7 +917,7 @@ def _named_after(root, items):
         for m in re.finditer('[ ._-]', stem):
             for word, known in ((stem[m.end():], stem[:m.start()]), (stem[:m.start()], stem[m.end():])):
                 if known in stems and word[:1].isalpha():
-                    found.setdefault(word, []).append(_below(root, i.image))
+                    found.setdefault(word, []).append(rel_path(i.image, root))
     text = (
         'is named after an image with a mask, with `{}` added, and serves as unlabeled, like all such '
         'images, {} in number; if they are changed copies or show ground truth, take them out')
@@ -935,7 +930,9 @@ def _named_after(root, items):
 def _two_masks(root, matched, kind):
     "Refuse masks in two folders for the same images; say which of two masks in one folder counts."
     pairs = [
-        (_below(root, used), _below(root, other)) for other, used, rank in matched.extras if rank < _COLORED]
+        (rel_path(used, root), rel_path(other, root))
+        for other, used, rank in matched.extras
+        if rank < _COLORED]
     for used, other in pairs:
         a, b = (
             next((f for f in reversed(p.split('/')[:-1]) if folder_role(f)[0] == 'mask'), '')
@@ -959,12 +956,12 @@ def _loose_pairs(root, matched):
     out, below = [], {}
     for image, mask in matched.loose[:1]:
         text = (
-            f'paired with {_below(root, mask)} by what their names share; images paired so: '
+            f'paired with {rel_path(mask, root)} by what their names share; images paired so: '
             f'{len(matched.loose)}; look whether they belong together')
-        out.append(('warning', 'names', _below(root, image), text))
+        out.append(('warning', 'names', rel_path(image, root), text))
     for i in matched.items:
         if i.mask and i.mask.parent.name != i.image.parent.name:
-            below.setdefault(_below(root, i.mask.parent), i)
+            below.setdefault(rel_path(i.mask.parent, root), i)
     groups = [f for f in sorted(below) if '/' in f and folder_role(f.split('/')[0])[0] == 'mask']
     groups = [
         f
@@ -996,12 +993,12 @@ def _several(matched):
 def _refuse_unpaired(root, layout):
     "Refuse images without masks where files or folders look like masks."
     if layout.orphan_masks:
-        image = _below(root, layout.items[0].image)
-        mask = _below(root, layout.orphan_masks[0])
+        image = rel_path(layout.items[0].image, root)
+        mask = rel_path(layout.orphan_masks[0], root)
         raise DataError(
             f'{root}: no image has a mask: no name pairs, such as {image} and {mask}; give both the same name'
         )
-    folders = dict.fromkeys(_below(root, i.image.parent) for i in layout.items)
+    folders = dict.fromkeys(rel_path(i.image.parent, root) for i in layout.items)
     telling = re.compile(r'(?<![a-z])(gts?|ground_?truth|masks?|labels?|annot|seg)')
     told = [f for f in folders if telling.search(f.lower())]
     if told and len(folders) > 1:
@@ -1017,7 +1014,7 @@ def _need_masks(root, layout, found, matched):
         return
     merge = 'merge them into one mask an image, whose values are class ids'
     if (several := _several(matched)):
-        image, a, b = (_below(root, p) for p in several)
+        image, a, b = (rel_path(p, root) for p in several)
         raise DataError(f'{root}: {a} and {b} both belong to {image}: one mask a class or object; {merge}')
     further = [p for p, (use, _) in found['aside'].items() if use == 'further mask']
     if further:
@@ -1064,14 +1061,14 @@ def _account(layout, found, lists):
     out = {path: _use_of_text(path, layout, found, lists) for path in texts}
     out |= dict.fromkeys(found['image'], ('image', 'no list or annotation names it: not used'))
     out |= found['aside']
-    out |= {_below(root, p): ('mask', 'without an image: not used') for p in layout.orphan_masks}
-    out |= {_below(root, p): ('image', 'another file has its name: not used') for p, _ in layout.duplicates}
+    out |= {rel_path(p, root): ('mask', 'without an image: not used') for p in layout.orphan_masks}
+    out |= {rel_path(p, root): ('image', 'another file has its name: not used') for p, _ in layout.duplicates}
     for i in layout.items:
         ending = i.image.suffix.lower()
         note = '' if ending in IMAGE_SUFFIXES else f' ({ending[1:].upper()}: read through copies)'
-        out[_below(root, i.image)] = 'image', ('labeled' if i.has_mask else 'unlabeled') + note
+        out[rel_path(i.image, root)] = 'image', ('labeled' if i.has_mask else 'unlabeled') + note
         if i.mask:
-            out[_below(root, i.mask)] = 'mask', ''
+            out[rel_path(i.mask, root)] = 'mask', ''
     return [_FileUse(path, *said) for path, said in sorted(out.items())]
 
 # %% ../../nbs/data/22_layouts.ipynb #b41f5c27

@@ -14,9 +14,9 @@ from types import MappingProxyType
 from typing import Any
 import numpy as np
 from ..config import Config, Method, preset
-from .check import (
+from corrmatch.data.check import (
     Issue, Report, check_data, convert_data, copy_targets, follow, is_odd_image, is_odd_mask, list_line,
-    need_writable, rel_path)
+    need_writable)
 from corrmatch.data.folders import (
     IMAGE_SUFFIXES, ClassCounts, FolderSource, list_lines, missing_classes, parse_line, read_split,
     refuse_shared)
@@ -25,7 +25,7 @@ from .masks import Meaning, parse_depth
 from .shards import open_unlabeled
 from .split import (
     KNOWN_MASKS, choose_labeled, choose_val, keep_val, make_split, rest_of, write_known, write_list)
-from ..files import DataError, is_reachable
+from ..files import DataError, is_reachable, rel_path
 
 # %% ../../nbs/data/25_settings.ipynb #f98cda08
 def _crop_rule(sizes):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from .check import (
-    Report, check_data, convert_data, faultless, follow, list_line, need_writable, rel_path)
+    Report, check_data, convert_data, faultless, follow, list_line, need_writable)
 from .folders import parse_line
 from .masks import Depth, Meaning
-from ..files import DataError, text_table, write_file
+from ..files import DataError, rel_path, text_table, write_file
 
 # %% ../../nbs/data/24_split.ipynb #c52e879b
 def _nearest_share(front, shares, total, target):

@@ -16,7 +16,7 @@ from ..data.folders import (
     ClassCounts, FolderSource, check_source, count_ids, open_image, open_mask, read_classes, read_conversion)
 from ..data.layouts import Item, read_stored
 from ..data.masks import Depth, is_color, map_ids, parse_depth, read_photo
-from ..files import DataError, counted
+from ..files import DataError, counted, rel_path
 from .run_folder import read_data_record, read_record
 from .builders import Datasets, make_datasets
 
@@ -79,7 +79,7 @@ class _MappedSource(FolderSource):
 
     def _is_made(self, path):
         "Tell whether a file is a converted copy, whose values are class ids."
-        inside = os.path.relpath(path, self.root).replace(os.sep, '/')
+        inside = rel_path(path, self.root)
         return (
             inside.startswith('prepared/')
             or inside in self.meaning.made

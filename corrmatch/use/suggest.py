@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from ..data.check import list_line, rel_path
+from ..data.check import list_line
 from ..data.folders import FolderSource, folder_role, mark_output, read_split
 from ..data.layouts import find_layout
 from ..data.masks import parse_depth
 from ..data.shards import open_unlabeled
 from ..data.views import normalize
-from ..files import DataError, make_folder, write_file
+from ..files import DataError, make_folder, rel_path, write_file
 from ..training.builders import make_datasets
 from .predict import LoadedModel, _as_image, _card, _scaled, _sheet_page, load
 
