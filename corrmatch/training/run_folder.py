@@ -656,7 +656,7 @@ def forecast(
 
 # %% ../../nbs/training/34_run_folder.ipynb #9d6bc3af
 class Progress:
-    "Show a bar on a terminal, plain lines elsewhere, nothing when quiet."
+    "Show a bar on a terminal and in a notebook, plain lines elsewhere, nothing when quiet."
     def __init__(self,
         name:str,                # of the run
         steps:int,               # of the whole run
@@ -678,7 +678,7 @@ class Progress:
         self.spoken = -np.inf
         phases = (start, warmup), (max(start, warmup), steps)
         self.phases = [(first, last) for first, last in phases if first < last]
-        bar = not quiet and (self.stream.isatty() or in_jupyter())
+        bar = not quiet and (self.stream.isatty() or (stream is None and in_jupyter()))
         self.bar = (
             tqdm(total=steps, initial=start, desc=name, mininterval=1, file=self.stream, dynamic_ncols=True)
             if bar
