@@ -6,9 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -142,23 +142,28 @@ def test_two_programs_do_not_overwrite_each_other(photos):
 
 
 def test_of_many_writers_one_wins_each_round(photos):
-    "Every version is overwritten once: no change is lost without its writer being told."
+    """No two masks are alike, so the saved versions are a chain from no mask to the file of today: each is
+    overwritten once, and no change is lost without its writer being told."""
     folders = [LabelFolder(photos, CLASSES) for _ in range(4)]
-    won = list()
-    def write(folder, c):
-        for _ in range(6):
-            _, version = folder.read_mask(0)
+    def write(writer):
+        saved = []
+        for n in range(6):
+            ids = square()
+            ids[20:20+writer+1, :n+1] = 2
+            _, version = folders[writer].read_mask(0)
             try:
-                won.append((version, folder.save(0, square(c), version)))
+                saved.append((version, folders[writer].save(0, ids, version)))
             except _MaskConflict:
                 pass
-    threads = [threading.Thread(target=write, args=(folder, c % 3)) for c, folder in enumerate(folders)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    now = folders[0].version(0)
-    assert won[-1][1] == now and [new for _, new in won[:-1]] == [old for old, _ in won[1:]]
+        return saved
+    with ThreadPoolExecutor(4) as pool:
+        saved = [pair for pairs in pool.map(write, range(4)) for pair in pairs]
+    after = dict(saved)
+    chain = ['']
+    while chain[-1] in after and len(chain) <= len(saved):
+        chain.append(after[chain[-1]])
+    assert len(after) == len(saved) >= 6, 'two writers have overwritten the same version'
+    assert len(chain) == len(saved) + 1 and chain[-1] == folders[0].version(0)
 
 
 def test_a_kill_leaves_the_old_or_the_new_mask(photos):
