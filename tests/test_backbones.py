@@ -287,6 +287,16 @@ def test_weights_files(tmp_path):
         load_weights(tmp_path/'cut.safetensors')
 
 
+@pytest.mark.parametrize('card', ['', 'null', '[1]', '{"config"', '"words"'])
+def test_a_broken_card_is_one_line(tmp_path, card):
+    save = pytest.importorskip('safetensors.torch', reason='needs the extra export').save_file
+    save({'weight': torch.zeros(2)}, tmp_path/'w.safetensors', {'corrmatch': card})
+    torch.save(dict(model={'weight': torch.zeros(2)}, card=card), tmp_path/'w.pth')
+    for name in ('w.safetensors', 'w.pth'):
+        with pytest.raises(DataError, match=f'^.*{name}: holds no card of this package; .*opens bare weights$'):
+            load_weights(tmp_path/name)
+
+
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     config = preset('toy', dim=16, low_dim=8, weights='')
     model, card = nn.Linear(2, 2), make_card(config)

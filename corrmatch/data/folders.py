@@ -587,6 +587,19 @@ def missing_classes(
         f'{", ".join(absent[:8])}{", ..." if len(absent) > 8 else ""}; '
         'add labeled images that show them, or lower n_classes')
 
+def refuse_ignored(
+    counts:ClassCounts, # from check_source
+    name:str,           # of the setting that names the list: labeled or val
+    path:str,           # the list
+)->None:
+    "Raise DataError if the masks of a list ignore every pixel."
+    if counts.pixels.sum():
+        return
+    what = 'scored' if name == 'val' else 'learned'
+    raise DataError(
+        f"{name}='{path}': every pixel of its {counted(counts.n_images, 'mask')} is ignored "
+        f"({IGNORE_INDEX}), so nothing can be {what}; name masks that show classes")
+
 # %% ../../nbs/data/15_folders.ipynb #d41e9c02
 def refuse_shared(
     name:str,       # of the setting that names the list: labeled or unlabeled

@@ -10,7 +10,7 @@ import datetime
 import json
 import platform
 import re
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 import torch
@@ -251,11 +251,18 @@ def load_weights(
     else:
         with open(path, 'rb') as f:
             header = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
-        card = json.loads(header.get('__metadata__', {}).get('corrmatch', 'null'))
-    if not card:
+        card = _parsed(header.get('__metadata__', {}).get('corrmatch'))
+    if not isinstance(card, dict):
         raise DataError(
             f'{path}: holds no card of this package; load_reference_checkpoint opens bare weights')
     return _clean_state(saved, path), card
+
+def _parsed(text):
+    "A JSON text as an object; None if it is none."
+    try:
+        return json.loads(text or 'null')
+    except ValueError:
+        return None
 
 # %% ../../nbs/training/36_checkpoints.ipynb #c8d101f0
 def fitted_model(
@@ -336,12 +343,11 @@ def release(
     average:bool=False,    # of a run with ema: the running average at the checkpoint, even if it scored worse
 )->Path:                   # of the card, beside the weights
     "Turn a checkpoint of a run into weights with a card."
-    saved = read_checkpoint(Path(run)/name)
-    known = {f.name for f in fields(Config)}
-    config = Config(**{k: v for k, v in saved['config'].items() if k in known})
-    model = make_model(replace(config, weights=''))[0]
-    state, averaged = _which_weights(saved, average, Path(run)/name)
-    model.load_state_dict(state)
+    where = Path(run)/name
+    saved = read_checkpoint(where)
+    config = recorded_config(saved['config'], str(where))
+    state, averaged = _which_weights(saved, average, where)
+    model = fitted_model(config, state, where)
     score = (
         saved.get('best', -1)
         if name.startswith('best') and not average

@@ -58,7 +58,6 @@ class _DistSetup(NamedTuple):
 def start_world(
     device:torch.device,      # cpu or cuda
     world:DistInfo|None=None, # None: from the environment
-    minutes:float=30,         # how long to wait for a process that does not answer
 )->_DistSetup:
     "Connect to the other processes, if there are any."
     world = world or read_world()
@@ -79,7 +78,7 @@ def start_world(
         os.environ.setdefault('MASTER_PORT', str(port))
         dist.init_process_group(
             'nccl' if device.type == 'cuda' else 'gloo', rank=world.rank, world_size=world.size,
-            timeout=timedelta(minutes=minutes))
+            timeout=timedelta(minutes=30))  # of a process that does not answer
     return _DistSetup(world, device, dist.new_group(backend='gloo'))
 
 # %% ../../nbs/training/33_distributed.ipynb #0d7021cf
@@ -298,12 +297,12 @@ def run_on_rank0(
     check:Callable[[], Any],             # called by the first process alone
     first:bool,                          # is this the first process?
     group:'dist.ProcessGroup|None'=None, # as in `all_reduce_max`
-)->None:
+)->Any:                                  # what the check returned; None on the other processes
     "Run a check on one process; an error there ends the others, too, instead of leaving them to wait."
-    error = None
+    error = result = None
     if first:
         try:
-            check()
+            result = check()
         except Exception as e:
             error = e
     try:
@@ -311,7 +310,7 @@ def run_on_rank0(
     except RuntimeError as e:
         raise (lost_process('') if is_lost_process(e) else e) from None
     if refused == [0]:
-        return
+        return result
     raise error or ValueError('the first process refused to go on; its message says why')
 
 # %% ../../nbs/training/33_distributed.ipynb #4c1d7e03

@@ -78,11 +78,10 @@ class RegionCounts(NamedTuple):
 def _count_regions(
     before:tuple[Tensor, Tensor], # label (b,h,w) and keep (b,h,w) of the prediction
     after:tuple[Tensor, Tensor],  # the same after region propagation
-    mask:Tensor,                  # (b,h,w) ground truth
-    ignore_index:int=IGNORE_INDEX, # mask value of pixels that are not judged
+    mask:Tensor,                  # (b,h,w) ground truth, IGNORE_INDEX where it is not judged
 )->RegionCounts:
     "Compare pseudo-labels before and after region propagation with the ground truth."
-    judged = mask != ignore_index
+    judged = mask != IGNORE_INDEX
     own = (before[0] == mask) & judged
     new = (after[0] == mask) & judged
     added = after[1] & ~before[1] & judged

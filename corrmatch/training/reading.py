@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 from ..config import IGNORE_INDEX, Config
-from ..data.folders import (
-    ClassCounts, FolderSource, check_source, count_ids, open_image, open_mask, read_classes, read_conversion)
+from corrmatch.data.folders import (
+    ClassCounts, FolderSource, check_source, count_ids, open_image, open_mask, read_classes, read_conversion,
+    refuse_ignored)
 from ..data.layouts import Item, read_stored
 from ..data.masks import Depth, is_color, map_ids, parse_depth, read_photo
 from ..files import DataError, counted, rel_path
@@ -240,10 +241,7 @@ def open_val(
 def _check_val(val, config, most):
     "Count the classes of a validation list; refuse one that is all ignored."
     counts = check_source(val, config.n_classes, progress=lambda rows: spaced(len(rows), most))
-    if not counts.pixels.sum():
-        raise DataError(
-            f"val='{config.val}': every pixel of its {counted(counts.n_images, 'mask')} is ignored "
-            f"({IGNORE_INDEX}), so nothing can be scored; name masks that show classes")
+    refuse_ignored(counts, 'val', config.val)
     return counts
 
 # %% ../../nbs/training/37_reading.ipynb #fc084702

@@ -20,7 +20,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
-from typing import Any, Callable, Collection, NamedTuple, Sequence, TextIO
+from typing import Any, Callable, NamedTuple, Sequence, TextIO
 import numpy as np
 import torch
 from fastcore.imports import in_jupyter
@@ -182,14 +182,13 @@ def recorded_config(
 
 # %% ../../nbs/training/34_run_folder.ipynb #19720dde
 def config_changes(
-    old:dict,                          # fields of the stored record
-    new:dict,                          # fields of the present one
-    harmless:Collection[str]=HARMLESS, # fields that may differ
-)->list[str]:                          # one line a field, 'lr: 0.1 -> 0.2'
-    "List the fields that make a run another run."
+    old:dict,   # fields of the stored record
+    new:dict,   # fields of the present one
+)->list[str]:   # one line a field, 'lr: 0.1 -> 0.2'
+    "List the fields that make a run another run, which those in HARMLESS do not."
     missing = object()
     return [f'{k}: {old.get(k, "(none)")} -> {new.get(k, "(none)")}' for k in sorted({*old, *new})
-            if k not in harmless and old.get(k, missing) != new.get(k, missing)]
+            if k not in HARMLESS and old.get(k, missing) != new.get(k, missing)]
 
 # %% ../../nbs/training/34_run_folder.ipynb #dd54468e
 def _list_mark(
@@ -379,9 +378,8 @@ def note_state(
 
 # %% ../../nbs/training/34_run_folder.ipynb #fd8448b9
 def run_state(
-    folder:Path,       # run folder
-    silent:float=1800, # seconds after which a run on another machine counts as dead
-)->dict[str, Any]:     # facts of state.json; its 'state' may have become 'killed', or is 'unknown'
+    folder:Path,   # run folder
+)->dict[str, Any]: # facts of state.json; its 'state' may have become 'killed', or is 'unknown'
     "Read state.json and check what it claims."
     try:
         facts = _read_json(Path(folder)/'state.json')
@@ -396,7 +394,7 @@ def run_state(
         start = _process_start(facts.get('pid', 0))
         alive = start is not None and start == facts.get('started')
     else:
-        alive = abs(time.time() - facts.get('time', 0)) < silent
+        alive = abs(time.time() - facts.get('time', 0)) < 1800  # seconds; on another machine
     return facts if alive else facts | dict(state='killed')
 
 def _is_count(value): return type(value) is int and 0 <= value < 2**33

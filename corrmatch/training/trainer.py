@@ -30,8 +30,8 @@ from ..data.batches import is_loader_death, loader_fault, make_loader
 from ..config import IGNORE_INDEX, PRESETS, Config, check_config
 from .checkpoints import fitted_model
 from ..data.folders import (
-    ArraySource, ClassCounts, check_source, mark_output, missing_classes, refuse_shared)
-from ..files import DataError, counted, log, show_log, text_table, write_atomic
+    ArraySource, ClassCounts, check_source, mark_output, missing_classes, refuse_ignored, refuse_shared)
+from ..files import DataError, counted, log, make_folder, show_log, text_table, write_atomic
 from ..models.backbones import find_weights
 from ..models.deeplab import DeepLabV3Plus, ResNet
 from ..method.losses import LossTerms
@@ -71,15 +71,6 @@ def absent_text(
         means = 'the mIoU counts an absent class as 0, as the reference does; --miou present leaves it out'
     return f'occurs in no validation mask: {shown}; {means}'
 
-def _refuse_ignored(counts, name, path):
-    "Refuse a list whose masks ignore every pixel."
-    if counts.pixels.sum():
-        return
-    what = 'scored' if name == 'val' else 'learned'
-    raise DataError(
-        f"{name}='{path}': every pixel of its {counted(counts.n_images, 'mask')} is ignored "
-        f"({IGNORE_INDEX}), so nothing can be {what}; name masks that show classes")
-
 def _refuse_overlap(sources, config):
     "Raise DataError if a validation image is also a training image."
     for name, source in (('labeled', sources.labeled), ('unlabeled', sources.unlabeled)):
@@ -97,8 +88,8 @@ def _preflight(
             f"labeled='{config.labeled}' val='{config.val}': a list is empty; each needs at least one image")
     counts = check_source(sources.labeled, config.n_classes)
     scored = check_source(sources.val, config.n_classes)
-    _refuse_ignored(counts, 'labeled', config.labeled)
-    _refuse_ignored(scored, 'val', config.val)
+    refuse_ignored(counts, 'labeled', config.labeled)
+    refuse_ignored(scored, 'val', config.val)
     if sources.unlabeled is not None:
         check_source(sources.unlabeled, config.n_classes, masks=False, decode=False, progress=spot_check)
     if config.data:
@@ -249,10 +240,8 @@ class _FiniteGuard:
     def __init__(self,
         optimizer:torch.optim.SGD, # fused
         buffers:Iterable[Tensor],  # what a forward pass changes
-        patience:int=10,           # steps in a row that may be skipped
     ):
         self.optimizer = optimizer
-        self.patience = patience
         self.buffers = [b for b in buffers if b.is_floating_point()]
         self.flags = list[tuple[int, list[str], Tensor]]()
         self.skipped = 0
@@ -280,19 +269,17 @@ class _FiniteGuard:
         self.optimizer.grad_scale = None
         self.optimizer.found_inf = bad.float()
         self.flags.append((step, names, bad.bool()))
-    def restore(self)->None:
+    def restore(self,
+        if_flagged:bool=False, # only if the last step was flagged
+    )->None:
         "Set the buffers back to what `remember` kept."
         if self.kept is None:
             return
-        parts = self.kept.split([b.numel() for b in self.buffers])
+        kept = self.kept
+        if if_flagged:
+            kept = torch.where(self.flags[-1][2], kept, torch.cat([b.flatten() for b in self.buffers]))
+        parts = kept.split([b.numel() for b in self.buffers])
         torch._foreach_copy_(self.buffers, [p.view_as(b) for p, b in zip(parts, self.buffers)])
-    def restore_flagged(self)->None:
-        "Set the buffers back if the last step was flagged."
-        if self.kept is None:
-            return
-        now = torch.cat([b.flatten() for b in self.buffers])
-        merged = torch.where(self.flags[-1][2], self.kept, now).split([b.numel() for b in self.buffers])
-        torch._foreach_copy_(self.buffers, [m.view_as(b) for m, b in zip(merged, self.buffers)])
     def report(self)->list[tuple[int, list[str]]]:
         "Read the flags since the last report: (step, names) of each skipped step."
         flags = self.flags
@@ -304,8 +291,8 @@ class _FiniteGuard:
         return [(step, names) for (step, names, _), is_bad in zip(flags, bad) if is_bad]
     @property
     def should_abort(self)->bool:
-        "Were `patience` steps in a row skipped?"
-        return self.in_a_row >= self.patience
+        "Were ten steps in a row skipped?"
+        return self.in_a_row >= 10
 
 # %% ../../nbs/training/38_trainer.ipynb #ac83df11
 class Trainer:
@@ -403,9 +390,8 @@ def _make_model(self:Trainer)->tuple[DeepLabV3Plus, str]:
         return make_model(replace(c, weights=''))[0], f'weights: those of {self.out}'
     if c.weights != 'auto':
         return make_model(c)
-    found = []
-    run_on_rank0(lambda: found.append(find_weights(c.backbone)), self.world.first, self.process_group)
-    weights, source = all_gather(found, self.process_group)[0]
+    found = run_on_rank0(partial(find_weights, c.backbone), self.world.first, self.process_group)
+    weights, source = all_gather([found], self.process_group)[0]
     if not weights and self.world.first:
         log.warning(f'warning: {source}')
     self.config = replace(c, weights=weights)
@@ -493,7 +479,7 @@ def _update(self:Trainer, total, names):
         nn.utils.clip_grads_with_norm_(list(self.model.parameters()), self.config.clip, norm)
     self.guard.flag_nonfinite(total, norm, self.step, names)
     self.optimizer.step()
-    self.guard.restore_flagged()
+    self.guard.restore(if_flagged=True)
     if self.average is not None:
         self.average.update_parameters(self.model)
 
@@ -877,10 +863,7 @@ def _make_folder(self:Trainer, resume):
     for draft in self.out.glob('.*.part'):
         draft.unlink()  # of a process that was killed while it wrote
     mark_output(self.out, 'run')
-    try:
-        (self.out/'pictures').mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise DataError(f'{self.out}: cannot be made ({e.strerror}); choose another out=') from None
+    make_folder(self.out/'pictures')
     write_atomic(self.out/'config.json', json.dumps(asdict(self.config), indent=1).encode())
     if self._data:
         write_atomic(self.out/'data.json', json.dumps(self._data, indent=1).encode())

@@ -88,9 +88,8 @@ def _by_the_first(make, device):
     if read_world().size == 1:
         return make()
     world, _, process_group = start_world(pick_device(device))
-    made = []
-    run_on_rank0(lambda: made.append(make()), world.first, process_group)
-    return all_gather(made, process_group)[0]
+    made = run_on_rank0(make, world.first, process_group)
+    return all_gather([made], process_group)[0]
 
 class RunPlan(NamedTuple):
     "The settings of a run that is about to start."
