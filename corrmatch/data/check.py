@@ -83,6 +83,8 @@ def _core(image):
     return side[0].item(), side[-1].item()
 
 # %% ../../nbs/data/23_check.ipynb #a037f160
+_NO_MEMORY = 'does not fit into memory; scale it down or cut it into parts'
+
 def _scan_item(
     item:Item, # image, perhaps with a mask
 )->_FileScan:
@@ -90,14 +92,14 @@ def _scan_item(
     try:
         found = _scan_image(item, load_image(item.image))
     except (DataError, MemoryError) as e:
-        return _FileScan(item, fault=str(e))
+        return _FileScan(item, fault=str(e) or _NO_MEMORY)  # the system's fault has no text
     if not item.has_mask:
         return found
     try:
         stored = read_stored(item, found.size)
+        facts = mask_facts(stored, str(item.mask or item.image))
     except (DataError, MemoryError) as e:
-        return found._replace(fault=str(e))
-    facts = mask_facts(stored, str(item.mask or item.image))
+        return found._replace(fault=str(e) or _NO_MEMORY)
     size = stored.values.shape[::-1]
     turned = found.note >= 5 and size != found.size and size == found.size[::-1]
     return found._replace(
@@ -797,7 +799,7 @@ def _card(scan, report, text=''):
     "One image of the page, with its name and what is wrong with it."
     try:
         images = _overlay(scan, report)
-    except (DataError, ValueError):
+    except (ValueError, MemoryError):
         images = []
     return Card(images, rel_path(scan.item.image, report.layout.root), lines=(text,) if text else ())
 
