@@ -12,6 +12,7 @@ import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,6 +193,31 @@ def test_faults_that_stay(server, tmp_path, faults, words):
         server.base + 'a.bin',
         *words)
     assert not (tmp_path/'a.bin').exists() and len(server.asked) == len(faults)
+
+
+@pytest.mark.parametrize('total, shown', [(4*10**6, '4'), (None, '?')])
+def test_progress_of_a_transfer_becomes_lines(monkeypatch, capsys, total, shown):
+    "Without a terminal a line every ten seconds; here a chunk of a megabyte takes six."
+    now = iter(range(0, 600, 6))
+    monkeypatch.setattr(F, 'time', SimpleNamespace(monotonic=lambda: next(now)))
+    chunks = [bytes(10**6)]*3
+    assert list(F._follow_bytes(chunks, 'voc.tar', total, 10**6)) == chunks
+    assert capsys.readouterr() == ('', f'voc.tar: 3 of {shown} MB\n')
+
+
+def test_progress_of_a_transfer_on_a_terminal(monkeypatch):
+    "A bar, which is gone when the connection breaks."
+    def broken():
+        yield bytes(10**6)
+        raise F._Again('the connection broke')
+
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    with pytest.raises(F._Again):
+        list(F._follow_bytes(broken(), 'voc.tar', 4*10**6, 10**6))
+    assert 'voc.tar:  25%' in terminal.getvalue() and '1.00M/4.00M' in terminal.getvalue()
+    assert terminal.getvalue().endswith('\r')
 
 
 def test_nobody_there_and_odd_addresses(tmp_path):

@@ -26,6 +26,7 @@ from typing import Any, Callable, Literal, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
+from tqdm import tqdm
 from ..config import IGNORE_INDEX
 from .folders import is_path_traversal, list_lines, read_classes
 from ..files import DataError, make_folder, write_file
@@ -80,29 +81,20 @@ def _total(answer, offset):
     return int(length) if length else None, 0
 
 # %% ../../nbs/data/26_fetch.ipynb #08e69103
-class _Meter:
-    "Show the bytes of a transfer: a bar on a terminal, a line every ten seconds elsewhere."
-    def __init__(self, text, total, start):
-        self.text = text
-        self.total = total
-        self.done = start
-        self.last = time.monotonic()
-        self.bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-            self.bar = tqdm(desc=text, total=total, initial=start, unit='B', unit_scale=True, leave=False)
-    def add(self, n):
-        self.done += n
-        if self.bar is not None:
-            self.bar.update(n)
-        elif time.monotonic() - self.last > 10:
-            print(
-                f'{self.text}: {self.done / 1e6:.0f} of '
-                f'{f"{self.total / 1e6:.0f}" if self.total else "?"} MB', file=sys.stderr, flush=True)
-            self.last = time.monotonic()
-    def close(self):
-        if self.bar is not None:
-            self.bar.close()
+def _follow_bytes(chunks, text, total, done):
+    "Pass chunks on and show how far it has come: a bar on a terminal, a line every ten seconds elsewhere."
+    last = time.monotonic()
+    whole = f'{total / 1e6:.0f}' if total else '?'
+    # disable=None: no bar where there is no terminal
+    with tqdm(
+        desc=text, total=total, initial=done, unit='B', unit_scale=True, leave=False, disable=None) as bar:
+        for chunk in chunks:
+            yield chunk
+            bar.update(len(chunk))
+            done += len(chunk)
+            if bar.disable and time.monotonic() - last > 10:
+                print(f'{text}: {done / 1e6:.0f} of {whole} MB', file=sys.stderr, flush=True)
+                last = time.monotonic()
 
 # %% ../../nbs/data/26_fetch.ipynb #10fb3592
 def _transfer(url, part, timeout):
@@ -117,16 +109,14 @@ def _transfer(url, part, timeout):
         raise
     with answer:
         total, start = _total(answer, offset)
-        meter = _Meter(part.stem, total, start)
+        chunks = iter(lambda: _chunk(answer), b'')
         try:
             with open(part, 'ab' if start else 'wb') as f:  # closing it writes, too
-                while chunk := _chunk(answer):
+                for chunk in _follow_bytes(chunks, part.stem, total, start):
                     f.write(chunk)
-                    meter.add(len(chunk))
         except OSError as e:
             raise DataError(
                 f'{part}: cannot be written ({e.strerror}); make room, then run the command again') from None
-        meter.close()
     size = part.stat().st_size
     if total is not None and size < total:
         raise _Again(f'the connection broke after {size} of {total} bytes')
