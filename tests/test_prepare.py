@@ -832,6 +832,18 @@ def test_a_conversion_goes_to_a_folder_of_its_own(tmp_path):
         convert_data(check(mine), tmp_path/'new', progress=None)  # a conversion may be repeated
 
 
+def test_colours_of_converted_masks(tmp_path):
+    "They are those of the classes; ignored pixels are light grey, as in all masks that are written."
+    fill(tmp_path/'old', change=lambda mask: np.where(mask == 3, 255, mask).astype(np.uint8))
+    report = check(tmp_path/'old')
+    root = convert_data(report, tmp_path/'new', progress=None)
+    mask = scene(0)[1]
+    with Image.open(root/'masks/s00.png') as found:
+        assert (np.asarray(found) == np.where(mask == 3, IGNORE_INDEX, mask)).all()
+        painted = np.asarray(found.convert('RGB'))
+    assert (painted[mask == 3] == 224).all() and (painted[mask == 1] == report.mapping.colors[1]).all()
+
+
 def test_given_classes_and_the_folders_own_do_not_go_apart(tmp_path):
     fill(tmp_path)
     (tmp_path/'names.txt').write_text('\n'.join(f'n{i} {i} 0 0' for i in range(K)))

@@ -4,7 +4,7 @@
 __all__ = ['Report', 'check_data', 'save_report', 'convert_data']
 
 # %% ../../nbs/data/23_check.ipynb #c6ff265f
-import hashlib, io, json, os, re, sys, time
+import hashlib, json, os, re, sys, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from ..files import DataError, counted, link_or_copy, rel_path, text_table, writ
 from .layouts import Item, Layout, describe_layout, file_table, find_layout, read_stored
 from .masks import (
     Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_image,
-    map_ids, color_facts, mask_facts, read_photo)
+    map_ids, color_facts, mask_facts, png_bytes, read_photo)
 from ..viz import colorize
 
 # %% ../../nbs/data/23_check.ipynb #de8e0163
@@ -789,7 +789,7 @@ def _overlay(scan, report):
     if scan.values is None or scan.fault:
         return [plain]
     ids = map_ids(read_stored(scan.item, scan.size, mapping.by_color).values[::n, ::n], mapping.table)
-    painted = Image.fromarray(colorize(ids, np.vstack([mapping.colors, np.zeros((1, 3), np.uint8)])))
+    painted = Image.fromarray(colorize(ids, mapping.colors))
     painted = painted.resize(image.shape[1::-1], Image.Resampling.NEAREST)
     return [
         plain,
@@ -892,26 +892,16 @@ def _stamps(scans, report, everything):
     return out
 
 # %% ../../nbs/data/23_check.ipynb #6550ad87
-def _encode(image):
-    "PNG bytes."
-    buffer = io.BytesIO()
-    image.save(buffer, 'PNG')
-    return buffer.getvalue()
-
 def _convert_one(scan, report, root, everything, current):
     "Write what one item needs and what is not current; (image, mask) relative to root."
-    (image, mask), item = copy_targets(scan, report, everything), scan.item
+    image, mask = copy_targets(scan, report, everything)
+    item, mapping = scan.item, report.mapping
     if image and not (image in current and (root/image).is_file()):
-        is_odd = is_odd_image(scan)
-        data = _encode(Image.fromarray(_photo(scan, report))) if is_odd else partial(link_or_copy, item.image)
+        data = png_bytes(_photo(scan, report)) if is_odd_image(scan) else partial(link_or_copy, item.image)
         write_file(root/image, data)
     if mask and not (mask in current and (root/mask).is_file()):
-        ids = Image.fromarray(
-            map_ids(read_stored(item, scan.size, report.mapping.by_color).values, report.mapping.table))
-        ids.putpalette(
-            np.vstack(
-                [report.mapping.colors, np.zeros((256 - len(report.mapping.colors), 3), np.uint8)]).tobytes())
-        write_file(root/mask, _encode(ids))
+        ids = map_ids(read_stored(item, scan.size, mapping.by_color).values, mapping.table)
+        write_file(root/mask, png_bytes(ids, mapping.colors))
     return image or rel_path(item.image, root), mask or (
         rel_path(item.mask, root) if item.mask and scan.values is not None else None)
 
