@@ -613,6 +613,11 @@ def _mapped(layout, scans, meaning):
     return mapping, [colored(s) for s in scans]
 
 # %% ../../nbs/data/23_check.ipynb #9a80e943
+def _check_map(said):
+    "Refuse a file of values that is not there."
+    if said.map not in ('', 'order') and not Path(said.map).is_file():
+        raise DataError(f'--map {said.map}: no such file; give a file with lines `VALUE NAME`, or `order`')
+
 def check_data(
     folder:Path,       # data set, in any of the layouts of chapter 22
     classes:str|Path|int|None=None, # a class file or a number of classes; None: found
@@ -624,6 +629,7 @@ def check_data(
 )->Report:
     "Read every file of a data set and say what is wrong with it."
     said = meaning or Meaning()
+    _check_map(said)
     layout = find_layout(folder, classes, said.include, said.masks, said.unannotated)
     meaning, remembered = _recorded_meaning(layout.root, said)
     mapping, scans = _mapped(layout, _turn_alike(_scan_items(layout.items, workers, progress)), meaning)
