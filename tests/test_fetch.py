@@ -266,10 +266,11 @@ def zip_of(files, link=None):
         tar_of({'a.txt': b'x', '../evil.txt': b'x'}), tar_of({'a.txt': b'x'}, link='/etc'),
         tar_of({'a.txt': b'x'}, link='../../up'), zip_of({'a.txt': b'x', '../evil.txt': b'x'}),
         zip_of({'/evil.txt': b'x'}), zip_of({'a.txt': b'x'}, link='/etc'), zip_of({'C:/evil.txt': b'x'}),
+        zip_of({'~/evil.txt': b'x'}), zip_of({'..\\evil.txt': b'x'}),
         tar_of({'a.txt': bytes(9000)})[:70], zip_of({'a.txt': bytes(9000)})[:300], b'', b'<html>'],
     ids=[
-        'tar_up', 'tar_link_root', 'tar_link_up', 'zip_up', 'zip_root', 'zip_link', 'zip_drive', 'tar_cut',
-        'zip_cut', 'empty', 'html'])
+        'tar_up', 'tar_link_root', 'tar_link_up', 'zip_up', 'zip_root', 'zip_link', 'zip_drive', 'zip_home',
+        'zip_up_on_windows', 'tar_cut', 'zip_cut', 'empty', 'html'])
 def test_evil_and_broken_archives(tmp_path, data):
     (tmp_path/'x.archive').write_bytes(data)
     refused(lambda: unpack(tmp_path/'x.archive', tmp_path/'in'/'out'), 'x.archive')

@@ -13,7 +13,6 @@ import io
 import os
 import re
 import shutil
-import stat
 import sys
 import tarfile
 import time
@@ -28,7 +27,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 from ..config import IGNORE_INDEX
-from .folders import is_path_traversal, list_lines, read_classes
+from .folders import is_path_traversal, list_lines, member_escapes, read_classes
 from ..files import DataError, make_folder, write_file
 from .masks import CAMVID_COLORS, CAMVID_NAMES, load_image, png_bytes
 from .check import follow, in_threads
@@ -200,12 +199,7 @@ def _unpack_tar(archive, folder):
 def _unpack_zip(archive, folder):
     with zipfile.ZipFile(archive) as z:
         for m in z.infolist():
-            parts = m.filename.replace('\\', '/').split('/')
-            if (
-                m.filename.startswith(('/', '\\'))
-                or '..' in parts
-                or ':' in parts[0]
-                or stat.S_ISLNK(m.external_attr >> 16)):
+            if member_escapes(m):
                 raise DataError(
                     f'{archive}: member {m.filename} leads outside of the folder; do not use this archive')
         z.extractall(folder)
