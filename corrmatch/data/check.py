@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from .coco import annotated_size
 from ..config import IGNORE_INDEX
-from .folders import IMAGE_SUFFIXES, mark_output, parse_line, read_classes, read_conversion
+from .folders import (
+    IMAGE_SUFFIXES, classes_text, mark_output, parse_line, read_classes, read_conversion)
 from ..files import DataError, counted, link_or_copy, rel_path, text_table, write_file
 from .layouts import Item, Layout, describe_layout, file_table, find_layout, read_stored
 from .masks import (
@@ -996,6 +997,4 @@ def _write_sides(root, scans, converted):
 
 def _write_classes(root, mapping):
     "Write classes.txt for training."
-    return write_file(
-        root / 'classes.txt',
-        ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(mapping.names, mapping.colors)))
+    return write_file(root/'classes.txt', classes_text(mapping.names, mapping.colors))

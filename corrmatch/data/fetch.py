@@ -27,7 +27,8 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 from ..config import IGNORE_INDEX
-from .folders import is_path_traversal, list_lines, member_escapes, read_classes
+from .folders import (
+    classes_text, is_path_traversal, list_lines, member_escapes, read_classes)
 from ..files import DataError, make_folder, write_file
 from .masks import CAMVID_COLORS, CAMVID_NAMES, load_image, png_bytes
 from .check import follow, in_threads
@@ -398,15 +399,16 @@ def _merge_ids(
     return {i: 'voc' if i in own else 'sbd' for i in sorted({*sbd, *own} - {*voc_val})}
 
 # %% ../../nbs/data/26_fetch.ipynb #dfbf2adb
+def _need_scipy():
+    if importlib.util.find_spec('scipy') is None:
+        raise ValueError('the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]')
+
 def _read_sbd(
     path:Path,     # .mat file of the folder cls
 )->np.ndarray:     # (h,w) uint8 class ids
     "Read one mask of SBD."
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise ValueError(
-            'the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]') from None
+    _need_scipy()
+    from scipy.io import loadmat
     try:
         mask = loadmat(path)['GTcls'][0]['Segmentation'][0]
     except Exception as e:
@@ -423,10 +425,6 @@ def _merge_one(root, cls, name, read):
         write_file(path, png_bytes(read(cls/f'{name}.mat'), palette(256, 'pascal')))
 
 # %% ../../nbs/data/26_fetch.ipynb #ffa5984d
-def _need_scipy():
-    if importlib.util.find_spec('scipy') is None:
-        raise ValueError('the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]')
-
 def _has_masks(root, expected):
     "Are the list of all training images and all its masks there?"
     if not (root/'train_aug.txt').is_file():
@@ -559,9 +557,7 @@ def _fetch_camvid(
             _camvid_one(root, inner/split/f'{n}.png', masks[n])
         write_file(root/f'{split}.txt', '\n'.join(names) + '\n')
     _write_preset_lists(root, lists['train'])
-    write_file(
-        root / 'classes.txt',
-        ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(CAMVID_NAMES, CAMVID_COLORS)))
+    write_file(root/'classes.txt', classes_text(CAMVID_NAMES, CAMVID_COLORS))
     shutil.rmtree(folder)
     return (
         f'{root}: ' + ', '.join(f'{len(names)} {s}' for s, names in lists.items()) + ' images, 11 classes')

@@ -413,6 +413,14 @@ def _no_doubles(path, rows):
         seen.add(name)
     return rows
 
+# %% ../../nbs/data/15_folders.ipynb #a31f5c1a
+def classes_text(
+    names:Sequence[str], # k
+    colors:np.ndarray|Sequence[Sequence[int]], # (k,3) red, green, blue, 0 to 255
+)->str:                  # one line `name R G B` for each
+    "Write classes as `read_classes` reads them."
+    return ''.join(f'{name} {r} {g} {b}\n' for name, (r, g, b) in zip(names, colors, strict=True))
+
 # %% ../../nbs/data/15_folders.ipynb #4c1d7e07
 def too_large(
     error:Image.DecompressionBombError, # of Pillow, above twice Image.MAX_IMAGE_PIXELS
