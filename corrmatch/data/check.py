@@ -818,11 +818,11 @@ def _share_png(report):
 # %% ../../nbs/data/23_check.ipynb #e528d149
 def _check_page(
     report:Report, # from check_data
-    most:int=12,   # sound images, and as many faulty ones, that are shown
 )->str:            # one self-contained page
     "A report for people, with thumbnails."
     root = report.layout.root
     mapping = report.mapping
+    most = 12  # sound images, and as many faulty ones, that are shown
     by_file = {}
     for s in report.scans:
         by_file.update({rel_path(p, root): s for p in (s.item.image, s.item.mask) if p})

@@ -148,12 +148,11 @@ def _twice(values):
 # %% ../../nbs/data/18_shards.ipynb #240828f4
 def spot_check(
     indices:Sequence[int], # of a source
-    n:int=1000,            # how many to look at
-    large:int=_LARGE,       # from more images than this
-)->Sequence[int]:          # all of a short list, a sample of a long one; the same each time
+)->Sequence[int]:          # all of a short list, 1000 of a long one; the same each time
     "Choose the images to look at before a run."
-    if len(indices) <= large:
+    if len(indices) <= _LARGE:
         return indices
+    n = 1000
     places = (np.arange(n) + np.random.default_rng(0).random(n))*len(indices)/n
     return [indices[int(p)] for p in places]
 
