@@ -104,12 +104,11 @@ def check_place(
 
 # %% ../nbs/13_files.ipynb #dfed4348
 def is_reachable(
-    url:str,          # http, https or file
-    seconds:float=4., # to wait for an answer
+    url:str, # http, https or file
 )->bool:
-    "Ask whether an address answers, without fetching what is there."
+    "Ask whether an address answers within four seconds, without fetching what is there."
     try:
-        with urlopen(Request(url, method='HEAD'), timeout=seconds) as answer:
+        with urlopen(Request(url, method='HEAD'), timeout=4) as answer:
             return answer.status in (200, None)
     except (OSError, ValueError):
         return False

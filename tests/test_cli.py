@@ -76,6 +76,16 @@ def test_help_has_units_and_an_example(command):
 def test_wrong_words_fail_in_one_line(args, words): one_line(corrmatch(*args), *words)
 
 
+@pytest.mark.parametrize('args', [
+    ('check',), ('split', '--labels', '4'), ('train', '--labels', '4'), ('lr-find', '--labels', '4'),
+    ('convert', '--to', 'cvat')], ids=lambda args: args[0])
+def test_a_file_of_values_that_is_not_there(data, tmp_path, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+    result = corrmatch(args[0], data, *args[1:], '--map', 'lost.txt')
+    one_line(result, '--map lost.txt: no such file', '`VALUE NAME`', '`order`')
+    assert [p.name for p in tmp_path.iterdir()] == ['data']
+
+
 def test_debug_shows_the_traceback():
     code, _, err = corrmatch('train', 'voc_93', '--debug')
     assert code != 0 and 'Traceback' in err

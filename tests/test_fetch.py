@@ -12,6 +12,7 @@ import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,6 +195,31 @@ def test_faults_that_stay(server, tmp_path, faults, words):
     assert not (tmp_path/'a.bin').exists() and len(server.asked) == len(faults)
 
 
+@pytest.mark.parametrize('total, shown', [(4*10**6, '4'), (None, '?')])
+def test_progress_of_a_transfer_becomes_lines(monkeypatch, capsys, total, shown):
+    "Without a terminal a line every ten seconds; here a chunk of a megabyte takes six."
+    now = iter(range(0, 600, 6))
+    monkeypatch.setattr(F, 'time', SimpleNamespace(monotonic=lambda: next(now)))
+    chunks = [bytes(10**6)]*3
+    assert list(F._follow_bytes(chunks, 'voc.tar', total, 10**6)) == chunks
+    assert capsys.readouterr() == ('', f'voc.tar: 3 of {shown} MB\n')
+
+
+def test_progress_of_a_transfer_on_a_terminal(monkeypatch):
+    "A bar, which is gone when the connection breaks."
+    def broken():
+        yield bytes(10**6)
+        raise F._Again('the connection broke')
+
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    with pytest.raises(F._Again):
+        list(F._follow_bytes(broken(), 'voc.tar', 4*10**6, 10**6))
+    assert 'voc.tar:  25%' in terminal.getvalue() and '1.00M/4.00M' in terminal.getvalue()
+    assert terminal.getvalue().endswith('\r')
+
+
 def test_nobody_there_and_odd_addresses(tmp_path):
     refused(
         lambda: download('http://127.0.0.1:9/a', tmp_path / 'a', **QUICK), 'no connection',
@@ -240,10 +266,11 @@ def zip_of(files, link=None):
         tar_of({'a.txt': b'x', '../evil.txt': b'x'}), tar_of({'a.txt': b'x'}, link='/etc'),
         tar_of({'a.txt': b'x'}, link='../../up'), zip_of({'a.txt': b'x', '../evil.txt': b'x'}),
         zip_of({'/evil.txt': b'x'}), zip_of({'a.txt': b'x'}, link='/etc'), zip_of({'C:/evil.txt': b'x'}),
+        zip_of({'~/evil.txt': b'x'}), zip_of({'..\\evil.txt': b'x'}),
         tar_of({'a.txt': bytes(9000)})[:70], zip_of({'a.txt': bytes(9000)})[:300], b'', b'<html>'],
     ids=[
-        'tar_up', 'tar_link_root', 'tar_link_up', 'zip_up', 'zip_root', 'zip_link', 'zip_drive', 'tar_cut',
-        'zip_cut', 'empty', 'html'])
+        'tar_up', 'tar_link_root', 'tar_link_up', 'zip_up', 'zip_root', 'zip_link', 'zip_drive', 'zip_home',
+        'zip_up_on_windows', 'tar_cut', 'zip_cut', 'empty', 'html'])
 def test_evil_and_broken_archives(tmp_path, data):
     (tmp_path/'x.archive').write_bytes(data)
     refused(lambda: unpack(tmp_path/'x.archive', tmp_path/'in'/'out'), 'x.archive')
@@ -347,7 +374,10 @@ def test_voc_and_sbd(server, tmp_path):
         'train', 'train', 'val', 'train', 'train', 'train']
 
 
-def test_sbd_needs_scipy_or_reads_it(tmp_path):
+def test_sbd_needs_scipy_or_reads_it(tmp_path, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setattr(F.importlib.util, 'find_spec', lambda name: None)
+        refused(lambda: F._read_sbd(tmp_path/'a.mat'), 'need scipy: pip install corrmatch-seg[voc]')
     pytest.importorskip('scipy')
     from scipy.io import savemat
     savemat(tmp_path/'a.mat', {'GTcls': {'Boundaries': np.zeros((2, 2)), 'Segmentation': mask(1)}})

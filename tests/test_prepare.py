@@ -2,12 +2,14 @@
 import json
 import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from corrmatch.config import IGNORE_INDEX
+from corrmatch.data import check as check_module
 from corrmatch.data.folders import FolderSource, read_classes, read_split
 from corrmatch.files import DataError
 from corrmatch.data.layouts import find_layout
@@ -116,6 +118,25 @@ def test_unreadable_images(tmp_path, make, word):
         and report.errors[0].file == 'images/s01.png'
         and word in report.errors[0].text)
     assert '\n' not in report.errors[0].text and str(tmp_path) not in report.errors[0].text
+
+
+@pytest.mark.parametrize('step', ['load_image', 'read_stored', 'mask_facts'])
+def test_a_file_too_large_for_the_memory_is_named(tmp_path, monkeypatch, step):
+    "A MemoryError has no text; its file is still an error, and no unlabeled image."
+    real = getattr(check_module, step)
+
+    def scarce(first, *rest):
+        if 's03' in str(rest[0] if step == 'mask_facts' else first):
+            raise MemoryError
+        return real(first, *rest)
+
+    monkeypatch.setattr(check_module, step, scarce)
+    report = check(fill(tmp_path))
+    file = 'images/s03.png' if step == 'load_image' else 'masks/s03.png'
+    assert [(f.kind, f.file) for f in report.errors] == [('unreadable', file)]
+    assert 'does not fit into memory' in report.errors[0].text and not report.ok
+    monkeypatch.setattr(check_module, 'read_photo', mock.Mock(side_effect=MemoryError))  # no thumbnails then
+    assert len(report.usable) == 23 and file in _check_page(report)
 
 
 def test_masks_and_images_without_partner(tmp_path):
@@ -809,6 +830,18 @@ def test_a_conversion_goes_to_a_folder_of_its_own(tmp_path):
     assert before == {p: p.read_bytes() for p in other.rglob('*') if p.is_file()}
     for _ in range(2):
         convert_data(check(mine), tmp_path/'new', progress=None)  # a conversion may be repeated
+
+
+def test_colours_of_converted_masks(tmp_path):
+    "They are those of the classes; ignored pixels are light grey, as in all masks that are written."
+    fill(tmp_path/'old', change=lambda mask: np.where(mask == 3, 255, mask).astype(np.uint8))
+    report = check(tmp_path/'old')
+    root = convert_data(report, tmp_path/'new', progress=None)
+    mask = scene(0)[1]
+    with Image.open(root/'masks/s00.png') as found:
+        assert (np.asarray(found) == np.where(mask == 3, IGNORE_INDEX, mask)).all()
+        painted = np.asarray(found.convert('RGB'))
+    assert (painted[mask == 3] == 224).all() and (painted[mask == 1] == report.mapping.colors[1]).all()
 
 
 def test_given_classes_and_the_folders_own_do_not_go_apart(tmp_path):

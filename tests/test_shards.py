@@ -373,6 +373,16 @@ def test_every_name_is_read_back(root):
     refused(lambda: write_shards([pairs[0], pairs[0]._replace(name='_a')], root/'twice'), '_a', 'rename')
 
 
+def test_a_refusal_leaves_no_draft(root):
+    pairs = read_split(root/'list.txt', root)
+    lost = Pair(root/'images'/'lost.jpg', None, 'lost')
+    refused(lambda: write_shards([*pairs[:3], lost], root/'new', 2), lost.image, 'cannot be read', 'restore')
+    assert [p.name for p in (root/'new').iterdir()] == ['shard-000000.tar']  # the one that was whole
+    assert list(open_unlabeled('new/*.tar', root).names) == IDS[:2]
+    (root/'file').write_text('')
+    refused(lambda: write_shards(pairs, root/'file'), root/'file', 'is a file', 'another folder')
+
+
 def test_data_folder_whose_name_looks_like_a_pattern(root):
     there = root.rename(root.parent/'set[1]*')
     assert (

@@ -10,7 +10,6 @@ import json
 import os
 import posixpath
 import re
-import stat
 import unicodedata
 import zipfile
 import zlib
@@ -22,7 +21,7 @@ from xml.parsers import expat
 import numpy as np
 from PIL import Image
 from .coco import _parse, _plain, fill_polygon
-from .folders import is_path_traversal
+from .folders import member_escapes
 from ..files import DataError
 
 # %% ../../nbs/data/21_annotations.ipynb #45e462da
@@ -122,8 +121,7 @@ def _members(where):
         return {}
     infos = [m for m in archive.infolist() if not m.is_dir()]
     for m in infos:
-        drive = ':' in m.filename.split('/')[0]
-        if is_path_traversal(m.filename) or drive or stat.S_ISLNK(m.external_attr >> 16):
+        if member_escapes(m):
             raise DataError(f'{where}: member {_plain(m.filename)} leads outside of the folder; '
                             'do not use this archive')
     total = sum(m.file_size for m in infos)

@@ -51,9 +51,9 @@ def _next_readable(
     position:int,       # where to look first
     broken:list,        # a line is added for every image that cannot be read
     masks:bool=False,   # read the mask too
-    tries:int=20,       # images to try
 )->tuple:               # index, RGB image, mask or None
     "Read the image at a position of an order, or the next one that can be read."
+    tries = 20
     for place in range(position, position+tries):
         index = order[place]
         try:

@@ -4,7 +4,7 @@
 __all__ = ['Report', 'check_data', 'save_report', 'convert_data']
 
 # %% ../../nbs/data/23_check.ipynb #c6ff265f
-import hashlib, io, json, os, re, sys, time
+import hashlib, json, os, re, sys, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from .coco import annotated_size
 from ..config import IGNORE_INDEX
-from .folders import IMAGE_SUFFIXES, mark_output, parse_line, read_classes, read_conversion
+from .folders import (
+    IMAGE_SUFFIXES, classes_text, mark_output, parse_line, read_classes, read_conversion)
 from ..files import DataError, counted, link_or_copy, rel_path, text_table, write_file
 from .layouts import Item, Layout, describe_layout, file_table, find_layout, read_stored
 from .masks import (
     Depth, MaskFacts, MaskMap, Meaning, deep_values, find_depth, find_mapping, is_color, load_image,
-    map_ids, color_facts, mask_facts, read_photo)
+    map_ids, color_facts, mask_facts, png_bytes, read_photo)
 from ..viz import colorize
 
 # %% ../../nbs/data/23_check.ipynb #de8e0163
@@ -83,6 +84,8 @@ def _core(image):
     return side[0].item(), side[-1].item()
 
 # %% ../../nbs/data/23_check.ipynb #a037f160
+_NO_MEMORY = 'does not fit into memory; scale it down or cut it into parts'
+
 def _scan_item(
     item:Item, # image, perhaps with a mask
 )->_FileScan:
@@ -90,14 +93,14 @@ def _scan_item(
     try:
         found = _scan_image(item, load_image(item.image))
     except (DataError, MemoryError) as e:
-        return _FileScan(item, fault=str(e))
+        return _FileScan(item, fault=str(e) or _NO_MEMORY)  # the system's fault has no text
     if not item.has_mask:
         return found
     try:
         stored = read_stored(item, found.size)
+        facts = mask_facts(stored, str(item.mask or item.image))
     except (DataError, MemoryError) as e:
-        return found._replace(fault=str(e))
-    facts = mask_facts(stored, str(item.mask or item.image))
+        return found._replace(fault=str(e) or _NO_MEMORY)
     size = stored.values.shape[::-1]
     turned = found.note >= 5 and size != found.size and size == found.size[::-1]
     return found._replace(
@@ -611,6 +614,11 @@ def _mapped(layout, scans, meaning):
     return mapping, [colored(s) for s in scans]
 
 # %% ../../nbs/data/23_check.ipynb #9a80e943
+def _check_map(said):
+    "Refuse a file of values that is not there."
+    if said.map not in ('', 'order') and not Path(said.map).is_file():
+        raise DataError(f'--map {said.map}: no such file; give a file with lines `VALUE NAME`, or `order`')
+
 def check_data(
     folder:Path,       # data set, in any of the layouts of chapter 22
     classes:str|Path|int|None=None, # a class file or a number of classes; None: found
@@ -622,6 +630,7 @@ def check_data(
 )->Report:
     "Read every file of a data set and say what is wrong with it."
     said = meaning or Meaning()
+    _check_map(said)
     layout = find_layout(folder, classes, said.include, said.masks, said.unannotated)
     meaning, remembered = _recorded_meaning(layout.root, said)
     mapping, scans = _mapped(layout, _turn_alike(_scan_items(layout.items, workers, progress)), meaning)
@@ -787,7 +796,7 @@ def _overlay(scan, report):
     if scan.values is None or scan.fault:
         return [plain]
     ids = map_ids(read_stored(scan.item, scan.size, mapping.by_color).values[::n, ::n], mapping.table)
-    painted = Image.fromarray(colorize(ids, np.vstack([mapping.colors, np.zeros((1, 3), np.uint8)])))
+    painted = Image.fromarray(colorize(ids, mapping.colors))
     painted = painted.resize(image.shape[1::-1], Image.Resampling.NEAREST)
     return [
         plain,
@@ -797,7 +806,7 @@ def _card(scan, report, text=''):
     "One image of the page, with its name and what is wrong with it."
     try:
         images = _overlay(scan, report)
-    except (DataError, ValueError):
+    except (ValueError, MemoryError):
         images = []
     return Card(images, rel_path(scan.item.image, report.layout.root), lines=(text,) if text else ())
 
@@ -809,11 +818,11 @@ def _share_png(report):
 # %% ../../nbs/data/23_check.ipynb #e528d149
 def _check_page(
     report:Report, # from check_data
-    most:int=12,   # sound images, and as many faulty ones, that are shown
 )->str:            # one self-contained page
     "A report for people, with thumbnails."
     root = report.layout.root
     mapping = report.mapping
+    most = 12  # sound images, and as many faulty ones, that are shown
     by_file = {}
     for s in report.scans:
         by_file.update({rel_path(p, root): s for p in (s.item.image, s.item.mask) if p})
@@ -890,26 +899,16 @@ def _stamps(scans, report, everything):
     return out
 
 # %% ../../nbs/data/23_check.ipynb #6550ad87
-def _encode(image):
-    "PNG bytes."
-    buffer = io.BytesIO()
-    image.save(buffer, 'PNG')
-    return buffer.getvalue()
-
 def _convert_one(scan, report, root, everything, current):
     "Write what one item needs and what is not current; (image, mask) relative to root."
-    (image, mask), item = copy_targets(scan, report, everything), scan.item
+    image, mask = copy_targets(scan, report, everything)
+    item, mapping = scan.item, report.mapping
     if image and not (image in current and (root/image).is_file()):
-        is_odd = is_odd_image(scan)
-        data = _encode(Image.fromarray(_photo(scan, report))) if is_odd else partial(link_or_copy, item.image)
+        data = png_bytes(_photo(scan, report)) if is_odd_image(scan) else partial(link_or_copy, item.image)
         write_file(root/image, data)
     if mask and not (mask in current and (root/mask).is_file()):
-        ids = Image.fromarray(
-            map_ids(read_stored(item, scan.size, report.mapping.by_color).values, report.mapping.table))
-        ids.putpalette(
-            np.vstack(
-                [report.mapping.colors, np.zeros((256 - len(report.mapping.colors), 3), np.uint8)]).tobytes())
-        write_file(root/mask, _encode(ids))
+        ids = map_ids(read_stored(item, scan.size, mapping.by_color).values, mapping.table)
+        write_file(root/mask, png_bytes(ids, mapping.colors))
     return image or rel_path(item.image, root), mask or (
         rel_path(item.mask, root) if item.mask and scan.values is not None else None)
 
@@ -998,6 +997,4 @@ def _write_sides(root, scans, converted):
 
 def _write_classes(root, mapping):
     "Write classes.txt for training."
-    return write_file(
-        root / 'classes.txt',
-        ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(mapping.names, mapping.colors)))
+    return write_file(root/'classes.txt', classes_text(mapping.names, mapping.colors))

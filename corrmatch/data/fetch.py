@@ -13,7 +13,6 @@ import io
 import os
 import re
 import shutil
-import stat
 import sys
 import tarfile
 import time
@@ -26,8 +25,10 @@ from typing import Any, Callable, Literal, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
+from tqdm import tqdm
 from ..config import IGNORE_INDEX
-from .folders import is_path_traversal, list_lines, read_classes
+from .folders import (
+    classes_text, is_path_traversal, list_lines, member_escapes, read_classes)
 from ..files import DataError, make_folder, write_file
 from .masks import CAMVID_COLORS, CAMVID_NAMES, load_image, png_bytes
 from .check import follow, in_threads
@@ -80,29 +81,20 @@ def _total(answer, offset):
     return int(length) if length else None, 0
 
 # %% ../../nbs/data/26_fetch.ipynb #08e69103
-class _Meter:
-    "Show the bytes of a transfer: a bar on a terminal, a line every ten seconds elsewhere."
-    def __init__(self, text, total, start):
-        self.text = text
-        self.total = total
-        self.done = start
-        self.last = time.monotonic()
-        self.bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-            self.bar = tqdm(desc=text, total=total, initial=start, unit='B', unit_scale=True, leave=False)
-    def add(self, n):
-        self.done += n
-        if self.bar is not None:
-            self.bar.update(n)
-        elif time.monotonic() - self.last > 10:
-            print(
-                f'{self.text}: {self.done / 1e6:.0f} of '
-                f'{f"{self.total / 1e6:.0f}" if self.total else "?"} MB', file=sys.stderr, flush=True)
-            self.last = time.monotonic()
-    def close(self):
-        if self.bar is not None:
-            self.bar.close()
+def _follow_bytes(chunks, text, total, done):
+    "Pass chunks on and show how far it has come: a bar on a terminal, a line every ten seconds elsewhere."
+    last = time.monotonic()
+    whole = f'{total / 1e6:.0f}' if total else '?'
+    # disable=None: no bar where there is no terminal
+    with tqdm(
+        desc=text, total=total, initial=done, unit='B', unit_scale=True, leave=False, disable=None) as bar:
+        for chunk in chunks:
+            yield chunk
+            bar.update(len(chunk))
+            done += len(chunk)
+            if bar.disable and time.monotonic() - last > 10:
+                print(f'{text}: {done / 1e6:.0f} of {whole} MB', file=sys.stderr, flush=True)
+                last = time.monotonic()
 
 # %% ../../nbs/data/26_fetch.ipynb #10fb3592
 def _transfer(url, part, timeout):
@@ -117,16 +109,14 @@ def _transfer(url, part, timeout):
         raise
     with answer:
         total, start = _total(answer, offset)
-        meter = _Meter(part.stem, total, start)
+        chunks = iter(lambda: _chunk(answer), b'')
         try:
             with open(part, 'ab' if start else 'wb') as f:  # closing it writes, too
-                while chunk := _chunk(answer):
+                for chunk in _follow_bytes(chunks, part.stem, total, start):
                     f.write(chunk)
-                    meter.add(len(chunk))
         except OSError as e:
             raise DataError(
                 f'{part}: cannot be written ({e.strerror}); make room, then run the command again') from None
-        meter.close()
     size = part.stat().st_size
     if total is not None and size < total:
         raise _Again(f'the connection broke after {size} of {total} bytes')
@@ -210,12 +200,7 @@ def _unpack_tar(archive, folder):
 def _unpack_zip(archive, folder):
     with zipfile.ZipFile(archive) as z:
         for m in z.infolist():
-            parts = m.filename.replace('\\', '/').split('/')
-            if (
-                m.filename.startswith(('/', '\\'))
-                or '..' in parts
-                or ':' in parts[0]
-                or stat.S_ISLNK(m.external_attr >> 16)):
+            if member_escapes(m):
                 raise DataError(
                     f'{archive}: member {m.filename} leads outside of the folder; do not use this archive')
         z.extractall(folder)
@@ -414,15 +399,16 @@ def _merge_ids(
     return {i: 'voc' if i in own else 'sbd' for i in sorted({*sbd, *own} - {*voc_val})}
 
 # %% ../../nbs/data/26_fetch.ipynb #dfbf2adb
+def _need_scipy():
+    if importlib.util.find_spec('scipy') is None:
+        raise ValueError('the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]')
+
 def _read_sbd(
     path:Path,     # .mat file of the folder cls
 )->np.ndarray:     # (h,w) uint8 class ids
     "Read one mask of SBD."
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise ValueError(
-            'the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]') from None
+    _need_scipy()
+    from scipy.io import loadmat
     try:
         mask = loadmat(path)['GTcls'][0]['Segmentation'][0]
     except Exception as e:
@@ -439,10 +425,6 @@ def _merge_one(root, cls, name, read):
         write_file(path, png_bytes(read(cls/f'{name}.mat'), palette(256, 'pascal')))
 
 # %% ../../nbs/data/26_fetch.ipynb #ffa5984d
-def _need_scipy():
-    if importlib.util.find_spec('scipy') is None:
-        raise ValueError('the masks of SBD are MATLAB files and need scipy: pip install corrmatch-seg[voc]')
-
 def _has_masks(root, expected):
     "Are the list of all training images and all its masks there?"
     if not (root/'train_aug.txt').is_file():
@@ -575,9 +557,7 @@ def _fetch_camvid(
             _camvid_one(root, inner/split/f'{n}.png', masks[n])
         write_file(root/f'{split}.txt', '\n'.join(names) + '\n')
     _write_preset_lists(root, lists['train'])
-    write_file(
-        root / 'classes.txt',
-        ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(CAMVID_NAMES, CAMVID_COLORS)))
+    write_file(root/'classes.txt', classes_text(CAMVID_NAMES, CAMVID_COLORS))
     shutil.rmtree(folder)
     return (
         f'{root}: ' + ', '.join(f'{len(names)} {s}' for s, names in lists.items()) + ' images, 11 classes')

@@ -8,7 +8,9 @@ __all__ = ['LABELED', 'UNLABELED', 'MIX', 'Pair', 'read_split', 'read_classes', 
 import json
 import os
 import re
+import stat
 import unicodedata
+import zipfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple, Protocol, Sequence
@@ -104,6 +106,13 @@ def is_path_traversal(
     "Does a path as text leave the folder it starts from, on any operating system?"
     steps = path.replace('\\', '/').split('/')
     return os.path.isabs(path) or steps[0] in ('', '~') and len(steps) > 1 or '..' in steps
+
+def member_escapes(
+    member:zipfile.ZipInfo, # of an archive that somebody else made
+)->bool:
+    "Does a member of a zip archive leave the folder it is unpacked to: by its name, a drive, or as a link?"
+    drive = ':' in member.filename.split('/')[0]
+    return drive or is_path_traversal(member.filename) or stat.S_ISLNK(member.external_attr >> 16)
 
 # %% ../../nbs/data/15_folders.ipynb #a31f5c02
 def line_fields(
@@ -403,6 +412,14 @@ def _no_doubles(path, rows):
             raise DataError(f'{path}: `{name}` is not `name R G B`; write the colour behind the name')
         seen.add(name)
     return rows
+
+# %% ../../nbs/data/15_folders.ipynb #a31f5c1a
+def classes_text(
+    names:Sequence[str], # k
+    colors:np.ndarray|Sequence[Sequence[int]], # (k,3) red, green, blue, 0 to 255
+)->str:                  # one line `name R G B` for each
+    "Write classes as `read_classes` reads them."
+    return ''.join(f'{name} {r} {g} {b}\n' for name, (r, g, b) in zip(names, colors, strict=True))
 
 # %% ../../nbs/data/15_folders.ipynb #4c1d7e07
 def too_large(

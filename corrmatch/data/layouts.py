@@ -4,7 +4,7 @@
 __all__ = ['Item', 'Layout', 'find_layout', 'describe_layout']
 
 # %% ../../nbs/data/22_layouts.ipynb #a1343794
-import csv, logging, os, re, unicodedata
+import csv, os, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -19,7 +19,7 @@ from ..config import IGNORE_INDEX
 from .folders import (
     IMAGE_SUFFIXES, ESCAPES_ROOT, class_rows, derived_from, folder_homes, folder_role, escapes_root,
     line_fields, list_lines, mask_of, own_outputs)
-from ..files import DataError, counted, rel_path
+from ..files import DataError, counted, log, rel_path
 from .masks import StoredMask, load_image, read_mask
 
 # %% ../../nbs/data/22_layouts.ipynb #8e2b6ec5
@@ -196,8 +196,7 @@ def visible_files(
         # the folder that is named counts
         own = own_outputs(Path(folder), {*folders, *names}, False) if folder != os.fspath(root) else {}
         if own:
-            logging.getLogger('corrmatch').warning(
-                f'{folder}: written by this package ({next(iter(own.values()))}) and left out')
+            log.warning(f'{folder}: written by this package ({next(iter(own.values()))}) and left out')
         folders[:] = [f for f in folders if f not in own]
         yield from ((folder, name) for name in sorted(names) if not name.startswith('.') and name not in own)
 

@@ -286,9 +286,9 @@ def _solid_pixels(values):
     return out
 
 # %% ../../nbs/data/19_masks.ipynb #4c1d7e06
-def _bands(values, pixels=2**20):
+def _bands(values):
     "Cut a mask into bands of lines, each with its solid pixels, to save memory."
-    n = max(1, pixels//values.shape[1])
+    n = max(1, 2**20//values.shape[1])
     for y in range(0, len(values), n):
         solid = _solid_pixels(values[max(y-1, 0):y+n+1])[min(y, 1):]
         yield values[y:y+n], solid[:n]

@@ -320,11 +320,11 @@ def _rehearsed(report, labels):
     return rows['labeled'] + [row_of[n] for n in sorted(new)]
 
 # %% ../../nbs/data/25_settings.ipynb #26789311
-def _at_hand(name='resnet50'):
-    "Are torchvision's weights in the cache, or can they be fetched?"
+def _at_hand():
+    "Are torchvision's weights of resnet50 in the cache, or can they be fetched?"
     import torch
-    from torchvision.models import get_weight
-    url = get_weight(f'{name.replace("resnet", "ResNet")}_Weights.IMAGENET1K_V1').url
+    from torchvision.models import ResNet50_Weights
+    url = ResNet50_Weights.IMAGENET1K_V1.url
     cached = Path(torch.hub.get_dir())/'checkpoints'/url.rpartition('/')[2]
     return cached.is_file() or is_reachable(url)
 

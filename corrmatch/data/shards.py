@@ -22,7 +22,7 @@ from .folders import (
     IMAGE_SUFFIXES, ESCAPES_ROOT, FolderSource, Pair, Source, _find, is_path_traversal, derived_from,
     folder_homes, folder_role, iter_lines, escapes_root, mask_of, open_image, open_mask, own_outputs,
     parse_line, read_split)
-from ..files import DataError, log
+from ..files import DataError, log, make_folder, write_atomic
 
 # %% ../../nbs/data/18_shards.ipynb #bbe951b4
 class _NameStore(Sequence):
@@ -148,12 +148,11 @@ def _twice(values):
 # %% ../../nbs/data/18_shards.ipynb #240828f4
 def spot_check(
     indices:Sequence[int], # of a source
-    n:int=1000,            # how many to look at
-    large:int=_LARGE,       # from more images than this
-)->Sequence[int]:          # all of a short list, a sample of a long one; the same each time
+)->Sequence[int]:          # all of a short list, 1000 of a long one; the same each time
     "Choose the images to look at before a run."
-    if len(indices) <= large:
+    if len(indices) <= _LARGE:
         return indices
+    n = 1000
     places = (np.arange(n) + np.random.default_rng(0).random(n))*len(indices)/n
     return [indices[int(p)] for p in places]
 
@@ -327,9 +326,22 @@ def _members(pair, keys):
 
 def _add(tar, name, path):
     "Pack one file without date and owner, so that equal files make equal shards."
-    data, member = path.read_bytes(), tarfile.TarInfo(name)
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise DataError(f'{path}: cannot be read ({e.strerror}); restore it, or correct the list') from None
+    member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+
+def _write_shard(path, pairs, keys):
+    "Pack these images into one shard."
+    def pack(draft):
+        with tarfile.open(draft, 'w') as tar:
+            for pair in pairs:
+                for name, file in _members(pair, keys):
+                    _add(tar, name, file)
+    return write_atomic(path, pack)
 
 # %% ../../nbs/data/18_shards.ipynb #8b1cf408
 def write_shards(
@@ -338,17 +350,11 @@ def write_shards(
     per_shard:int=1000,    # images a file
 )->list[Path]:
     "Pack images, and masks where there are some, into tar shards in webdataset layout."
-    shards, keys = list[Path](), set[str]()
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(pairs), per_shard):
-        shards.append(Path(folder)/f'shard-{len(shards):06d}.tar')
-        draft = shards[-1].with_suffix('.tar.part')
-        with tarfile.open(draft, 'w') as tar:
-            for pair in pairs[start:start+per_shard]:
-                for name, path in _members(pair, keys):
-                    _add(tar, name, path)
-        os.replace(draft, shards[-1])
-    return shards
+    make_folder(folder)
+    keys = set[str]()
+    return [
+        _write_shard(Path(folder)/f'shard-{n:06d}.tar', pairs[start:start+per_shard], keys)
+        for n, start in enumerate(range(0, len(pairs), per_shard))]
 
 # %% ../../nbs/data/18_shards.ipynb #d0dfa414
 def _tar_members(

@@ -141,12 +141,6 @@ def _meaning(
 
 _MEANING = tuple(signature(_meaning).parameters)
 
-def _check_map(settings):
-    "Refuse a file of values that is not there."
-    path = settings.get('map', '')
-    if path not in ('', 'order') and not Path(path).is_file():
-        raise ValueError(f"--map {path}: no such file; give a file with lines `VALUE NAME`, or `order`")
-
 # %% ../../nbs/use/53_cli.ipynb #3b52e0fc
 class _Command(NamedTuple):
     run: Any         # function; its name is that of the command
@@ -199,7 +193,6 @@ def _check(
     "read every file of a data set and say what is wrong; exit code 0: can be trained on, 1: cannot"
     from corrmatch.data.check import convert_data, report_text, save_report
     from corrmatch.use import api
-    _check_map(settings)
     report = api.check(data, classes, labels, workers=workers, **settings)
     out = out or Path(f'runs/check_{data.resolve().name}')
     save_report(report, out)
@@ -243,7 +236,6 @@ def _split(
 ):
     "choose labeled, unlabeled and validation images"
     from corrmatch.use import api
-    _check_map(settings)
     print(api.split(data, labels, seed, val, out, classes, **settings).text)
 
 # %% ../../nbs/use/53_cli.ipynb #94248026
@@ -295,7 +287,6 @@ def _train(
     "train one run"
     from corrmatch.use import api
     _refuse_for_preset(folder_or_preset, dict(labels=labels, classes=classes, lists=lists, **settings))
-    _check_map(settings)
     api.train(
         folder_or_preset, cast(Any, method), labels, classes, lists, resume, force, fit_memory, **settings)
 
@@ -409,7 +400,6 @@ def _lr_find(
     from corrmatch.pages import figure_png
     from corrmatch.use import api
     _refuse_for_preset(folder_or_preset, dict(labels=labels, classes=classes, lists=lists, **settings))
-    _check_map(settings)
     check_place(figure)
     found = api.find_lr(
         folder_or_preset, cast(Any, method), labels, classes, lists, lowest, highest, tries, **settings)
@@ -523,7 +513,6 @@ def _convert(
 ):
     "write the masks or outlines of a data folder for an annotation tool"
     from corrmatch.use.annotators import convert_annotations
-    _check_map(settings)
     done = convert_annotations(data, out, to, tolerance, classes, **settings)
     print(f'for the annotation tool: {done}')
 
