@@ -60,6 +60,14 @@ def list_lines(
     "Read all lines of a list."
     return list(iter_lines(path))
 
+def find_list(
+    name:str|Path, # as a setting names it
+    root:str|Path, # data folder
+)->Path:           # below the data folder; below the working directory if it is only there
+    "Find a list, or anything else that a setting names."
+    inside = Path(root)/name
+    return Path(name) if not inside.exists() and Path(name).exists() else inside
+
 def _in_order(path, lines):
     "Sort class names by the numbers of their lines, `0: cat` or `cat=0`, if all lines have one."
     for form in (

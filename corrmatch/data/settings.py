@@ -17,9 +17,9 @@ from ..config import Config, Method, preset
 from corrmatch.data.check import (
     Issue, Report, check_data, convert_data, copy_targets, follow, is_odd_image, is_odd_mask, list_line,
     need_writable)
-from corrmatch.data.folders import (
-    IMAGE_SUFFIXES, ClassCounts, FolderSource, list_lines, missing_classes, parse_line, read_split,
-    refuse_shared)
+from .folders import (
+    IMAGE_SUFFIXES, ClassCounts, FolderSource, find_list, list_lines, missing_classes, parse_line,
+    read_split, refuse_shared)
 from .layouts import describe_layout
 from .masks import Meaning, parse_depth
 from .shards import open_unlabeled
@@ -173,21 +173,19 @@ def _refuse_odd(report, lists):
         for p, bad in ((s.item.image, is_odd_image(s)), (s.item.mask, is_odd_mask(s, report.mapping)))
         if bad and p}
     for name in lists:
-        named = [
-            p for pair in read_split(_at(root, name), root) for p in pair[:2] if os.path.realpath(p) in odd]
+        pairs = read_split(find_list(name, root), root)
+        named = [p for pair in pairs for p in pair[:2] if os.path.realpath(p) in odd]
         if named:
             raise DataError(
                 f'{name}: names {rel_path(named[0], root)}, which training cannot read as it is '
                 f'({report.mapping.text}); let `corrmatch split` make the list, or `corrmatch check '
                 f'{root} --convert NEW_FOLDER` a clean folder')
 
-def _at(root, name): return root/name if (root/name).is_file() else Path(name)
-
 # %% ../../nbs/data/25_settings.ipynb #a9c74ff5
 def _drawn_since(report, chosen, known):
     "Masks that the lists of labels and validation images do not name: all, and those drawn since."
     root = report.layout.root
-    labeled, scored = (_names_in(_at(root, chosen[kind]), known, root) for kind in ('labeled', 'val'))
+    labeled, scored = (_names_in(find_list(chosen[kind], root), known, root) for kind in ('labeled', 'val'))
     copies = {s.digest for s in report.scans if s.item.name in scored}
     left = {
         s.item.name
@@ -222,7 +220,7 @@ def _extend_lists(report, chosen, new, known):
 def _choose_lists(report, given, labels, seed, share, out, progress):
     "Lists that are given, else found, else made; and the sentence that says so."
     root, known = report.layout.root, _known(report)
-    val = _at(root, given['val']) if given.get('val') else None
+    val = find_list(given['val'], root) if given.get('val') else None
     if 'labeled' in given:
         chosen = (dict(val='val.txt') if (root/'val.txt').is_file() else {}) | given
         why = 'lists: given'
@@ -369,7 +367,7 @@ _PRESET = 'vocanimals' # whose other values a run on a folder of one's own takes
 def _fill_in(report, lists, changes):
     "Fields of a run that were not given, the rules that they follow, and the reason for the backbone."
     root = report.layout.root
-    n_labeled = len(list_lines(_at(root, lists['labeled'])))
+    n_labeled = len(list_lines(find_list(lists['labeled'], root)))
     n_unlabeled = len(open_unlabeled(str(lists['unlabeled']), root)) if lists['unlabeled'] else n_labeled
     network, reason = _backbone(changes)
     rules = _numbers([s.size for s in report.scans if s.size], n_labeled, n_unlabeled, changes)

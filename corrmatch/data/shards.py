@@ -20,8 +20,8 @@ from braceexpand import braceexpand
 from PIL import Image
 from .folders import (
     IMAGE_SUFFIXES, ESCAPES_ROOT, FolderSource, Pair, Source, _find, is_path_traversal, derived_from,
-    folder_homes, folder_role, iter_lines, escapes_root, mask_of, open_image, open_mask, own_outputs,
-    parse_line, read_split)
+    find_list, folder_homes, folder_role, iter_lines, escapes_root, mask_of, open_image, open_mask,
+    own_outputs, parse_line, read_split)
 from ..files import DataError, log, make_folder, write_atomic
 
 # %% ../../nbs/data/18_shards.ipynb #bbe951b4
@@ -504,25 +504,20 @@ def find_shards(
             f"unlabeled='{pattern}': shards are read from a file system; copy or mount them and give "
             "their path")
     if not pattern.endswith('.tar'):
-        return _listed_shards(_below(pattern, root), root)
+        return _listed_shards(find_list(pattern, root), root)
     names = list(braceexpand(pattern)) if '{' in pattern else [pattern]
     found = [
         p
         for name in names
         for p in (
             _matching(name, root)
-            if glob.has_magic(name) and not _below(name, root).exists()
-            else [_below(name, root)])]
+            if glob.has_magic(name) and not find_list(name, root).exists()
+            else [find_list(name, root)])]
     if not found:
         raise DataError(f"unlabeled='{pattern}': no shard has such a name in {root}; check the path")
     return found
 
 # %% ../../nbs/data/18_shards.ipynb #543c6bdf
-def _below(name, root):
-    "A path given relative to the data folder, or to where the command runs."
-    inside = os.path.join(root, name)
-    return Path(name) if not os.path.exists(inside) and os.path.exists(name) else Path(inside)
-
 def _matching(pattern, root):
     "Find the paths that match a pattern below the data folder, else below the working directory."
     return [
@@ -548,7 +543,7 @@ def open_unlabeled(
     large:int=_LARGE,       # a list up to this length is checked file by file
 )->Source:
     "Open the unlabeled set that a run names."
-    path = _below(name, root)
+    path = find_list(name, root)
     if name.endswith('.tar') or '://' in name:
         return ShardSource(find_shards(name, root), cache)
     if path.is_dir():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..config import IGNORE_INDEX, Config, read_class_weights
 from ..data.batches import CachedSource, StepBatches, add_strong
 from ..data.folders import (
-    ArraySource, FolderSource, Source, count_ids, read_classes, read_split)
+    ArraySource, FolderSource, Source, count_ids, find_list, read_classes, read_split)
 from ..data.shards import open_unlabeled
 from ..data.toy import TOY_CLASSES, toy_arrays
 from ..data.views import denormalize, jitter_options, normalize
@@ -109,7 +109,7 @@ def make_datasets(
     if config.unlabeled and uses_unlabeled(config):
         unlabeled = open_unlabeled(config.unlabeled, root)
     labeled, val = (
-        FolderSource(read_split(_list_path(root, name), root, True)) for name in (config.labeled, config.val))
+        FolderSource(read_split(find_list(name, root), root, True)) for name in (config.labeled, config.val))
     return Datasets(labeled, unlabeled, val, names, colors)
 
 # %% ../../nbs/training/35_builders.ipynb #3a8315fa
@@ -128,10 +128,6 @@ def _classes(root, n_classes):
     return names, colors
 
 # %% ../../nbs/training/35_builders.ipynb #0ee16e97
-def _list_path(root, name):
-    "Find a list, given relative to the data folder or to where the command runs."
-    return Path(name) if not (root/name).is_file() and Path(name).is_file() else root/name
-
 def uses_unlabeled(
     config:Config, # its w_* fields
 )->bool:
