@@ -9,8 +9,10 @@ import torch
 
 from corrmatch.data.views import normalize
 from corrmatch.files import DataError
+from corrmatch.training.builders import eval_pairs
 from corrmatch.training.metrics import mean_iou
 from corrmatch.training.trainer import Trainer
+from corrmatch.use import report
 from corrmatch.use.cli import main
 from corrmatch.use.compare import compare_runs, _mean_interval, write_comparison
 from corrmatch.use.report import confusion, score_run, show_results, worst
@@ -41,6 +43,16 @@ def test_scores_are_those_of_each_image(runs, found):
             mask = torch.from_numpy(np.array(source.read_mask(row)))[None].long()
             assert score == pytest.approx(100*float(mean_iou(label, mask, 5, absent='skip')), abs=1e-3)
     assert found.names == ('before', 'after') and len(found.rows) == 12
+
+
+def test_images_without_a_labeled_pixel_are_left_out(runs, found, monkeypatch):
+    def pairs(source, device, rows):
+        for row, (image, mask) in zip(rows, eval_pairs(source, device, rows)):
+            yield image, torch.full_like(mask, 255) if row == found.rows[3] else mask
+    monkeypatch.setattr(report, 'eval_pairs', pairs)
+    rest = compare_runs(*runs, most=12, device='cpu')
+    assert rest.rows == found.rows[:3] + found.rows[4:] and len(rest.images) == 11
+    np.testing.assert_array_equal(rest.iou, np.delete(found.iou, 3, axis=1))
 
 
 def test_the_order_of_the_runs_only_turns_the_sign(runs, found):

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from corrmatch.use.cli import _make_parser
-from corrmatch.config import Config, preset
+from corrmatch.config import IGNORE_INDEX, Config, preset
 from corrmatch.data.folders import ArraySource
 from corrmatch.files import DataError, write_atomic
+from corrmatch.training.builders import eval_pairs
 from corrmatch.training.metrics import evaluate
+from corrmatch.use import report
 from corrmatch.use.report import (
     _class_rows, draw_run, _example_cards, read_run, report_page, resume_command, _run_line, _run_panels,
     score_run, show_run, _summary_rows, write_report)
@@ -187,3 +189,25 @@ def test_scores_are_those_of_the_run(run):
     scored = score_run(run, device='cpu', most=0)
     log = read_run(run)
     assert abs(100*scored.confusion.miou() - np.nanmax(log.val['miou'])) < .05 and len(scored.scores) == 100
+
+
+def unlabeled_pairs(rows_without):
+    "Validation pairs whose masks hold no class in some rows; `None`: in all."
+    def pairs(source, device, rows):
+        for row, (image, mask) in zip(rows, eval_pairs(source, device, rows)):
+            nothing = rows_without is None or row in rows_without
+            yield image, torch.full_like(mask, IGNORE_INDEX) if nothing else mask
+    return pairs
+
+
+def test_images_without_a_labeled_pixel_have_no_score(run, monkeypatch):
+    "They are neither the worst images nor part of any mean."
+    whole = score_run(run, most=4, device='cpu')
+    monkeypatch.setattr(report, 'eval_pairs', unlabeled_pairs({33}))
+    scored = score_run(run, most=4, device='cpu')
+    assert scored.scores == {row: score for row, score in whole.scores.items() if row != 33}
+    assert len(report.worst(scored, 4).axes) == 3*4
+    assert '3 of 100 validation images' in report_page(read_run(run), scored)
+    monkeypatch.setattr(report, 'eval_pairs', unlabeled_pairs(None))
+    refused(lambda: score_run(run, most=4, device='cpu'), 'no image has a labeled pixel', 'val.txt')
+    assert 'no image has a labeled pixel' in write_report(run, most=4, device='cpu', judged=0)

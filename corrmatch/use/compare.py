@@ -101,9 +101,7 @@ def compare_runs(
     changes = dict(data=records[0].data, val=records[0].val) | changes
     scored = tuple(score_run(f, checkpoint, most, device, **changes) for f in folders)
     a, b = scored
-    rows = [row for row in a.scores if np.isfinite([a.scores[row], b.scores[row]]).all()]
-    if not rows:
-        raise DataError(f"val='{a.config.val}': no image has a labeled pixel to compare")
+    rows = [row for row in a.scores if row in b.scores]
     iou = 100*np.array([[float(s.scores[row]) for row in rows] for s in scored])
     first, second = folders
     names = first.resolve().name, second.resolve().name

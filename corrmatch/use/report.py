@@ -207,7 +207,7 @@ def show_run(
 class Scored(NamedTuple):
     "A model's account of validation images."
     confusion: Any  # ConfusionMatrix of all of them together
-    scores: dict  # index of the image -> mean IoU of the classes in it, 0..1
+    scores: dict  # index of each image with a labeled pixel -> mean IoU of the classes in it, 0..1
     total: int    # images of the validation list
     sources: Any  # Sources
     model: Any    # ready to predict
@@ -230,21 +230,23 @@ def score_run(
     device:str='auto',        # auto | cpu | cuda | cuda:N
     **changes:Any,            # fields of the record to change, such as data=NEW_PLACE
 )->Scored:
-    "Predict validation images of a run; raise DataError where model or data are gone."
+    "Predict validation images of a run; raise DataError where model, data or labeled pixels are missing."
     at = pick_device(device)
     model, config = load_run(folder, checkpoint, at, **changes)
     sources = open_val(folder, config, most).sources
     val:Any = sources.val
-    total = len(val)
     model = fuse_for_inference(model)
-    rows = spaced(total, most)
+    rows = spaced(len(val), most)
     confusion:Any = ConfusionMatrix(config.n_classes)
     scores = {}
     for row, (image, mask) in zip(rows, eval_pairs(val, at, rows)):
         label, _, mask = _predict(model, image, mask, config)
         confusion.update(label, mask)
-        scores[row] = mean_iou(label, mask, config.n_classes, absent='skip')
-    return Scored(confusion, scores, total, sources, model, at, config)
+        if (mask != IGNORE_INDEX).any():
+            scores[row] = mean_iou(label, mask, config.n_classes, absent='skip')
+    if not scores:
+        raise DataError(f"val='{config.val}': no image has a labeled pixel; name masks that show classes")
+    return Scored(confusion, scores, len(val), sources, model, at, config)
 
 # %% ../../nbs/use/46_report.ipynb #1a63b4f0
 def _draw_confusion(
