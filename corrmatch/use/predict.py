@@ -335,6 +335,15 @@ def _from_hub(name):
     except Exception as e:
         raise _hub_fault(f'{name}: no model.safetensors to be had', e) from None
 
+def _model_path(run):
+    "The run folder or file of weights that a name stands for; what is not there stays as it is."
+    if str(run).startswith('hf:'):
+        return _from_hub(str(run))
+    path = Path(run)
+    if (path/'model.safetensors').is_file() and not (path/'state.json').is_file():
+        return path/'model.safetensors'
+    return path
+
 def _hub():
     try:
         import huggingface_hub
@@ -382,9 +391,7 @@ def load(
     **options:Any,            # tile, scales, flip, longest, propagated: see LoadedModel
 )->LoadedModel:
     "Open a trained model for use."
-    path = _from_hub(str(run)) if str(run).startswith('hf:') else Path(run)
-    if (path/'model.safetensors').is_file() and not (path/'state.json').is_file():
-        path = path/'model.safetensors'
+    path = _model_path(run)
     place, tau = pick_device(str(device)), None
     in_run = path.suffix == '.pt' and (path.parent/'config.json').is_file()
     if path.is_dir():
