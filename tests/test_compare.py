@@ -80,7 +80,12 @@ def test_command_page_table_and_figure(runs, tmp_path, capsys):
     assert len(rows) == 6 and list(rows[0]) == ['image', 'before', 'after', 'difference']
     for row in rows:
         assert float(row['after']) - float(row['before']) == pytest.approx(float(row['difference']), abs=2e-3)
-    assert main(['compare', *map(str, runs), '--out', str(tmp_path/'c.txt'), *flags]) == 1
+
+
+def test_a_name_that_is_no_form_is_refused_before_predicting(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('corrmatch.use.compare.compare_runs', None)
+    assert main(['compare', *map(str, runs), '--out', str(tmp_path/'c.txt')]) == 1
+    assert 'must end in .html, .png or .csv' in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_one_line(runs, tmp_path, capsys):

@@ -451,9 +451,8 @@ def _compare(
     **settings,           # data, val, evaluation
 ):
     "compare two runs image by image: mean difference with its interval, best and worst images"
-    from corrmatch.files import check_place
-    from corrmatch.use.compare import compare_runs, write_comparison
-    check_place(out)
+    from corrmatch.use.compare import check_out, compare_runs, write_comparison
+    check_out(out)
     found = compare_runs(first, second, f'{checkpoint}.pt', images, device, **settings)
     print(f'{found.text()}\nwritten: {write_comparison(found, out)}')
 
