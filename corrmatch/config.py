@@ -150,6 +150,10 @@ class Config:
     device: str = 'auto'             # auto | cpu | cuda | cuda:N
     out: str = ''                    # run folder; empty: runs/NAME_METHOD_sSEED
 
+# %% ../nbs/11_config.ipynb #5b4832a4
+# fields that a user sets; the other two say what a record starts from
+SETTINGS = tuple(field.name for field in fields(Config) if field.name not in ('name', 'method'))
+
 # %% ../nbs/11_config.ipynb #eb69d1e2
 METHODS:MappingProxyType[str, dict] = MappingProxyType({  # what makes a method, as changes of a Config
     'supervised': dict(w_x=1., w_x_corr=0., w_s=0., w_s_corr=0., w_w_corr=0., w_kl=0., w_fp=0., regions=0),

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import corrmatch
+from corrmatch.use.api import find_lr
 from runs_for_tests import SMALL, environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,6 +167,7 @@ def test_explore_needs_a_correlation_head(tmp_path):
     (lambda: corrmatch.train('voc_92'), ('voc_92', 'data=FOLDER')),
     (lambda: corrmatch.train('toy', step=3), ('step', "did you mean 'steps'")),
     (lambda: corrmatch.train('toy', name='x'), ('name', 'unknown setting')),
+    (lambda: find_lr('toy', name='x'), ('name', 'unknown setting')),
     (lambda: corrmatch.train('toy', labels=4), ('labels=4', 'is for a data folder')),
     (lambda: corrmatch.train('toy', ignore=0), ('ignore', 'is for a data folder')),
     (lambda: corrmatch.resume('nowhere'), ('nowhere', 'give a run folder')),

@@ -17,6 +17,7 @@ from corrmatch.engine.regions import FAST_REGIONS, fast_region_maps, fast_region
 from corrmatch.use import bench
 from corrmatch.use.bench import _extra_peak, _pixel_jobs, _region_case
 from corrmatch.config import preset
+from corrmatch.files import DataError
 from corrmatch.training.builders import make_weights
 from corrmatch.method.region import propagate_regions, region_maps
 from corrmatch.method.step import train_step
@@ -187,6 +188,27 @@ def test_bench_writes_json(tmp_path, monkeypatch):
     stored = json.loads(out.read_text())['bench']
     assert {'cpu', 'cores', 'threads', 'torch', 'gpu'} <= stored['machine'].keys()
     assert stored['limits']['bandwidth'] > 0
+
+
+def test_bench_refuses_a_file_before_it_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, 'limits', None)
+    (tmp_path/'notes.txt').write_text('not of this command')
+    for out, why in (
+        (tmp_path/'notes.txt', 'holds no results'), (tmp_path, 'is a folder'),
+        (tmp_path/'notes.txt'/'b.json', 'is a file where a folder is needed')):
+        with pytest.raises(DataError, match=why):
+            bench.run_bench(out=str(out))
+    assert [p.name for p in tmp_path.iterdir()] == ['notes.txt']
+
+
+def test_an_interrupted_write_leaves_the_stored_results(tmp_path, monkeypatch):
+    path = tmp_path/'b.json'
+    bench._store_result(path, 'suite', dict(rows=[dict(part='a')]))
+    def full(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('os.replace', full)
+    with pytest.raises(DataError, match='No space left'):
+        bench._store_result(path, 'bench', dict(rows=[dict(part='b')]))
+    assert json.loads(path.read_text()) == dict(suite=dict(rows=[dict(part='a')]))
 
 
 def test_stored_results_answer_every_promise():

@@ -9,8 +9,10 @@ import torch
 
 from corrmatch.data.views import normalize
 from corrmatch.files import DataError
+from corrmatch.training.builders import eval_pairs
 from corrmatch.training.metrics import mean_iou
 from corrmatch.training.trainer import Trainer
+from corrmatch.use import report
 from corrmatch.use.cli import main
 from corrmatch.use.compare import compare_runs, _mean_interval, write_comparison
 from corrmatch.use.report import confusion, score_run, show_results, worst
@@ -43,6 +45,16 @@ def test_scores_are_those_of_each_image(runs, found):
     assert found.names == ('before', 'after') and len(found.rows) == 12
 
 
+def test_images_without_a_labeled_pixel_are_left_out(runs, found, monkeypatch):
+    def pairs(source, device, rows):
+        for row, (image, mask) in zip(rows, eval_pairs(source, device, rows)):
+            yield image, torch.full_like(mask, 255) if row == found.rows[3] else mask
+    monkeypatch.setattr(report, 'eval_pairs', pairs)
+    rest = compare_runs(*runs, most=12, device='cpu')
+    assert rest.rows == found.rows[:3] + found.rows[4:] and len(rest.images) == 11
+    np.testing.assert_array_equal(rest.iou, np.delete(found.iou, 3, axis=1))
+
+
 def test_the_order_of_the_runs_only_turns_the_sign(runs, found):
     turned = compare_runs(*runs[::-1], most=12, device='cpu')
     np.testing.assert_allclose(turned.difference, -found.difference)
@@ -68,7 +80,12 @@ def test_command_page_table_and_figure(runs, tmp_path, capsys):
     assert len(rows) == 6 and list(rows[0]) == ['image', 'before', 'after', 'difference']
     for row in rows:
         assert float(row['after']) - float(row['before']) == pytest.approx(float(row['difference']), abs=2e-3)
-    assert main(['compare', *map(str, runs), '--out', str(tmp_path/'c.txt'), *flags]) == 1
+
+
+def test_a_name_that_is_no_form_is_refused_before_predicting(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('corrmatch.use.compare.compare_runs', None)
+    assert main(['compare', *map(str, runs), '--out', str(tmp_path/'c.txt')]) == 1
+    assert 'must end in .html, .png or .csv' in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_one_line(runs, tmp_path, capsys):

@@ -12,6 +12,7 @@ import corrmatch
 from corrmatch.files import DataError
 from corrmatch.training.builders import make_model
 from corrmatch.training.checkpoints import make_card, save_weights
+from corrmatch.use.export import export_run
 from corrmatch.use.predict import LoadedModel, load
 from corrmatch.viz import palette
 from runs_for_tests import small
@@ -65,6 +66,23 @@ def test_push_and_load_from_a_fake_hub(model, tmp_path, monkeypatch):
     assert b"corrmatch.load('hf:me/deer')" in FakeHub.files['README.md']
     for opened in (load('hf:me/deer', device='cpu'), LoadedModel.from_pretrained('me/deer', device='cpu')):
         np.testing.assert_array_equal(opened.predict(IMAGE).mask, model.predict(IMAGE).mask)
+
+
+def test_weights_of_a_saved_model_and_of_the_hub_are_exported(model, tmp_path, monkeypatch):
+    "Both are files of weights, although the one is called by its folder and the other has no path."
+    hub = pytest.importorskip('huggingface_hub')
+    model.save_pretrained(tmp_path/'saved')
+    weights = tmp_path/'saved'/'model.safetensors'
+    monkeypatch.setattr(hub, 'hf_hub_download', lambda name, file: str(tmp_path/'saved'/file))
+    monkeypatch.chdir(tmp_path)
+    for run, path in (
+        (tmp_path/'saved', tmp_path/'saved.safetensors'), ('hf:me/deer', Path('deer.safetensors'))):
+        done = export_run(run, 'safetensors')
+        assert done.path == path and done.difference < 1e-4
+        opened = load(path, device='cpu')
+        assert [opened.names, opened.tau] == [model.names, model.tau]
+        with pytest.raises(ValueError, match='that is the file to read'):
+            export_run(run, 'safetensors', weights)
 
 
 def test_a_hub_that_refuses_and_one_that_is_missing(model, monkeypatch):

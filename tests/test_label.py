@@ -324,6 +324,7 @@ def test_features_without_the_extra_name_it(photos, monkeypatch):
     meta = json.loads(client(photos).get('/api/features/0').headers['x-meta'])
     assert meta['source'] == 'colour and texture' and 'pip install corrmatch-seg[lite]' in meta['note']
     assert meta['grid'] == [30, 40] and meta['channels'] == 16
+    assert meta['sides'] == 1, 'query and key are the same features, which travel once'
 
 
 def test_without_the_server_one_line(photos, monkeypatch):

@@ -1,22 +1,25 @@
 """The page and the viewer of a run: without data, while it trains, with hostile names, as commands that lead
 back to the run."""
+import html
+import json
 import re
 import shlex
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from corrmatch.use.cli import _make_parser
-from corrmatch.config import Config, preset
+from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import ArraySource
 from corrmatch.files import DataError, write_atomic
+from corrmatch.training.builders import eval_pairs
 from corrmatch.training.metrics import evaluate
+from corrmatch.use import report
+from corrmatch.use.cli import main
 from corrmatch.use.report import (
-    _class_rows, draw_run, _example_cards, read_run, report_page, resume_command, _run_line, _run_panels,
-    score_run, show_run, _summary_rows, write_report)
+    _class_rows, draw_run, _example_cards, read_run, report_page, _run_line, _run_panels, score_run, show_run,
+    _summary_rows, write_report)
 from corrmatch.training.quality import quality_text, run_quality
 from corrmatch.training.trainer import Trainer, load_run
 from corrmatch.data.views import normalize
@@ -47,6 +50,7 @@ def test_page(run):
             'Summary', 'Validation', 'Classes', 'Confusion', 'Worst images', 'Best images',
             'Pseudo-labels', 'Training', 'Settings'))
     assert all('alt="' in tag for tag in re.findall('<img [^>]*>', page))
+    refused(lambda: write_report(run, run/'val.csv'/'r.html', most=1, judged=0), 'val.csv: is a file where')
 
 
 def test_equal_coverage_of_the_run(run):
@@ -148,23 +152,16 @@ def test_images_are_scored_in_the_runs_own_way(run, mode):
     assert len(card.images) == 4
 
 
-@pytest.mark.parametrize(
-    'changes',
-    [
-        {}, dict(batch_x=4, batch_u=4), dict(batch_x=4, batch_u=4, lr=0.001),
-        dict(data="my data/it's", transposed=True, val='v.txt'), dict(tau=0.5, w_kl=0.0)])
-def test_resume_command_leads_back(changes):
-    # a run writes its steps into its record
-    config = replace(preset('voc_92', 'corrmatch', **changes), steps=104_900)
-    words = shlex.split(resume_command(config, 'runs/a b'))
-    args = _make_parser().parse_args(words[1:])
-    fields = {
-        k: v
-        for k, v in vars(args).items()
-        if k in Config.__dataclass_fields__ and k not in ('name', 'method')}
-    assert (
-        preset(args.folder_or_preset, args.method, **fields) == replace(config, out='runs/a b')
-        and args.resume)
+def test_the_command_of_the_page_goes_on_with_the_run(trained, tmp_path, capsys):
+    "Also for a folder with a name that a shell would split, and a record that no preset made."
+    run = shutil.copytree(trained, tmp_path/"a b's")
+    record = json.loads((run/'config.json').read_text())
+    (run/'config.json').write_text(json.dumps(record | dict(name='mine')))
+    page = report_page(read_run(run), 'no scores')
+    words = shlex.split(html.unescape(re.search('corrmatch resume .*', page)[0].partition('<')[0]))
+    assert words == ['corrmatch', 'resume', str(run)]
+    assert main([*words[1:], '--force']) == 0
+    assert 'step 4 of 4' in _run_line(read_run(run))
 
 
 def test_viewer_follows_a_run(run):
@@ -187,3 +184,25 @@ def test_scores_are_those_of_the_run(run):
     scored = score_run(run, device='cpu', most=0)
     log = read_run(run)
     assert abs(100*scored.confusion.miou() - np.nanmax(log.val['miou'])) < .05 and len(scored.scores) == 100
+
+
+def unlabeled_pairs(rows_without):
+    "Validation pairs whose masks hold no class in some rows; `None`: in all."
+    def pairs(source, device, rows):
+        for row, (image, mask) in zip(rows, eval_pairs(source, device, rows)):
+            nothing = rows_without is None or row in rows_without
+            yield image, torch.full_like(mask, IGNORE_INDEX) if nothing else mask
+    return pairs
+
+
+def test_images_without_a_labeled_pixel_have_no_score(run, monkeypatch):
+    "They are neither the worst images nor part of any mean."
+    whole = score_run(run, most=4, device='cpu')
+    monkeypatch.setattr(report, 'eval_pairs', unlabeled_pairs({33}))
+    scored = score_run(run, most=4, device='cpu')
+    assert scored.scores == {row: score for row, score in whole.scores.items() if row != 33}
+    assert len(report.worst(scored, 4).axes) == 3*4
+    assert '3 of 100 validation images' in report_page(read_run(run), scored)
+    monkeypatch.setattr(report, 'eval_pairs', unlabeled_pairs(None))
+    refused(lambda: score_run(run, most=4, device='cpu'), 'no image has a labeled pixel', 'val.txt')
+    assert 'no image has a labeled pixel' in write_report(run, most=4, device='cpu', judged=0)

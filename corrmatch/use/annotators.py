@@ -199,9 +199,9 @@ def _coco_rle(inside):
     found = encode(np.asfortranarray(inside.astype(np.uint8)))
     return dict(size=[*map(int, found['size'])], counts=found['counts'].decode('ascii'))
 
-def _flat(ring, digits=3):
+def _flat(ring):
     "x and y one after the other, rounded."
-    return np.round(ring, digits).ravel().tolist()
+    return np.round(ring, 3).ravel().tolist()
 
 # %% ../../nbs/use/45_annotators.ipynb #968d41ed
 class _CocoWriter(AnnotationWriter):
@@ -310,8 +310,7 @@ class _LabelMeWriter(AnnotationWriter):
         for part in self.parts(mask):
             shapes.append((part.label, part.rings[0]))
             shapes += [('_background_', hole) for hole in part.rings[1:] if self.shows(mask, hole)]
-        def size(shape): return abs(_area(shape[1]))
-        order = sorted(shapes, key=lambda s: (-size(s), s[0] != '_background_'))
+        order = sorted(shapes, key=lambda s: (-_area(s[1]), s[0] != '_background_'))
         h, w = mask.shape
         content = dict(
             version='5.4.1', flags={}, imagePath=posixpath.basename(image), imageData=None, imageHeight=h,
@@ -328,9 +327,9 @@ class _LabelMeWriter(AnnotationWriter):
         return self.out
 
 def _area(ring):
-    "Area of a ring, negative if it runs the other way round."
+    "Area of a ring, whichever way round it runs."
     x, y = ring.T
-    return (x*np.roll(y, -1) - np.roll(x, -1)*y).sum()/2
+    return abs((x*np.roll(y, -1) - np.roll(x, -1)*y).sum())/2
 
 # %% ../../nbs/use/45_annotators.ipynb #fbbf88f2
 class _LabelStudioWriter(AnnotationWriter):

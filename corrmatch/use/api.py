@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from ..models.backbones import build_backbone, timm_name
-from ..config import PRESETS, Config, Method, nearest, preset
+from ..config import PRESETS, SETTINGS, Config, Method, nearest, preset
 from ..files import DataError, log, show_log, text_table
 from ..data.masks import Meaning, parse_depth
 from ..training.distributed import run_on_rank0, all_gather, read_world, start_world, stop_world
@@ -145,8 +145,7 @@ def train(
     if not quiet:
         show_log()
     said = _meaning(settings)
-    known = [name for name in Config.__dataclass_fields__ if name not in ('name', 'method')]
-    _refuse_unknown(settings, known)
+    _refuse_unknown(settings, SETTINGS)
     if resume:
         settings = _recorded_lists(source, method, settings) | settings
     config, text = plan_run(source, method, labels, classes, lists, said, **settings)
@@ -208,7 +207,7 @@ def find_lr(
 )->LrCurve:                         # .suggestion, .figure()
     "Train some steps with a growing learning rate and suggest one; no run is kept."
     said = _meaning(settings)
-    _refuse_unknown(settings, Config.__dataclass_fields__)
+    _refuse_unknown(settings, SETTINGS)
     return lr_curve(
         plan_run(source, method, labels, classes, lists, said, **settings).config, lowest, highest, tries)
 

@@ -18,6 +18,7 @@ from ..method.correlation import correlation_map, correlation_rows
 from ..method.pixel import propagate_pixels
 from ..engine.pixels import spread_pixels
 from ..engine.regions import fast_region_targets
+from ..files import DataError, check_place, make_folder, write_atomic
 from ..method.region import draw_positions
 
 # %% ../../nbs/use/51_bench.ipynb #d5981686
@@ -116,13 +117,12 @@ def _region_case(
     side:int=41,         # feature positions along one side
     m:int=128,           # regions
     k:int=21,            # classes
-    seed:int=0,          # of everything
     device:str='cpu',    # where the tensors lie
 )->dict[str, Any]:       # f1, rows, label, keep, within, size
     "Make features in patches, and labels that follow them or not."
     if accepted not in ('many', 'few'):
         raise ValueError(f"accepted='{accepted}': use many or few")
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(0)
     size = 8*(side-1)+1
     grid = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float()
     # 24 patches an image
@@ -202,6 +202,20 @@ def _cost_row(
     return rows
 
 # %% ../../nbs/use/51_bench.ipynb #ef70d53c
+def _read_results(
+    path:Path, # JSON file
+)->dict:       # key -> result; empty if there is no file yet
+    "Read the file that a result goes to; raise DataError if it cannot be written or holds something else."
+    make_folder(path.parent)
+    check_place(path)
+    try:
+        known = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        raise DataError(f'{path}: holds no results of this command; give another name')
+    return known
+
 def _store_result(
     path:str|Path, # JSON file; made if it is not there
     key:str,       # which result: bench | suite
@@ -209,12 +223,11 @@ def _store_result(
 )->None:
     "Write one result into a JSON file beside the others; rows of parts that were not run stay."
     path = Path(path)
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = _read_results(path)
     done = {row['part'] for row in result['rows']}
     kept = [row for row in known.get(key, {}).get('rows', []) if row['part'] not in done]
     known[key] = result | dict(rows=kept + result['rows'])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(known, indent=1))
+    write_atomic(path, json.dumps(known, indent=1))
 
 # %% ../../nbs/use/51_bench.ipynb #9c4484fa
 def run_bench(
@@ -226,6 +239,8 @@ def run_bench(
     say:Callable[[str], object]=print,             # called with each line
 )->dict[str, Any]:                                 # machine, limits, rows
     "Print how the cost of each part grows, beside the machine's limit."
+    if out:
+        _read_results(Path(out))
     _large_pages()
     result: dict = dict(
         machine=machine(device), limits=limits(device, 1024 if device == 'cpu' else 8192), rows=[])

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin
 from fastcore.docments import docments
-from ..config import METHODS, PRESETS, Config, nearest, preset
+from ..config import METHODS, PRESETS, SETTINGS, Config, nearest, preset
 
 # %% ../../nbs/use/53_cli.ipynb #9ac76e0c
 def _yes_no(text):
@@ -120,8 +120,6 @@ def _add_settings(parser, source, names, values):
             options['help'] += f' [{values[name]!r}]'.replace('%', '%%')
         flags = dict.fromkeys([f'--{name}', f'--{name.replace("_", "-")}'])
         parser.add_argument(*flags, dest=name, default=argparse.SUPPRESS, **options)
-
-_SETTINGS = tuple(name for name in Config.__dataclass_fields__ if name not in ('name', 'method'))
 
 # %% ../../nbs/use/53_cli.ipynb #5c1e0b02
 def _meaning(
@@ -268,7 +266,7 @@ def _refuse_for_preset(source, given):
     'corrmatch train photos --labels 92      (a folder of your own)\n'
     '         corrmatch train voc_92 --data data/voc --out runs/voc      (a preset)\n'
     '         torchrun --nproc_per_node=4 -m corrmatch train voc_92 --data data/voc      (several GPUs)',
-    _SETTINGS, meaning=True)
+    SETTINGS, meaning=True)
 def _train(
     folder_or_preset:str, # a data folder, or one of {presets}
     *,
@@ -380,7 +378,7 @@ def _runs(
         print(f'no runs under {root}' + ('' if root.is_dir() else ': there is no such folder'))
 
 # %% ../../nbs/use/53_cli.ipynb #ec96848a
-@_command('corrmatch lr-find photos --backbone resnet50', _SETTINGS, meaning=True)
+@_command('corrmatch lr-find photos --backbone resnet50', SETTINGS, meaning=True)
 def _lr_find(
     folder_or_preset:str, # a data folder, or one of {presets}
     *,
@@ -443,9 +441,8 @@ def _compare(
     **settings,           # data, val, evaluation
 ):
     "compare two runs image by image: mean difference with its interval, best and worst images"
-    from corrmatch.files import check_place
-    from corrmatch.use.compare import compare_runs, write_comparison
-    check_place(out)
+    from corrmatch.use.compare import check_out, compare_runs, write_comparison
+    check_out(out)
     found = compare_runs(first, second, f'{checkpoint}.pt', images, device, **settings)
     print(f'{found.text()}\nwritten: {write_comparison(found, out)}')
 
@@ -635,12 +632,12 @@ def _add_command(commands, name, command, values, source):
         if parameter.kind is not Parameter.VAR_KEYWORD:
             words = dict(presets=', '.join(PRESETS), methods=', '.join(METHODS))
             _add_argument(parser, parameter, comments[parameter.name].docment.format(**words))
-    if command.settings == _SETTINGS:
+    if command.settings == SETTINGS:
         parser.usage = parser.format_usage().removeprefix('usage: ').strip() + ' [--SETTING VALUE ...]'
     if command.meaning:
         group = parser.add_argument_group('what the files mean (asked for where it cannot be found)')
         _add_settings(group, _meaning, _MEANING, {})
-    all_settings = command.settings == _SETTINGS
+    all_settings = command.settings == SETTINGS
     group = parser.add_argument_group(_GROUP.format(source=source)) if all_settings else parser
     _add_settings(group, Config, command.settings, values if all_settings else {})
     parser.set_defaults(handler=command.run)

@@ -4,6 +4,8 @@
 __all__ = ['run_demo', 'run_photos']
 
 # %% ../../nbs/use/49_demo.ipynb #00cd9500
+import csv
+import io
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -57,10 +59,10 @@ def run_demo(
     results = {title: _finished(config, quiet) for title, config in configs.items()}
     _draw(configs, out)
     names = make_datasets(configs['CorrMatch']).class_names
-    write_atomic(out/'demo.csv', lambda p: p.write_text(_rows(results, names, seed)))
+    write_atomic(out/'demo.csv', _table(_rows(results, seed), names))
     text = _compare(results, names)
     text += f'\n{(time.time()-start)/60:.1f} minutes; curves, images and runs are in {out}'
-    write_atomic(out/'demo.txt', lambda p: p.write_text(text + '\n'))
+    write_atomic(out/'demo.txt', f'{text}\n')
     return text
 
 # %% ../../nbs/use/49_demo.ipynb #9206aa6c
@@ -74,12 +76,16 @@ def _finished(config, quiet):
         model, eval_pairs(trainer.sources.val, trainer.device), config.n_classes, config.evaluation,
         config.crop)
 
-def _rows(results, class_names, seed):
-    "One line a run: seed, run, mIoU and IoU of each class in percent."
-    lines = [','.join(['seed', 'run', 'miou', *class_names])]
-    for title, m in results.items():
-        lines.append(','.join([str(seed), title, *[f'{100*float(v):.3f}' for v in (m.miou(), *m.iou())]]))
-    return '\n'.join(lines) + '\n'
+def _rows(results, seed):
+    "One row a run: seed, run, mIoU and IoU of each class in percent."
+    return [
+        [seed, title, *[f'{100*float(v):.3f}' for v in (m.miou(), *m.iou())]] for title, m in results.items()]
+
+def _table(rows, class_names):
+    "The rows as text with commas, below a row of headings."
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([['seed', 'run', 'miou', *class_names], *rows])
+    return text.getvalue()
 
 def _draw(configs, out):
     "Curves of the three runs and panels of the method's propagation."
@@ -126,10 +132,10 @@ def _photo_configs(
     return configs
 
 # %% ../../nbs/use/49_demo.ipynb #136575b6
-def _thinned(config, out, most=60):
-    "A validation list of at most this many images, taken evenly from the one of the configuration."
+def _thinned(config, out):
+    "A validation list of at most 60 images, taken evenly from the one of the configuration."
     lines = _lines(config, config.val)
-    kept = [lines[i*len(lines)//most] for i in range(most)] if len(lines) > most else lines
+    kept = [lines[i*len(lines)//60] for i in range(60)] if len(lines) > 60 else lines
     return write_atomic((out/'val.txt').absolute(), ''.join(f'{line}\n' for line in kept))
 
 def _lines(config, name):
@@ -157,9 +163,9 @@ def run_photos(
         configs = _photo_configs(photos, out, s, labels, **changes)
         results = {title: _finished(config, quiet) for title, config in configs.items()}
         names = make_datasets(configs['CorrMatch'], only_val=True).class_names
-        rows.append(_rows(results, names, s))
+        rows += _rows(results, s)
         means.append([100*float(m.miou()) for m in results.values()])
-    write_atomic(out/'demo.csv', rows[0] + ''.join(r.partition('\n')[2] for r in rows[1:]))
+    write_atomic(out/'demo.csv', _table(rows, names))
     text = f'{iou_table(results, names)}\n{_photo_text(means, configs["CorrMatch"])}'
     text += f'\n{(time.time()-start)/60:.1f} minutes; lists and runs are in {out}'
     write_atomic(out/'demo.txt', f'{text}\n')

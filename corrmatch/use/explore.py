@@ -182,12 +182,12 @@ class _RegionResult(NamedTuple):
     confident: Tensor  # (h,w) bool, confidence of at least tau
     keep: Tensor       # (h,w) bool, enters the loss after the votes
 
-def _drawn_positions(grid, m=128):
+def _drawn_positions(grid):
     "The positions whose regions vote, always the same ones; none where there is only one position."
     n = grid[0]*grid[1]
     if n < 2:
         return torch.zeros(0, dtype=torch.int64)
-    return draw_positions(n, m, torch.Generator().manual_seed(0))
+    return draw_positions(n, 128, torch.Generator().manual_seed(0))
 
 # %% ../../nbs/use/43_explore.ipynb #36f0a008
 def _read_regions(
@@ -497,12 +497,11 @@ def write_explorer(
 
 # %% ../../nbs/use/43_explore.ipynb #8fb5e178
 def _open_explorer(
-    path:Path,       # from write_explorer, in the notebook's folder or below
-    height:int=820,  # pixels
+    path:Path, # from write_explorer, in the notebook's folder or below
 )->'IFrame':
     "Show a written explorer in a notebook."
     from IPython.display import IFrame
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'{path}: no such file; write it with write_explorer')
-    return IFrame(path.as_posix(), '100%', height)
+    return IFrame(path.as_posix(), '100%', 820)

@@ -22,7 +22,7 @@ from ..training.checkpoints import (
 from ..files import DataError, make_folder, write_atomic
 from ..method.pixel import resize
 from ..models.deeplab import PooledBranch
-from .predict import load
+from .predict import _model_path, load
 from ..config import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../../nbs/use/48_export.ipynb #dee308d3
@@ -101,15 +101,15 @@ class InferenceNet(nn.Module):
         return self.net.predict_logits((image-self.mean)/self.std)
 
 # %% ../../nbs/use/48_export.ipynb #04721b89
-def _recorded(net, size, low, high=16384):
-    "Record a network for sides of `low` to `high` pixels."
+def _recorded(net, low):
+    "Record a network for sides of `low` to 16384 pixels."
     free = {
         0: torch.export.Dim('batch', min=1, max=65536),
-        **{axis: torch.export.Dim(name, min=low, max=high) for axis, name in ((2, 'height'), (3, 'width'))}}
+        **{axis: torch.export.Dim(name, min=low, max=16384) for axis, name in ((2, 'height'), (3, 'width'))}}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
         return torch.export.export(
-            net, (torch.zeros(2, 3, *size),), dynamic_shapes=dict(image=free),
+            net, (torch.zeros(2, 3, 96, 112),), dynamic_shapes=dict(image=free),
             prefer_deferred_runtime_asserts_over_guards=True)
 
 def _first_line(error): return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -122,8 +122,7 @@ def _sides(graph):
 
 # %% ../../nbs/use/48_export.ipynb #3ebea6c7
 def _export_graph(
-    net:InferenceNet,      # of any backbone
-    size:tuple=(96, 112),  # of the example; the graph works for all sizes
+    net:InferenceNet, # of any backbone
 )->torch.export.ExportedProgram:
     "Record a network with a free batch, height and width."
     if any(type(m).__name__.startswith('WindowAttention') for m in net.modules()):
@@ -133,7 +132,7 @@ def _export_graph(
     stride = getattr(getattr(net.net, 'backbone', None), 'stride', 8)
     for low in (max(16, stride+1), 65):
         try:
-            return _recorded(net, size, low)
+            return _recorded(net, low)
         except Exception as e:
             fault = _first_line(e)  # the recorder raises whatever it likes
     raise ValueError(
@@ -255,7 +254,7 @@ def _write_weights(opened, path, format, run, checkpoint):
         state = export_reference_state(opened.model)
         write_atomic(path, lambda draft: torch.save(state, draft))
         return InferenceNet(load_reference_checkpoint(path, stride=opened.config.stride))
-    if Path(run).is_dir():
+    if run.is_dir():
         release(run, path, name=checkpoint)
     else:
         save_weights(opened.model, path, load_weights(run)[1])
@@ -265,6 +264,13 @@ def _write_weights(opened, path, format, run, checkpoint):
 _FORMATS = {
     'onnx': ('.onnx',), 'export': ('.pt2',), 'safetensors': ('.safetensors',), 'reference': ('.pth', '.pt')}
 
+def _default_name(run, suffix):
+    "RUN with the suffix of a format; for a model of the hub its name, in the working folder."
+    if str(run).startswith('hf:'):
+        return Path(str(run).rpartition('/')[2] + suffix)
+    start = Path(run) if Path(run).name not in ('', '..') else Path(run).resolve()
+    return start.with_name((start.name if start.is_dir() else start.stem) + suffix)
+
 def _target(run, format, out):
     "The file to write, after all that can be refused at once has been."
     if format == 'torchscript':
@@ -273,18 +279,19 @@ def _target(run, format, out):
             "C++ too, or onnx")
     if format not in _FORMATS:
         raise ValueError(f"format '{format}' is not one of {', '.join(_FORMATS)}")
-    start = Path(run) if Path(run).name not in ('', '..') else Path(run).resolve()
-    path = (
-        Path(out)
-        if out
-        else start.with_name((start.name if start.is_dir() else start.stem) + _FORMATS[format][0]))
+    path = Path(out or _default_name(run, _FORMATS[format][0]))
     if path.suffix not in _FORMATS[format]:
         raise ValueError(f"out '{path}': the name of this format ends in {' or '.join(_FORMATS[format])}")
-    if path.exists() and Path(run).exists() and path.samefile(run):
-        raise ValueError(f"out '{path}': that is the file to read; give another name")
     if format == 'onnx':
         _need('onnx', 'onnxscript', 'onnxruntime')
     return path
+
+def _source(run, path):
+    "The run folder or file to read, which must not be the file to write."
+    source = _model_path(run)
+    if path.exists() and source.exists() and path.samefile(source):
+        raise ValueError(f"out '{path}': that is the file to read; give another name")
+    return source
 
 # %% ../../nbs/use/48_export.ipynb #2508fea3
 def _checked(difference, path, opened):
@@ -297,14 +304,15 @@ def _checked(difference, path, opened):
 
 # %% ../../nbs/use/48_export.ipynb #e7888bbe
 def export_run(
-    run:Path,              # run folder, or weights with a card
+    run:str|Path,          # see load
     format:str,            # one of _FORMATS
     out:Path|None=None,    # file; None: RUN with the format's suffix
     checkpoint:str='best.pt', # of a run folder
 )->Exported:
     "Write a trained network in one of the formats and check the file."
     path = _target(run, format, out)
-    opened = load(run, checkpoint, 'cpu')
+    source = _source(run, path)
+    opened = load(source, checkpoint, 'cpu')
     net = InferenceNet(opened.model)
     make_folder(path.parent)
     if format in ('onnx', 'export'):
@@ -316,7 +324,7 @@ def export_run(
         with tempfile.TemporaryDirectory(prefix='.export', dir=path.parent) as draft:
             difference = _checked(
                 _largest_difference(
-                    _write_weights(opened, Path(draft) / path.name, format, run, checkpoint), net),
+                    _write_weights(opened, Path(draft)/path.name, format, source, checkpoint), net),
                 path,
                 opened)
             for file in Path(draft).iterdir():

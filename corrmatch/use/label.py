@@ -37,7 +37,7 @@ from ..models.corrmatch_net import CorrMatchNet
 from ..models.pretrained import lite0_features
 from ..pages import read_asset
 from ..viz import palette
-from .explore import explore_view
+from .explore import _grid_position, explore_view
 from .predict import LoadedModel, load
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -95,18 +95,17 @@ def _photo_features(image):
     except ModuleNotFoundError:
         longer = max(image.size)
         grid = tuple(max(2, round(_SIDE/8*n/longer)) for n in reversed(image.size))
-        feats = _texture_features(image, grid)
+        feats = _scaled_features(_texture_features(image, grid))
         note = 'Regions follow colour and texture alone; for things: pip install corrmatch-seg[lite]'
-        return _BrushFeatures(_scaled_features(feats), _scaled_features(feats), 'colour and texture', note)
+        return _BrushFeatures(feats, feats, 'colour and texture', note)
     both = torch.cat([feats, _texture_features(image, tuple(feats.shape[2:]))], 1)
     feats = _scaled_features(F.normalize(both, dim=1))
     return _BrushFeatures(feats, feats, 'EfficientNet-Lite0, colour and texture')
 
 # %% ../../nbs/use/41_label.ipynb #4b153344
 def _brush_features(
-    image:Image.Image,             # RGB, of any size
-    model:LoadedModel|None=None,   # whose correlation head is asked; None: pretrained features
-    longest:int=513,               # pixels of the long side that the model sees
+    image:Image.Image,           # RGB, of any size
+    model:LoadedModel|None=None, # whose correlation head is asked; None: pretrained features
 )->_BrushFeatures:
     "Collect what the correlation brush of an image is made of; without timm and the weights, colour alone."
     if model is None:
@@ -115,7 +114,7 @@ def _brush_features(
         found = _photo_features(image)
         note = f"The run's method '{model.config.method}' has no correlation head; the brush does without it"
         return found._replace(note=note)
-    scale = min(1, longest/max(image.size))
+    scale = min(1, 513/max(image.size))
     seen = image.resize([max(2, round(n*scale)) for n in image.size], Image.Resampling.BILINEAR)
     view = explore_view(np.array(seen), model.model)
     return _BrushFeatures(view.f1, view.f2, f'the run {model.config.out or model.config.name}')
@@ -159,8 +158,7 @@ def _brush_region(
 )->np.ndarray:               # (h,w) bool
     "Find the region that a click at a pixel labels."
     (w, h), (p, q) = image.size, feats.f1.shape[2:]
-    y = (2*pixel[0]*(p-1)+h-1)//(2*max(h-1, 1))
-    x = (2*pixel[1]*(q-1)+w-1)//(2*max(w-1, 1))
+    y, x = _grid_position(pixel, (h, w), (p, q))
     row = correlation_rows(feats.f1, feats.f2, torch.tensor([y*q+x])).view(1, 1, p, q)
     row = (row-row.min())/(row.max()-row.min()).clamp(min=1e-30)
     if not follow_edges:
@@ -484,11 +482,10 @@ class _Session:
     def start(self):
         "Say what the page needs to know before it shows an image."
         folder = self.folder
-        state = [0 if not image.mask.is_file() else folder.share(i) for i, image in enumerate(folder.images)]
         return dict(
             folder=str(folder.root.resolve().name), problem=folder.problem, skipped=folder.skipped,
-            images=[dict(name=image.name, size=image.size, share=share)
-                    for image, share in zip(folder.images, state)],
+            images=[dict(name=image.name, size=image.size, share=folder.share(i))
+                    for i, image in enumerate(folder.images)],
             classes=[dict(name=n, color=c) for n, c in zip(folder.names, folder.colors.tolist())],
             model=str(self.model.config.out or self.model.config.name) if self.model else '',
             tau=self.model.tau if self.model else 0,

@@ -335,6 +335,15 @@ def _from_hub(name):
     except Exception as e:
         raise _hub_fault(f'{name}: no model.safetensors to be had', e) from None
 
+def _model_path(run):
+    "The run folder or file of weights that a name stands for; what is not there stays as it is."
+    if str(run).startswith('hf:'):
+        return _from_hub(str(run))
+    path = Path(run)
+    if (path/'model.safetensors').is_file() and not (path/'state.json').is_file():
+        return path/'model.safetensors'
+    return path
+
 def _hub():
     try:
         import huggingface_hub
@@ -382,9 +391,7 @@ def load(
     **options:Any,            # tile, scales, flip, longest, propagated: see LoadedModel
 )->LoadedModel:
     "Open a trained model for use."
-    path = _from_hub(str(run)) if str(run).startswith('hf:') else Path(run)
-    if (path/'model.safetensors').is_file() and not (path/'state.json').is_file():
-        path = path/'model.safetensors'
+    path = _model_path(run)
     place, tau = pick_device(str(device)), None
     in_run = path.suffix == '.pt' and (path.parent/'config.json').is_file()
     if path.is_dir():
@@ -592,6 +599,17 @@ def _card(name, link, panels, *lines):
     return Card(
         [thumbnail(panel, f'{what} {name}') for what, panel in panels.items()], name, link, lines)
 
+def _largest_classes(names, shares):
+    "The three largest classes and their shares, as text."
+    order = np.argsort(-shares, kind='stable')[:3]
+    return ', '.join(f'{names[c]} {shares[c]:.0%}' for c in order if shares[c] >= .005)
+
+def _csv_bytes(rows):
+    "A table as the bytes of a CSV file; names of files may hold any byte."
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode('utf-8', 'surrogateescape')
+
 def _sheet_page(title, head, names, colors, cards, broken, kind='cards'):
     "A page of cards; what could not be read is named first."
     classes = list(zip(names, np.asarray(colors).tolist()))
@@ -602,36 +620,29 @@ _PROPAGATED = {
     'none': '', 'mean': ', mean of prediction and propagated scores', 'only': ', propagated scores alone'}
 
 class _Sheet:
-    "The table and the cards of a page, for at most `most` images."
-    def __init__(self, predictor, out, most=500, writer=None):
+    "The table of all images and the cards of the first 500."
+    def __init__(self, predictor, out, writer=None):
         self.writer = writer
         self.predictor = predictor
         self.out = out
-        self.most = most
         self.cards = []
         self.rows = []
     def add(self, name, link, p, pixels):
         "Note a prediction; `pixels` is what is shown beside the original."
         names = self.predictor.names
-        shares = _shares(p.mask, len(self.predictor.names))
+        shares = _shares(p.mask, len(names))
         sure = float(p.confidence_bytes.mean())/255
         self.rows.append([name, *p.image.shape[1::-1], f'{sure:.4f}', *[f'{s:.5f}' for s in shares]])
-        if len(self.cards) >= self.most:
+        if len(self.cards) >= 500:
             return
-        most = ', '.join(
-            f'{names[c]} {shares[c]:.0%}'
-            for c in np.argsort(-shares, kind='stable')[:3]
-            if shares[c] >= 0.005)
         pair = {'image': p.image, 'prediction for': pixels}
-        self.cards.append(
-            _card(
-                name, link, pair, f'{p.image.shape[1]} x {p.image.shape[0]}, mean confidence {sure:.2f}', most
-            ))
+        numbers = f'{p.image.shape[1]} x {p.image.shape[0]}, mean confidence {sure:.2f}'
+        self.cards.append(_card(name, link, pair, numbers, _largest_classes(names, shares)))
     def write(self, broken):
         "Write table.csv and index.html."
-        p, text = self.predictor, io.StringIO()
-        csv.writer(text).writerows([['name', 'width', 'height', 'confidence', *p.names], *self.rows])
-        _put(self.out/'table.csv', text.getvalue().encode('utf-8', 'surrogateescape'))
+        p = self.predictor
+        table = [['name', 'width', 'height', 'confidence', *p.names], *self.rows]
+        _put(self.out/'table.csv', _csv_bytes(table))
         more = (
             f' The first {len(self.cards)} are shown, all are in table.csv.'
             if len(self.rows) > len(self.cards)
@@ -794,9 +805,9 @@ def _pseudo_file(opened, item, out, tau, longest, writer=None):
 # %% ../../nbs/use/44_predict.ipynb #906f8947
 def _pseudo_page(opened, out, rows, cards, broken, tau):
     "Write shares.csv, classes.txt and index.html."
-    text, c = io.StringIO(), opened.config
-    csv.writer(text).writerows([['name', 'tau', 'weak', 'region', 'pixel_changed', 'region_changed'], *rows])
-    _put(out/'shares.csv', text.getvalue().encode('utf-8', 'surrogateescape'))
+    c = opened.config
+    table = [['name', 'tau', 'weak', 'region', 'pixel_changed', 'region_changed'], *rows]
+    _put(out/'shares.csv', _csv_bytes(table))
     _put(
         out / 'classes.txt',
         ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(opened.names, opened.colors.tolist())).encode())

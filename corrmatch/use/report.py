@@ -6,7 +6,7 @@ __all__ = ['show_run', 'Scored', 'score_run', 'show_results', 'worst', 'confusio
 # %% ../../nbs/use/46_report.ipynb #1f8a9fba
 import shlex
 import time
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 import matplotlib.pyplot as plt
@@ -15,8 +15,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
-from ..config import IGNORE_INDEX, METHODS, PRESETS, Config, preset
-from ..files import DataError, check_place, write_atomic
+from ..config import IGNORE_INDEX, Config
+from ..files import DataError, check_place, make_folder, write_atomic
 from ..training.metrics import (
     ConfusionMatrix, center_crop, mean_iou, fuse_for_inference, slide_predict, whole_predict)
 from ..pages import Card, embed, figure_png, render_page, thumbnail
@@ -107,16 +107,13 @@ def _draw_panel(
     panel:_Panel,    # from _run_panels
     ax,             # matplotlib axis
     step:int|None=None, # marked by a line
-    colors=None,    # one a line; None: eight that colour-blind eyes tell apart
 ):                  # the axis
-    "Draw the lines of a panel."
+    "Draw the lines of a panel, in eight colours that colour-blind eyes tell apart."
     for i, (label, (x, y)) in enumerate(panel.lines.items()):
-        style = dict(
-            color=_INK[i % len(_INK)] if colors is None else colors[i],
-            linestyle=('-', '--', ':')[i // len(_INK) % 3])
         ax.plot(
             x, y, label=' ' * label.startswith('_') + label, marker='.' if len(x) < 30 else None,
-            markersize=4, linewidth=1.4, **style)
+            markersize=4, linewidth=1.4, color=_INK[i % len(_INK)],
+            linestyle=('-', '--', ':')[i // len(_INK) % 3])
     if step is not None:
         ax.axvline(step, color='#7f7f7f', linewidth=1, zorder=0)
     ax.set_title(panel.title, fontsize=9)
@@ -207,7 +204,7 @@ def show_run(
 class Scored(NamedTuple):
     "A model's account of validation images."
     confusion: Any  # ConfusionMatrix of all of them together
-    scores: dict  # index of the image -> mean IoU of the classes in it, 0..1
+    scores: dict  # index of each image with a labeled pixel -> mean IoU of the classes in it, 0..1
     total: int    # images of the validation list
     sources: Any  # Sources
     model: Any    # ready to predict
@@ -230,21 +227,23 @@ def score_run(
     device:str='auto',        # auto | cpu | cuda | cuda:N
     **changes:Any,            # fields of the record to change, such as data=NEW_PLACE
 )->Scored:
-    "Predict validation images of a run; raise DataError where model or data are gone."
+    "Predict validation images of a run; raise DataError where model, data or labeled pixels are missing."
     at = pick_device(device)
     model, config = load_run(folder, checkpoint, at, **changes)
     sources = open_val(folder, config, most).sources
     val:Any = sources.val
-    total = len(val)
     model = fuse_for_inference(model)
-    rows = spaced(total, most)
+    rows = spaced(len(val), most)
     confusion:Any = ConfusionMatrix(config.n_classes)
     scores = {}
     for row, (image, mask) in zip(rows, eval_pairs(val, at, rows)):
         label, _, mask = _predict(model, image, mask, config)
         confusion.update(label, mask)
-        scores[row] = mean_iou(label, mask, config.n_classes, absent='skip')
-    return Scored(confusion, scores, total, sources, model, at, config)
+        if (mask != IGNORE_INDEX).any():
+            scores[row] = mean_iou(label, mask, config.n_classes, absent='skip')
+    if not scores:
+        raise DataError(f"val='{config.val}': no image has a labeled pixel; name masks that show classes")
+    return Scored(confusion, scores, len(val), sources, model, at, config)
 
 # %% ../../nbs/use/46_report.ipynb #1a63b4f0
 def _draw_confusion(
@@ -275,37 +274,15 @@ def _draw_confusion(
 def _confusions(
     confusion:ConfusionMatrix, # of the images
     names:list,                # k class names
-    n:int=5,                   # how many
 )->list:                       # (true, predicted, % of the true class, % of all pixels), most pixels first
-    "List the most frequent confusions."
+    "List the five most frequent confusions."
     m = confusion.matrix.cpu().numpy().astype(float)
     wrong = m - np.diag(np.diag(m))
-    pairs = [np.unravel_index(i, m.shape) for i in np.argsort(-wrong, axis=None, kind='stable')[:n]]
+    pairs = [np.unravel_index(i, m.shape) for i in np.argsort(-wrong, axis=None, kind='stable')[:5]]
     return [
         (names[t], names[p], 100 * m[t, p] / m[t].sum(), 100 * m[t, p] / m.sum())
         for t, p in pairs
         if wrong[t, p]]
-
-# %% ../../nbs/use/46_report.ipynb #97030943
-def resume_command(
-    config:Config, # record of the run
-    folder:Path,   # run folder
-)->str:            # for a shell
-    "Write the command that goes on with a run."
-    where = shlex.quote(str(folder))
-    if config.name not in PRESETS or config.method not in METHODS:
-        code = (
-            'import json; from corrmatch.training.trainer import Trainer, recorded_config; f = '
-            f'{str(folder)!r}; '
-            "Trainer(recorded_config(json.load(open(f + '/config.json')), f, out=f)).fit(resume=True)")
-        return f'python -c {shlex.quote(code)}'
-    start = asdict(preset(config.name, config.method))
-    names = [f.name for f in fields(Config) if f.name not in ('name', 'method', 'out')]
-    changes = {n: getattr(config, n) for n in names if getattr(config, n) != start[n]}
-    if preset(config.name, config.method, **changes).lr != config.lr:
-        changes['lr'] = config.lr
-    flags = ''.join(f' --{n.replace("_", "-")} {shlex.quote(str(v))}' for n, v in changes.items())
-    return f'corrmatch train {config.name} --method {config.method}{flags} --out {where} --resume'
 
 # %% ../../nbs/use/46_report.ipynb #9410bf79
 def _config_rows(c):
@@ -385,14 +362,13 @@ def _class_rows(
     return [(n, *cells(x)) for n, x in columns]
 
 # %% ../../nbs/use/46_report.ipynb #828b2be5
-def _mask_image(mask, colors, alt, longest=320):
+def _mask_image(mask, colors, alt):
     "A mask in colours, enlarged or shrunk without mixing classes."
     h, w = mask.shape
-    scale = longest/max(h, w)
+    scale = 320/max(h, w)
     size = max(1, round(w*scale)), max(1, round(h*scale))
     small = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
-    return thumbnail(
-        colorize(small, np.vstack([colors, np.zeros((256 - len(colors), 3), np.uint8)])), alt, longest)
+    return thumbnail(colorize(small, colors), alt)
 
 def _wrong(image, mask, label):
     "The image in grey, pixels with a wrong label in orange, ignored ones white."
@@ -445,9 +421,8 @@ def _example_cards(
 def _scored_sections(
     scored:Scored, # from score_run
     log:_RunLog,    # from read_run
-    n:int=3,       # best and worst images
 )->dict:           # told, confusion, mistakes, worst, best: what report.html shows
-    "Make the sections that need model and data: confusion, best and worst."
+    "Make the sections that need model and data: confusion, the three best and the three worst images."
     order = sorted(scored.scores, key=lambda r: scored.scores[r])
     seen = f'{len(order)} of {scored.total}' if len(order) < scored.total else f'All {scored.total}'
     confusion = scored.confusion
@@ -457,8 +432,8 @@ def _scored_sections(
     figure = embed(figure_png(_draw_confusion(confusion, log.names)), alt)
     mistakes = [(t, p, f'{a:.1f}', f'{b:.1f}') for t, p, a, b in _confusions(confusion, log.names)]
     return dict(
-        told=told, confusion=figure, mistakes=mistakes, worst=_example_cards(scored, order[:n], log.colors),
-        best=_example_cards(scored, order[: -n - 1 : -1], log.colors))
+        told=told, confusion=figure, mistakes=mistakes, worst=_example_cards(scored, order[:3], log.colors),
+        best=_example_cards(scored, order[::-1][:3], log.colors))
 
 # %% ../../nbs/use/46_report.ipynb #a7c20002
 def _quality_section(
@@ -546,7 +521,7 @@ def report_page(
     changed = [
         (f.name, getattr(c, f.name), f.default) for f in fields(Config) if getattr(c, f.name) != f.default]
     commands = [
-        resume_command(c, log.folder), f'corrmatch eval {where}',
+        f'corrmatch resume {where}', f'corrmatch eval {where}',
         f'corrmatch predict {where} IMAGES --out predictions', f'corrmatch export {where} --format onnx']
     shown = _scored_sections(scored, log) if isinstance(scored, Scored) else scored and str(scored)
     page = render_page(
@@ -571,8 +546,7 @@ def write_report(
     "Write the report of a run as one HTML file; what cannot be had is said in it."
     log = read_run(folder)
     path = Path(out or Path(folder)/'report.html')
-    if out:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     check_place(path)
     quality:Any = 'not asked for'
     scored:Any = None

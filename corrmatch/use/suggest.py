@@ -4,8 +4,6 @@
 __all__ = ['Strategy', 'Suggestions', 'suggest']
 
 # %% ../../nbs/use/42_suggest.ipynb #d438f1d1
-import csv
-import io
 import os
 import sys
 from pathlib import Path
@@ -22,7 +20,8 @@ from ..data.shards import open_unlabeled
 from ..data.views import normalize
 from ..files import DataError, make_folder, rel_path, write_file
 from ..training.builders import make_datasets
-from .predict import LoadedModel, _as_image, _card, _scaled, _sheet_page, load
+from .predict import (
+    LoadedModel, _as_image, _card, _csv_bytes, _largest_classes, _scaled, _sheet_page, load)
 
 # %% ../../nbs/use/42_suggest.ipynb #e2911317
 def _class_uncertainty(
@@ -38,10 +37,9 @@ def _class_uncertainty(
 # %% ../../nbs/use/42_suggest.ipynb #ba7f6958
 def _rare_weights(
     shares:np.ndarray, # (k,) share of each class among the labeled pixels
-    least:float=.01,   # a class counts as having at least this share
 )->np.ndarray:         # (k,) above 0, largest 1
-    "Weigh classes by the inverse square root of their share."
-    weights = 1/np.sqrt(np.maximum(shares, least))
+    "Weigh classes by the inverse square root of their share, which counts as at least 1 %."
+    weights = 1/np.sqrt(np.maximum(shares, .01))
     return weights/weights.max()
 
 # %% ../../nbs/use/42_suggest.ipynb #07baa56c
@@ -226,21 +224,18 @@ def _write_table(path, found, chosen):
     "Write the numbers of all unlabeled images, the suggested ones first."
     rank = {row: (place, score) for place, (row, score) in enumerate(zip(*chosen), 1)}
     order = chosen.rows + [row for row in range(len(found.paths)) if row not in rank]
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(['rank', 'image', 'score', 'uncertainty', 'value', 'distance'])
+    table = [['rank', 'image', 'score', 'uncertainty', 'value', 'distance']]
     for row in order:
         place, score = rank.get(row, ('', None))
         numbers = (score, found.looks[row].uncertain.sum(), found.value[row], found.distance[row])
-        table.writerow([place, found.lines[row], *['' if x is None else f'{x:.5f}' for x in numbers]])
-    write_file(path, text.getvalue().encode('utf-8', 'surrogateescape'))
+        table.append([place, found.lines[row], *['' if x is None else f'{x:.5f}' for x in numbers]])
+    write_file(path, _csv_bytes(table))
 
 def _score_card(opened, found, row, head):
     "The image, its prediction and its numbers."
     p = opened.predict(found.paths[row])
     look = found.looks[row]
-    order = np.argsort(-look.shares, kind='stable')[:3]
-    most = ', '.join(f'{opened.names[c]} {look.shares[c]:.0%}' for c in order if look.shares[c] >= .005)
+    most = _largest_classes(opened.names, look.shares)
     numbers = f'uncertainty {look.uncertain.sum():.3f}, distance {found.distance[row]:.3f}'
     shown = {'image': p.image, 'prediction for': p.overlay()}
     return _card(found.lines[row].partition('\t')[0], '', shown, head, numbers, most)

@@ -155,17 +155,14 @@ def _differing_fields(
     vary:tuple=(),        # fields that may differ; 'any': all
 )->dict:                  # field -> {value: folders}
     "Find the fields in which runs differ although they are not named."
-    seen = dict[str, dict]()
-    for r in results:
-        for field, value in _settings(r.config).items():
-            seen.setdefault(field, {})[r.folder] = value
+    told = [(r.folder.name, _settings(r.config)) for r in results]
     groups = dict[str, dict]()
-    for field, values in seen.items():
+    for field in dict.fromkeys(name for _, settings in told for name in settings):
         if field in vary or 'any' in vary:
             continue
-        for r in results:
-            value = values.get(r.folder, '(preset)')
-            groups.setdefault(field, {}).setdefault(value, []).append(r.folder.name)
+        for folder, settings in told:
+            value = settings.get(field, '(preset)')
+            groups.setdefault(field, {}).setdefault(value, []).append(folder)
     return {field: group for field, group in groups.items() if len(group) > 1}
 
 # %% ../../nbs/use/50_tables.ipynb #32cbcc0a
