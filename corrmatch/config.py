@@ -6,6 +6,7 @@ __all__ = ['Method', 'IGNORE_INDEX', 'IMAGENET_MEAN', 'IMAGENET_STD', 'METHODS',
 
 # %% ../nbs/11_config.ipynb #597f4086
 import difflib
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Iterable, Literal, get_args, get_origin
@@ -253,9 +254,11 @@ def preset(
     known = [f.name for f in fields(Config)]
     numbers = PRESETS[name]
     bundle = METHODS[method]
-    for key in changes:
+    for key, value in changes.items():
         if key not in known:
             raise ValueError(f"unknown setting '{key}'{nearest(key, known)}")
+        if isinstance(value, os.PathLike):
+            changes[key] = os.fspath(value)
     if 'epochs' in changes and 'steps' not in changes:
         changes['steps'] = 0  # or the preset's steps would win
     if numbers.get('threshold') == 'fixed':
@@ -271,6 +274,7 @@ def check_config(
 )->Config:         # the same record
     "Raise a one-line ValueError for a value that cannot work."
     for field in fields(config):
+        _check_type(field, getattr(config, field.name))
         _check_bounds(field.name, getattr(config, field.name))
         _check_choice(field, getattr(config, field.name))
     for least, names in _LEAST.items():
@@ -302,6 +306,15 @@ _MOST = MappingProxyType(
     dict(seed=2**63-1, workers=1024, toy_labeled=100_000, toy_unlabeled=100_000) | dict.fromkeys(
         ('crop', 'dim', 'low_dim', 'batch_x', 'batch_u', 'accumulate', 'regions', 'rate'), 2**16))
 
+_KINDS = MappingProxyType({bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'})
+
+def _check_type(field, value):
+    "Raise ValueError for a value of another type than the default's; a whole number may stand for a float."
+    kind = type(field.default)
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f'{field.name}={repr(value)[:60]} must be {_KINDS[kind]}')
+
 def _check_bounds(name, value):
     "Raise ValueError for a number that is too large, and for text that no path can hold."
     most = _MOST.get(name, 2**31-1)
@@ -315,7 +328,8 @@ def _check_bounds(name, value):
 # %% ../nbs/11_config.ipynb #fa7d1868
 # smallest values
 _LEAST = MappingProxyType({
-    1: ('crop', 'batch_x', 'batch_u', 'n_classes', 'accumulate', 'dim', 'low_dim', 'log_every'),
+    2: ('n_classes',),
+    1: ('crop', 'batch_x', 'batch_u', 'accumulate', 'dim', 'low_dim', 'log_every'),
     0: ('rate', 'regions', 'steps', 'epochs', 'warmup', 'ohem', 'eval_every', 'save_every', 'seed', 'workers',
         'cache', 'toy_labeled', 'toy_unlabeled', 'lr', 'lr_multi', 'weight_decay', 'w_x', 'w_x_corr', 'w_s',
         'w_s_corr', 'w_w_corr', 'w_kl', 'w_fp', 'jitter', 'blur', 'clip', 'save_minutes', 'dice',

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
 from tabulate import tabulate
@@ -110,7 +111,7 @@ def is_reachable(
     try:
         with urlopen(Request(url, method='HEAD'), timeout=4) as answer:
             return answer.status in (200, None)
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return False
 
 # %% ../nbs/13_files.ipynb #388104c2

@@ -74,6 +74,10 @@ _draw_once = lru_cache(8)(toy_arrays)
 
 def _toy_sources(config):
     "Make scenes: training scenes depend on the seed of the run, validation scenes do not."
+    if config.n_classes > len(TOY_CLASSES):
+        raise DataError(
+            f'n_classes={config.n_classes}: the generated world has {len(TOY_CLASSES)} classes; '
+            'give so many, or fewer')
     first = 10_000*(config.seed+1)
     labeled = range(first, first+config.toy_labeled)
     unlabeled = range(labeled.stop, labeled.stop+config.toy_unlabeled)

@@ -296,6 +296,22 @@ def fuse_for_inference(
                 setattr(module, name, _PackedConv(conv))
     return model
 
+# %% ../../nbs/training/32_metrics.ipynb #d1d39f17
+def predict_pair(
+    model:nn.Module,     # image (b,3,h,w) -> logits or SegOutput; in eval mode
+    image:Tensor,        # (b,3,h,w), on the model's device
+    mask:Tensor,         # (b,h,w)
+    mode:Literal['whole', 'center', 'slide']='whole', # how an image is shown to the network
+    crop:int|None=None,  # pixels, side of the centre crop or the window
+)->tuple[Tensor, Tensor]: # label (b,h,w) and the part of the mask that it is scored on
+    "Predict images in the way in which they are scored."
+    if crop is not None and mode == 'slide':
+        return slide_predict(model, image, crop), mask
+    if crop is not None and mode == 'center':
+        image = center_crop(image, crop)
+        mask = center_crop(mask, crop)
+    return whole_predict(model, image), mask
+
 # %% ../../nbs/training/32_metrics.ipynb #d1d39f18
 def evaluate(
     model:nn.Module,     # image (b,3,h,w) -> logits or SegOutput; in eval mode
@@ -313,12 +329,5 @@ def evaluate(
     confusion = ConfusionMatrix(n_classes, ignore_index)
     model = fuse_for_inference(model)
     for image, mask in pairs:
-        if crop is not None and mode == 'center':
-            image = center_crop(image, crop)
-            mask = center_crop(mask, crop)
-        if crop is not None and mode == 'slide':
-            label = slide_predict(model, image, crop)
-        else:
-            label = whole_predict(model, image)
-        confusion.update(label, mask)
+        confusion.update(*predict_pair(model, image, mask, mode, crop))
     return confusion

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from ..config import Method, preset
 from ..data.settings import auto_config
-from ..data.folders import list_lines, mark_output
+from ..data.folders import find_list, list_lines, mark_output
 from ..training.metrics import evaluate
 from ..training.builders import eval_pairs, make_datasets, show_prediction
 from ..files import write_atomic
@@ -139,9 +139,8 @@ def _thinned(config, out):
     return write_atomic((out/'val.txt').absolute(), ''.join(f'{line}\n' for line in kept))
 
 def _lines(config, name):
-    "The lines of a list, given relative to the data folder or to where the command runs."
-    path = Path(config.data)/name
-    return [line for _, line in list_lines(path if path.is_file() else Path(name))]
+    "The lines of a list of a run."
+    return [line for _, line in list_lines(find_list(name, config.data))]
 
 # %% ../../nbs/use/49_demo.ipynb #cbfd0d0e
 def run_photos(

@@ -26,8 +26,8 @@ from PIL import Image, ImageDraw, PngImagePlugin
 from torch import Tensor
 from ..config import IGNORE_INDEX
 from ..data.folders import (
-    ESCAPES_ROOT, IMAGE_SUFFIXES, class_rows, escapes_root, folder_homes, folder_role, mask_of, open_mask,
-    read_classes, read_split)
+    ESCAPES_ROOT, IMAGE_SUFFIXES, class_rows, classes_text, escapes_root, folder_homes, folder_role, mask_of,
+    open_mask, read_classes, read_split)
 from ..data.layouts import SKIPPED, visible_files
 from ..data.masks import parse_depth, png_bytes, read_photo
 from ..files import DataError, counted, log, write_file
@@ -449,8 +449,7 @@ class LabelFolder:
         found = read_classes(self.root)
         if found is None or found[0] != self.names:
             _settle_classes(self.root, self.names)
-            lines = [f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(self.names, self.colors.tolist())]
-            write_file(self.root/'classes.txt', ''.join(lines))
+            write_file(self.root/'classes.txt', classes_text(self.names, self.colors))
 
 # %% ../../nbs/use/41_label.ipynb #4224eb37
 @contextmanager

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..config import IGNORE_INDEX, Config
 from ..training.checkpoints import fitted_model, load_weights, make_card, save_pretrained
 from ..method.correlation import correlation_rows
-from ..data.folders import mark_output, read_classes
+from ..data.folders import classes_text, mark_output, read_classes
 from ..files import DataError, check_place, counted, make_folder, write_file
 from .annotators import AnnotationTool, AnnotationWriter, open_annotations
 from .explore import explorer, write_explorer
@@ -808,9 +808,7 @@ def _pseudo_page(opened, out, rows, cards, broken, tau):
     c = opened.config
     table = [['name', 'tau', 'weak', 'region', 'pixel_changed', 'region_changed'], *rows]
     _put(out/'shares.csv', _csv_bytes(table))
-    _put(
-        out / 'classes.txt',
-        ''.join(f'{n} {r} {g} {b}\n' for n, (r, g, b) in zip(opened.names, opened.colors.tolist())).encode())
+    _put(out/'classes.txt', classes_text(opened.names, opened.colors).encode())
     more = f' The first {len(cards)} are shown, all are in shares.csv.' if len(rows) > len(cards) else ''
     order = (
         'the image, its label without propagation (weak/), its label with propagation (region/)'

@@ -18,7 +18,7 @@ from PIL import Image
 from ..config import IGNORE_INDEX, Config
 from ..files import DataError, check_place, make_folder, write_atomic
 from ..training.metrics import (
-    ConfusionMatrix, center_crop, mean_iou, fuse_for_inference, slide_predict, whole_predict)
+    ConfusionMatrix, center_crop, fuse_for_inference, mean_iou, predict_pair)
 from ..pages import Card, embed, figure_png, render_page, thumbnail
 from .predict import class_display
 from ..training.run_folder import (
@@ -211,14 +211,6 @@ class Scored(NamedTuple):
     device: Any   # where it is
     config: Config # of the run
 
-def _predict(model, image, mask, c):
-    "Label and mask (1,h,w) of one image, in the run's own way."
-    if c.evaluation == 'center':
-        image = center_crop(image, c.crop)
-        mask = center_crop(mask, c.crop)
-    label = slide_predict(model, image, c.crop) if c.evaluation == 'slide' else whole_predict(model, image)
-    return label, image, mask
-
 # %% ../../nbs/use/46_report.ipynb #1b287b17
 def score_run(
     folder:Path,              # run folder
@@ -237,7 +229,7 @@ def score_run(
     confusion:Any = ConfusionMatrix(config.n_classes)
     scores = {}
     for row, (image, mask) in zip(rows, eval_pairs(val, at, rows)):
-        label, _, mask = _predict(model, image, mask, config)
+        label, mask = predict_pair(model, image, mask, config.evaluation, config.crop)
         confusion.update(label, mask)
         if (mask != IGNORE_INDEX).any():
             scores[row] = mean_iou(label, mask, config.n_classes, absent='skip')
@@ -393,13 +385,14 @@ def _examples(
     "Predict images again, to show them."
     c = scored.config
     for row, (image, mask) in zip(rows, eval_pairs(scored.sources.val, scored.device, rows)):
-        label, _, mask = (t[0].cpu().numpy() for t in _predict(scored.model, image, mask, c))
+        found = predict_pair(scored.model, image, mask, c.evaluation, c.crop)
+        label, truth = (t[0].cpu().numpy() for t in found)
         pixels = np.array(scored.sources.val.read_image(row))
         if c.evaluation == 'center':
             whole = torch.from_numpy(pixels).permute(2, 0, 1)
             pixels = center_crop(whole, c.crop).permute(1, 2, 0).numpy()
         score = 100*scored.scores.get(row, float('nan'))
-        yield _Example(str(scored.sources.val.names[row]), pixels, mask, label, score)
+        yield _Example(str(scored.sources.val.names[row]), pixels, truth, label, score)
 
 # %% ../../nbs/use/46_report.ipynb #372c072d
 def _example_cards(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..data.check import list_line
-from ..data.folders import FolderSource, folder_role, mark_output, read_split
+from ..data.folders import FolderSource, find_list, folder_role, mark_output, read_split
 from ..data.layouts import find_layout
 from ..data.masks import parse_depth
 from ..data.shards import open_unlabeled
@@ -123,7 +123,7 @@ def _real(paths): return {os.path.realpath(p) for p in paths}
 def _listed(config, name, masks=True):
     "Paths of the images in a list of a run; [] where it names none or the data are gone."
     root = Path(config.data)
-    path = root/name if (root/name).is_file() else Path(name)
+    path = find_list(name, root)
     if not config.data or not name or not path.is_file() or not root.is_dir():
         return []
     return [pair.image for pair in read_split(path, root, masks)]
