@@ -296,14 +296,13 @@ def check_config(
         raise ValueError('w_x and w_x_corr are 0: no loss would use the labels; give one of them a weight')
     if not 0 < config.layer_decay <= 1:
         raise ValueError(f'layer_decay={config.layer_decay} must lie above 0 and not above 1')
-    if config.n_classes > IGNORE_INDEX:
-        raise ValueError(f'n_classes={config.n_classes}: at most {IGNORE_INDEX}')
     return config
 
 # %% ../nbs/11_config.ipynb #74fb7630
 # largest values; of the others: 2**31-1
 _MOST = MappingProxyType(
-    dict(seed=2**63-1, workers=1024, toy_labeled=100_000, toy_unlabeled=100_000) | dict.fromkeys(
+    dict(seed=2**63-1, workers=1024, n_classes=IGNORE_INDEX, toy_labeled=100_000, toy_unlabeled=100_000)
+    | dict.fromkeys(
         ('crop', 'dim', 'low_dim', 'batch_x', 'batch_u', 'accumulate', 'regions', 'rate'), 2**16))
 
 _KINDS = MappingProxyType({bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'})

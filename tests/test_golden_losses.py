@@ -46,7 +46,7 @@ def run_step(d):
     label_u = mid['labels_before_region'] = cutmix(mid['mask_u_w_mix'], label_w, box)
     ignore = mid['ignore_mask_cutmixed1'] = cutmix(d['ignore_mask_mix'], d['ignore_mask'], box)
     valid, valid_u = d['ignore_mask'] != 255, ignore != 255
-    threshold = DynamicThreshold(float(d['thresh_init']), float(d['momentum']), int(d['nclass']))
+    threshold = DynamicThreshold(float(d['thresh_init']), float(d['momentum']), n_classes=int(d['nclass']))
     tau = mid['threshold'] = threshold.update(conf_w, label_w, valid_u)
     keep = mid['conf_filter'] = (conf_u >= tau) & valid_u
     regions = mid['corr_map_masked'] = clear_regions(d['corr_map'][b:], valid_u, box)

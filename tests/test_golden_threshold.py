@@ -28,7 +28,8 @@ def steps(run):
 
 def make(run):
     return DynamicThreshold(
-        float(GOLDEN[f'{run}/init']), float(GOLDEN[f'{run}/momentum']), GOLDEN['logits'].shape[2])
+        float(GOLDEN[f'{run}/init']), float(GOLDEN[f'{run}/momentum']),
+        n_classes=GOLDEN['logits'].shape[2])
 
 
 @pytest.mark.parametrize('run', RUNS)

@@ -26,13 +26,12 @@ class DynamicThreshold(nn.Module):
     "A confidence threshold that follows the mean over classes of their top confidence."
     tau:Tensor  # () of torch's default dtype, a buffer
     def __init__(self,
-        tau:float=0.85,          # start, 0..1
-        momentum:float=0.999,    # share of the old tau kept in each update, 0..1
-        n_classes:int|None=None, # number of classes that can be predicted; must be given
+        tau:float=0.85,       # start, 0..1
+        momentum:float=0.999, # share of the old tau kept in each update, 0..1
+        *,
+        n_classes:int,        # number of classes that can be predicted
     ):
         super().__init__()
-        if n_classes is None:
-            raise ValueError('n_classes is missing: pass the number of classes')
         for name, value in (('tau', tau), ('momentum', momentum)):
             if not 0 <= value <= 1:
                 raise ValueError(f'{name}={value} must lie between 0 and 1')

@@ -61,11 +61,12 @@ class ClassThresholds(DynamicThreshold):
     total:Tensor  # (k,) running sum of mean confidences
     weight:Tensor # (k,) running sum of their weights
     def __init__(self,
-        tau:float=0.85,          # start of the largest one, 0..1
-        momentum:float=0.999,    # share of the old values kept in each update, 0..1
-        n_classes:int|None=None, # number of classes that can be predicted; must be given
+        tau:float=0.85,       # start of the largest one, 0..1
+        momentum:float=0.999, # share of the old values kept in each update, 0..1
+        *,
+        n_classes:int,        # number of classes that can be predicted
     ):
-        super().__init__(tau, momentum, n_classes)
+        super().__init__(tau, momentum, n_classes=n_classes)
         for name in ('total', 'weight'):
             self.register_buffer(name, torch.zeros(self.n_classes))
 

@@ -238,7 +238,7 @@ def make_threshold(
     if config.threshold == 'fixed':
         return FixedThreshold(config.tau)
     kind = ClassThresholds if config.threshold == 'per_class' else DynamicThreshold
-    return kind(config.tau, config.momentum_tau, config.n_classes)
+    return kind(config.tau, config.momentum_tau, n_classes=config.n_classes)
 
 # %% ../../nbs/training/35_builders.ipynb #3c4d12c2
 def make_batches(
