@@ -4,6 +4,9 @@ bad files are answered in one line."""
 import base64
 import io
 import json
+import os
+import random
+import re
 import zipfile
 import zlib
 from typing import get_args
@@ -30,10 +33,14 @@ from corrmatch.use.annotators import (
     trace_mask,
 )
 from corrmatch.use.cli import main
+from corrmatch.files import DataError
 from errors_for_tests import refused
+from test_coco import mutate
+from test_fuzz_readers import damage
 
 W, H = 24, 16
 TOOLS = get_args(AnnotationTool)
+N_DAMAGED = int(os.environ.get('CORRMATCH_FUZZ', 60))  # of each tool
 NAMES = ['background', 'traffic light', 'K\u00f6ter', "<b>it's & \"x\"</b>"]  # names as people give them
 FILE = 'p <\u00fc>&\'..\' {}'  # and so do names of images
 COLORS = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 0, 9]], np.uint8)
@@ -393,6 +400,7 @@ def label_studio(image, *results, id=1, **more):
         '/data/upload/3/0a1b2c3d-p%20{}.png',
         '/data/local-files/?d=photos/p%20{}.png',
         's3://bucket/x/p%20{}.png',
+        's3://bucket[1]/x/p%20{}.png',
         'p {}.png',
     ],
 )
@@ -702,6 +710,9 @@ def test_faults_of_labelme(tmp_path, change, words):
         ('0.0,0.0;10.0', '0.0,abc;10.0', ('p0.png polygon 1', 'no numbers')),
         ('0, 2, 1, 3', '0, 2, 1', ('p0.png mask 2', '3x2')),
         ('0, 2, 1, 3', '0, -2, 8', ('mask 2', '3x2')),
+        ('0, 2, 1, 3', ', '.join([str(2**62)] * 4 + ['6']), ('mask 2', '3x2')),
+        ('"utf-8"', '"gbk"', ('annotations.xml', 'no complete XML', 'multi-byte')),
+        ('"utf-8"', '"foo"', ('annotations.xml', 'no complete XML', 'foo')),
         ('left="20"', 'left="x"', ('mask 2', "'x'")),
         ('left="20"', 'left="99"', ('mask 2', 'covers no pixel')),
         ('</annotations>', '', ('annotations.xml', 'no complete XML')),
@@ -720,6 +731,14 @@ def stained(region, **change):
     return region | change
 
 
+def wide(packed):
+    "A brush mask whose values have 9 bits."
+    bits = ''.join(f'{v:08b}' for v in packed)
+    bits = bits[:32] + f'{8:05b}' + bits[37:53] + '111' + f'{4 * W * H - 1:016b}' + '1' * 9
+    bits += '0' * (-len(bits) % 8)
+    return [*int(bits, 2).to_bytes(len(bits) // 8, 'big')]
+
+
 BRUSH = brush_region(scene(0) == 1, 'cup')
 
 
@@ -734,6 +753,15 @@ BRUSH = brush_region(scene(0) == 1, 'cup')
             ('region 1', 'damaged'),
         ),
         (stained(BRUSH, value=BRUSH['value'] | dict(rle='abc')), ('region 1', 'damaged')),
+        (stained(BRUSH, value=BRUSH['value'] | dict(rle=10**12)), ('region 1', 'damaged')),
+        (
+            stained(BRUSH, value=BRUSH['value'] | dict(rle=wide(BRUSH['value']['rle']))),
+            ('region 1', 'damaged'),
+        ),
+        (
+            stained(percent_region('cup', []), value=dict(points=[[10**400, 0]], polygonlabels=['cup'])),
+            ('region 1', 'cannot be read'),
+        ),
         (stained(BRUSH, value=BRUSH['value'] | dict(brushlabels=['a', 'b'])), ('region 1', '2 labels')),
         (stained(BRUSH, value=BRUSH['value'] | dict(brushlabels=[' '])), ('region 1', 'no label')),
     ],
@@ -757,6 +785,9 @@ def test_faults_of_label_studio(tmp_path, region, words):
             'names: !!python/object/apply:os.system [ls]',
             ('data.yaml', '`names` cannot be read'),
         ),
+        ('0 0 0 1 0 1 1', 'names: ["a\\q", b]', ('data.yaml', '`names` cannot be read')),
+        ('0 0 0 1 0 1 1', 'names:\n- "a\\U00110000"\n- b', ('data.yaml', '`names` cannot be read')),
+        ('0 0 0 1 0 1 1', f'names:\n  {"9" * 5000}: a', ('data.yaml', '`names` cannot be read')),
         ('0 0 0 1 0 1 1', 'nc: 2', ('train/labels', 'add data.yaml')),
     ],
 )
@@ -764,6 +795,133 @@ def test_faults_of_yolo(tmp_path, line, names, words):
     yolo(tmp_path, names)
     note(tmp_path / 'train/labels/p0.txt', line)
     refused(lambda: check(tmp_path), *words)
+
+
+@pytest.mark.parametrize(
+    'text, name',
+    [
+        (r'"caf\xE9"', 'caf\u00e9'),  # as yaml.dump writes it
+        (r'"\U0001F600"', '\U0001f600'),
+        (r'"\ud83d\ude00"', '\U0001f600'),  # as json.dumps writes it
+        (r'"a\_b"', 'a\u00a0b'),
+        (r'"a\\xE9"', r'a\xE9'),
+        (r"'a\xE9'", r'a\xE9'),
+        (r'"a\"b\/"', 'a"b/'),
+    ],
+)
+def test_escapes_in_names_of_yolo(text, name):
+    for form in (f'names:\n- {text}\n- b', f'names: [{text}, b]', f'names:\n  0: {text}\n  1: b'):
+        assert annotations._yaml_names(form, 'data.yaml') == [name, 'b']
+
+
+def test_faults_of_supervisely(tmp_path):
+    photo(tmp_path / 'ds/img/p0.png')
+    for points in (
+        box(2, 2, 12, 12),
+        dict(exterior=[[10**400, 0], [1, 1], [2, 0]]),
+        dict(exterior=[[float('nan'), 0], [1, 1], [2, 0]]),
+        dict(exterior=box(2, 2, 12, 12), interior=5),
+    ):
+        things = [dict(classTitle='cup', geometryType='polygon', points=points)]
+        note(tmp_path / 'ds/ann/p0.png.json', dict(size=dict(height=H, width=W), objects=things))
+        refused(lambda: check(tmp_path), 'p0.png.json object 1 (polygon)', 'its points are no')
+
+
+def test_numbers_too_long_for_python(tmp_path):
+    labelme(tmp_path)
+    note(tmp_path / 'p0.json', labelme_file('p0.png', square('cup', 10**400, 0, 3, 3)))
+    report = check(tmp_path)
+    assert [f.file for f in report.errors] == ['p0.png'] and 'not numbers' in report.errors[0].text
+    refused(lambda: annotations._labelmap(f'a:{"9" * 5000},0,0::', 'labelmap.txt'), 'labelmap.txt line 1')
+
+
+JUNK_WORDS = (
+    '', '0', '1', '0.5', 'cup', '-1', '9' * 5000, '1e400', 'nan', '1_1', '\u0663', '\0', '\n', '"', '\\x',
+    '&#0;', '[', '//[', 'x' * 300)  # fmt: skip
+
+
+def damage_text(rng, text):
+    "A text with one to three numbers, words or marks replaced or dropped, perhaps cut off; bytes."
+    for _ in range(rng.randint(1, 3)):
+        kind = rng.choice((r'[\d.]+', r'[\d.]+', r'[\w.]+', r'[^\w\s]'))
+        start, end = rng.choice([m.span() for m in re.finditer(kind, text)] or [(0, 0)])
+        text = text[:start] + rng.choice(JUNK_WORDS) + text[end:]
+    if rng.random() < 0.1:
+        text = text[: rng.randrange(len(text) + 1)]
+    return text.encode()
+
+
+def broken(rng, content):
+    "A text, or JSON content, with some damage; bytes."
+    if isinstance(content, str):
+        return damage_text(rng, content)
+    return mutate(rng, json.loads(json.dumps(content)))
+
+
+def sound_files():
+    "{name of the tool: (files of texts or JSON contents, the images)} of sound folders."
+    bitmap = io.BytesIO()
+    Image.fromarray(np.full((2, 2), 255, np.uint8)).save(bitmap, 'PNG')
+    packed = base64.b64encode(zlib.compress(bitmap.getvalue())).decode()
+    inner = base64.b64encode(bitmap.getvalue()).decode()
+    mask = dict(label='cat', points=[[2, 3], [4, 5]], shape_type='mask', mask=inner)
+    things = [
+        dict(classTitle='cup', geometryType='polygon', points=dict(exterior=box(2, 2, 9, 9), interior=[])),
+        dict(classTitle='cat', geometryType='bitmap', bitmap=dict(data=packed, origin=[2, 3])),
+    ]
+    task = label_studio('/data/upload/p0.png', BRUSH, percent_region('cat', box(1, 1, 9, 9)))
+    outlined = dict(size=dict(height=H, width=W), objects=things)
+    return {
+        'labelme': ({'p0.json': labelme_file('p0.png', square('cup', 2, 2, 9, 9), mask)}, 'p0.png'),
+        'cvat': ({'annotations.xml': cvat_xml(1)}, 'sub/p0.png'),
+        'labelstudio': ({'project.json': [task]}, 'p0.png'),
+        'yolo': (
+            {'labels/p0.txt': '1 0 0 0.1 0 0.1 0.2\n' * 4, 'data.yaml': 'names: ["a", \'b\', c]\n'},
+            'images/p0.png',
+        ),
+        'supervisely': (
+            {'ds/ann/p0.png.json': outlined, 'meta.json': dict(classes=[dict(title='cup')])},
+            'ds/img/p0.png',
+        ),
+    }
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('tool', ['labelme', 'cvat', 'labelstudio', 'yolo', 'supervisely'])
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, tool):
+    rng = random.Random(tool)
+    files, image = sound_files()[tool]
+    photo(tmp_path / image)
+    n_read = 0
+    for _ in range(N_DAMAGED):
+        for name, content in files.items():
+            note(tmp_path / name, content)
+        name = rng.choice([*files])
+        raw = broken(rng, files[name])
+        note(tmp_path / name, raw)
+        try:
+            report = check(tmp_path)
+        except DataError as e:
+            assert '\n' not in str(e), raw
+            assert any(where in str(e) for where in (str(tmp_path), *files)), (str(e), raw)
+        else:
+            n_read += 1
+            assert all('\n' not in f.text for f in report.findings), raw
+    assert n_read > N_DAMAGED // 20
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_damaged_archives_are_read_or_refused_in_one_line(tmp_path):
+    rng = np.random.default_rng(0)
+    write('cvat', tmp_path, [scene(0)])
+    path = next(tmp_path.glob('*.zip'))
+    sound = path.read_bytes()
+    for _ in range(N_DAMAGED):
+        path.write_bytes(damage(sound, rng))
+        try:
+            check(tmp_path)
+        except DataError as e:
+            assert '\n' not in str(e) and str(tmp_path) in str(e), repr(e)
 
 
 def test_classes_of_yolo_under_the_name_of_ours(tmp_path):

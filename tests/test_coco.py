@@ -493,8 +493,19 @@ def test_edited_annotations_are_drawn_anew(tmp_path):
     assert all((a != b).any() for a, b in zip(before, masks()))
 
 
+def test_ids_with_underscores_are_no_numbers(tmp_path):
+    names = {0: '1_11', 1: '11_1', 2: '111', 3: ' +7 '}
+    content = notes()
+    for entries, key in ((content['images'], 'id'), (content['annotations'], 'image_id')):
+        for one in entries:
+            one[key] = names[one[key]]
+    content['annotations'][-1]['image_id'] = 7
+    report = check(folder(tmp_path, content))
+    assert report.ok and len(report.usable) == 4
+
+
 def test_sizes_that_are_not_numbers(tmp_path):
-    for width in ('wide', -3, float('nan'), [5]):
+    for width in ('wide', -3, float('nan'), [5], 10**30, 10**400):
         refused(
             lambda: find_layout(folder(tmp_path, notes(images=[entry(0, width=width)]))), 'ann.json',
             'image 0', 'width')
@@ -511,7 +522,8 @@ def test_sizes_that_are_not_numbers(tmp_path):
         ([1, 1, 5, 1, 5], 'odd number'), ([1, 1, float('nan'), 1, 5, 5], 'not finite'),
         ([1, 1, float('inf'), 1, 5, 5], 'not finite'), (['a', 1, 5, 1, 5, 5], 'not numbers'),
         ([1, 1, None, 1, 5, 5], 'not finite'), (box(40, 40, 50, 50), 'outside'),
-        (box(-9, 2, -3, 8), 'outside'), (dict(size=[H, W], counts=[1]), 'not numbers')])
+        ([1, 1, 10**400, 1, 5, 5], 'not numbers'), (box(-9, 2, -3, 8), 'outside'),
+        (dict(size=[H, W], counts=[1]), 'not numbers')])
 def test_outlines_that_cannot_be_drawn(tmp_path, polygon, words):
     report = check(folder(tmp_path, changed(2, segmentation=[polygon])))
     assert (
@@ -650,6 +662,8 @@ JUNK = [
     [0, 0, 9, 0, 9, 9],
     dict(size=[H, W], counts=[1, 2]),
     10**30,
+    10**400,
+    '1_1',
     'background',
     [None],
     'ö' * 300]
@@ -666,7 +680,10 @@ def places(thing, path=()):
 def mutate(rng, content):
     "Change a sound file at one to three places; bytes."
     for _ in range(rng.randint(1, 3)):
-        path = rng.choice([p for p in places(content) if p])
+        found = [p for p in places(content) if p]
+        if not found:
+            break
+        path = rng.choice(found)
         parent = content
         for key in path[:-1]:
             parent = parent[key]

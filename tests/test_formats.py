@@ -36,6 +36,9 @@ def wrote(path, text):
     ('class_dict.csv', 'name,r,g,b\nsky,1,2,3\nroad,1,2\n', 'line 3: `road,1,2`', 'name,r,g,b'),
     ('class_dict.csv', 'name,r,g,b\nsky,1,2,3\nroad,a,b,c\n', 'line 3', 'name,r,g,b'),
     ('class_dict.csv', 'name,r,g,b\nsky,1,2,3\nroad\n', 'line 3', 'a colour, or none'),
+    ('class_dict.csv', 'sky,1,2\nroad,1,2,3\n', 'line 1: `sky,1,2`', 'name,r,g,b'),
+    ('class_dict.csv', 'sky\nroad,1,2,3\n', 'line 2', 'a colour, or none'),
+    ('class_dict.csv', f'sky,{"9"*5000},2,3\n', 'line 1', 'name,r,g,b'),
     ('class_dict.csv', 'name,r,g,b\n', 'names no class', 'name,r,g,b'),
     ('class_dict.csv', b'name,r,g,b\n\xff\xfe,1,2,3\n', 'cannot be read', 'name,r,g,b'),
     ('labelmap.txt', 'sky:1,2,3::\nroad:1,2::\n', 'line 2', 'name:R,G,B::'),
@@ -48,6 +51,8 @@ def test_faulty_class_files(tmp_path, name, text, line, form):
     'name, text',
     [
         ('class_dict.csv', 'name\nsky\nsea\n'), ('class_dict.csv', 'name,r,g,b\nsky,,,\nsea,,,\n'),
+        ('class_dict.csv', 'sky\nsea\n'), ('class_dict.csv', 'sky,,,\nsea,,,\n'),
+        ('class_dict.csv', 'Class Name,notes\nsky\nsea\n'), ('class_dict.csv', 'art,R,G,B\nsky\nsea\n'),
         ('classes.txt', '# mine\nsky\nsea\n'), ('labelmap.txt', 'sky:::\nsea:::\n')])
 def test_names_alone(tmp_path, name, text):
     assert _find_classes(wrote(tmp_path/name, text))[:2] == (['sky', 'sea'], None)
@@ -57,6 +62,15 @@ def test_csv_without_header_keeps_its_first_class(tmp_path):
     names, colors, _ = _find_classes(
         wrote(tmp_path / 'class_dict.csv', '\ufeffsky, 1, 2, 3, 1\nsea, 4, 5, 6, 0\n'))
     assert names == ['sky', 'sea'] and colors.tolist() == [[1, 2, 3], [4, 5, 6]]
+    found = _find_classes(wrote(tmp_path/'names.csv', 'background\ncat\ndog\n'))
+    assert found == (['background', 'cat', 'dog'], None, 'names.csv')
+
+
+def test_headers_of_csv_in_other_words(tmp_path):
+    headers = ('Label,R,G,B', 'category_name,red,green,blue', 'Klasse,rot,gruen,blau', '#class', 'name;x')
+    for header in headers:
+        found = _find_classes(wrote(tmp_path/'class_dict.csv', f'{header}\nsky,1,2,3\nsea,4,5,6\n'))
+        assert found[0] == ['sky', 'sea'], header
 
 
 # --- lists

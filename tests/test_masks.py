@@ -10,7 +10,7 @@ from corrmatch.use.cli import main
 from corrmatch.config import IGNORE_INDEX
 from corrmatch.data.folders import open_mask, read_split
 from corrmatch.files import DataError
-from corrmatch.data.masks import Depth, Meaning, read_photo
+from corrmatch.data.masks import Depth, Meaning, _read_map, read_photo
 from corrmatch.data.check import check_data, convert_data
 from corrmatch.data.settings import auto_config
 from corrmatch.data.split import make_split
@@ -103,6 +103,56 @@ def test_minus_one_is_ignored(tmp_path):
     agrees(
         folder(tmp_path, lambda m, i: m.astype(np.int32) - (m == 2) * np.int32(3), suffix='.tif'),
         [0, 1, IGNORE_INDEX])
+
+
+@pytest.mark.parametrize('void', [-9999, -128])
+def test_marks_of_missing_data_are_ignored_and_named(tmp_path, void):
+    folder(tmp_path, lambda m, i: np.where(m == 2, np.int32(void), m), suffix='.tif')
+    agrees(tmp_path, [0, 1, IGNORE_INDEX])
+    report = check(tmp_path)
+    assert report.mapping.names == ['class 0', 'class 1']
+    assert any(f'negative values {void} are taken for missing data' in f.text for f in report.findings)
+    assert not any('negative' in f.text for f in check(tmp_path, (void,)).findings)
+
+
+def test_only_missing_data(tmp_path):
+    folder(tmp_path, lambda m, i: np.full(m.shape, -9999, np.int32), suffix='.tif')
+    refused(lambda: check(tmp_path), 'every pixel of every mask is ignored')
+
+
+def test_missing_data_may_be_a_class(tmp_path):
+    folder(tmp_path/'d', lambda m, i: np.where(m == 2, np.int32(-9999), m), suffix='.tif')
+    (tmp_path/'map.txt').write_text('0 a\n1 b\n-9999..-9998 c\n')
+    agrees(tmp_path/'d', [0, 1, 2], (), str(tmp_path/'map.txt'))
+
+
+def test_ignored_numbers_are_no_blues(tmp_path):
+    colors = np.array([[90, 90, 90], [0, 0, 255], [0, 255, 0]], np.uint8)
+    folder(tmp_path/'d', lambda m, i: colors[m])
+    refused(lambda: check(tmp_path/'d', (255,)), '--ignore 255', 'colours', '--map FILE', '`R G B ignore`')
+    (tmp_path/'map.txt').write_text('90 90 90 grey\n0 0 255 ignore\n0 255 0 green\n')
+    agrees(tmp_path/'d', [0, IGNORE_INDEX, 1], (), str(tmp_path/'map.txt'))
+    (tmp_path/'named.txt').write_text('90 90 90 grey\n0 0 255 blue\n0 255 0 green\n')
+    refused(lambda: check(tmp_path/'d', (255,), str(tmp_path/'named.txt')), '--ignore 255', '`R G B ignore`')
+
+
+def test_numbers_that_are_ignored_in_colours(tmp_path):
+    colors = np.array([[0, 0, 0], [0, 255, 0], [255, 0, 0]], np.uint8)
+    folder(tmp_path/'d', lambda m, i: colors[m])
+    found = [f.text for f in check(tmp_path/'d', (255,)).findings]
+    assert any('--ignore 255: no mask holds this value' in text for text in found)
+    agrees(tmp_path/'d', [IGNORE_INDEX, 0, 1], (0,))
+    folder(tmp_path/'grey', lambda m, i: np.dstack([np.array([0, 1, 7], np.uint8)[m]]*3))
+    agrees(tmp_path/'grey', [0, 1, IGNORE_INDEX], (7,))
+
+
+@pytest.mark.parametrize('line, words', [
+    ('9..3 cat', 'LOW is above HIGH'), ('1..99999999999999999999 cat', 'more than 65536 values'),
+    (f'1..{"9"*5000} cat', 'is not `VALUE NAME`'), (f'{"9"*5000} cat', 'is not `VALUE NAME`'),
+    ('0..9 cat', 'value 0 has a class already')], ids=['reversed', 'wide', 'long', 'one long', 'twice'])
+def test_ranges_that_mean_nothing(tmp_path, line, words):
+    (tmp_path/'map.txt').write_text(f'0 background\n{line}\n')
+    refused(lambda: _read_map(tmp_path/'map.txt'), 'map.txt line 2', words)
 
 
 def test_palettes_in_another_order(tmp_path):

@@ -20,7 +20,7 @@ from xml.etree.ElementTree import TreeBuilder
 from xml.parsers import expat
 import numpy as np
 from PIL import Image
-from .coco import _parse, _plain, fill_polygon
+from .coco import _parse, _plain, _points, fill_polygon
 from .folders import member_escapes
 from ..files import DataError
 
@@ -44,6 +44,8 @@ def _decode_brush(
     "Decode a brush mask of Label Studio."
     w, h = size
     try:
+        if not isinstance(packed, (list, bytes)):
+            raise TypeError
         bits = ''.join(f'{v:08b}' for v in bytes(packed))
         values = _unpack_runs(bits, 4*w*h)
     except (ValueError, TypeError, IndexError):
@@ -54,7 +56,7 @@ def _unpack_runs(bits, n):
     "Read n values from the bits of a packed run-length code."
     width = int(bits[32:37], 2) + 1
     sizes = [int(bits[p:p+4], 2) + 1 for p in range(37, 53, 4)]
-    if int(bits[:32], 2) != n or not 0 < n < 2**31:
+    if int(bits[:32], 2) != n or not 0 < n < 2**31 or width > 8:
         raise ValueError
     values = np.empty(n, np.uint8)
     at = 53
@@ -107,7 +109,9 @@ def _parse_xml(where, raw):
     try:
         parser.Parse(raw, True)
         return builder.close()
-    except (expat.ExpatError, AssertionError) as e:
+    except DataError:
+        raise
+    except (expat.ExpatError, AssertionError, ValueError, LookupError) as e:
         raise DataError(f'{where}: is no complete XML ({e}); export it again') from None
 
 # %% ../../nbs/data/21_annotations.ipynb #3c1664bd
@@ -117,7 +121,7 @@ def _members(where):
     "Members of a zip archive, {name: open archive}."
     try:
         archive = zipfile.ZipFile(where)
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # damaged archives raise whatever they like
         return {}
     infos = [m for m in archive.infolist() if not m.is_dir()]
     for m in infos:
@@ -149,8 +153,10 @@ class _Files:
             archive, name = self.inside[path]
             with archive.open(name) as f:
                 return f.read(most)
-        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, NotImplementedError) as e:
-            raise DataError(f'{self.root/path}: cannot be read ({e}); replace it or take it away') from None
+        except Exception as e:  # damaged archives raise whatever they like
+            reason = str(e).partition('\n')[0] or type(e).__name__
+            raise DataError(
+                f'{self.root/path}: cannot be read ({reason}); replace it or take it away') from None
     def ending(self, *suffixes):
         "Paths that end so."
         return [p for p in self.paths if p.lower().endswith(suffixes)]
@@ -286,7 +292,7 @@ def _read_labelme(files, images, path, book):
         name = images.by_stem(stem, folder) or name or stem
     book.image(name, size)
     for n, shape in enumerate(shapes):
-        what = f'{path} shape {n+1} ({shape.get("shape_type") or "polygon"})'
+        what = f'{path} shape {n+1} ({_plain(shape.get("shape_type") or "polygon")})'
         book.add(shape.get('label'), _labelme_outline(shape, size, what), what, n)
 
 # %% ../../nbs/data/21_annotations.ipynb #64e8dcd0
@@ -304,7 +310,7 @@ def _cvat_mask(shape, size, what):
         runs = np.array([int(v) for v in (shape.get('rle') or '').split(',')])
     except (ValueError, OverflowError):
         raise DataError(f'{what}: its run lengths are no numbers; export it again') from None
-    if min(w, h) < 1 or runs.min() < 0 or w*h > 2**28 or runs.sum() != w*h:
+    if min(w, h) < 1 or w*h > 2**28 or runs.min() < 0 or runs.max() > w*h or runs.sum() != w*h:
         raise DataError(f'{what}: its run lengths do not add up to {w}x{h} pixels; export it again')
     inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(h, w)
     return _placed(inside, left, top, size, what)
@@ -336,6 +342,11 @@ def _read_cvat(files, images, path, book):
             book.add(shapes[n].get('label'), _cvat_outline(shapes[n], size, own), own, order)
 
 # %% ../../nbs/data/21_annotations.ipynb #a2f16505
+def _is_byte(text):
+    "Is a text a whole number from 0 to 255?"
+    digits = text.strip()
+    return digits.isdecimal() and len(digits) < 5 and int(digits) < 256
+
 def _labelmap(text, where):
     "Colours of a labelmap.txt, {(r, g, b): name}."
     colors = {}
@@ -344,7 +355,7 @@ def _labelmap(text, where):
             continue
         name, _, rest = line.rpartition(':')[0].rpartition(':')[0].rpartition(':')
         numbers = rest.split(',')
-        if not name or len(numbers) != 3 or not all(v.strip().isdecimal() and int(v) < 256 for v in numbers):
+        if not name or len(numbers) != 3 or not all(map(_is_byte, numbers)):
             raise DataError(f'{where} line {n}: `{_plain(line)}` is not `name:R,G,B::`; correct it')
         colors[tuple(int(v) for v in numbers)] = name.strip()
     return colors
@@ -381,12 +392,19 @@ def brush_mask(
     "Is it a brush mask that Label Studio saved as PNG?"
     return bool(_BRUSH_NAME.fullmatch(posixpath.basename(path)))
 
+def _address_name(text):
+    "Path that an address ends with, or that it asks a server for."
+    try:
+        address = urlsplit(text)
+    except ValueError:  # brackets in the name of a bucket
+        return unquote(text.rpartition('://')[2])
+    return (parse_qs(address.query).get('d') or [unquote(address.path)])[0]
+
 def _task_image(task, images):
     "Path of the image of a Label Studio task."
     data = task.get('data') if isinstance(task.get('data'), dict) else task
     keys = [k for k in ('image', *data) if isinstance(data.get(k), str) and data[k]]
-    address = urlsplit(data[keys[0]] if keys else '')
-    name = (parse_qs(address.query).get('d') or [unquote(address.path)])[0].lstrip('/')
+    name = _address_name(data[keys[0]]).lstrip('/') if keys else ''
     found = images.by_name(name)
     base = posixpath.basename(name)
     for short in (base, re.sub(r'^[0-9a-f]{8}-', '', base)):
@@ -405,7 +423,10 @@ def _regions(task, what):
     if len(chosen) > 1:
         raise DataError(f'{what}: has {len(chosen)} annotations; mark one of them as ground truth, or delete '
                         'the others')
-    return chosen[0].get('result') or [] if chosen else []
+    result = chosen[0].get('result') or [] if chosen else []
+    if not isinstance(result, list):
+        raise DataError(f'{what}: its result is no list of regions; export it again')
+    return result
 
 # %% ../../nbs/data/21_annotations.ipynb #7828ac73
 def _region(region, what):
@@ -423,7 +444,7 @@ def _region(region, what):
         raise DataError(f'{what}: does not say the size of its image; export it again')
     try:
         return value[kind][0], _region_outline(kind, value, size), size
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, OverflowError) as e:
         raise DataError(f'{what}: cannot be read, {e}; export it again') from None
 
 # %% ../../nbs/data/21_annotations.ipynb #e21d9d14
@@ -471,10 +492,21 @@ _QUOTED = r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\""""
 _FLOW = re.compile(rf'\s*(?:(\d+)\s*:\s+)?({_QUOTED}|[^,\[\]{{}}"\']+?)\s*(?:,|$)')
 _ENTRY = re.compile(rf'\s*(?:-|(\d+)\s*:)\s+({_QUOTED}|[^#"\'].*?)\s*(?:#.*)?')
 
+_ESCAPES = {  # of YAML that JSON does not have
+    '0': '\0', 'a': '\a', 'v': '\v', 'e': '\x1b', ' ': ' ', '\t': '\t', 'N': '\x85', '_': '\xa0',
+    'L': '\u2028', 'P': '\u2029'}
+
+def _as_json(escape):
+    "An escape of a YAML text in double quotes, as JSON writes it."
+    code = escape[1]
+    if code[0] in 'xU':
+        return json.dumps(chr(int(code[1:], 16)))[1:-1]
+    return json.dumps(_ESCAPES[code])[1:-1] if code in _ESCAPES else escape[0]
+
 def _unquoted(text):
     "A YAML scalar as text."
     if text.startswith('"'):
-        return json.loads(text)
+        return json.loads(re.sub(r'\\(x[0-9a-fA-F]{2}|U[0-9a-fA-F]{8}|.)', _as_json, text), strict=False)
     return text[1:-1].replace("''", "'") if text.startswith("'") else text.strip()
 
 def _flow_names(text):
@@ -492,11 +524,8 @@ def _flow_names(text):
     return names
 
 # %% ../../nbs/data/21_annotations.ipynb #9b2a119b
-def _yaml_names(text, where):
-    "Names of the classes in a data.yaml; None if it names none."
-    found = re.search(r'^names[ \t]*:[ \t]*(.*)$', text, re.M)
-    if not found:
-        return None
+def _names_behind(text, found):
+    "Names that follow `names:`; None if they are no list."
     inline = re.sub(r'\s+#.*', '', found[1]).strip()
     if inline[:1] in ('[', '{'):
         closing = text.find(']' if inline[0] == '[' else '}', found.start(1))
@@ -509,6 +538,17 @@ def _yaml_names(text, where):
                 break
             if entry and names is not None:
                 names = [*names, _unquoted(entry[2])] if int(entry[1] or len(names)) == len(names) else None
+    return names
+
+def _yaml_names(text, where):
+    "Names of the classes in a data.yaml; None if it names none."
+    found = re.search(r'^names[ \t]*:[ \t]*(.*)$', text, re.M)
+    if not found:
+        return None
+    try:
+        names = _names_behind(text, found)
+    except ValueError:  # an escape that stands for no letter
+        names = None
     if not names or not all(names):
         raise DataError(f'{where}: `names` cannot be read; write `names: [first, second]`, numbered from 0')
     return names
@@ -559,7 +599,7 @@ def _filled(exterior, interior, size, what):
     whole = np.zeros(size[::-1], bool)
     try:
         for points in (exterior, *interior):
-            window, inside = fill_polygon(np.array(points, float).reshape(-1, 2), size)
+            window, inside = fill_polygon(_points(points), size)
             whole[window] = whole[window] & ~inside if points is not exterior else whole[window] | inside
     except (TypeError, ValueError):
         raise DataError(f'{what}: its points are no numbers; correct or remove it') from None
@@ -570,6 +610,8 @@ def _supervisely_outline(thing, size, what):
     "Outline of an object of Supervisely; [] if it has none."
     kind = thing.get('geometryType') or ('bitmap' if thing.get('bitmap') else 'polygon')
     points = thing.get('points') or {}
+    if kind == 'polygon' and not isinstance(points, dict):
+        raise DataError(f'{what}: its points are no `exterior` and `interior`; export it again')
     if kind == 'polygon':
         return _filled(points.get('exterior') or [], points.get('interior') or [], size, what)
     if kind != 'bitmap':
@@ -598,7 +640,7 @@ def _read_supervisely(files, images, path, book):
     folder = posixpath.join(posixpath.dirname(posixpath.dirname(path)), 'img')
     book.image(images.by_name(name, folder), size)
     for n, thing in enumerate(things):
-        what = f'{path} object {n+1} ({thing.get("geometryType") or "polygon"})'
+        what = f'{path} object {n+1} ({_plain(thing.get("geometryType") or "polygon")})'
         book.add(thing.get('classTitle'), _supervisely_outline(thing, size, what), what, n)
 
 # %% ../../nbs/data/21_annotations.ipynb #22bfc377
@@ -672,7 +714,9 @@ def _meta_names(files, path):
         return ()
     data = _parse(files.root/meta, files.read(meta))
     classes = data.get('classes') if isinstance(data, dict) else None
-    return [str(c.get('title')) for c in classes or () if isinstance(c, dict)]
+    if not isinstance(classes, list):
+        return ()
+    return [str(c.get('title')) for c in classes if isinstance(c, dict)]
 
 # %% ../../nbs/data/21_annotations.ipynb #93324b07
 def read_annotations(

@@ -132,6 +132,8 @@ _PLAIN = ('background', 'ignore')
 
 def _key(value):
     "Return an id, as a number if it is one: 7, 7.0 and '7' are the same."
+    if isinstance(value, str) and not value.strip().lstrip('+-').isdecimal():
+        return value  # int() reads 1_11 as 111
     try:
         return int(value) if isinstance(value, str) or value == int(value) else value
     except (TypeError, ValueError, OverflowError):
@@ -261,7 +263,7 @@ def _points(polygon):
     "Return the corners of a polygon, (n,2)."
     try:
         flat = np.asarray(polygon, float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError('its coordinates are not numbers') from None
     if flat.ndim == 2 and flat.shape[1] == 2:
         flat = flat.ravel()
@@ -468,12 +470,13 @@ def _frame(path, image):
     stated = [image.get('width'), image.get('height')]
     try:
         w, h = (round(float(v or 0)) for v in stated)
-        if min(w, h) < 0:
+        if min(w, h) < 0 or max(w, h) >= 2**31:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
+        w, h = (_plain(repr(v)) for v in stated)
         raise DataError(
-            f"{path}: image {_plain(image['id'])} has width {stated[0]!r} and height {stated[1]!r}; "
-            'write numbers of pixels') from None
+            f"{path}: image {_plain(image['id'])} has width {w} and height {h}; write numbers of pixels"
+        ) from None
     return (w, h) if w and h else None
 
 def _images(path, data):

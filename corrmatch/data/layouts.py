@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Container, Iterator, NamedTuple, Sequence
 import numpy as np
 from PIL import features
-from .annotations import Annotations, brush_mask, read_annotations
+from .annotations import Annotations, _is_byte, brush_mask, read_annotations
 from .coco import CocoAccount, Outlined, Unannotated, _coco_names, draw_objects, read_coco
 from ..config import IGNORE_INDEX
 from .folders import (
@@ -605,14 +605,22 @@ def _use_lists(layout, found):
     return used
 
 # %% ../../nbs/data/22_layouts.ipynb #62af0d3a
+_TITLE = re.compile(
+    r'#?\s*((class|label|category|object)[ _-]?)?(names?|class(es)?|labels?|categor(y|ies))', re.I)
+
+def _is_header(row):
+    "Tell whether the first row of a table of classes holds titles: of names, or of three colours."
+    first = re.split('[;\t]', row[0])[0].strip()
+    return bool(_TITLE.fullmatch(first)) or len(row) > 3 and all(c[:1].isalpha() for c in row[1:4])
+
 def _class_fields(path):
     "(line number, line, name, colour as text) of every class in a class file."
     if path.suffix.lower() == '.csv':
         with open(path, newline='', encoding='utf-8-sig') as f:
             reader = csv.reader(f)
             table = [(reader.line_num, [c.strip() for c in row]) for row in reader if any(row)]
-        if table and not (len(table[0][1]) > 3 and all(c.isdecimal() for c in table[0][1][1:4])):
-            table = table[1:]  # the header
+        if table and _is_header(table[0][1]):
+            table = table[1:]
         return [(n, ','.join(row), row[0], row[1:4] if any(row[1:4]) else []) for n, row in table]
     lines = [(n, l) for n, l in list_lines(path) if not l.startswith('#')]
     if path.name == 'labelmap.txt':
@@ -644,7 +652,7 @@ def _class_rows(path):
     if not fields:
         raise DataError(f'{path}: names no class; write lines `{form}`')
     for n, line, name, rgb in fields:
-        if not name or rgb and not (len(rgb) == 3 and all(c.isdecimal() and int(c) < 256 for c in rgb)):
+        if not name or rgb and not (len(rgb) == 3 and all(map(_is_byte, rgb))):
             raise DataError(f'{path} line {n}: `{line}` is not `{form}` with numbers 0..255; correct it')
         if bool(rgb) != bool(fields[0][3]):
             raise DataError(f'{path} line {n}: `{line}`: give all classes a colour, or none')
@@ -792,11 +800,11 @@ def _given(classes):
     "Classes that the user names: a file, or their number."
     if classes is None:
         return None
-    if str(classes).isdigit() and not 2 <= int(classes) <= IGNORE_INDEX:
+    if str(classes).isdecimal() and not 2 <= int(classes) <= IGNORE_INDEX:
         raise DataError(
             f"classes={classes}: give 2 to {IGNORE_INDEX}; a mask of 8 bits holds no more, and "
             f"{IGNORE_INDEX} means ignored")
-    if str(classes).isdigit():
+    if str(classes).isdecimal():
         return [f'class {c}' for c in range(int(classes))], None, f'classes={classes}'
     if not Path(classes).is_file():
         raise DataError(

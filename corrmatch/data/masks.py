@@ -551,7 +551,20 @@ class Meaning(NamedTuple):
 
 # %% ../../nbs/data/19_masks.ipynb #fa992131
 def _value_map(facts, classes, meaning, where):
-    "The mapping of single-channel masks."
+    "The mapping of single-channel masks; negative values are ignored."
+    below = sorted({v for f in facts for v in f.counts if v < 0} - {*_VOIDS})
+    rest = [f._replace(counts={v: n for v, n in f.counts.items() if v not in below}) for f in facts]
+    found = _class_values(rest, classes, meaning, where)
+    remarks = found.remarks
+    if new := [v for v in below if v not in meaning.ignore]:
+        shown = ', '.join(map(str, new[:3])) + ', ...'*(len(new) > 3)
+        remarks += (
+            f'negative values {shown} are taken for missing data and ignored; if one of them is a class, '
+            'say so with --map FILE',)
+    return found._replace(table=dict.fromkeys(below, IGNORE_INDEX) | found.table, remarks=remarks)
+
+def _class_values(facts, classes, meaning, where):
+    "The mapping of single-channel masks without negative values other than -1."
     seen = _look(facts)
     known = len(classes[0]) if classes else 0
     kept = [v for v in seen.common if v not in meaning.ignore]
@@ -632,12 +645,14 @@ def _rgb(colors):
     return np.array([(v >> 16, (v >> 8) & 255, v & 255) for v in colors], np.uint8).reshape(-1, 3)
 
 # %% ../../nbs/data/19_masks.ipynb #31917a00
+_NO_COLORS = range(1, 256)  # `--ignore 255` means a value, and not the blue that has this number
+
 def _color_map(facts, classes, meaning, where):
     "The mapping of masks in colours."
     seen = _look(facts)
     if all(r == g == b for r, g, b in _rgb(seen.files).tolist()):
         return _grey_colors(facts, classes, meaning, where)
-    void = dict.fromkeys(meaning.ignore, IGNORE_INDEX)
+    void = {v: IGNORE_INDEX for v in meaning.ignore if v not in _NO_COLORS}
     if found := _known_colors(seen, classes, meaning, void):
         return found
     found = [v for v in seen.common if v not in void]
@@ -786,7 +801,17 @@ def color_facts(
     return f._replace(mode='P colours', counts=dict(counts), solid=dict(solid), palette=None)
 
 # %% ../../nbs/data/19_masks.ipynb #7c5e52e7
-_MAP_LINE = re.compile(r'(?:(\d+)\s+(\d+)\s+(\d+)|(-?\d+)(?:\.\.(\d+))?)\s+(\S.*)')
+_DIGITS = r'\d{1,99}'
+_MAP_LINE = re.compile(
+    rf'(?:({_DIGITS})\s+({_DIGITS})\s+({_DIGITS})|(-?{_DIGITS})(?:\.\.(-?{_DIGITS}))?)\s+(\S.*)')
+
+def _value_range(low, high, where):
+    "The values from low to high."
+    if low > high:
+        raise DataError(f'{where}: LOW is above HIGH; correct it')
+    if high - low >= 2**16:
+        raise DataError(f'{where}: more than 65536 values; correct it')
+    return range(low, high + 1)
 
 def _map_line(line, where):
     "Values, name and `are they colours?` of one line."
@@ -795,7 +820,7 @@ def _map_line(line, where):
         raise DataError(f'{where} is not `VALUE NAME`, `LOW..HIGH NAME` or `R G B NAME`; correct it')
     *rgb, low, high, name = found.groups()
     if rgb[0] is None:
-        return range(int(low), int(high or low)+1), name, False
+        return _value_range(int(low), int(high or low), where), name, False
     color = [int(v) for v in rgb]
     if max(color) > 255:
         raise DataError(f'{where}: colours have values 0..255; correct it')
@@ -815,10 +840,10 @@ def _read_map(path):
         kinds.add(is_color)
         if name != 'ignore' and name not in names:
             names.append(name)
-        if twice := [v for v in values if v in table]:
-            raise DataError(f'{where}: value {twice[0]} has a class already; correct it')
         if len(table) + len(values) > 2**16:
             raise DataError(f'{where}: more than 65536 values; correct it')
+        if twice := [v for v in values if v in table]:
+            raise DataError(f'{where}: value {twice[0]} has a class already; correct it')
         table |= dict.fromkeys(values, IGNORE_INDEX if name == 'ignore' else names.index(name))
     if len(kinds) != 1 or not 2 <= len(names) < IGNORE_INDEX:
         raise DataError(
@@ -857,8 +882,20 @@ def _from_file(path):
     return MaskMap('given', table, packed, names, colors, text, by_color=packed)
 
 # %% ../../nbs/data/19_masks.ipynb #4c1d7a61
-def _without(found, facts, meaning):
+def _refuse_blue(found, facts, meaning, where):
+    "Refuse a value of 1 to 255 to be ignored where it would be the number of a blue."
+    if not found.packed or found.kind == 'grey colours':
+        return
+    held = {*found.table}.union(*(f.counts for f in facts))
+    for v in meaning.ignore:
+        if v in _NO_COLORS and v in held:
+            raise DataError(
+                f'{where}: --ignore {v}: the masks are in colours, where a value says nothing; name the '
+                'colour that is ignored with --map FILE, in a line `R G B ignore`')
+
+def _without(found, facts, meaning, where):
     "The mapping without the values that the user ignores; a remark on those that no mask holds."
+    _refuse_blue(found, facts, meaning, where)
     ignored = {v: IGNORE_INDEX for v in meaning.ignore if found.table.get(v, IGNORE_INDEX) != IGNORE_INDEX}
     kind = found.kind
     if found.as_is and ignored:
@@ -882,7 +919,8 @@ def find_mapping(
     if not facts:
         raise DataError(f'{where}: no readable mask; add masks of at least a few images')
     if meaning.map and meaning.map != 'order':
-        return _to_front(_without(_from_file(meaning.map), facts, meaning), meaning.background, where)
+        found = _without(_from_file(meaning.map), facts, meaning, where)
+        return _to_front(found, meaning.background, where)
     facts, remark = _palettes(facts, where)
     colored = sum(is_color(f.mode) for f in facts)*2 > len(facts)
     main = [f for f in facts if is_color(f.mode) == colored]
@@ -895,7 +933,7 @@ def find_mapping(
     if found.kind not in ('objects', 'Cityscapes ids'):
         doubts = _doubts(sound, found, bool(classes))
     found = found._replace(remarks=(*found.remarks, *doubts, *[remark]*bool(remark)), by_color=bool(remark))
-    return _to_front(_without(found, facts, meaning), meaning.background, where)
+    return _to_front(_without(found, facts, meaning, where), meaning.background, where)
 
 # %% ../../nbs/data/19_masks.ipynb #74caea11
 def _sound(facts, where):

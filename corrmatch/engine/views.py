@@ -67,13 +67,16 @@ def _blend(
 )->np.ndarray:       # (3,h,w) int16, 0..255
     "Move pixels towards a reference or away from it, rounded down."
     bits = 8
-    while abs(factor-1)*2**bits > 128:
+    gain = min(factor-1, 2**15)  # beyond, every difference ends at 0 or 255
+    while bits and abs(gain)*2**bits > 128:
         bits -= 1
     d = x - ref
-    d *= np.int16(round((factor-1)*2**bits))
+    if not bits:  # too much for 16 bits
+        d = d.astype(np.int32)
+    d *= d.dtype.type(round(gain*2**bits))
     d >>= bits
     d += x
-    return np.clip(d, 0, 255, out=d)
+    return np.clip(d, 0, 255, out=d).astype(np.int16, copy=False)
 
 def _gray_of(
     x:np.ndarray, # (3,h,w) int16, 0..255
