@@ -408,7 +408,7 @@ def read_classes(
     names, colors = zip(*class_rows(path), strict=True)
     return list(names), np.array(colors, np.uint8) if colors[0] else palette(len(names), 'pascal')
 
-_NAME_RGB = r'(\S.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)'
+_NAME_RGB = r'(\S.*?)[\s,;]+(\d{1,9})[\s,;]+(\d{1,9})[\s,;]+(\d{1,9})'
 
 def _no_doubles(path, rows):
     "The classes, if no name is given twice and none is a colour in front of a name."
