@@ -155,7 +155,8 @@ def test_each_folder_is_listed_once(root, monkeypatch):
     assert sorted(os.path.basename(p) for p in listed if str(p) != str(root)) == ['many', 'masks']
 
 
-@pytest.mark.parametrize('line', ['car', 'car 1 2', 'car 1 2 256', 'car 1 2 -3', 'car r g b', '1 2 3', f'car 1 2 {"9"*5000}'])
+@pytest.mark.parametrize(
+    'line', ['car', 'car 1 2', 'car 1 2 256', 'car 1 2 -3', 'car r g b', '1 2 3', f'car 1 2 {"9"*5000}'])
 def test_bad_classes(root, line):
     (root/'classes.txt').write_text(f'sky 0 0 0\n{line}\n')
     refused(lambda: read_classes(root), 'classes.txt line 2', line, 'name R G B')
