@@ -5,7 +5,7 @@ from corrmatch.files import DataError
 
 
 def refused(call, *words, error=DataError):
-    "The message of the DataError, or of another error, that `call` raises: one line that holds all the words."
+    "The message of the DataError, or other error, that `call` raises: one line that holds all the words."
     with pytest.raises(error) as caught:
         call()
     message = str(caught.value)

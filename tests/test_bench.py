@@ -148,8 +148,8 @@ def test_precision():
     """What is asked for is taken; small networks are never timed, so that their runs do not depend on a stop-
     watch."""
     model = make_model(TINY)[0]
-    assert [pick_precision(p, CPU, model) for p in ('auto', 'fp32', 'bf16')] == [None, None, torch.bfloat16]
     before = torch.get_rng_state()
+    assert [pick_precision(p, CPU, model) for p in ('auto', 'fp32', 'bf16')] == [None, None, torch.bfloat16]
     assert torch.equal(before, torch.get_rng_state())
     with pytest.raises(ValueError, match='use auto, fp32 or bf16'):
         pick_precision('int8', CPU)

@@ -376,7 +376,8 @@ def test_sbd_needs_scipy_or_reads_it(tmp_path, monkeypatch):
     with monkeypatch.context() as without:
         without.setattr(F.importlib.util, 'find_spec', lambda name: None)
         refused(
-            lambda: F._read_sbd(tmp_path/'a.mat'), 'need scipy: pip install corrmatch-seg[voc]', error=ValueError)
+            lambda: F._read_sbd(tmp_path/'a.mat'), 'need scipy: pip install corrmatch-seg[voc]',
+            error=ValueError)
     pytest.importorskip('scipy')
     from scipy.io import savemat
     savemat(tmp_path/'a.mat', {'GTcls': {'Boundaries': np.zeros((2, 2)), 'Segmentation': mask(1)}})

@@ -467,7 +467,7 @@ def test_the_scripted_annotator(opened, tmp_path):
 
 
 def hover_frames(page, moves):
-    "Move the pointer: the milliseconds that the page takes for each frame, and whether it follows edges in it."
+    "Move the pointer: the milliseconds that the page takes for each frame, and whether it follows edges."
     page.bring_to_front()
     box = page.locator('.stage').bounding_box()
     drawn = []
