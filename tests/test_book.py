@@ -185,7 +185,8 @@ def package_imports():
     ('from .b import c', {'data.b'}), ('from ..viz import c', {'viz'}), ('from .. import viz', {'viz'}),
     ('from corrmatch.use.cli import main', {'use.cli'}), ('from corrmatch.use import cli', {'use.cli'}),
     ('import corrmatch.use.cli as c', {'use.cli'}), ('import corrmatch', {''}),
-    ('from corrmatch import load', {''}), ('from corrmatch_seg import x', set()), ('import torch, corrmatch.viz', {'viz'})])
+    ('from corrmatch import load', {''}), ('from corrmatch_seg import x', set()),
+    ('import torch, corrmatch.viz', {'viz'})])
 def test_every_way_to_import_a_module_is_seen(line, found):
     assert imports_of(ast.parse(line).body[0], 'data.a') == found
 
