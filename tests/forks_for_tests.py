@@ -6,6 +6,7 @@ torchrun, the installed command) needs a real one, by `subprocess`.
 Usage: python forks_for_tests.py (a JSON line for each request at its standard input, one back for each)
 """
 import atexit
+import contextlib
 import gc
 import json
 import os
@@ -48,9 +49,33 @@ def ask_server(**request):
 def stop_server(pid):
     "At the end of a process of tests nobody asks its server any more."
     if pid == os.getpid() and pid in servers:
-        server = servers.pop(pid)
-        server.kill()
-        server.wait()
+        kill_tree(servers.pop(pid))
+
+
+def descendants(pid):
+    "Ids of the processes that a process has started and that live, and of those that they have started."
+    for path in Path(f'/proc/{pid}/task').glob('*/children'):
+        with contextlib.suppress(OSError):  # it ended between two looks
+            for child in path.read_text().split():
+                yield int(child)
+                yield from descendants(child)
+
+
+def kill_tree(process):
+    "SIGKILL to a process and to all that it has started, so that nothing outlives a test."
+    if process.poll() is None:
+        for pid in [*descendants(process.pid), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for_file(path, process, timeout=600):
+    "Wait until a process, or somebody else, has written a file."
+    deadline = time.monotonic() + timeout
+    while not Path(path).exists():
+        assert process.poll() is None and time.monotonic() < deadline, f'{path} did not appear'
+        time.sleep(.01)
 
 
 class Fork:
@@ -89,18 +114,18 @@ class Fork:
 
     def wait_for(self, path, timeout=600):
         "Wait until it, or somebody else, has written a file."
-        deadline = time.monotonic() + timeout
-        while not Path(path).exists():
-            assert self.poll() is None and time.monotonic() < deadline, (path, self.said())
-            time.sleep(.01)
+        try:
+            wait_for_file(path, self, timeout)
+        except AssertionError as e:
+            raise AssertionError(f'{e}: {self.said()}') from None
 
-    def wait_for_line(self, timeout=600):
-        "The first line of standard output, as soon as it is there."
+    def wait_for_line(self, number=0, timeout=600):
+        "A line of standard output, the first one unless a number is given, as soon as it is there."
         deadline = time.monotonic() + timeout
-        while '\n' not in self.said()[0]:
+        while self.said()[0].count('\n') <= number:
             assert self.poll() is None and time.monotonic() < deadline, self.said()
             time.sleep(.01)
-        return self.said()[0].splitlines(keepends=True)[0]
+        return self.said()[0].splitlines(keepends=True)[number]
 
     def communicate(self, timeout=None):
         "Wait for the end; standard output and standard error."

@@ -3,6 +3,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,13 @@ from PIL import Image
 
 import corrmatch
 from corrmatch.use.api import find_lr
+from errors_for_tests import refused as refused_with
 from runs_for_tests import SMALL, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [*corrmatch.__all__]
+refused = partial(refused_with, error=ValueError)
 SMALL = {name: value for name, value in SMALL.items() if not name.startswith('toy_')}
-
-
-def refused(call, *words):
-    "The message of the ValueError that `call` raises is one line that holds all the words."
-    with pytest.raises(ValueError) as caught:
-        call()
-    message = str(caught.value)
-    assert message and '\n' not in message
-    for word in words:
-        assert word in message, f'{word!r} is not in: {message}'
 
 
 def python(code):

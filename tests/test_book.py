@@ -152,6 +152,21 @@ def module_of(path):
     return found[1] if found else ''
 
 
+def imports_of(node, name):
+    "Modules of the package that an import statement in a module of it names, relative or in full."
+    if isinstance(node, ast.Import):
+        full = [alias.name for alias in node.names]
+    else:
+        base = ['corrmatch', *name.split('.')][:-node.level] if node.level else []
+        full = ['.'.join([*base, *filter(None, [node.module])])]
+        full += [f'{full[0]}.{alias.name}' for alias in node.names]
+        full = full[1:] if all(is_module(one) for one in full[1:]) else full[:1]
+    return {one.partition('.')[2] for one in full if one.partition('.')[0] == 'corrmatch'}
+
+
+def is_module(full): return (ROOT/full.replace('.', '/')).with_suffix('.py').is_file()
+
+
 def package_imports():
     "{module: modules of the package that it imports, also within functions}"
     package, found = ROOT/'corrmatch', {}
@@ -161,11 +176,19 @@ def package_imports():
             continue
         found[name] = set()
         for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            if not isinstance(n, ast.ImportFrom) or not n.level:
-                continue
-            base = name.split('.')[:-n.level]
-            found[name].add('.'.join([*base, *(n.module or '').split('.')]).strip('.'))
+            if isinstance(n, (ast.Import, ast.ImportFrom)):
+                found[name] |= imports_of(n, name)
     return found
+
+
+@pytest.mark.parametrize('line, found', [
+    ('from .b import c', {'data.b'}), ('from ..viz import c', {'viz'}), ('from .. import viz', {'viz'}),
+    ('from corrmatch.use.cli import main', {'use.cli'}), ('from corrmatch.use import cli', {'use.cli'}),
+    ('import corrmatch.use.cli as c', {'use.cli'}), ('import corrmatch', {''}),
+    ('from corrmatch import load', {''}), ('from corrmatch_seg import x', set()),
+    ('import torch, corrmatch.viz', {'viz'})])
+def test_every_way_to_import_a_module_is_seen(line, found):
+    assert imports_of(ast.parse(line).body[0], 'data.a') == found
 
 
 def part_of(module): return module.rpartition('.')[0]

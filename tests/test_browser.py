@@ -33,7 +33,13 @@ pytestmark = [
 
 POSITIONS = [(24, 64), (80, 40), (10, 5)]  # pixels: two textures, a third one, background
 NEAR = 1e-4                                # pixels whose normalised value is this near to the cut may differ
-SLOW = 100                                 # ms from event to image that no machine should need
+SLOW = 8                                   # an event becomes an image in that many times the work below
+WORK = """() => {
+    const start = performance.now();
+    let sum = 0;
+    for (let i = 0; i < 1e6; i++) sum += Math.sqrt(i ^ sum & 7);
+    return performance.now() - start + (sum < 0);
+}"""
 NOTEBOOK = """
 from corrmatch.use.explore import explorer, explore_view
 from corrmatch.data.toy import toy_features, toy_logits, toy_scene
@@ -217,6 +223,16 @@ def test_settings_change_what_is_shown(opened):
     check_row_and_region(page, scene_view(True), position)
 
 
+def settles(page, check):
+    "Repeat a check that a later frame may pass, some seconds long."
+    for _ in range(200):
+        try:
+            return check()
+        except AssertionError:
+            page.wait_for_timeout(50)
+    check()
+
+
 def finished(page, expression):
     "Wait until an expression of the page is true."
     for _ in range(400):
@@ -234,9 +250,11 @@ def test_image_stays_where_the_row_gives_nothing(opened):
     y, x = divmod(int(fine.argmin()), 97)
     page.evaluate('__explorer.set("opacity", 1)')
     finished(page, '__explorer.state.opacity === 1')
-    page.wait_for_timeout(100)
     image = view.image[y, x].astype(float)
-    assert np.abs(ask(page, f'pixel({y}, {x})')[:3] - .7*(.4*image + .6*(image @ [.3, .59, .11]))).max() <= 4
+    wanted = .7*(.4*image + .6*(image @ [.3, .59, .11]))
+    def check():
+        assert np.abs(ask(page, f'pixel({y}, {x})')[:3] - wanted).max() <= 4
+    settles(page, check)
 
 
 def test_all_regions_make_the_mask_of_the_library(opened):
@@ -268,6 +286,15 @@ def test_all_regions_make_the_mask_of_the_library(opened):
     assert ask(page, 'run') is None
 
 
+def check_rows(page, reading):
+    "Row, column and the class that arrives are those of the library."
+    row = torch.tensor(ask(page, 'row()')).view(reading.row.shape)
+    torch.testing.assert_close(row, reading.row, rtol=2e-4, atol=1e-9)
+    column = torch.tensor(ask(page, 'column()')).view(reading.row.shape)
+    torch.testing.assert_close(column, reading.column, rtol=2e-4, atol=1e-9)
+    assert ask(page, 'after') == reading.after
+
+
 def test_temperature_of_raw_features(opened):
     page, view = opened('raw.html'), scene_view()
     position = (24, 64)
@@ -275,13 +302,8 @@ def test_temperature_of_raw_features(opened):
     for temperature in (.8, .3, 1.2):
         page.get_by_label('temperature').fill(str(temperature))
         finished(page, '__explorer.ready')
-        page.wait_for_timeout(100)
         reading = _read_position(view, position, temperature=temperature)
-        row = torch.tensor(ask(page, 'row()')).view(reading.row.shape)
-        torch.testing.assert_close(row, reading.row, rtol=2e-4, atol=1e-9)
-        column = torch.tensor(ask(page, 'column()')).view(reading.row.shape)
-        torch.testing.assert_close(column, reading.column, rtol=2e-4, atol=1e-9)
-        assert ask(page, 'after') == reading.after
+        settles(page, lambda: check_rows(page, reading))
     assert opened('scene.html').get_by_label('temperature').count() == 0, 'a network has its own scale'
 
 
@@ -315,8 +337,9 @@ def test_keyboard(opened):
     for _ in range(30):
         page.keyboard.press('ArrowUp')
     assert ask(page, 'state.position')[0] == 0, 'the border holds'
-    page.wait_for_timeout(250)
-    assert '0, ' in page.locator('.cx-live').inner_text(), 'a screen reader is told'
+    def check():
+        assert page.locator('.cx-live').inner_text().startswith('0, '), 'a screen reader is told'
+    settles(page, check)
     unnamed = page.evaluate(
         "[...document.querySelectorAll('input, button')].filter(e => !(e.textContent.trim() || "
         "e.labels?.length)).length")
@@ -350,12 +373,13 @@ def test_touch_and_narrow_page(opened, tmp_path):
 
 
 def test_time_from_event_to_image(opened, tmp_path, record_property):
+    "Drawing is measured by the work that the same browser does in that time: a loaded machine slows both."
     page = opened('scene.html')
     view = scene_view()
-    box = None
     box = page.locator('.cx-stage').bounding_box()
     waits = []
     draws = []
+    work = []
     for i in range(60):
         page.mouse.move(
             box['x'] + box['width'] * (0.02 + 0.96 * (i * 7 % 60) / 60),
@@ -363,13 +387,15 @@ def test_time_from_event_to_image(opened, tmp_path, record_property):
         frame = ask(page, 'frame')
         waits.append(frame['end']-frame['event'])
         draws.append(frame['end']-frame['start'])
+        work.append(page.evaluate(WORK))
     median = statistics.median(waits)
     draw = statistics.median(draws)
+    unit = statistics.median(work)
     record_property('event_to_image_ms', median)
     print(
         f'\n{len(waits)} moves: event to image {median:.1f} ms median, {max(waits):.1f} worst; drawing '
-        f'alone {draw:.1f} ms')
-    assert frame['count'] >= 60 and median < SLOW
+        f'alone {draw:.1f} ms, the work {unit:.1f} ms')
+    assert frame['count'] >= 60 and median < SLOW*unit
     page.mouse.move(*place(page, view, (24, 64)))
     page.screenshot(path=os.environ.get('CORRMATCH_SHOTS', str(tmp_path)) + '/explorer_wide.png')
 
@@ -405,7 +431,7 @@ def lab(tmp_path):
     with open(tmp_path/'lab.log', 'w') as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=tmp_path)
     try:
-        for _ in range(120):
+        for _ in range(480):
             if server.poll() is not None:
                 break
             try:
@@ -413,6 +439,8 @@ def lab(tmp_path):
                 break
             except OSError:
                 time.sleep(.25)
+        else:
+            pytest.fail(f'JupyterLab does not answer: {(tmp_path/"lab.log").read_text()[-2000:]}')
         assert server.poll() is None, (tmp_path/'lab.log').read_text()[-2000:]
         yield f'http://127.0.0.1:{port}'
     finally:

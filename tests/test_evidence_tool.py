@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,6 +56,22 @@ def test_plan_holds_everything_once():
     assert [j.name for j in evidence.make_plan(['camvid'], 1, only=['no_fp'])] == ['camvid_1_16_no_fp_s1']
     with pytest.raises(ValueError, match='elephant'):
         evidence.make_plan(['camvid'], only=['elephant'])
+
+
+def test_scores_of_a_class_with_a_comma_stay_in_their_column(tmp_path, monkeypatch):
+    "Scores of best.pt and last.pt on a test list, in a table that a reader of CSV reads."
+    names = ['sky, clouds', 'a "tree"']
+    nets = [torch.nn.Linear(1, 1) for _ in range(2)]
+    config = SimpleNamespace(n_classes=2, evaluation='whole', crop=33)
+    monkeypatch.setattr(evidence, 'load_run', lambda *args, **changes: (nets.pop(), config))
+    sources = SimpleNamespace(val=[], class_names=names)
+    confusion = SimpleNamespace(iou=lambda: torch.tensor([.25, .75]), miou=lambda: .5)
+    monkeypatch.setattr(evidence, 'make_datasets', lambda *args, **kw: sources)
+    monkeypatch.setattr(evidence, 'evaluate', lambda *args: confusion)
+    evidence.score_test(tmp_path, 'data', 'test.txt')
+    row = {'miou': '50.0', 'iou_sky, clouds': '25.0', 'iou_a "tree"': '75.0'}
+    with open(tmp_path/'test.csv', newline='') as file:
+        assert list(csv.DictReader(file)) == [dict(checkpoint=c) | row for c in ('best', 'last')]
 
 
 def test_only_what_is_named_differs():

@@ -26,10 +26,12 @@ from corrmatch.data.fetch import (
     unpack)
 from corrmatch.data.layouts import find_layout
 from corrmatch.training.run_folder import hold_folder
+from errors_for_tests import refused
 from runs_for_tests import environment
 
 BODY = np.random.default_rng(0).bytes(300_000)
-QUICK = dict(wait=.01, timeout=.3, tries=4)
+QUICK = dict(wait=.01, timeout=60, tries=4)
+PATIENCE = 2  # seconds, where a server that sends nothing more has to be left
 
 
 def sha(data): return f'sha256:{hashlib.sha256(data).hexdigest()}'
@@ -48,6 +50,8 @@ class Server:
         self.bodies = {}
         self.faults = {}
         self.asked = []
+        self.pause = .06  # seconds between the parts of a slow answer
+        self.over = threading.Event()
         self.http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
         self.http.daemon_threads = True
         self.base = f'http://127.0.0.1:{self.http.server_port}/'
@@ -85,12 +89,12 @@ class Server:
             for i in range(6):
                 h.wfile.write(rest[i*len(rest)//6:(i+1)*len(rest)//6])
                 h.wfile.flush()
-                time.sleep(.06)
+                time.sleep(self.pause)
         elif fault in ('cut', 'stall'):
             h.wfile.write(rest[:len(rest)//2])
             h.wfile.flush()
             if fault == 'stall':
-                time.sleep(.5)
+                self.over.wait()
         else:
             h.wfile.write(rest)
         h.close_connection = True
@@ -101,18 +105,9 @@ def server():
     s = Server()
     s.bodies['a.bin'] = BODY
     yield s
+    s.over.set()
     s.http.shutdown()
     s.http.server_close()
-
-
-def refused(call, *words):
-    with pytest.raises(ValueError) as caught:
-        call()
-    line = str(caught.value)
-    assert '\n' not in line
-    for word in words:
-        assert str(word) in line, f'{word!r} is not in: {line}'
-    return line
 
 
 def left(folder): return sorted(p.name for p in folder.iterdir())
@@ -128,8 +123,11 @@ def left(folder): return sorted(p.name for p in folder.iterdir())
         (['no length'], 1)],
     ids=str)
 def test_faults_that_pass(server, tmp_path, faults, requests):
+    "A slow answer takes longer than the timeout, but no part of it does."
     server.faults['a.bin'] = list(faults)
-    path = download(server.base + 'a.bin', tmp_path/'a.bin', sha(BODY), **QUICK)
+    server.pause = .3*PATIENCE
+    timeout = PATIENCE if {'stall', 'slow'} & set(faults) else QUICK['timeout']
+    path = download(server.base + 'a.bin', tmp_path/'a.bin', sha(BODY), **QUICK | dict(timeout=timeout))
     assert path.read_bytes() == BODY and len(server.asked) == requests and left(tmp_path) == ['a.bin']
 
 
@@ -187,11 +185,11 @@ def test_wrong_file_of_that_name_is_replaced(server, tmp_path):
     ids=str)
 def test_faults_that_stay(server, tmp_path, faults, words):
     server.faults['a.bin'] = list(faults)
+    timeout = PATIENCE if 'stall' in faults else QUICK['timeout']
+    limits = QUICK | dict(tries=len(faults), timeout=timeout)
     refused(
-        lambda: download(
-            server.base + 'a.bin', tmp_path / 'a.bin', sha(BODY), **QUICK | dict(tries=len(faults))),
-        server.base + 'a.bin',
-        *words)
+        lambda: download(server.base + 'a.bin', tmp_path / 'a.bin', sha(BODY), **limits),
+        server.base + 'a.bin', *words)
     assert not (tmp_path/'a.bin').exists() and len(server.asked) == len(faults)
 
 
@@ -377,7 +375,9 @@ def test_voc_and_sbd(server, tmp_path):
 def test_sbd_needs_scipy_or_reads_it(tmp_path, monkeypatch):
     with monkeypatch.context() as without:
         without.setattr(F.importlib.util, 'find_spec', lambda name: None)
-        refused(lambda: F._read_sbd(tmp_path/'a.mat'), 'need scipy: pip install corrmatch-seg[voc]')
+        refused(
+            lambda: F._read_sbd(tmp_path/'a.mat'), 'need scipy: pip install corrmatch-seg[voc]',
+            error=ValueError)
     pytest.importorskip('scipy')
     from scipy.io import savemat
     savemat(tmp_path/'a.mat', {'GTcls': {'Boundaries': np.zeros((2, 2)), 'Segmentation': mask(1)}})
@@ -432,7 +432,7 @@ def test_cityscapes_explains_itself(tmp_path):
     assert 'gtFine_trainvaltest.zip' in line and 'needs a login' in line
     (tmp_path/'gtFine_trainvaltest.zip').write_bytes(zip_of({'other/a.txt': b'x'}))
     refused(lambda: _fetch_cityscapes(tmp_path), 'holds no gtFine')
-    refused(lambda: F.fetch('mnist', tmp_path), 'choose voc')
+    refused(lambda: F.fetch('mnist', tmp_path), 'choose voc', error=ValueError)
 
 
 # --- two at a time ---

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from corrmatch.engine import regions as regions_module
+from corrmatch.method.region import propagate_regions
 
 GOLDEN = Path(__file__).parent/'golden'
 REGION = np.load(GOLDEN/'region.npz')
 CASES = sorted({name.split('/')[0] for name in REGION.files})
 PATHS = {
     'cpu': regions_module._propagate_on_cpu, 'device': regions_module._propagate_on_device,
-    'public': regions_module.fast_propagate_regions}
+    'public': regions_module.fast_propagate_regions, 'lesson': lambda *args: propagate_regions(*args)[:2]}
 
 
 def case(name):
@@ -56,7 +57,7 @@ def test_region_maps(name, path):
 
 
 @pytest.mark.parametrize('seed', range(6))
-def test_both_paths_agree(seed):
+def test_all_paths_agree(seed):
     g = torch.Generator().manual_seed(seed)
     b = 2
     m = 40
@@ -67,6 +68,6 @@ def test_both_paths_agree(seed):
     keep = blobs[:, 1] > -0.7
     regions = blobs[:, 2:] > 0.3
     tau = torch.tensor(0.4+0.08*seed)
-    results = [run(label, keep, regions, tau) for run in PATHS.values()]
-    for other in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(results[0], other))
+    expected, *others = (PATHS[name](label, keep, regions, tau) for name in ('lesson', 'cpu', 'device'))
+    for other in others:
+        assert all(torch.equal(x, y) for x, y in zip(expected, other, strict=True))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
@@ -395,10 +396,15 @@ def test_command(photos):
             try:
                 assert b'label.js' in urllib.request.urlopen(url, timeout=5).read()
                 break
+            except urllib.error.HTTPError:  # it is there, and refuses
+                raise
             except OSError:
                 time.sleep(.1)
+        else:
+            pytest.fail(f'nothing answers at {url}')
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=600)
-        assert 'Traceback' not in err, err
+        assert process.returncode == 130 and 'Traceback' not in err, err
     finally:
         process.kill()
+        process.wait()

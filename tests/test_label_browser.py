@@ -1,11 +1,13 @@
 """The label page in a real browser: mouse, keyboard, touch, reload, two windows, a folder that cannot be
 written, and three scenes labeled from nothing with the correlation brush. Skipped where no browser or no
 playwright is installed."""
+import contextlib
+import http.server
 import os
 import shutil
+import statistics
 import sys
-import time
-from pathlib import Path
+import threading
 
 import numpy as np
 import pytest
@@ -14,16 +16,18 @@ from PIL import Image
 
 from corrmatch.data.toy import toy_arrays
 from corrmatch.use.label import _brush_features, _brush_region, _decode_runs, open_label_page
+from runs_for_tests import ROOT
 
 pytest.importorskip('starlette', reason='the server is not installed: pip install corrmatch-seg[label]')
+sync_playwright = pytest.importorskip(
+    'playwright.sync_api', reason='playwright is not installed: pip install playwright').sync_playwright
+pytest.importorskip('scipy', reason='scipy is not installed: pip install scipy')
+sys.path.insert(0, str(ROOT/'tools'))
+from label_walk import CUTS, MOST, Annotator, scores, worst_area  # noqa: E402
+
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-try:
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    sync_playwright = None
-pytestmark = [
-    pytest.mark.skipif(sync_playwright is None, reason='playwright is not installed: pip install playwright'),
-    pytest.mark.skipif(BROWSER is None, reason='no chromium, chromium-browser or google-chrome in PATH')]
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason='no chromium, chromium-browser or google-chrome in PATH')
 
 CLASSES = 'background,stripes,checks,dots,zigzag,tiles'
 ODD = 'a <b>&ü 1.png'
@@ -90,15 +94,12 @@ def opened(browser):
     assert not [u for u in asked if not u.startswith(('http://127.0.0.1:', 'blob:', 'data:'))]
 
 
-def wait(page, text, seconds=120):
+def wait(page, text):
     "Wait until an expression holds; the page's policy forbids playwright's own way."
-    end = time.time() + seconds
-    while not page.evaluate(f'Boolean(window.__label && ({text}))'):
-        assert time.time() < end, f'{text} does not come true'
-        time.sleep(.02)
+    Annotator(page).wait(text)
 
 
-def point(page, y, x): return page.evaluate('([x, y]) => __label.screen(x, y)', [int(x), int(y)])
+def point(page, y, x): return Annotator(page).place((int(y), int(x)))
 
 
 def click(page, y, x):
@@ -110,11 +111,7 @@ def mask_of(folder, name='b'):
     return np.asarray(Image.open(folder/'masks'/f'{name}.png'))
 
 
-def page_mask(page):
-    "The mask that the page holds."
-    size = page.evaluate('[__label.image.width, __label.image.height]')
-    runs = page.evaluate('[...__label.image.runs]')
-    return _decode_runs(np.array(runs, '<u4').tobytes(), size)
+def page_mask(page): return Annotator(page).mask()
 
 
 def test_region_is_that_of_the_library(full_features, opened, tmp_path):
@@ -295,8 +292,10 @@ def test_folder_that_cannot_be_written(opened, tmp_path):
     page.mouse.click(*point(page, 40, 60))
     page.get_by_role('button', name='Try again').wait_for()
     assert page.locator('.saved').inner_text() == 'Not saved'
+    conflict = 'document.querySelector("[data-key=conflict]")'
+    page.evaluate(f'{conflict}.dataset.seen = "yes"')
     page.keyboard.press('.')
-    page.wait_for_timeout(100)
+    wait(page, f'{conflict} && !{conflict}.dataset.seen')  # the page says it once more
     assert page.evaluate('__label.image.index') == 0, 'what is not saved is not left'
     (folder/'masks').unlink()
     page.get_by_role('button', name='Try again').click()
@@ -356,21 +355,10 @@ def test_token_is_needed(opened, tmp_path):
 
 # ---- three scenes from nothing, with the brush alone ------------------------------
 
-CUTS = [.2, .3, .4, .5, .6, .7, .8]
-
-
 def worst_spot(mask, truth):
     "Centre (y, x) of the largest area of one class that is not labeled so, the class, distances to its rim."
-    from scipy import ndimage
-    best = (0,)
-    for c in np.unique(truth):
-        parts, _ = ndimage.label((truth == c) & (mask != c))
-        sizes = np.bincount(parts.ravel())
-        sizes[0] = 0
-        if sizes.max() > best[0]:
-            inside = ndimage.distance_transform_edt(np.pad(parts == sizes.argmax(), 1))[1:-1, 1:-1]
-            best = (sizes.max(), np.unravel_index(inside.argmax(), inside.shape), int(c), inside)
-    return best[1:]
+    c, inside = worst_area(mask, truth)
+    return np.unravel_index(inside.argmax(), inside.shape), c, inside
 
 
 def look(page, y, x):
@@ -470,8 +458,6 @@ def frame_intervals(page, box, moves=120):
 
 def test_the_scripted_annotator(opened, tmp_path):
     "The script of tools/label_walk.py labels a scene as well as it says, and the page has saved that."
-    sys.path.insert(0, str(Path(__file__).parents[1]/'tools'))
-    from label_walk import MOST, Annotator, scores
     folder, masks = scene_folder(tmp_path, seeds=(1,), names=('a.png',))
     done = Annotator(opened(folder)).label(0, masks[0].astype(np.uint8), from_model=False)
     assert 1 < done['actions'] < MOST and done['accuracy'] >= .9 and done['iou'] >= .8
@@ -480,25 +466,45 @@ def test_the_scripted_annotator(opened, tmp_path):
     assert scores(mask_of(tmp_path, 'a'), masks[0])['accuracy'] == done['accuracy']
 
 
-def test_hover_on_twelve_megapixels(opened, tmp_path, record_property):
-    "A frame takes no longer than in a small image; edges wait for a pointer at rest if time is short."
-    image = Image.fromarray(toy_arrays([1], 97)[0][0]).resize((4000, 3000), Image.Resampling.BILINEAR)
-    (tmp_path/'images').mkdir()
-    image.save(tmp_path/'images'/'large.jpg')
-    page = opened(tmp_path)
+def hover_frames(page, moves):
+    "Move the pointer: the milliseconds that the page takes for each frame, and whether it follows edges."
+    page.bring_to_front()
     box = page.locator('.stage').bounding_box()
-    def frames(n):
-        drawn = []
-        for i in range(n):
-            x, y = (.1 + .8*(i*step % n)/n for step in (7, 13))
-            page.mouse.move(box['x'] + box['width']*x, box['y'] + box['height']*y)
-            drawn.append(page.evaluate('__label.frame.end - __label.frame.start'))
-        return sorted(drawn)
-    frames(20)
-    drawn = frames(60)
-    record_property('frame_ms', drawn[30])
-    print(f'\n12 megapixels: a frame takes {drawn[30]:.1f} ms (median), {drawn[54]:.1f} ms (nine of ten)')
-    assert drawn[30] < FLUID
+    drawn = []
+    for i in range(moves):
+        x, y = (.1 + .8*(i*step % moves)/moves for step in (7, 13))
+        page.mouse.move(box['x'] + box['width']*x, box['y'] + box['height']*y)
+        drawn.append(page.evaluate('[__label.frame.end - __label.frame.start, __label.frame.edges]'))
+    return drawn
+
+
+def test_hover_on_twelve_megapixels(opened, tmp_path, record_property):
+    """A frame takes about as long as in a small image, in the same browser by turns; edges wait for a pointer
+    at rest if time is short."""
+    image = Image.fromarray(toy_arrays([1], 97)[0][0])
+    pages = {}
+    for name, size in dict(small=(400, 300), large=(4000, 3000)).items():
+        (tmp_path/name/'images').mkdir(parents=True)
+        image.resize(size, Image.Resampling.BILINEAR).save(tmp_path/name/'images'/f'{name}.jpg')
+        pages[name] = opened(tmp_path/name)
+        pages[name].evaluate('__label.set("edges", false)')
+        hover_frames(pages[name], 20)
+    drawn = {name: [] for name in pages}
+    for _ in range(4):
+        for name, page in pages.items():
+            drawn[name] += [ms for ms, _ in hover_frames(page, 30)]
+    small, large = (statistics.median(times) for times in drawn.values())
+    record_property('frame_ms', large)
+    print(f'\na frame takes {large:.1f} ms at 12 megapixels, {small:.1f} ms at 0.1 (median)')
+    assert large < 4*small
+    page = pages['large']
+    page.evaluate('__label.set("edges", true)')
+    hover_frames(page, 20)
+    frames = hover_frames(page, 60)
+    followed = [ms for ms, edges in frames if edges]
+    print(f'{len(followed)} of {len(frames)} frames follow edges: {max(followed, default=0):.1f} ms at most')
+    assert len(followed) < 30 or statistics.median(followed) < FLUID
+    box = page.locator('.stage').bounding_box()
     between = frame_intervals(page, box)
     half, most = (between[int(len(between)*share)] for share in (.5, .9))
     record_property('interval_ms', half)
@@ -506,26 +512,33 @@ def test_hover_on_twelve_megapixels(opened, tmp_path, record_property):
     print(f'{rate:.0f} frames a second, one every {half:.1f} ms (median), {most:.1f} ms (nine of ten)')
     wait(page, '__label.frame.edges')
     click(page, 1500, 2000)
-    mask = mask_of(tmp_path, 'large')
+    mask = mask_of(tmp_path/'large', 'large')
     assert mask.shape == (3000, 4000) and 0 < (mask == 1).sum() < mask.size
 
 
-def test_in_the_frame_of_a_notebook(browser, tmp_path):
+@pytest.fixture
+def closing():
+    "What a test opens is closed behind it, whether it has failed or not."
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def test_in_the_frame_of_a_notebook(browser, tmp_path, closing):
     "The same page is shown in a frame of a page of this machine, as JupyterLab is, and of no other."
-    import http.server
-    import threading
     import corrmatch
     folder, _ = scene_folder(tmp_path/'photos')
     shown = corrmatch.label(folder, classes=CLASSES)
+    closing.callback(shown.stop)
     class Lab(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b'<!doctype html>' + shown._repr_html_().encode())
         def log_message(self, *args): pass
-    lab = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Lab)
+    lab = closing.enter_context(http.server.ThreadingHTTPServer(('127.0.0.1', 0), Lab))
     threading.Thread(target=lab.serve_forever, daemon=True).start()
-    page = browser.new_page()
+    closing.callback(lab.shutdown)
+    page = closing.enter_context(browser.new_page())
     page.goto(f'http://localhost:{lab.server_port}/')
     frame = page.frames[1]
     frame.wait_for_selector('.stage')
@@ -533,9 +546,9 @@ def test_in_the_frame_of_a_notebook(browser, tmp_path):
     page.frame_locator('iframe').locator('.stage').click()
     wait(frame, '__label.image.version && __label.settled')
     assert (mask_of(folder, ODD[:-4]) == 1).any()
-    page.goto('data:text/html,' + shown._repr_html_().replace('#', '%23'))
-    page.wait_for_timeout(300)
+    with page.expect_console_message(lambda said: 'frame-ancestors' in said.text):
+        page.goto(f'http://elsewhere.localhost:{lab.server_port}/')
     assert not page.frames[1].evaluate('Boolean(window.__label)')
-    page.close()
-    lab.shutdown()
-    shown.stop()
+    with page.expect_event('requestfailed'):
+        page.goto('data:text/html,' + shown._repr_html_().replace('#', '%23'))
+    assert not page.frames[1].evaluate('Boolean(window.__label)')

@@ -63,7 +63,7 @@ def result(out):
     return state, {k: log[k] for k in log if k.startswith('loss') or k == 'tau'}
 
 
-def all_reduce_max(a, b, tolerance=2e-4):
+def assert_agree(a, b, tolerance=2e-4):
     "Losses, threshold, weights, averages and scores are equal up to the order of additions."
     for k, losses in a[1].items():
         assert torch.allclose(
@@ -88,7 +88,7 @@ def alone(tmp_path_factory):
 def test_two_processes_equal_one(alone, two_processes, kind):
     root, done = two_processes
     assert (root/folder(kind)/'last.pt').exists(), done.stderr[-2000:]
-    all_reduce_max(alone(kind), result(root/folder(kind)), 1e-3 if 'batch norm' in kind else 2e-4)
+    assert_agree(alone(kind), result(root/folder(kind)), 1e-3 if 'batch norm' in kind else 2e-4)
 
 
 @pytest.mark.parametrize('kind', CRASHES)
@@ -132,7 +132,7 @@ def test_nothing_else_is_said(two_processes):
 @pytest.mark.parametrize(
     'kind', [k for k, c in KINDS.items() if c.get('norm') != 'batch' and 'accumulate' not in c])
 def test_two_micro_steps_equal_one(tmp_path, alone, kind):
-    all_reduce_max(alone(kind), together(tmp_path/'parts', accumulate=2, **KINDS[kind]))
+    assert_agree(alone(kind), together(tmp_path/'parts', accumulate=2, **KINDS[kind]))
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
@@ -260,7 +260,7 @@ def test_micro_steps_with_batch_norm_are_another_run(tmp_path, alone):
     kind = 'batch norm synchronised'
     parts = together(tmp_path/'parts', accumulate=2, **KINDS[kind])
     with pytest.raises(AssertionError):
-        all_reduce_max(alone(kind), parts, 1e-2)
+        assert_agree(alone(kind), parts, 1e-2)
 
 
 def test_resume_with_another_number_of_processes(tmp_path, two_processes):
@@ -274,7 +274,7 @@ def test_resume_with_another_number_of_processes(tmp_path, two_processes):
     jobs = [dict(out=tmp_path/'run', resume=True, **STEPS | KINDS[kind] | dict(save_every=6))]
     done = fork_python(script(jobs, tmp_path/'jobs'), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    all_reduce_max(result(tmp_path/'run'), result(root/folder(kind)))
+    assert_agree(result(tmp_path/'run'), result(root/folder(kind)))
     assert run.steps == result(tmp_path/'run')[0]['step']
 
 

@@ -1,9 +1,36 @@
 "Some training, watched: memory, handles and processes (tools/soak.py runs for an hour by hand)."
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from runs_for_tests import ROOT, environment
+
+sys.path.insert(0, str(ROOT/'tools'))
+import soak  # noqa: E402
+
+
+@pytest.mark.skipif(not os.path.isdir('/dev/shm'), reason='/dev/shm is of Linux')
+def test_only_shared_memory_of_this_process_and_its_workers_counts():
+    "Other processes of the machine come and go with theirs."
+    before = soak.held()['shared']
+    worker = subprocess.Popen(['sleep', '600'])
+    # the last one, the first process of the machine, is nobody's child
+    names = [f'/dev/shm/torch_{pid}_7_0' for pid in (os.getpid(), worker.pid, 1)]
+    try:
+        assert soak.held()['children'] >= 1  # it is seen while it lives
+        for name in names:
+            Path(name).touch()
+        worker.kill()
+        worker.wait()
+        assert soak.held()['shared'] == before + 2
+    finally:
+        worker.kill()
+        for name in names:
+            Path(name).unlink(missing_ok=True)
 
 
 def test_training_leaks_nothing(tmp_path):

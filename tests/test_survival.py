@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from corrmatch.use.cli import main
 from corrmatch.files import DataError
 from corrmatch.training.run_folder import CsvLog, read_checkpoint, run_state, save_checkpoint
 from corrmatch.training.trainer import Trainer
-from forks_for_tests import Fork, fork_python
+from forks_for_tests import Fork, fork_python, kill_tree, wait_for_file
 from runs_for_tests import ROOT, command, environment, script, small
 
 KILLS = 20
@@ -146,9 +147,12 @@ def test_a_signal_to_one_of_two_processes_stops_both_behind_a_saved_step(tmp_pat
         dict(out=tmp_path / 'run', steps=4000, eval_every=4000, log_every=1, workers=1, batch_x=4, batch_u=4)]
     process = subprocess.Popen(
         command(jobs, tmp_path, 2), env=environment(), stderr=subprocess.PIPE, text=True)
-    wait_for(tmp_path/'run'/'metrics.csv', process)
-    os.kill(json.loads((tmp_path/'run'/'state.json').read_text())['pid'], number)
-    _, said = process.communicate(timeout=600)
+    try:
+        wait_for_file(tmp_path/'run'/'metrics.csv', process)
+        os.kill(json.loads((tmp_path/'run'/'state.json').read_text())['pid'], number)
+        _, said = process.communicate(timeout=600)
+    finally:
+        kill_tree(process)
     # torchrun ends what still lives when the first one has left: -15, its work was done
     codes = set(re.findall(r'exitcode +: (-?\d+)', said))
     assert process.returncode and str(code) in codes <= {str(code), '-15'}, said[-2000:]
@@ -168,12 +172,15 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_alone(tmp_path, processe
     process = subprocess.Popen(
         command(jobs, tmp_path, processes), env=environment(), stderr=subprocess.PIPE, text=True,
         start_new_session=True) if processes else Fork(script(jobs, tmp_path))
-    wait_for(tmp_path/'run'/'metrics.csv', process)
-    if processes:
-        process.send_signal(signal.SIGTERM)
-    else:
-        os.killpg(process.pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=600)
+    try:
+        wait_for_file(tmp_path/'run'/'metrics.csv', process)
+        if processes:
+            process.send_signal(signal.SIGTERM)
+        else:
+            os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=600)
+    finally:
+        kill_tree(process)
     state = run_state(tmp_path/'run')
     assert (
         state['state'] == 'stopped'
@@ -222,14 +229,6 @@ def test_a_validation_cut_short_by_a_signal_is_made_up_for(tmp_path, step, monke
     assert all(torch.equal(a[k], b[k]) for k in a) and run_state(tmp_path/'run')['state'] == 'finished'
 
 
-def wait_for(path, process, seconds=600):
-    "Wait until a process has written a file."
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline, f'{path} did not appear'
-        time.sleep(.05)
-
-
 def test_a_second_signal_leaves_at_once(tmp_path):
     "The first one waits for a step that hangs; the second does not."
     code = '''
@@ -238,18 +237,53 @@ sys.path.insert(0, "tests")
 from runs_for_tests import small
 from corrmatch.training.trainer import Trainer
 t = Trainer(small(sys.argv[1], steps=50), quiet=True)
-def hang(batch): print("hanging", flush=True); time.sleep(600)
+def hang(batch):
+    print("hanging", flush=True)
+    while not t.asked_to_stop():
+        time.sleep(.01)
+    print("noticed", flush=True)
+    time.sleep(600)
 t.run_step = hang
 t.fit()
 '''
     process = Fork(['-c', code, tmp_path/'run'])
     assert process.wait_for_line() == 'hanging\n'
     process.send_signal(signal.SIGTERM)
-    time.sleep(.3)
-    assert process.poll() is None
-    start = time.monotonic()
+    assert process.wait_for_line(1) == 'noticed\n' and process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == -signal.SIGTERM and time.monotonic()-start < 120
+    assert process.wait(timeout=120) == -signal.SIGTERM
+
+
+STARTER = '''
+import sys
+sys.path.insert(0, "tests")
+from forks_for_tests import Fork
+nest = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+fork = Fork(["-c", nest])
+print(fork.pid, fork.wait_for_line())
+'''
+
+
+def is_alive(pid):
+    "A zombie, which nobody has asked for its exit code, is not."
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='/proc is of Linux')
+def test_a_forked_process_does_not_outlive_the_tests():
+    "Neither the process, which has a session of its own, nor what it has started."
+    done = subprocess.run(
+        [sys.executable, '-c', STARTER], cwd=ROOT, env=environment(), capture_output=True, text=True,
+        timeout=600)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2 and done.returncode == 0, done.stderr[-2000:]
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(.01)
+    assert not any(map(is_alive, pids))
 
 
 FULL = '''
@@ -319,7 +353,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     jobs = [dict(out=tmp_path/'run', steps=4000, eval_every=4000, log_every=1)]
     process = Fork(script(jobs, tmp_path))
     try:
-        wait_for(tmp_path/'run'/'state.json', process)
+        process.wait_for(tmp_path/'run'/'state.json')
         with pytest.raises(DataError, match='is training there'):
             Trainer(small(tmp_path/'run', steps=4000), quiet=True).fit(resume=True)
     finally:

@@ -1,4 +1,5 @@
 "What a run promises: the same seed gives the same result, and stopping it changes nothing."
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -48,18 +49,24 @@ def test_another_seed_gives_other_weights(tmp_path):
     assert not equal(weights(tmp_path/'0'), weights(tmp_path/'1'))
 
 
+class Killed(Trainer):
+    "A trainer whose process is killed in its 18th step, one behind a checkpoint."
+    def run_step(self, batch):
+        if self.step == 17:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run_step(batch)
+
+
 def test_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
     changes = dict(steps=40, eval_every=10, save_every=2, threshold='per_class')
     Trainer(config(tmp_path/'straight', **changes), quiet=True).fit()
     code = (
-        'import sys; from corrmatch.training.trainer import Trainer; sys.path.insert(0, "tests"); '
-        'from runs_for_tests import lighten; from test_trainer import config; lighten(); '
-        f'Trainer(config(sys.argv[1], **{changes}), quiet=True).fit()')
+        'import sys; sys.path.insert(0, "tests"); '
+        'from runs_for_tests import lighten; from test_trainer import Killed, config; lighten(); '
+        f'Killed(config(sys.argv[1], **{changes}), quiet=True).fit()')
     process = Fork(['-c', code, tmp_path/'killed'], OMP_NUM_THREADS=str(torch.get_num_threads()))
-    process.wait_for(tmp_path/'killed'/'last.pt')
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL  # it was still running
-    assert read_checkpoint(tmp_path/'killed'/'last.pt')['step'] < 40
+    assert process.wait() == -signal.SIGKILL, process.said()
+    assert read_checkpoint(tmp_path/'killed'/'last.pt')['step'] == 16
     Trainer(config(tmp_path/'killed', **changes), quiet=True).fit(resume=True)
     assert equal(weights(tmp_path/'straight'), weights(tmp_path/'killed'))
     rows = [(tmp_path/run/'val.csv').read_text() for run in ('straight', 'killed')]

@@ -52,13 +52,10 @@ def write(path, text):
 
 # --- what a line of a list says
 
-@pytest.mark.parametrize('path', OUTWARD)
+@pytest.mark.parametrize('path', [p for p in OUTWARD if not p.startswith('~root')])
 def test_lines_that_leave_the_folder(root, path):
-    assert is_path_traversal(path) or path.startswith('~root')
-    for number, line in enumerate(
-        (path, f'{path} masks/a.png', f'images/a.png {path}', f'images/a.png\t{path}')):
-        if path.startswith('~root'):
-            continue
+    assert is_path_traversal(path)
+    for line in (path, f'{path} masks/a.png', f'images/a.png {path}', f'images/a.png\t{path}'):
         text = f'images/b.png masks/b.png\n{line}\n'
         for opened in (
             lambda: read_split(write(root / 'x.txt', text), root),

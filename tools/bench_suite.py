@@ -59,6 +59,8 @@ def naive_pixels(
     corr = ((f1.flatten(2).transpose(1, 2) @ f2.flatten(2))/f1.shape[1]**.5).softmax(-1)
     small = resize(logits.detach(), f1.shape[2:])
     return resize((small.flatten(2) @ corr).view_as(small), logits.shape[2:]), corr
+
+
 def _naive_pass(model, image, perturb, index):
     "Features, decoder, whole correlation map and the regions of all images."
     (c1, c4), n, size = model.features(image), len(image), image.shape[2:]
@@ -136,13 +138,12 @@ def naive_evaluate(
     crop:int|None=None, # pixels, side of a window
 )->np.ndarray:          # (k,3) intersection, prediction and mask pixels of each class
     "One image and one window at a time; probabilities at full size, counts on the host."
-    crop = crop or 3  # a whole image needs none
     counts = np.zeros((n_classes, 3), np.int64)
-    step = int(2/3*crop)
     for image, mask in pairs:
         if mode == 'whole':
             label = model(image.contiguous()).logits.softmax(1).argmax(1)
         else:
+            step = int(2/3*crop)
             total = torch.zeros(len(image), n_classes, *image.shape[2:], device=image.device)
             for y in range(0, image.shape[2], step):
                 for x in range(0, image.shape[3], step):

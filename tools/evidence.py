@@ -189,7 +189,7 @@ def make_plan(data, seeds=3, stage='all', splits=None, only=()) -> list:
     return [j for j in jobs if not only or j.variant in only]
 
 
-def labels_alone(steps): return min(WARMUP, steps//2)
+def supervised_steps(steps): return min(WARMUP, steps//2)
 
 
 def make_config(job, folder, weights, out, steps):
@@ -202,7 +202,7 @@ def make_config(job, folder, weights, out, steps):
     changes = (
         SETTINGS
         | papers
-        | dict(scale_max=DATA[job.data]['scale_max'], warmup=labels_alone(steps))
+        | dict(scale_max=DATA[job.data]['scale_max'], warmup=supervised_steps(steps))
         | CHANGES.get(job.variant, {})
         | (dict(precision=WIDE_PRECISION[job.data]) if job.variant in WIDE else {}))
     eval_every = steps if job.variant in OPTIONS | WIDE else -(-steps // VALIDATIONS)
@@ -255,9 +255,9 @@ def _count_image(counts, model, image, mask, tau, config, taus):
         after, decided = _after_regions(out, image, mask, label, conf, keep, tau, config)
         stages.append(('after', *after))
     for name, y, kept in stages:
-        add(name, mask, judged & kept)                      # pixels of this true class that are taught
+        add(name, mask, judged & kept)                      # pixels of this true class in the loss
         add(f'{name}_correct', mask, judged & kept & (y == mask))
-        add(f'{name}_named', y, judged & kept)              # pixels taught as this class
+        add(f'{name}_named', y, judged & kept)              # pixels in the loss as this class
     return decided
 
 
@@ -420,10 +420,7 @@ def score_test(folder, data_folder, name, device='cpu'):
         rows.append(
             dict(checkpoint=checkpoint, miou=round(100 * confusion.miou(), 3))
             | {f'iou_{n}': round(v, 3) for n, v in zip(sources.class_names, ious)})
-    write_atomic(
-        path,
-        '\n'.join(','.join(map(str, line)) for line in [rows[0], *[r.values() for r in rows]]).encode()
-        + b'\n')
+    _write_rows(path, rows)
 
 
 @torch.no_grad()
@@ -507,7 +504,7 @@ def estimate(job, steps, known, seconds=SECONDS) -> float:
         return steps*known[job.data, job.variant] + test
     # the mix stream's forward pass; more regions
     factor = {'cutmix_same': 1.15, 'cutmix_other': 1.15, 'regions_512': 1.1}.get(job.variant, 1)
-    warm = labels_alone(steps)
+    warm = supervised_steps(steps)
     return (
         warm * seconds['supervised']
         + (steps - warm) * seconds[job.method] * factor
@@ -520,12 +517,8 @@ def print_plan(jobs, config_of, steps, seconds) -> None:
     known = measured_seconds(jobs, config_of)
     total = 0.
     left = 0.
-    print(
-        'settings of all runs: '
-        + ', '.join(
-            f'{k}={v}'
-            for k, v in (
-                SETTINGS | dict(steps=steps, warmup=labels_alone(steps), validations=VALIDATIONS)).items()))
+    shared = SETTINGS | dict(steps=steps, warmup=supervised_steps(steps), validations=VALIDATIONS)
+    print('settings of all runs: ' + ', '.join(f'{k}={v}' for k, v in shared.items()))
     rows = [['data', 'split', 'variant', 'state of each seed', 'hours each', 'changes']]
     for key in dict.fromkeys(j[:3] for j in jobs):
         runs = [j for j in jobs if j[:3] == key]
@@ -545,7 +538,7 @@ def print_plan(jobs, config_of, steps, seconds) -> None:
 
 
 def time_steps(config_of, data, steps=3) -> dict:
-    "Processor seconds a step of each method and of scoring a image, on one data set."
+    "Processor seconds a step of each method and of scoring an image, on one data set."
     seconds = {}
     for method in METHODS:
         trainer = Trainer(
@@ -696,7 +689,7 @@ def summary(results, chosen='evidence') -> str:
     return text_table(rows, (0, 1, 2))
 
 
-# ------------------------------------------------------------------ the Pascal preset on generated data
+# ------------------------------------------------------------------ the command line
 
 def add_plan_options(sub):
     "The options that say which runs are meant, and on what data."

@@ -23,11 +23,19 @@ from corrmatch.training.run_folder import list_runs
 from corrmatch.training.trainer import Stopped, Trainer
 
 ENDLESS = 10**6  # steps that no run reaches
+family = {str(os.getpid())}  # this process and its workers, those that have ended too
+
+
+def shared_segments() -> int:
+    "How many segments of shared memory torch has left there for this process or a worker of it."
+    names = [name.split('_') for name in os.listdir('/dev/shm') if name.startswith('torch_')]
+    return sum(parts[1] in family for parts in names)
 
 
 def held() -> dict:
     "What this process holds now; memory in MB, of its workers too."
     children = Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()
+    family.update(children)
     pages = sum(
         int(Path(f'/proc/{pid}/statm').read_text().split()[1])
         for pid in ['self', *children]
@@ -36,7 +44,7 @@ def held() -> dict:
         memory=pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
         own=int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6,
         files=len(os.listdir('/proc/self/fd')), threads=threading.active_count(), children=len(children),
-        shared=len(os.listdir('/dev/shm')))
+        shared=shared_segments())
 
 
 def watch(samples: list, seconds: float, stop: threading.Event) -> None:
