@@ -388,7 +388,9 @@ def test_command(photos):
     "The command prints an address that answers, and ends with Ctrl+C."
     words = [sys.executable, '-m', 'corrmatch', 'label', str(photos), '--classes', CLASSES, '--no-open']
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True)
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True,
+        # a shell lets its background jobs, such as this suite may be one, ignore Ctrl+C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         url = process.stdout.readline().strip()
         assert url.startswith('http://127.0.0.1:') and len(url.split('token=')[1]) >= 32
