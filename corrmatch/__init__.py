@@ -7,6 +7,11 @@ __all__ = ['check', 'split', 'train', 'resume', 'load', 'predict', 'explore', 'l
            'confidence']
 
 # %% ../nbs/init.ipynb #b27c0004
+__doc__ = """Semi-supervised semantic segmentation with correlation maps (CorrMatch, CVPR 2024).
+
+check, split, train, resume, load, predict, explore and label do what the commands of the same names do;
+`dir(corrmatch)` lists all names, `corrmatch --help` all commands."""
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:

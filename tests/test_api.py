@@ -12,6 +12,7 @@ from PIL import Image
 
 import corrmatch
 from corrmatch.use.api import find_lr
+from corrmatch.use.predict import explore_image
 from errors_for_tests import refused as refused_with
 from runs_for_tests import SMALL, environment
 
@@ -119,6 +120,13 @@ def test_load_predict_save(run, photos, tmp_path):
     path = result.save(tmp_path/'new'/'mask.png')
     assert (np.asarray(Image.open(path)) == result.mask).all()
     refused(lambda: result.save(tmp_path/'mask.jpg'), 'mask.jpg', 'mask.png')
+    refused(lambda: result.overlay(3), 'alpha=3', 'from 0 to 1')
+    refused(lambda: model.predict(photos), 'is a folder')
+    share = (result.mask == 0).mean()
+    assert f'{model.names[0]} {share:.0%}' in repr(result) and '50x40' in repr(result)
+    assert repr(model) == 'LoadedModel(corrmatch, toynet, 2 classes, on cpu)'
+    page = dict(run=run, image=photos/'images'/'11.png', device='cpu')
+    refused(lambda: explore_image(out=tmp_path/'a.png', **page), 'a.png', '.html')
     assert len(model.names) == model.config.n_classes == 2
 
 
@@ -168,6 +176,8 @@ def test_explore_needs_a_correlation_head(tmp_path):
     (lambda: corrmatch.train('toy', n_classes=9), ('n_classes=9', 'generated world has 6')),
     (lambda: corrmatch.train('toy', n_classes=1), ('n_classes=1', 'at least 2')),
     (lambda: corrmatch.train('toy', labels=4), ('labels=4', 'is for a data folder')),
+    (lambda: corrmatch.train('.', labels=3, labeled='x.txt'), ("labels=3 and labeled='x.txt'", 'of the two')),
+    (lambda: find_lr('toy', tries=8), ('tries=8', '10 steps at least')),
     (lambda: corrmatch.train('toy', ignore=0), ('ignore', 'is for a data folder')),
     (lambda: corrmatch.resume('nowhere'), ('nowhere', 'give a run folder')),
     (lambda: corrmatch.load('nowhere'), ('nowhere', 'check the path')),

@@ -328,6 +328,12 @@ def test_features_without_the_extra_name_it(photos, monkeypatch):
     assert meta['sides'] == 1, 'query and key are the same features, which travel once'
 
 
+def test_a_port_that_no_machine_has(photos):
+    for port in (-1, 80000):
+        with pytest.raises(DataError, match=f'^port={port}: give a number from 0 to 65535$'):
+            open_label_page(photos, classes=CLASSES, port=port)
+
+
 def test_without_the_server_one_line(photos, monkeypatch):
     monkeypatch.setitem(sys.modules, 'uvicorn', None)
     with pytest.raises(ImportError, match=r'pip install corrmatch-seg\[label\]'):

@@ -618,6 +618,8 @@ def test_auto_config_takes_lists_that_are_there(tmp_path):
         tmp_path, progress=None, weights='', labeled='splits/s0/5/labeled.txt',
         unlabeled='splits/s0/5/unlabeled.txt', val='splits/s0/val.txt')
     assert given.labeled == 'splits/s0/5/labeled.txt' and given.val == 'splits/s0/val.txt'
+    with pytest.raises(DataError, match='holds no val.txt; name the validation list, too: val=LIST'):
+        auto_config(tmp_path, progress=None, weights='', labeled='splits/s0/5/labeled.txt')
 
 
 def names_in(root, path): return {Path(line.split()[0]).stem for line in (root/path).read_text().splitlines()}

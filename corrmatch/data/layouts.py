@@ -808,7 +808,8 @@ def _given(classes):
         return [f'class {c}' for c in range(int(classes))], None, f'classes={classes}'
     if not Path(classes).is_file():
         raise DataError(
-            f"classes='{classes}': no such file; give a file with lines `name R G B`, or a number")
+            f"classes='{classes}': no such file; give a file with one class a line, `name` or `name R G B`, "
+            'or a number of classes')
     return _find_classes(classes)
 
 # %% ../../nbs/data/22_layouts.ipynb #82fb9ce7

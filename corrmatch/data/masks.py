@@ -22,9 +22,11 @@ from ..viz import palette
 def _fault(path, error):
     "Say why a file cannot be read as an image, and what to do."
     if isinstance(error, FileNotFoundError):
-        return 'no such file; add it or take it out of the annotations'
+        return 'no such file; check its name and folder'
     if isinstance(error, PermissionError):
         return 'may not be read; change its permissions'
+    if os.path.isdir(path):
+        return 'is a folder; name an image in it, or remove it'
     if not os.path.isfile(path):
         return 'is no file; replace it or remove it'
     if not os.path.getsize(path):

@@ -223,6 +223,8 @@ def _choose_lists(report, given, labels, seed, share, out, progress):
     val = find_list(given['val'], root) if given.get('val') else None
     if 'labeled' in given:
         chosen = (dict(val='val.txt') if (root/'val.txt').is_file() else {}) | given
+        if 'val' not in chosen:
+            raise DataError(f"{root}: holds no val.txt; name the validation list, too: val=LIST (--val LIST)")
         why = 'lists: given'
     else:
         chosen, why = ({}, '') if labels else _found_lists(root, known, val)

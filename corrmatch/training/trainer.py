@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import resource
+import shlex
 import signal
 import threading
 import time
@@ -859,7 +860,9 @@ def _claim(self:Trainer, resume, force):
 def _make_folder(self:Trainer, resume):
     "Make the folder and open its logs; the first process does it for all."
     if not resume and (self.out/'last.pt').exists():
-        raise DataError(f'{self.out}: holds a run already; resume it, or choose another out=')
+        raise DataError(
+            f'{self.out}: holds a run already; corrmatch resume {shlex.quote(str(self.out))} goes on with '
+            'it, or choose another out=')
     for draft in self.out.glob('.*.part'):
         draft.unlink()  # of a process that was killed while it wrote
     mark_output(self.out, 'run')
@@ -973,7 +976,7 @@ def _stop_if(self:Trainer, number):
         raise Stopped(
             number,
             f'stopped at step {self.step} of {self.steps}, saved in {self.out}; corrmatch resume '
-            f'{self.out} goes on')
+            f'{shlex.quote(str(self.out))} goes on')
 
 # %% ../../nbs/training/38_trainer.ipynb #569945a8
 @patch
@@ -1132,13 +1135,14 @@ def summary(self:Trainer)->str:
     if self.broken:
         lines.append(
             f'skipped {counted(len(self.broken), "image")} that cannot be read: {", ".join(self.broken)}')
+    where = shlex.quote(str(self.out))
     if self.ended:
         more = ' --patience 0' if 'patience' in self.ended else ''
         lines.append(
             f'ended at step {self.step} of {self.steps}: {self.ended}; '
-            f'corrmatch resume {self.out}{more} goes on')
-    lines.append(f'score it: corrmatch eval {self.out}')
-    lines.append(f'use it: corrmatch predict {self.out} IMAGES --out masks')
+            f'corrmatch resume {where}{more} goes on')
+    lines.append(f'score it: corrmatch eval {where}')
+    lines.append(f'use it: corrmatch predict {where} IMAGES --out masks')
     return '\n'.join(lines)
 
 # %% ../../nbs/training/38_trainer.ipynb #aaeca2fd
@@ -1216,9 +1220,10 @@ def lr_curve(
     steps:int=100,       # at most, 10 at least
 )->LrCurve:
     "Train while the learning rate grows; DataError if the loss never falls."
-    if not 0 < lowest < highest < float('inf') or steps < 10:
-        raise ValueError(
-            f'lowest={lowest} highest={highest} steps={steps}: need 0 < lowest < highest and 10 steps')
+    if not 0 < lowest < highest < float('inf'):
+        raise ValueError(f'lowest={lowest} highest={highest}: need 0 < lowest < highest')
+    if steps < 10:
+        raise ValueError(f'tries={steps}: the search needs 10 steps at least')
     endless = 10**9  # the schedule hardly moves
     warmup = endless if config.warmup else 0
     trainer = Trainer(

@@ -67,7 +67,7 @@ def check(
 # %% ../../nbs/use/52_api.ipynb #a91f000d
 def split(
     folder:str|Path,                # data set; faulty files are left out
-    labels:int=92,                  # labeled images
+    labels:int,                     # labeled images to choose
     seed:int=0,                     # another seed, another choice
     val:float|None=None,            # validation share if no list is named; None: a fifth, of few masks more
     out:str|Path|None=None,         # folder of the lists; None: splits/sSEED in the data folder
@@ -146,6 +146,10 @@ def train(
         show_log()
     said = _meaning(settings)
     _refuse_unknown(settings, SETTINGS)
+    if labels and settings.get('labeled'):
+        raise ValueError(
+            f"labels={labels} and labeled='{settings['labeled']}': the list says which images are labeled; "
+            'give one of the two')
     if resume:
         settings = _recorded_lists(source, method, settings) | settings
     config, text = plan_run(source, method, labels, classes, lists, said, **settings)

@@ -704,11 +704,11 @@ def main(
     for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8 is shown with escapes
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
-    args = vars(_make_parser(argv).parse_args([word for word in argv if word != '--debug']))
-    del args['command'], args['debug']
-    from corrmatch.files import show_log
-    show_log()
     try:
+        args = vars(_make_parser(argv).parse_args([word for word in argv if word != '--debug']))
+        del args['command'], args['debug']
+        from corrmatch.files import show_log
+        show_log()
         return args.pop('handler')(**args) or 0
     except (Exception, KeyboardInterrupt) as error:
         if '--debug' in argv and not isinstance(error, KeyboardInterrupt):

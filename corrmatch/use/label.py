@@ -665,6 +665,8 @@ class LabelPage:
         port:int=0,      # 0: any that is free
     ):
         import uvicorn
+        if not 0 <= port <= 65535:
+            raise DataError(f'port={port}: give a number from 0 to 65535')
         self._socket = socket.socket()
         try:
             self._socket.bind(('127.0.0.1', port))

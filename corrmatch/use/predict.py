@@ -155,6 +155,8 @@ class Prediction(NamedTuple):
         alpha:float=.55, # share of the mask, 0..1
     )->np.ndarray:       # (h,w,3) uint8
         "Paint the mask over the image."
+        if not 0 <= alpha <= 1:
+            raise ValueError(f'alpha={alpha}: give a share from 0 to 1')
         return _overlay(self.image, self.mask, self.colors, alpha)
     def show(self)->Figure:
         "Draw image, classes and confidence side by side."
@@ -175,6 +177,12 @@ class Prediction(NamedTuple):
                 f'{path}: a mask is written as PNG, which keeps its class ids; name it {path.stem}.png')
         _put(path, png_bytes(self.mask, self.colors))
         return path
+    def __repr__(self):
+        h, w = self.mask.shape
+        shares = np.bincount(self.mask.ravel(), minlength=len(self.names))/self.mask.size
+        largest = np.argsort(-shares, kind='stable')[:3]
+        shown = ', '.join(f'{self.names[c]} {shares[c]:.0%}' for c in largest if shares[c])
+        return f'Prediction({w}x{h} pixels: {shown})'
 
 # %% ../../nbs/use/44_predict.ipynb #5bc14722
 def _explorer_settings(opened):
@@ -226,6 +234,9 @@ class LoadedModel:
         self.flip = flip
         self.longest = longest
         self.quiet = True  # False: a bar shows how far a large image has come
+    def __repr__(self):
+        c = self.config
+        return f'LoadedModel({c.method}, {c.backbone}, {len(self.names)} classes, on {self.device})'
     def window(self,
         h:int, # pixels, height of the image
         w:int, # pixels, width of the image
@@ -568,7 +579,9 @@ class Done(NamedTuple):
     @property
     def text(self)->str:
         "Say it in a few lines."
-        lines = [f'{self.n} images done: look at {self.look}']
+        lines = ['nothing was predicted']
+        if self.n:
+            lines = [f'{counted(self.n, "image")} done: look at {self.look}']
         if self.annotations:
             lines.append(f'for the annotation tool: {self.annotations}')
         if self.broken:
@@ -871,6 +884,8 @@ def explore_image(
 )->str:               # one line: what was written
     "Write the explorer of an image under a trained model."
     check_place(out)
+    if Path(out).suffix.lower() not in ('.html', '.htm'):
+        raise ValueError(f"out='{out}': the explorer is a page; the name must end in .html")
     if longest < 2:
         raise ValueError(f'longest={longest}: the long side needs at least 2 pixels')
     opened = load(run, checkpoint, device)

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
-from ..config import IGNORE_INDEX, Config
+from ..config import IGNORE_INDEX, PRESETS, Config
 from ..files import DataError, check_place, make_folder, write_atomic
 from ..training.metrics import (
     ConfusionMatrix, center_crop, fuse_for_inference, mean_iou, predict_pair)
@@ -301,7 +301,7 @@ def _summary_rows(
     s = log.state
     rows = [
         ('run', str(log.folder)),
-        ('method', f'{c.method} from preset {c.name}'),
+        ('method', f'{c.method}, {"preset" if c.name in PRESETS else "data folder"} {c.name}'),
         ('state', f"{s['state']}, step {s.get('step', '?')} of {s.get('steps', '?')}"),
         *_config_rows(c),
         *_score_rows(log.val)]
