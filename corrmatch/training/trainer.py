@@ -1141,9 +1141,8 @@ def summary(self:Trainer)->str:
         lines.append(
             f'ended at step {self.step} of {self.steps}: {self.ended}; '
             f'corrmatch resume {where}{more} goes on')
-    lines.append(f'score it: corrmatch eval {where}')
-    lines.append(f'use it: corrmatch predict {where} IMAGES --out masks')
-    return '\n'.join(lines)
+    commands = f'score it: corrmatch eval {where}', f'use it: corrmatch predict {where} IMAGES --out masks'
+    return '\n'.join([*lines, *commands])
 
 # %% ../../nbs/training/38_trainer.ipynb #aaeca2fd
 def _iou_rows(columns, names, miou):
