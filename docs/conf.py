@@ -17,6 +17,7 @@ exclude_patterns = []
 # notebooks: stored outputs only
 nb_execution_mode = 'off'
 nb_output_stderr = 'remove'
+nb_render_markdown_format = 'myst'  # tables that a cell makes are tables
 nb_code_prompt_show = 'Imports and helpers'
 nb_code_prompt_hide = 'Imports and helpers'
 myst_enable_extensions = ['deflist', 'dollarmath']

@@ -156,7 +156,10 @@ def test_every_formula_becomes_mathml():
 def test_checks_find_each_fault(tmp_path):
     (tmp_path/'a.html').write_text('''<h1 id="top">x</h1><a href="#top">ok</a><a href="b.html#there">ok</a><a href="https://example.org">ok</a>
         <a href="c.html">1</a><a href="b.html#nowhere">2</a><img src="gone.png"><a href="javascript:x()">5</a>
-        <img src="data:,">
+        <img src="data:,"><pre>| c |
+| --- |</pre><p>| a | b |
+| --- | --- |
+| 1 | 2 |</p>
         <script src="https://cdn.example.org/x.js"></script><link rel="stylesheet" href="//fonts.example.org/f.css"><style>b{background:url(http://example.org/b.png)}</style>
         <p>see /home/someone/x and /somewhere/secret</p><pre>#| export</pre><p id="top"></p><iframe src="https://example.org/"></iframe><script>"/home/script"</script>''')
     (tmp_path/'b.html').write_text('<p id="there"></p>')
@@ -173,7 +176,7 @@ def test_checks_find_each_fault(tmp_path):
             'a.html: shows /home/someone, a place on one machine',
             'a.html: shows /somewhere/secret, a place on one machine',
             'a.html: shows the directive #| export', 'a.html: loads https://example.org/: external',
-            's.css: loads https://example.org/f.woff: external'])
+            'a.html: \\table as text: | a | b |', 's.css: loads https://example.org/f.woff: external'])
 
 
 @pytest.mark.filterwarnings('ignore')  # of sphinx about its extensions

@@ -534,7 +534,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
-        if tag in ('style', 'script', 'math'):
+        if tag in ('style', 'script', 'math', 'pre'):
             self.within.append(tag)
         if tag in ('p', 'div', 'pre', 'td', 'li'):
             self.text.append('\n')
@@ -574,6 +574,8 @@ class Page(HTMLParser):
             self.text.append(data)
         if 'math' in self.within and '\\' in data:
             self.text.append(f'\\unread maths {data}')
+        if 'pre' not in self.within and re.search(r'\|\n\| *:?--', data):
+            self.text.append(f'\\table as text: {data.strip().splitlines()[0]}\n')
 
 
 def css_loads(text: str) -> list:
@@ -618,12 +620,12 @@ def link_faults(page: Page, reach) -> list:
 
 
 def text_faults(page: Page, personal: re.Pattern) -> list:
-    "List what a page shows and should not: places on one machine, directives, formulas that were not read."
+    "List what a page shows and should not: places on one machine, directives, raw tables, raw formulas."
     text = ''.join(page.text)
     return [
         *(f'shows {m}, a place on one machine' for m in sorted(set(personal.findall(text)))),
         *(f'shows the directive {m.strip()}' for m in re.findall(r'^# ?\| ?\w.*$', text, re.M)),
-        *(m.strip() for m in re.findall(r'\\unread maths.*', text))]
+        *(m.strip() for m in re.findall(r'\\(?:unread maths|table as text).*', text))]
 
 
 def check_site(folder: Path, marks: list = ()) -> list:
